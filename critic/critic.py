@@ -1,0 +1,76 @@
+"""The critic at work: per-prompt baseline + value network, with its optimizer and the transitions it learns from."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+import torch.nn.functional as F
+
+from critic.network import ValueNetwork
+from policy.trajectory import Trajectory
+
+
+class Critic:
+    """V(x_t, t, c) = baseline(c, t) + std * network(x_t, t, c, phi), fitted to Monte-Carlo returns.
+
+    The baseline is the running mean of the returns of each prompt at each step; the network explains what is
+    left, so that it can only help where it knows more than the prompt.
+    """
+
+    def __init__(self, network: ValueNetwork, num_prompts: int, num_steps: int, learning_rate: float, buffer_iterations: int, momentum: float = 0.7) -> None:
+        self.network = network
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-4)
+        self.device = next(network.parameters()).device
+        self.baseline = torch.zeros(num_prompts, num_steps, device=self.device)
+        self.seen = torch.zeros(num_prompts, dtype=torch.bool, device=self.device)
+        self.scale = torch.ones(num_steps, device=self.device)
+        self.momentum = momentum
+        self.buffer: deque[tuple[Trajectory, torch.Tensor, torch.Tensor, torch.Tensor]] = deque(maxlen=buffer_iterations)
+
+    @torch.no_grad()
+    def values(self, trajectory: Trajectory, text: torch.Tensor, potentials: torch.Tensor, batch_size: int = 2048) -> torch.Tensor:
+        """(B, T): the value of every state that is still acted on. `text` is (B, E), `potentials` (B, T+1)."""
+        count, steps = trajectory.log_probs.shape
+        flat = (
+            trajectory.latents[:, :-1].flatten(0, 1),
+            trajectory.timesteps[:-1].repeat(count),
+            text.repeat_interleave(steps, dim=0),
+            potentials[:, :-1].flatten(),
+        )
+        chunks = [self.network(*parts) for parts in zip(*(x.split(batch_size) for x in flat), strict=True)]
+        return self.baseline[trajectory.prompt_ids] + self.scale * torch.cat(chunks).reshape(count, steps)
+
+    @torch.no_grad()
+    def observe(self, trajectory: Trajectory, text: torch.Tensor, potentials: torch.Tensor, returns: torch.Tensor) -> None:
+        """Add trajectories with their returns (B, T) to the buffer, update the baselines and the scale."""
+        for prompt in trajectory.prompt_ids.unique():
+            mean = returns[trajectory.prompt_ids == prompt].mean(dim=0)
+            self.baseline[prompt] = torch.lerp(mean, self.baseline[prompt], self.momentum) if self.seen[prompt] else mean
+            self.seen[prompt] = True
+        residual = returns - self.baseline[trajectory.prompt_ids]
+        spread = residual.square().mean(dim=0).sqrt().clamp(min=1e-4)
+        self.scale = spread if not self.buffer else torch.lerp(spread, self.scale, self.momentum)
+        self.buffer.append((trajectory, text, potentials, residual))
+
+    def fit(self, steps: int, batch_size: int, generator: torch.Generator) -> float:
+        """Regress the network on the buffer's residual returns (Huber loss); the mean loss of the last steps."""
+        trajectories, texts, potentials, residuals = zip(*self.buffer, strict=True)
+        latents = torch.cat([t.latents[:, :-1] for t in trajectories])
+        text, potential, residual = torch.cat(texts), torch.cat(potentials)[:, :-1], torch.cat(residuals)
+        timesteps = trajectories[0].timesteps
+        count, num_steps = residual.shape
+        self.network.train()
+        losses = []
+        for _ in range(steps):
+            index = torch.randint(count * num_steps, (batch_size,), generator=generator).to(self.device)
+            row, step = index // num_steps, index % num_steps
+            prediction = self.network(latents[row, step], timesteps[step], text[row], potential[row, step])
+            loss = F.smooth_l1_loss(prediction, residual[row, step] / self.scale[step])
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+            self.optimizer.step()
+            losses.append(loss.detach())
+        self.network.eval()
+        return torch.stack(losses[-50:]).mean().item() if losses else float("nan")

@@ -1,0 +1,54 @@
+"""The value network: a noisy latent, its timestep, its prompt and its potential -> the return still to come."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from networks.checkpoint import Checkpoint
+from networks.film import FiLMTrunk, timestep_embedding, widths_for
+
+
+class ValueNetwork(Checkpoint):
+    """V(x_t, t, c), modulated by FiLM layers on the timestep, the prompt and the potential of the state.
+
+    The last layer starts at zero, so that an untrained critic is the per-prompt baseline alone.
+
+    Args:
+        in_channels: channels of the latent.
+        sample_size: side of the latent.
+        text_dim: width of the pooled text-encoder state.
+        width: channels of the first stage.
+        condition_dim: length of the condition vector.
+        concepts: what it was trained for, for the record.
+    """
+
+    kind = "critic"
+
+    def __init__(
+        self, in_channels: int, sample_size: int, text_dim: int, width: int = 32, condition_dim: int = 64, concepts: list[str] | None = None
+    ) -> None:
+        super().__init__()
+        self.config = {
+            "in_channels": in_channels,
+            "sample_size": sample_size,
+            "text_dim": text_dim,
+            "width": width,
+            "condition_dim": condition_dim,
+            "concepts": concepts or [],
+        }
+        self.condition_dim = condition_dim
+        self.time = nn.Linear(condition_dim, condition_dim)
+        self.text = nn.Linear(text_dim, condition_dim)
+        self.potential = nn.Linear(1, condition_dim)
+        self.condition = nn.Sequential(nn.SiLU(), nn.Linear(condition_dim, condition_dim), nn.SiLU())
+        self.trunk = FiLMTrunk(in_channels, widths_for(sample_size, width), condition_dim)
+        self.head = nn.Sequential(nn.Linear(self.trunk.out_features + condition_dim, 2 * condition_dim), nn.SiLU(), nn.Linear(2 * condition_dim, 1))
+        nn.init.zeros_(self.head[-1].weight)
+        nn.init.zeros_(self.head[-1].bias)
+
+    def forward(self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, potentials: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W), (B,), (B, text_dim), (B,) -> (B,), in units of the target's standard deviation."""
+        summed = self.time(timestep_embedding(timesteps, self.condition_dim)) + self.text(text.float()) + self.potential(potentials[:, None])
+        condition = self.condition(summed)
+        return self.head(torch.cat([self.trunk(latents.float(), condition), condition], dim=-1)).squeeze(-1)

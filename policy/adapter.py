@@ -1,0 +1,64 @@
+"""The LoRA adapter on the UNet: the only thing that is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.training_utils import cast_training_params
+from peft import LoraConfig
+
+ADAPTER = "default"
+
+
+def add_lora(unet: UNet2DConditionModel, rank: int, alpha: float, target_modules: list[str]) -> list[torch.nn.Parameter]:
+    """Freeze the UNet, add a LoRA to every module whose name ends in one of `target_modules`, return its float32 parameters.
+
+    The adapter starts as the identity (B = 0), so the first rollouts are the base model's own.
+
+    Raises:
+        ValueError: no module of that name, so that nothing would be trained.
+    """
+    unet.requires_grad_(False)
+    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=target_modules)
+    try:
+        unet.add_adapter(config, adapter_name=ADAPTER)
+    except ValueError as error:
+        raise ValueError(f"No module of the UNet matches --lora_target_modules {' '.join(target_modules)}, so nothing would be trained.") from error
+    cast_training_params(unet, dtype=torch.float32)
+    parameters = [p for p in unet.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError(f"The adapter on {' '.join(target_modules)} has no trainable parameters.")
+    return parameters
+
+
+@contextmanager
+def base_policy(unet: UNet2DConditionModel) -> Iterator[None]:
+    """Within the block the UNet is the base model: the adapter is disabled, no second copy is needed."""
+    unet.disable_adapters()
+    try:
+        yield
+    finally:
+        unet.enable_adapters()
+
+
+def lora_state(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
+    """A detached copy of the trainable tensors by name, on the CPU."""
+    return {name: p.detach().cpu().clone() for name, p in unet.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def load_lora_state(unet: UNet2DConditionModel, state: dict[str, torch.Tensor]) -> None:
+    """Put a copy made by `lora_state` back, bit for bit.
+
+    Raises:
+        KeyError: the state is of other modules.
+        RuntimeError: the state is of other shapes.
+    """
+    trainable = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    if trainable.keys() != state.keys():
+        raise KeyError("The saved adapter has other modules than this one; was it made with other --lora_target_modules?")
+    for name, parameter in trainable.items():
+        parameter.copy_(state[name])

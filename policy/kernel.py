@@ -1,0 +1,86 @@
+"""The stochastic DDIM reverse kernel p(x_{t-1} | x_t, c) = N(mean, std^2 I) (Song et al., 2021, arXiv 2010.02502, eq. 12 and 16).
+
+All arithmetic is float32, whatever the UNet computes in.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDIMScheduler, SchedulerMixin
+
+
+@dataclass(frozen=True)
+class ReverseKernel:
+    """A reverse process of T steps.
+
+    Attributes:
+        timesteps: (T+1,) int64, what the UNet is told at each state; the last is 0 and never asked.
+        alphas_cumprod: (T+1,) float32, alpha-bar of each state.
+        stds: (T,) float32, standard deviation of each step, floored.
+        prediction_type: what the UNet predicts: "epsilon", "v_prediction" or "sample".
+        num_train_timesteps: length of the schedule the UNet was trained on.
+    """
+
+    timesteps: torch.Tensor
+    alphas_cumprod: torch.Tensor
+    stds: torch.Tensor
+    prediction_type: str
+    num_train_timesteps: int
+
+    @classmethod
+    def from_scheduler(cls, scheduler: SchedulerMixin, num_steps: int, eta: float = 1.0, min_std: float = 0.01, device: torch.device | str = "cpu") -> ReverseKernel:
+        """Build the kernel from the noise schedule of any Stable Diffusion scheduler.
+
+        `eta` scales the noise: 1 is ancestral sampling, and 0, which has no density, is refused.
+        `min_std` keeps the log-probability of nearly deterministic steps finite.
+
+        Raises:
+            ValueError: `eta` is not positive, there are too many steps, or the prediction type is unknown.
+        """
+        if eta <= 0:
+            raise ValueError(f"eta must be positive, a deterministic sampler has no policy gradient (got {eta}).")
+        ddim = DDIMScheduler.from_config(scheduler.config)
+        if ddim.config.prediction_type not in ("epsilon", "v_prediction", "sample"):
+            raise ValueError(f"The scheduler's prediction type {ddim.config.prediction_type!r} is not supported.")
+        ddim.set_timesteps(num_steps)
+        timesteps = ddim.timesteps.long()
+        alphas = torch.cat([ddim.alphas_cumprod[timesteps], ddim.final_alpha_cumprod.reshape(1)]).float()
+        now, after = alphas[:-1], alphas[1:]
+        variance = (1 - after) / (1 - now) * (1 - now / after)
+        stds = (eta * variance.clamp(min=0).sqrt()).clamp(min=min_std)
+        # The floor must not exceed the noise that the next state holds in all.
+        stds = torch.minimum(stds, (1 - after).sqrt().clamp(min=1e-4))
+        timesteps = torch.cat([timesteps, timesteps.new_zeros(1)])
+        return cls(timesteps.to(device), alphas.to(device), stds.to(device), ddim.config.prediction_type, ddim.config.num_train_timesteps)
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.stds)
+
+    def mean(self, model_output: torch.Tensor, x: torch.Tensor, step: int) -> torch.Tensor:
+        """Mean of x_{t-1} given x_t = `x` (B, C, H, W) and the UNet's output there; float32."""
+        model_output, x = model_output.float(), x.float()
+        alpha, alpha_next, std = self.alphas_cumprod[step], self.alphas_cumprod[step + 1], self.stds[step]
+        if self.prediction_type == "epsilon":
+            epsilon = model_output
+            x0 = (x - (1 - alpha).sqrt() * epsilon) / alpha.sqrt()
+        elif self.prediction_type == "v_prediction":
+            x0 = alpha.sqrt() * x - (1 - alpha).sqrt() * model_output
+            epsilon = alpha.sqrt() * model_output + (1 - alpha).sqrt() * x
+        else:
+            x0 = model_output
+            epsilon = (x - alpha.sqrt() * x0) / (1 - alpha).sqrt()
+        return alpha_next.sqrt() * x0 + (1 - alpha_next - std**2).clamp(min=0).sqrt() * epsilon
+
+    def log_prob(self, sample: torch.Tensor, mean: torch.Tensor, step: int) -> torch.Tensor:
+        """Log-density of `sample` (B, C, H, W) averaged over C, H, W -> (B,), float32."""
+        std = self.stds[step]
+        log_density = -((sample.float() - mean) ** 2) / (2 * std**2) - std.log() - 0.5 * math.log(2 * math.pi)
+        return log_density.mean(dim=(1, 2, 3))
+
+    def kl(self, mean: torch.Tensor, reference_mean: torch.Tensor, step: int) -> torch.Tensor:
+        """KL divergence between two kernels of the same std, averaged over C, H, W -> (B,)."""
+        return ((mean - reference_mean) ** 2).mean(dim=(1, 2, 3)) / (2 * self.stds[step] ** 2)

@@ -1,0 +1,66 @@
+"""Rollouts of the denoising policy, and the one place where the UNet is asked for a step."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from policy.kernel import ReverseKernel
+from policy.trajectory import PromptTable, Trajectory
+
+
+def step_mean(
+    unet: UNet2DConditionModel, kernel: ReverseKernel, x: torch.Tensor, step: int, embeds: torch.Tensor, negative: torch.Tensor, guidance_scale: float
+) -> torch.Tensor:
+    """Mean of the reverse kernel at `step` under classifier-free guidance, both branches in one UNet pass.
+
+    Args:
+        x: (B, C, H, W) states at `step`.
+        embeds: (B, L, E) text states of their prompts.
+        negative: (1, L, E) text state of the empty prompt.
+        guidance_scale: 1 or less asks the UNet for the prompt's branch alone.
+
+    Returns:
+        (B, C, H, W) float32, with gradient if it is enabled.
+    """
+    timestep, dtype = kernel.timesteps[step], unet.dtype
+    if guidance_scale <= 1:
+        return kernel.mean(unet(x.to(dtype), timestep, embeds.to(dtype)).sample, x, step)
+    context = torch.cat([negative.expand_as(embeds), embeds]).to(dtype)
+    without, with_prompt = unet(torch.cat([x, x]).to(dtype), timestep, context).sample.float().chunk(2)
+    return kernel.mean(without + guidance_scale * (with_prompt - without), x, step)
+
+
+@torch.no_grad()
+def rollout(
+    unet: UNet2DConditionModel,
+    kernel: ReverseKernel,
+    table: PromptTable,
+    prompt_ids: torch.Tensor,
+    guidance_scale: float,
+    generator: torch.Generator,
+    storage_dtype: torch.dtype = torch.float32,
+) -> Trajectory:
+    """Sample one trajectory for each of `prompt_ids` (B,) from the current policy.
+
+    States are rounded to `storage_dtype` before their log-probability is taken, so that an update that reads
+    them back finds exactly the ratio 1 (field-tested pitfall: scoring the unrounded sample does not).
+    """
+    size = unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = (len(prompt_ids), unet.config.in_channels, height, width)
+    device = kernel.stds.device
+    embeds = table.embeds[prompt_ids]
+
+    def noise() -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device=generator.device).to(device)
+
+    x = noise().to(storage_dtype)
+    latents, means, log_probs = [x], [], []
+    for step in range(kernel.num_steps):
+        mean = step_mean(unet, kernel, x, step, embeds, table.negative, guidance_scale)
+        x = (mean + kernel.stds[step] * noise()).to(storage_dtype)
+        latents.append(x)
+        means.append(mean.to(storage_dtype))
+        log_probs.append(kernel.log_prob(x, mean, step))
+    return Trajectory(torch.stack(latents, 1), torch.stack(means, 1), torch.stack(log_probs, 1), kernel.timesteps, prompt_ids)

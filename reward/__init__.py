@@ -1,0 +1,1 @@
+"""What the policy is rewarded for: the concept's absence, scored on finished images and on noisy latents."""

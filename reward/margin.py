@@ -1,0 +1,54 @@
+"""The reward: how much nearer an embedding is to the anchors than to the target.
+
+A zero-shot margin in cosine units rather than a probability: where the base draws the concept with certainty
+a probability is flat, a margin is not.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from reward.spec import ConceptSpec
+from reward.teacher import Teacher
+
+TEMPERATURE = 0.05
+"""Cosine units over which several anchors count as one: small is the nearest anchor, large their mean."""
+
+
+@dataclass(frozen=True)
+class ConceptReward:
+    """The text side of the reward, one row for each forget prompt.
+
+    Attributes:
+        target: (N, D), the embedding of what must disappear.
+        anchors: (N, K, D), embeddings of what may appear instead, padded by repetition.
+    """
+
+    target: torch.Tensor
+    anchors: torch.Tensor
+
+    @classmethod
+    def from_spec(cls, spec: ConceptSpec, teacher: Teacher) -> ConceptReward:
+        """The target of a forget prompt is the prompt itself: it differs from its anchors by the concept alone."""
+        texts = list(dict.fromkeys(text for row in spec.anchors for text in row))
+        index = {text: i for i, text in enumerate(texts)}
+        embeds = teacher.encode_text(texts)
+        most = max(len(row) for row in spec.anchors)
+        padded = [[row[i % len(row)] for i in range(most)] for row in spec.anchors]
+        anchors = torch.stack([embeds[[index[text] for text in row]] for row in padded])
+        return cls(teacher.encode_text(spec.forget_prompts), anchors)
+
+    def margin(self, embeddings: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """(B, S, D) embeddings of images of the forget prompts `rows` (B,) -> margin (B, S), positive once an anchor wins."""
+        target = torch.einsum("bsd,bd->bs", embeddings, self.target[rows])
+        anchors = torch.einsum("bsd,bkd->bsk", embeddings, self.anchors[rows])
+        count = anchors.shape[-1]
+        return TEMPERATURE * (torch.logsumexp(anchors / TEMPERATURE, dim=-1) - math.log(count)) - target
+
+    def forgotten(self, embeddings: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """(B, D) embeddings of finished images -> (B,) bool, whether some anchor is nearer than the target."""
+        target = torch.einsum("bd,bd->b", embeddings, self.target[rows])
+        return torch.einsum("bd,bkd->bk", embeddings, self.anchors[rows]).amax(-1) > target

@@ -1,0 +1,67 @@
+"""The noise-conditioned predictor: a noisy latent and its timestep -> the CLIP embedding its finished image will have.
+
+It knows no concept, so one checkpoint of a base model serves them all; a concept is only a text embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from networks.checkpoint import Checkpoint
+from networks.film import FiLMTrunk, timestep_embedding, widths_for
+
+
+class RewardPredictor(Checkpoint):
+    """f(x_t, t) -> unit-length embedding (B, D), on latents, without a decode.
+
+    Args:
+        in_channels: channels of the latent.
+        sample_size: side of the latent.
+        embed_dim: length of the teacher's embedding.
+        width: channels of the first stage.
+        condition_dim: length of the timestep's condition vector.
+        clip_model: the teacher it was distilled from, as open_clip names it (None for a local directory).
+        prompts: the prompts its training images were drawn for, which the base is thereby known to draw.
+    """
+
+    kind = "reward predictor"
+
+    def __init__(
+        self,
+        in_channels: int,
+        sample_size: int,
+        embed_dim: int,
+        width: int = 48,
+        condition_dim: int = 128,
+        clip_model: str | None = None,
+        prompts: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = {
+            "in_channels": in_channels,
+            "sample_size": sample_size,
+            "embed_dim": embed_dim,
+            "width": width,
+            "condition_dim": condition_dim,
+            "clip_model": clip_model,
+            "prompts": prompts or [],
+        }
+        self.condition_dim = condition_dim
+        self.condition = nn.Sequential(nn.Linear(condition_dim, condition_dim), nn.SiLU(), nn.Linear(condition_dim, condition_dim), nn.SiLU())
+        self.trunk = FiLMTrunk(in_channels, widths_for(sample_size, width), condition_dim)
+        self.head = nn.Sequential(nn.Linear(self.trunk.out_features, 2 * embed_dim), nn.SiLU(), nn.Linear(2 * embed_dim, embed_dim))
+
+    def forward(self, latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) noisy latents, (B,) scheduler timesteps -> (B, D)."""
+        condition = self.condition(timestep_embedding(timesteps, self.condition_dim))
+        return F.normalize(self.head(self.trunk(latents.float(), condition)), dim=-1)
+
+    @torch.no_grad()
+    def score_trajectory(self, latents: torch.Tensor, timesteps: torch.Tensor, batch_size: int = 2048) -> torch.Tensor:
+        """(B, S, C, H, W) states at the timesteps (S,) -> embeddings (B, S, D)."""
+        count, states = latents.shape[:2]
+        flat, t = latents.flatten(0, 1), timesteps.repeat(count)
+        chunks = [self(x, s) for x, s in zip(flat.split(batch_size), t.split(batch_size), strict=True)]
+        return torch.cat(chunks).reshape(count, states, -1)
