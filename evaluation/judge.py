@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -96,7 +97,5 @@ class Judge(nn.Module):
 
 def to_pixels(images: list[Image.Image]) -> torch.Tensor:
     """PIL images of one size -> (B, 3, H, W) in [-1, 1]."""
-    import numpy as np
-
     stacked = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
     return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -10,6 +10,8 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 
 from canvas.models import build_scheduler, build_text_encoder, build_tokenizer
 
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another
+
 
 @pytest.fixture(scope="session")
 def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -1,0 +1,138 @@
+"""Images from a stock pipeline, the same for everyone: deterministic sampler, noise that depends on prompt and seed alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+from PIL import Image
+from tqdm.auto import tqdm
+
+
+def load_pipeline(
+    name_or_path: str | Path,
+    revision: str | None = None,
+    variant: str | None = None,
+    torch_dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> DiffusionPipeline:
+    """A stock Stable Diffusion pipeline with the deterministic sampler, from a diffusers directory or the Hub (safetensors only).
+
+    The safety checker is left out: an image that it blanks would count as forgotten.
+
+    Raises:
+        ValueError: no such pipeline, or one without a UNet.
+    """
+    if Path(name_or_path).is_dir() and not (Path(name_or_path) / "model_index.json").is_file():
+        raise ValueError(f"{name_or_path} is not a diffusers pipeline: it has no model_index.json.")
+    try:
+        pipe = DiffusionPipeline.from_pretrained(
+            str(name_or_path), revision=revision, variant=variant, dtype=torch_dtype or torch.float32, use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"No pipeline could be loaded from {name_or_path}: {first_line(error)}") from error
+    if getattr(pipe, "unet", None) is None:
+        raise ValueError(f"{name_or_path} is a {type(pipe).__name__}, which has no UNet; a Stable Diffusion pipeline is needed.")
+    if getattr(pipe, "safety_checker", None) is not None:
+        pipe.safety_checker = None
+    pipe.scheduler = ddim(pipe)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def load_adapter(pipe: DiffusionPipeline, directory: str | Path) -> None:
+    """Load the adapter of a directory as a user would, and make sure that it is there.
+
+    Raises:
+        ValueError: the directory holds no adapter, or none that fits the pipeline.
+    """
+    if not any(Path(directory).glob("*.safetensors")):
+        raise ValueError(f"{directory} holds no adapter: a directory with pytorch_lora_weights.safetensors is needed.")
+    try:
+        pipe.load_lora_weights(str(directory), use_safetensors=True)
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise ValueError(f"The adapter in {directory} does not fit this pipeline: {first_line(error)}") from error
+    if not any(pipe.get_list_adapters().values()):
+        raise ValueError(f"The adapter in {directory} has no weights for this pipeline; was it trained on another kind of model?")
+
+
+def ddim(pipe: DiffusionPipeline) -> DDIMScheduler:
+    """The pipeline's noise schedule under the deterministic DDIM sampler; latents are clipped only if the pipeline says so."""
+    config = pipe.scheduler.config
+    return DDIMScheduler.from_config(config, clip_sample=config.get("clip_sample", False))
+
+
+@contextmanager
+def evaluation_mode(pipe: DiffusionPipeline) -> Iterator[None]:
+    """Within: DDIM sampler, UNet in eval mode, no inner progress bars. After: sampler, mode and bars as before."""
+    scheduler, training, bars = pipe.scheduler, pipe.unet.training, getattr(pipe, "_progress_bar_config", {})
+    pipe.scheduler = ddim(pipe)
+    pipe.unet.eval()
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        yield
+    finally:
+        pipe.scheduler = scheduler
+        pipe.unet.train(training)
+        pipe.set_progress_bar_config(**bars)
+
+
+@contextmanager
+def adapter_disabled(pipe: DiffusionPipeline) -> Iterator[None]:
+    """Within: the base model, bit for bit. After: the adapter as before, trainable where it was trainable."""
+    trainable = {name: p.requires_grad for name, p in pipe.unet.named_parameters()}
+    pipe.disable_lora()
+    try:
+        yield
+    finally:
+        pipe.enable_lora()
+        for name, parameter in pipe.unet.named_parameters():
+            parameter.requires_grad_(trainable[name])
+
+
+def image_seed(prompt: str, seed: int) -> int:
+    """The seed of an image's noise: a hash of prompt and seed, so that no two prompts share noise and no list of prompts matters."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()[:4], "big")
+
+
+@torch.no_grad()
+def generate(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    num_inference_steps: int = 30,
+    guidance_scale: float | None = None,
+    batch_size: int = 64,
+    progress: str | None = None,
+) -> Iterator[tuple[int, int, Image.Image]]:
+    """Draw every prompt once a seed; yields (prompt index, seed, image), seed after seed.
+
+    Image i gets the same noise whatever batch it is in, whichever device draws it, with or without an adapter.
+
+    Args:
+        guidance_scale: None is the pipeline's own default.
+        progress: the label of the progress bar; None shows none.
+    """
+    jobs = [(i, seed) for seed in seeds for i in range(len(prompts))]
+    guidance = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+    with tqdm(total=len(jobs), desc=progress, disable=progress is None, unit="image", leave=False) as bar:
+        for start in range(0, len(jobs), batch_size):
+            batch = jobs[start : start + batch_size]
+            images = pipe(
+                [prompts[i] for i, _ in batch],
+                num_inference_steps=num_inference_steps,
+                generator=[torch.Generator().manual_seed(image_seed(prompts[i], seed)) for i, seed in batch],
+                **guidance,
+            ).images
+            bar.update(len(batch))
+            for (i, seed), image in zip(batch, images, strict=True):
+                yield i, seed, image
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line and without its trailing period."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + "."
