@@ -81,13 +81,13 @@ def build_pipeline(work: Path, output_dir: Path, scale: float) -> None:
     vae = models.train_autoencoder(images, steps=int(2000 * scale), state_dir=work, seed=PIPELINE_SEED)
     tokenizer = models.build_tokenizer()
     latents = models.encode(vae, images)
-    unet, text_encoder = models.train_denoiser(latents, captions, tokenizer, steps=int(7000 * scale), state_dir=work, seed=PIPELINE_SEED)
+    unet, text_encoder = models.train_denoiser(latents, captions, tokenizer, steps=int(6000 * scale), state_dir=work, seed=PIPELINE_SEED)
     models.save_pipeline(output_dir, vae, unet, text_encoder, tokenizer)
 
 
 def build_teacher(work: Path, output_dir: Path, scale: float) -> None:
     images = drawings(12288, TEACHER_SEED, work / "teacher_drawings.safetensors")
-    models.train_clip(images, captions, models.build_tokenizer(), output_dir, steps=int(1500 * scale), state_dir=work, seed=TEACHER_SEED)
+    models.train_clip(images, captions, models.build_tokenizer(), output_dir, steps=int(1000 * scale), state_dir=work, seed=TEACHER_SEED)
 
 
 def build_judge(work: Path, output_dir: Path, scale: float) -> None:

@@ -197,7 +197,7 @@ def train_clip(
     state_dir: Path,
     seed: int,
     augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] = lambda x, generator: x,
-    width: int = 24,
+    width: int = 12,
     batch_size: int = 128,
     learning_rate: float = 2e-3,
     device: str = "cpu",
@@ -231,7 +231,7 @@ def train_clip(
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
     fit("clip", model, loss_fn, steps=steps, learning_rate=learning_rate, state_dir=state_dir, seed=seed, weight_decay=0.05, device=device)
-    save_file({k: v.contiguous() for k, v in model.cpu().state_dict().items()}, output_dir / "open_clip_model.safetensors")
+    save_file({k: v.half() if v.is_floating_point() else v for k, v in model.cpu().state_dict().items()}, output_dir / "open_clip_model.safetensors")
     (output_dir / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}, indent=2) + "\n")
     tokenizer.save_pretrained(output_dir)
 

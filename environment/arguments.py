@@ -1,0 +1,119 @@
+"""The flags that name base, CLIP, reward, concept and prompts, and the environment they make."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+import canvas
+from environment.base import check_window, encode_prompts, load_pipeline, sample_size
+from environment.environment import Environment
+from networks.checkpoint import CheckpointError
+from policy.kernel import ReverseKernel
+from policy.trajectory import PromptTable
+from reward.margin import ConceptReward
+from reward.predictor import RewardPredictor
+from reward.spec import make_spec, read_prompts
+from reward.teacher import Teacher
+from reward.train import train_predictor
+
+
+def add_environment_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that `build_environment` reads."""
+    parser.add_argument("--concept", nargs="+", required=True, metavar="TEXT", help='What to erase, for example "Van Gogh style"; several texts erase several concepts.')
+    parser.add_argument("--pretrained_model_name_or_path", help="Base pipeline: a diffusers directory or a Hub id. Default: the bundled canvas.")
+    parser.add_argument("--revision", help="Revision of the base pipeline on the Hub.")
+    parser.add_argument("--variant", help="Variant of the base pipeline's weight files, for example fp16.")
+    parser.add_argument("--reward_model_name_or_path", help="Reward predictor made by `python -m reward.train` for this base. Default: the bundled one.")
+    parser.add_argument("--clip_model", help="Teacher of the reward: an open_clip name, hf-hub:ID or local-dir:DIR. Default: the bundled one.")
+    parser.add_argument("--clip_pretrained", help="open_clip's pretrained tag or a safetensors file, when --clip_model is an architecture name.")
+    parser.add_argument("--train_reward", action="store_true", help="Train a reward predictor for this base first, on the given prompts.")
+    parser.add_argument("--forget_prompts", type=Path, help="Prompts that ask for the concept, one a line. Default: made from the concept.")
+    parser.add_argument("--retain_prompts", type=Path, help="Prompts to go on drawing as before, one a line. Default: the reward's prompts without the concept.")
+    parser.add_argument("--anchor_prompts", type=Path, help="Texts the concept may turn into, one a line. Default: each forget prompt's nearest retain prompts.")
+    parser.add_argument("--num_inference_steps", type=int, default=16, help="Denoising steps of a rollout.")
+    parser.add_argument("--guidance_scale", type=float, default=5.0, help="Classifier-free guidance of rollouts and updates alike.")
+    parser.add_argument("--eta", type=float, default=1.0, help="Noise of the stochastic DDIM sampler; 1 is ancestral sampling, 0 is refused.")
+    parser.add_argument("--rollout_batch_size", type=int, default=64, help="Trajectories rolled out and updated together.")
+
+
+def uses_bundled_base(args: argparse.Namespace) -> bool:
+    """Whether the base is the bundled canvas."""
+    name = args.pretrained_model_name_or_path
+    return name is None or Path(name).resolve() == canvas.PIPELINE.resolve()
+
+
+def build_environment(args: argparse.Namespace, device: torch.device, torch_dtype: torch.dtype = torch.float32) -> Environment:
+    """Load what the arguments name and check that it fits together, cheapest checks first.
+
+    Raises:
+        ValueError: something named does not exist or does not fit; the message says what to do.
+    """
+    given = {name: read_prompts(path) if (path := getattr(args, name)) else None for name in ("forget_prompts", "retain_prompts", "anchor_prompts")}
+    if not all(concept.strip() for concept in args.concept):
+        raise ValueError('The concept is empty; name what to erase, for example --concept "Van Gogh style".')
+    if not uses_bundled_base(args) and not args.clip_model:
+        raise ValueError("This base needs a teacher: name an open_clip model with --clip_model (and --clip_pretrained).")
+    if not uses_bundled_base(args) and not args.reward_model_name_or_path and not args.train_reward:
+        raise ValueError(
+            "This base needs a reward predictor: train one with `python -m reward.train --pretrained_model_name_or_path "
+            f"{args.pretrained_model_name_or_path} --clip_model {args.clip_model} --prompts FILE --output_dir DIR` and give it with "
+            "--reward_model_name_or_path DIR, or add --train_reward."
+        )
+    pipe = load_pipeline(args.pretrained_model_name_or_path or canvas.PIPELINE, args.revision, args.variant, torch_dtype).to(device)
+    for text in [*args.concept, *(p for prompts in given.values() if prompts for p in prompts)]:
+        check_window(pipe.tokenizer, text)
+    clip_model = args.clip_model or f"local-dir:{canvas.CLIP}"
+    teacher = Teacher.from_pretrained(clip_model, args.clip_pretrained, device)
+
+    if args.train_reward:
+        prompts = [*(given["forget_prompts"] or []), *(given["retain_prompts"] or [])]
+        if not given["retain_prompts"]:
+            raise ValueError("--train_reward needs prompts that the base draws: give --retain_prompts FILE (and --forget_prompts FILE).")
+        if not given["forget_prompts"]:
+            prompts += make_spec(args.concept, prompts, None, prompts).forget_prompts
+        predictor = train_predictor(
+            pipe, teacher, prompts, num_inference_steps=args.num_inference_steps, guidance_scale=args.guidance_scale, clip_model=clip_model
+        )
+    else:
+        predictor = RewardPredictor.from_pretrained(args.reward_model_name_or_path or canvas.REWARD)
+    check_fit(predictor, pipe.unet.config.in_channels, sample_size(pipe), teacher)
+    predictor.to(device).requires_grad_(False)
+
+    spec = make_spec(args.concept, predictor.config["prompts"], given["forget_prompts"], given["retain_prompts"], given["anchor_prompts"])
+    prompts = [*spec.forget_prompts, *spec.retain_prompts]
+    forget = torch.arange(len(prompts), device=device) < len(spec.forget_prompts)
+    return Environment(
+        pipe=pipe,
+        kernel=ReverseKernel.from_scheduler(pipe.scheduler, args.num_inference_steps, args.eta, device=device),
+        spec=spec,
+        table=PromptTable(prompts, encode_prompts(pipe, prompts), encode_prompts(pipe, [""]), forget),
+        teacher=teacher,
+        predictor=predictor,
+        reward=ConceptReward.from_spec(spec, teacher),
+        prompt_text=teacher.encode_text(prompts),
+        guidance_scale=args.guidance_scale,
+        rollout_batch_size=args.rollout_batch_size,
+    )
+
+
+def check_fit(predictor: RewardPredictor, channels: int, size: int, teacher: Teacher) -> None:
+    """Refuse a reward predictor that was made for other latents or another CLIP.
+
+    Raises:
+        CheckpointError: which of the two, and what to do.
+    """
+    have = predictor.config
+    if (have["in_channels"], have["sample_size"]) != (channels, size):
+        raise CheckpointError(
+            f"The reward predictor was made for {have['in_channels']}x{have['sample_size']}x{have['sample_size']} latents, "
+            f"the base has {channels}x{size}x{size}; train one for this base with `python -m reward.train`."
+        )
+    width = teacher.encode_text(["a"]).shape[-1]
+    if have["embed_dim"] != width:
+        raise CheckpointError(
+            f"The reward predictor speaks embeddings of length {have['embed_dim']}, the CLIP model {teacher.name} of {width}; "
+            "give the CLIP it was distilled from, or train one for this CLIP with `python -m reward.train`."
+        )

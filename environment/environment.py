@@ -1,0 +1,102 @@
+"""Prompts, rollouts and rewards of one concept on one base model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from environment.base import decode
+from policy.kernel import ReverseKernel
+from policy.rollout import rollout
+from policy.trajectory import PromptTable, Trajectory
+from reward.margin import ConceptReward
+from reward.predictor import RewardPredictor
+from reward.spec import ConceptSpec
+from reward.teacher import Teacher
+
+
+@dataclass
+class ForgetScore:
+    """What the reward says of B trajectories of forget prompts.
+
+    Attributes:
+        potentials: (B, T+1) margins: the predictor's for noisy states, the teacher's for x_0.
+        forgotten: (B,) bool, whether the teacher finds an anchor nearer than the concept in the finished image.
+        contrast: (B,) standard deviation of the finished image's pixels in [-1, 1]; near 0 is a blank image.
+    """
+
+    potentials: torch.Tensor
+    forgotten: torch.Tensor
+    contrast: torch.Tensor
+
+    @property
+    def terminal(self) -> torch.Tensor:
+        """(B,): the reward of the finished image."""
+        return self.potentials[:, -1]
+
+
+@dataclass
+class RetainScore:
+    """What the teacher says of B finished images of retain prompts.
+
+    Attributes:
+        reward: (B,) cosine of the image and its own prompt.
+        recognised: (B,) bool, whether its own prompt is nearer than every other prompt of the table.
+    """
+
+    reward: torch.Tensor
+    recognised: torch.Tensor
+
+
+@dataclass
+class Environment:
+    """Everything that stays as it is while the policy learns."""
+
+    pipe: StableDiffusionPipeline
+    kernel: ReverseKernel
+    spec: ConceptSpec
+    table: PromptTable
+    teacher: Teacher
+    predictor: RewardPredictor
+    reward: ConceptReward
+    prompt_text: torch.Tensor
+    guidance_scale: float
+    rollout_batch_size: int
+
+    @property
+    def forget_ids(self) -> torch.Tensor:
+        return self.table.forget.nonzero().flatten()
+
+    @property
+    def retain_ids(self) -> torch.Tensor:
+        return (~self.table.forget).nonzero().flatten()
+
+    def collect(self, prompt_ids: torch.Tensor, generator: torch.Generator) -> Trajectory:
+        """Roll the current policy out, one trajectory for each of `prompt_ids`."""
+        batches = prompt_ids.split(self.rollout_batch_size)
+        return Trajectory.cat([rollout(self.pipe.unet, self.kernel, self.table, ids, self.guidance_scale, generator) for ids in batches])
+
+    def draw(self, ids: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+        """`count` of `ids`, each as often as any other but for the remainder, which is drawn at random."""
+        order = ids[torch.randperm(len(ids), generator=generator).to(ids.device)]
+        return torch.cat([ids.repeat(count // len(ids)), order[: count % len(ids)]])
+
+    @torch.no_grad()
+    def score_forget(self, trajectory: Trajectory) -> ForgetScore:
+        """Margins of every state of trajectories of forget prompts (the first rows of the table)."""
+        rows = trajectory.prompt_ids
+        noisy = self.predictor.score_trajectory(trajectory.latents[:, :-1], trajectory.timesteps[:-1])
+        pixels = decode(self.pipe.vae, trajectory.latents[:, -1])
+        clean = self.teacher.encode_images(pixels)
+        potentials = torch.cat([self.reward.margin(noisy, rows), self.reward.margin(clean[:, None], rows)], dim=1)
+        return ForgetScore(potentials, self.reward.forgotten(clean, rows), pixels.std(dim=(1, 2, 3)))
+
+    @torch.no_grad()
+    def score_retain(self, trajectory: Trajectory) -> RetainScore:
+        """The teacher's view of the finished images of retain prompts."""
+        images = self.teacher.encode_images(decode(self.pipe.vae, trajectory.latents[:, -1]))
+        cosine = images @ self.prompt_text.T
+        own = cosine.gather(1, trajectory.prompt_ids[:, None]).squeeze(1)
+        return RetainScore(own, own >= cosine.amax(dim=1))

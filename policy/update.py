@@ -1,0 +1,141 @@
+"""One policy update: clipped surrogate on forget trajectories, KL to the base on retain trajectories."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from diffusers import UNet2DConditionModel
+
+from policy.kernel import ReverseKernel
+from policy.rollout import step_mean
+from policy.surrogate import clipped_surrogate
+from policy.trajectory import PromptTable, Trajectory
+
+
+@dataclass(frozen=True)
+class UpdateConfig:
+    """How the policy is moved by one batch of trajectories.
+
+    Attributes:
+        clip_range: clip of the importance ratio, in units of the step's own noise (`policy.surrogate.log_ratio`).
+        kl_coef: weight of the KL to the base on retain states.
+        target_kl: the inner loop stops once the approximate KL to the acting policy exceeds it.
+        inner_epochs: passes over the trajectories.
+        batch_size: trajectories in a forward pass, as many as acted together in the rollout.
+        retain_batch_size: retain states beside them.
+        accumulation: (batch, step) terms in an optimizer step.
+        timestep_fraction: share of the steps that are trained, drawn anew for every batch.
+        masked_steps: how many of the last steps are never trained: their noise is small and dominates the ratio.
+        guidance_scale: classifier-free guidance, the same as in the rollouts.
+        max_grad_norm: gradient norm above which gradients are scaled down.
+    """
+
+    clip_range: float
+    kl_coef: float
+    target_kl: float
+    inner_epochs: int
+    batch_size: int
+    retain_batch_size: int
+    accumulation: int
+    timestep_fraction: float
+    masked_steps: int
+    guidance_scale: float
+    max_grad_norm: float
+
+
+@dataclass
+class UpdateStats:
+    """Diagnostics of an update; the lists have one entry an optimizer step, `by_step` one a denoising step.
+
+    `first_ratio_deviation` is the largest |ratio - 1| before anything moved, which must be 0.
+    """
+
+    first_ratio_deviation: float = 0.0
+    first_clip_fraction: float = 0.0
+    clip_fraction: list[float] = field(default_factory=list)
+    approx_kl: list[float] = field(default_factory=list)
+    retain_kl: list[float] = field(default_factory=list)
+    grad_norm: list[float] = field(default_factory=list)
+    by_step: dict[int, list[tuple[float, float, float]]] = field(default_factory=dict)
+    skipped: int = 0
+    stopped_early: bool = False
+    unet_samples: int = 0
+
+
+def average_gradients(accelerator: Accelerator, parameters: list[torch.nn.Parameter]) -> None:
+    """Average the adapter's gradients over the processes: it is small, so once an optimizer step and by hand is cheapest."""
+    if accelerator.num_processes > 1:
+        for p in parameters:
+            p.grad = accelerator.reduce(torch.zeros_like(p) if p.grad is None else p.grad, reduction="mean")
+
+
+def update_policy(
+    unet: UNet2DConditionModel,
+    kernel: ReverseKernel,
+    table: PromptTable,
+    trajectory: Trajectory,
+    advantages: torch.Tensor,
+    retain: Trajectory,
+    optimizer: AcceleratedOptimizer,
+    accelerator: Accelerator,
+    config: UpdateConfig,
+    generator: torch.Generator,
+) -> UpdateStats:
+    """Move the adapter along the advantages (B, T) of `trajectory`, held to the base's means on `retain`.
+
+    `retain` was rolled out by the base, so its stored means are the reference and the base is not asked again.
+    """
+    stats = UpdateStats()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    trainable_steps = kernel.num_steps - config.masked_steps
+    steps_per_batch = max(1, round(config.timestep_fraction * trainable_steps))
+    dim = trajectory.latents[0, 0].numel()
+    terms = [
+        (rows, int(step))
+        for _ in range(config.inner_epochs)
+        for rows in torch.arange(len(trajectory)).split(config.batch_size)
+        for step in torch.randperm(trainable_steps, generator=generator)[:steps_per_batch]
+    ]
+    for start in range(0, len(terms), config.accumulation):
+        chunk = terms[start : start + config.accumulation]
+        kls, clips, retain_kls = [], [], []
+        for rows, step in chunk:
+            batch = trajectory[rows]
+            mean = step_mean(unet, kernel, batch.latents[:, step], step, table.embeds[batch.prompt_ids], table.negative, config.guidance_scale)
+            log_prob = kernel.log_prob(batch.latents[:, step + 1], mean, step)
+            surrogate = clipped_surrogate(log_prob, batch.log_probs[:, step], advantages[rows, step], config.clip_range, dim)
+            if start == 0:
+                deviation = ((log_prob - batch.log_probs[:, step]).exp() - 1).abs().max()
+                stats.first_ratio_deviation = max(stats.first_ratio_deviation, deviation.item())
+                stats.first_clip_fraction = max(stats.first_clip_fraction, surrogate.clip_fraction.item())
+            accelerator.backward(surrogate.loss / len(chunk))
+            stats.unet_samples += 2 * len(batch)
+            if config.kl_coef > 0:
+                held = retain[torch.randint(len(retain), (config.retain_batch_size,), generator=generator)]
+                mean = step_mean(unet, kernel, held.latents[:, step], step, table.embeds[held.prompt_ids], table.negative, config.guidance_scale)
+                retain_kl = kernel.kl(mean, held.means[:, step].float(), step).mean()
+                accelerator.backward(config.kl_coef * retain_kl / len(chunk))
+                retain_kls.append(retain_kl.item())
+                stats.unet_samples += 2 * len(held)
+            kls.append(surrogate.approx_kl.item())
+            clips.append(surrogate.clip_fraction.item())
+            stats.by_step.setdefault(step, []).append((surrogate.ratio_mean.item(), surrogate.ratio_std.item(), clips[-1]))
+        average_gradients(accelerator, parameters)
+        norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
+        if norm == norm and norm != float("inf"):
+            optimizer.step()
+        else:
+            stats.skipped += 1
+        optimizer.zero_grad(set_to_none=True)
+        stats.grad_norm.append(norm)
+        stats.clip_fraction.append(sum(clips) / len(clips))
+        stats.approx_kl.append(sum(kls) / len(kls))
+        stats.retain_kl.append(sum(retain_kls) / max(1, len(retain_kls)))
+        mean_kl = accelerator.reduce(torch.tensor(stats.approx_kl[-1], device=accelerator.device), reduction="mean").item()
+        if mean_kl > config.target_kl:
+            stats.stopped_early = True
+            break
+    return stats
