@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,10 +53,16 @@ def load_adapter(pipe: DiffusionPipeline, directory: str | Path) -> None:
     """
     if not any(Path(directory).glob("*.safetensors")):
         raise ValueError(f"{directory} holds no adapter: a directory with pytorch_lora_weights.safetensors is needed.")
+    # An adapter of the UNet alone makes this logger warn that the text encoder got nothing.
+    logger = logging.getLogger("diffusers.loaders.lora_base")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         pipe.load_lora_weights(str(directory), use_safetensors=True)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise ValueError(f"The adapter in {directory} does not fit this pipeline: {first_line(error)}") from error
+    finally:
+        logger.setLevel(level)
     if not any(pipe.get_list_adapters().values()):
         raise ValueError(f"The adapter in {directory} has no weights for this pipeline; was it trained on another kind of model?")
 

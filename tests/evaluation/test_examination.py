@@ -1,0 +1,98 @@
+"""Which classes a concept names, which prompts are drawn, and what the judge's and the teacher's verdicts come to."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+from evaluation.examination import JudgeExamination, TeacherExamination, target_classes
+from evaluation.judge import Judge
+from reward.spec import ConceptSpec
+
+DOMAINS = {"style": ["Van Gogh", "Mosaic", "Pop Art"], "object": ["cat", "car", "Glass"]}
+
+
+@pytest.mark.parametrize(
+    ("concepts", "expected"),
+    [
+        (["Van Gogh style"], {"style": {"Van Gogh"}}),
+        (["the style of van gogh"], {"style": {"Van Gogh"}}),
+        (["cats"], {"object": {"cat"}}),
+        (["glasses", "glass"], None),
+        (["glass"], {"object": {"Glass"}}),
+        (["cat", "cars"], {"object": {"cat", "car"}}),
+        (["a cat", "pop-art"], {"object": {"cat"}, "style": {"Pop Art"}}),
+        (["art"], None),
+        (["cartoon"], None),
+    ],
+)
+def test_target_classes(concepts: list[str], expected: dict[str, set[str]] | None) -> None:
+    if expected is None:
+        with pytest.raises(ValueError, match="style: Van Gogh, Mosaic, Pop Art; object: cat, car, Glass"):
+            target_classes(DOMAINS, concepts)
+    else:
+        assert target_classes(DOMAINS, concepts) == expected
+
+
+def test_judge_draws_every_combination(tiny_judge: Judge) -> None:
+    examination = JudgeExamination(tiny_judge, ["Van Gogh style"], "tiny")
+    assert examination.prompts == [
+        "a cat image in Van Gogh style",
+        "a car image in Van Gogh style",
+        "a cat image in Mosaic style",
+        "a car image in Mosaic style",
+    ]
+    assert examination.forget == [True, True, False, False]
+
+
+def test_judge_verdicts(tiny_judge: Judge) -> None:
+    examination = JudgeExamination(tiny_judge, ["cat"], "tiny")
+    verdicts = examination.examine([Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")], [0, 1])
+    assert all(set(v) == {"style", "object"} and v["object"] in ("cat", "car") for v in verdicts)
+    classes = [("Van Gogh", "car"), ("Van Gogh", "car"), ("Mosaic", "cat"), ("Van Gogh", "car")]
+    figures = examination.figures([{"style": s, "object": o} for s, o in classes], [0, 1, 2, 3])
+    assert (figures["UA"], figures["IRA"], figures["CRA"]) == (50, 100, 75)
+
+
+@pytest.mark.parametrize("concept", ["Van Gogh", "cat"])
+def test_showcase_shows_as_many_classes_as_it_can(concept: str) -> None:
+    domains = {"style": ["Van Gogh", "Mosaic", "Neon", "Sketch"], "object": ["cat", "car", "tree", "boat"]}
+    examination = JudgeExamination(Judge(domains, "{object} {style}", 16, widths=(4, 8)), [concept], "tiny")
+    chosen = examination.showcase(4)
+    assert [examination.forget[i] for i in chosen] == [True] * 4 + [False] * 4
+    retained = [examination.classes[i] for i in chosen[4:]]
+    assert sum(len({row[domain] for row in retained}) for domain in domains) == 7  # of 4 and 3, or 3 and 4
+
+
+class StubTeacher:
+    """Embeds a text as the words it holds and a plain image as those of its colour's text."""
+
+    words = ("red", "cat", "dog", "fox")
+    colours = {(255, 0, 0): "red cat", (0, 255, 0): "red dog", (0, 0, 255): "red fox"}
+
+    def encode_text(self, texts: list[str]) -> torch.Tensor:
+        held = torch.tensor([[float(word in text.split()) for word in self.words] for text in texts])
+        return torch.nn.functional.normalize(held, dim=-1)
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        colours = ((pixels[:, :, 0, 0] + 1) * 127.5).round().int().tolist()
+        return self.encode_text([self.colours[tuple(colour)] for colour in colours])
+
+
+def test_teacher_figures() -> None:
+    spec = ConceptSpec(["cat"], ["red cat"], ["red dog", "red fox"], [["red dog", "red fox"]])
+    examination = TeacherExamination(StubTeacher(), spec)
+    assert "not independent" in examination.name
+    assert examination.prompts == ["red cat", "red dog", "red fox"]
+    cat, dog, fox = (Image.new("RGB", (4, 4), colour) for colour in StubTeacher.colours)
+    expected = {"CRA": None, "CRA_retained": None, "CRA_forgotten": None}
+    for images, figures in [
+        ([cat, dog, fox], {"UA": 0, "IRA": 100}),
+        ([dog, dog, fox], {"UA": 100, "IRA": 100}),
+        ([fox, dog, cat], {"UA": 100, "IRA": 50}),
+    ]:
+        verdicts = examination.examine(images, [0, 1, 2])
+        assert examination.figures(verdicts, [0, 1, 2]) == figures | expected
+    assert examination.per_class(verdicts, [0, 1, 2]) == {"prompt": {"red cat": 0, "red dog": 100, "red fox": 0}}
+    assert examination.showcase(1) == [0, 1]

@@ -1,0 +1,154 @@
+"""The whole command on a tiny pipeline, and what it says to those who err."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import canvas
+from environment.errors import friendly_errors
+from evaluation.__main__ import find_base, main, parse_args
+from evaluation.examination import JudgeExamination
+from evaluation.generate import load_adapter, load_pipeline
+from evaluation.judge import Judge
+from evaluation.protocol import evaluate, public_name
+
+QUICK = ["--num_inference_steps", "2", "--seeds", "0", "1"]
+
+
+def run(adapter: Path, output: Path, *more: str) -> dict:
+    main(parse_args(["--adapter", str(adapter), "--output_dir", str(output), *QUICK, *more]))
+    return json.loads((output / "results.json").read_text())
+
+
+@pytest.fixture
+def base(tiny_pipeline_dir: Path, tiny_judge_dir: Path) -> list[str]:
+    return ["--pretrained_model_name_or_path", str(tiny_pipeline_dir), "--judge_name_or_path", str(tiny_judge_dir)]
+
+
+def test_results_table_and_grid(adapter_dir: Path, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = run(adapter_dir, tmp_path / "out", *base)
+    assert results["concept"] == ["Van Gogh style"]  # from the adapter's header
+    assert results["seeds"] == [0, 1]
+    assert results["judge"] == "tiny-judge"
+    assert results["targets"] == {"style": ["Van Gogh"]}
+    assert results["images_per_side"] == 8
+    assert results["changed_images"] > 0
+    assert results["guidance_scale"] == 7.5
+    for side in ("base", "adapter"):
+        figures = results[side]
+        assert all(0 <= figures[name] <= 100 for name in ("UA", "IRA", "CRA"))
+        assert len(figures["per_seed"]["UA"]) == 2
+        assert figures["ci95"]["UA"] is not None
+        assert set(figures["per_class"]) == {"style", "object"}
+    assert str(tmp_path.parent) not in json.dumps(results)
+    printed = capsys.readouterr().out
+    assert "adapter" in printed and "judge: tiny-judge" in printed
+    assert Image.open(tmp_path / "out" / "before_after.png").width > 400
+    assert (tmp_path / "out" / "before_after.png").stat().st_size < 500_000
+
+
+def test_in_memory_evaluation_finds_the_same(
+    adapter_dir: Path, base: list[str], tiny_pipeline_dir: Path, tiny_judge: Judge, tmp_path: Path
+) -> None:
+    results = run(adapter_dir, tmp_path / "out", *base)
+    pipe = load_pipeline(tiny_pipeline_dir)
+    load_adapter(pipe, adapter_dir)
+    found = evaluate(pipe, JudgeExamination(tiny_judge, ["Van Gogh"], "tiny-judge"), [0, 1], num_inference_steps=2, batch_size=3, progress=False)
+    for key in ("base", "adapter", "seeds", "judge", "targets", "changed_images", "guidance_scale"):
+        assert found.results[key] == results[key]
+    assert [pair.forget for pair in found.pairs] == [True, True, False, False]
+
+
+def test_scale_zero_is_the_base(adapter_dir: Path, base: list[str], tmp_path: Path) -> None:
+    results = run(adapter_dir, tmp_path / "out", *base, "--lora_scale", "0")
+    assert results["changed_images"] == 0
+    assert results["adapter"] == results["base"]
+
+
+def test_an_adapter_that_does_nothing_is_noticed(
+    adapter_dir: Path, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = adapter_dir / "pytorch_lora_weights.safetensors"
+    save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(path).items()}, path)
+    run(adapter_dir, tmp_path / "out", *base, "--concept", "cat")
+    assert "changes no image" in capsys.readouterr().err
+
+
+def test_results_beside_the_adapter_go_before_its_header(adapter_dir: Path, base: list[str], tmp_path: Path) -> None:
+    (adapter_dir / "results.json").write_text(json.dumps({"concept": "cat"}))
+    assert run(adapter_dir, tmp_path / "out", *base)["targets"] == {"object": ["cat"]}
+
+
+def test_teacher_judges_where_there_is_no_judge(
+    adapter_dir: Path, tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class FakeTeacher:
+        def encode_text(self, texts: list[str]) -> torch.Tensor:
+            vectors = [torch.randn(8, generator=torch.Generator().manual_seed(len(text))) for text in texts]
+            return torch.nn.functional.normalize(torch.stack(vectors), dim=-1)
+
+        def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.normalize(pixels.flatten(1)[:, :8], dim=-1)
+
+    monkeypatch.setattr("evaluation.__main__.Teacher.from_pretrained", lambda *args: FakeTeacher())
+    prompts = tmp_path / "retain.txt"
+    prompts.write_text("# kept\na red dog\na small car\n\na boat\n")
+    given = ["--pretrained_model_name_or_path", str(tiny_pipeline_dir), "--clip_model", "local-dir:clip", "--retain_prompts", str(prompts)]
+    results = run(adapter_dir, tmp_path / "out", *given, "--concept", "cat")
+    assert "not independent" in results["judge"]
+    assert results["adapter"]["CRA"] is None
+    assert results["prompts"]["retain"] == 3
+    assert "not independent" in capsys.readouterr().out
+
+
+def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as stop, friendly_errors():
+        main(parse_args(arguments))
+    return stop.value.code, capsys.readouterr().err
+
+
+def test_user_errors(
+    adapter_dir: Path, base: list[str], tiny_pipeline_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full, empty = tmp_path / "full", tmp_path / "empty"
+    for directory in (full, empty):
+        directory.mkdir()
+    (full / "precious.txt").write_text("keep me")
+    adapter, output = ["--adapter", str(adapter_dir)], ["--output_dir", str(tmp_path / "new")]
+    pipeline = ["--pretrained_model_name_or_path", str(tiny_pipeline_dir)]
+    for arguments, message in [
+        ([*adapter, *base, "--output_dir", str(full)], "is not empty"),
+        ([*adapter, *base, "--output_dir", str(adapter_dir)], "adapter's own directory"),
+        (["--adapter", str(tmp_path / "absent"), *base, *output], "is not a directory"),
+        (["--adapter", str(empty), *base, *output], "is not an adapter"),
+        ([*adapter, *base, *output, "--seeds", "1", "1"], "a seed twice"),
+        ([*adapter, *base, *output, "--num_inference_steps", "0"], "at least 1"),
+        ([*adapter, *base, *output, "--concept", "dragons"], "it knows style: Van Gogh, Mosaic; object: cat, car"),
+        ([*adapter, *pipeline, *output], "This base has no judge"),
+        ([*adapter, *pipeline, *output, "--judge_name_or_path", str(empty)], "is not a judge"),
+        ([*adapter, *output, *base[2:]], "local pipeline called 'tiny'"),
+        ([*adapter, *output, *base[2:], "--pretrained_model_name_or_path", str(empty)], "no model_index.json"),
+    ]:
+        code, said = fails(arguments, capsys)
+        assert code == 2, message
+        assert message in said
+        assert "Traceback" not in said
+    assert not (tmp_path / "new").exists()
+    assert [path.name for path in full.iterdir()] == ["precious.txt"]
+
+
+def test_names() -> None:
+    assert public_name(canvas.PIPELINE) == "bundled canvas"
+    assert public_name(canvas.JUDGE) == "bundled canvas judge"
+    assert public_name("owner/model") == "owner/model"
+    assert public_name("/somewhere/else/judge") == "judge"
+    assert find_base(None, "bundled canvas") == canvas.PIPELINE
+    assert find_base("owner/other", "owner/model") == "owner/other"
+    with pytest.raises(ValueError, match="does not say which base"):
+        find_base(None, None)
