@@ -36,7 +36,7 @@ def add_environment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_inference_steps", type=int, default=16, help="Denoising steps of a rollout.")
     parser.add_argument("--guidance_scale", type=float, default=5.0, help="Classifier-free guidance of rollouts and updates alike.")
     parser.add_argument("--eta", type=float, default=1.0, help="Noise of the stochastic DDIM sampler; 1 is ancestral sampling, 0 is refused.")
-    parser.add_argument("--rollout_batch_size", type=int, default=64, help="Trajectories rolled out and updated together.")
+    parser.add_argument("--train_batch_size", type=int, default=64, help="Trajectories rolled out and updated together.")
 
 
 def uses_bundled_base(args: argparse.Namespace) -> bool:
@@ -95,7 +95,7 @@ def build_environment(args: argparse.Namespace, device: torch.device, torch_dtyp
         reward=ConceptReward.from_spec(spec, teacher),
         prompt_text=teacher.encode_text(prompts),
         guidance_scale=args.guidance_scale,
-        rollout_batch_size=args.rollout_batch_size,
+        rollout_batch_size=args.train_batch_size,
     )
 
 

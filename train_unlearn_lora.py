@@ -1,0 +1,534 @@
+#!/usr/bin/env python
+"""Train a LoRA adapter that makes a Stable Diffusion pipeline unable to draw a concept.
+
+Critic-guided reinforcement unlearning (arXiv 2601.03213): denoising is a sequential decision process, a
+noise-conditioned reward predictor scores every noisy latent, a timestep-aware critic turns the scores into
+per-step advantages, and clipped policy-gradient updates move the adapter along them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers.optimization import SchedulerType, get_scheduler
+from PIL import Image
+from tqdm.auto import tqdm
+
+import canvas
+from critic.advantages import centre_within, discounted_returns, explained_variance, generalized_advantages, normalize, shaped_rewards
+from critic.critic import Critic
+from critic.network import ValueNetwork
+from environment.arguments import add_environment_arguments, build_environment, uses_bundled_base
+from environment.base import sample_size
+from environment.environment import Environment, ForgetScore
+from environment.errors import friendly_errors
+from evaluation.examination import Examination, JudgeExamination, TeacherExamination
+from evaluation.generate import evaluation_mode, generate
+from evaluation.grid import Pair, before_after
+from evaluation.judge import Judge
+from evaluation.protocol import evaluate, public_name, table, versions
+from hub.adapter import save_adapter
+from hub.card import save_model_card
+from networks.checkpoint import CheckpointError, write_aside
+from policy.adapter import ADAPTER, add_lora, base_policy, load_lora_state, lora_state
+from policy.trajectory import Trajectory
+from policy.update import UpdateConfig, UpdateStats, update_policy
+from training.checkpoints import critic_tensors, load_checkpoint, load_critic_tensors, load_optimizer_tensors, optimizer_tensors, save_checkpoint
+from training.control import Brake, StopSignal
+
+logger = get_logger(__name__)
+
+
+def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_environment_arguments(parser)
+    parser.add_argument("--critic_model_name_or_path", help="Critic made by `python -m critic.train`. Default: one is warmed up in the run.")
+    parser.add_argument("--judge_name_or_path", help="Judge of the final figures for a base that is not the bundled one. Default: the teacher, marked as such.")
+    parser.add_argument("--output_dir", type=Path, default=Path("unlearned-lora"), help="Where adapter, results, pictures and checkpoints are written.")
+    parser.add_argument("--overwrite_output_dir", action="store_true", help="Write into an output directory that is not empty.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the whole run.")
+
+    parser.add_argument("--max_train_iterations", type=int, default=40, help="Iterations of rollout and update at most.")
+    parser.add_argument("--images_per_iteration", type=int, default=64, help="Trajectories of forget prompts in an iteration, on each process.")
+    parser.add_argument("--target_unlearning_accuracy", type=float, default=0.99, help="Stop once this share of an iteration's images is free of the concept.")
+    parser.add_argument("--patience", type=int, default=3, help="How many iterations running the target must be reached.")
+    parser.add_argument("--rank", type=int, default=8, help="Rank of the LoRA matrices.")
+    parser.add_argument("--lora_alpha", type=float, help="Scale of the LoRA update before division by the rank. Default: the rank.")
+    parser.add_argument(
+        "--lora_target_modules", nargs="+", default=["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"], help="Endings of the modules to adapt."
+    )
+    parser.add_argument("--learning_rate", type=float, default=3e-3, help="Learning rate of the adapter.")
+    parser.add_argument("--lr_scheduler", type=str, default="constant", choices=[s.value for s in SchedulerType if s.value != "piecewise_constant"], help="Schedule over the iterations.")
+    parser.add_argument("--lr_warmup_steps", type=int, default=0, help="Iterations over which the learning rate rises.")
+    parser.add_argument("--use_8bit_adam", action="store_true", help="Use bitsandbytes' 8-bit AdamW. A LoRA is small, so this saves little.")
+    parser.add_argument("--adam_beta1", type=float, default=0.9, help="Decay of AdamW's first moment.")
+    parser.add_argument("--adam_beta2", type=float, default=0.99, help="Decay of AdamW's second moment.")
+    parser.add_argument("--adam_weight_decay", type=float, default=1e-4, help="Weight decay of the adapter.")
+    parser.add_argument("--adam_epsilon", type=float, default=1e-8, help="Epsilon of AdamW.")
+    parser.add_argument("--max_grad_norm", type=float, default=1.0, help="Norm that the gradient is clipped to.")
+    parser.add_argument("--gradient_accumulation_steps", type=int, default=2, help="(Batch, timestep) terms in an optimizer step.")
+    parser.add_argument("--gradient_checkpointing", action="store_true", help="Trade about a fifth of the speed of updates for memory.")
+    parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="Precision of the frozen base; the adapter stays float32.")
+    parser.add_argument("--allow_tf32", action="store_true", help="Allow TF32 matrix products on NVIDIA GPUs.")
+
+    parser.add_argument("--gamma", type=float, default=0.9, help="Discount over denoising steps.")
+    parser.add_argument("--gae_lambda", type=float, default=0.9, help="Lambda of generalized advantage estimation.")
+    parser.add_argument("--advantage_clip", type=float, default=5.0, help="Clip of the normalised advantages.")
+    parser.add_argument("--clip_range", type=float, default=0.2, help="Clip of the importance ratio, in units of a step's own noise.")
+    parser.add_argument("--inner_epochs", type=int, default=1, help="Passes over an iteration's trajectories.")
+    parser.add_argument("--target_kl", type=float, default=0.1, help="Stop an iteration's updates once the KL to the acting policy exceeds this.")
+    parser.add_argument("--train_timestep_fraction", type=float, default=1.0, help="Share of the timesteps that is trained, drawn anew for every batch.")
+    parser.add_argument("--masked_steps", type=int, default=1, help="How many of the last denoising steps are never trained.")
+    parser.add_argument("--kl_coef", type=float, default=1.0, help="Weight of the KL to the base on retain prompts.")
+    parser.add_argument("--retain_rollouts", type=int, default=128, help="Rollouts of the base on retain prompts that the KL is taken on.")
+    parser.add_argument("--retain_batch_size", type=int, default=32, help="Retain states beside every batch of an update, and retain images judged an iteration.")
+    parser.add_argument("--max_retain_drop", type=float, default=0.1, help="Brake: how far the retain reward may fall, as a share of the base's.")
+    parser.add_argument("--max_retain_kl", type=float, default=0.3, help="Brake: bound of the KL to the base on retain states.")
+    parser.add_argument("--max_brakes", type=int, default=3, help="How often the brake may return to the last good state before the run ends there.")
+
+    parser.add_argument("--critic_learning_rate", type=float, default=1e-3, help="Learning rate of the critic.")
+    parser.add_argument("--critic_warmup_rollouts", type=int, default=192, help="Rollouts of the base that warm the critic up.")
+    parser.add_argument("--critic_warmup_steps", type=int, default=300, help="Optimizer steps of the warm-up.")
+    parser.add_argument("--critic_steps", type=int, default=40, help="Optimizer steps of the critic after every iteration.")
+    parser.add_argument("--critic_batch_size", type=int, default=256, help="States in an optimizer step of the critic.")
+    parser.add_argument("--critic_buffer_iterations", type=int, default=4, help="Iterations the critic remembers.")
+
+    parser.add_argument("--validation_prompt", nargs="+", help="Prompts of the previews. Default: forget and retain prompts in turn.")
+    parser.add_argument("--num_validation_images", type=int, default=8, help="Images of a preview when no prompt is given.")
+    parser.add_argument("--validation_steps", type=int, default=10, help="Preview every so many iterations; 0 for none during training.")
+    parser.add_argument("--validation_guidance_scale", type=float, help="Guidance of previews and final figures. Default: the pipeline's own.")
+    parser.add_argument("--evaluation_seeds", type=int, nargs="*", default=[0, 1, 2], help="Seeds of the final figures; none given skips them.")
+    parser.add_argument("--checkpointing_steps", type=int, default=10, help="Write a checkpoint every so many iterations; 0 for none.")
+    parser.add_argument("--checkpoints_total_limit", type=int, default=2, help="How many checkpoints to keep.")
+    parser.add_argument("--resume_from_checkpoint", help='A checkpoint of the output directory, or "latest".')
+    parser.add_argument("--report_to", default="tensorboard", help='Tracker: "tensorboard", "wandb", ... or "none".')
+    parser.add_argument("--logging_dir", default="logs", help="Directory of the tracker within the output directory.")
+    args = parser.parse_args(input_args)
+    args.lora_alpha = args.lora_alpha or args.rank
+    return args
+
+
+# --- what an iteration is made of ----------------------------------------------------------------------
+
+
+@dataclass
+class Progress:
+    """Counters and decisions that a checkpoint keeps."""
+
+    iteration: int = 0
+    images: int = 0
+    unet_samples: int = 0
+    seconds: float = 0.0
+    brakes: int = 0
+    stop_count: int = 0
+    retain_kl: float = 0.0
+    stopped_by: str = ""
+
+
+def generator_for(args: argparse.Namespace, accelerator: Accelerator, purpose: int, iteration: int = 0) -> torch.Generator:
+    """Every random choice has a generator of its own, so that resuming needs no random state."""
+    return torch.Generator().manual_seed(((args.seed * 7919 + purpose) * 100_003 + iteration) * 1009 + accelerator.process_index)
+
+
+WARMUP, RETAIN, ROLLOUT, UPDATE, CRITIC = range(5)
+
+
+def create_output_dir(args: argparse.Namespace) -> None:
+    """Refuse a directory that is not empty, unless told to overwrite it or to resume in it."""
+    directory = args.output_dir
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"--output_dir {directory} is a file.")
+    if directory.is_dir() and any(directory.iterdir()) and not (args.overwrite_output_dir or args.resume_from_checkpoint):
+        raise ValueError(f"{directory} is not empty; choose another --output_dir, add --overwrite_output_dir, or --resume_from_checkpoint latest.")
+    directory.mkdir(parents=True, exist_ok=True)
+
+
+def create_optimizer(args: argparse.Namespace, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    settings = {
+        "lr": args.learning_rate,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "weight_decay": args.adam_weight_decay,
+        "eps": args.adam_epsilon,
+    }
+    if args.use_8bit_adam:
+        import bitsandbytes
+
+        return bitsandbytes.optim.AdamW8bit(parameters, **settings)
+    return torch.optim.AdamW(parameters, **settings)
+
+
+def create_critic(args: argparse.Namespace, env: Environment) -> Critic:
+    """Load the critic that is named, or make a new one for this base and concept."""
+    unet = env.pipe.unet
+    shape = (unet.config.in_channels, sample_size(env.pipe), env.table.embeds.shape[-1])
+    if args.critic_model_name_or_path:
+        network = ValueNetwork.from_pretrained(args.critic_model_name_or_path)
+        have = tuple(network.config[name] for name in ("in_channels", "sample_size", "text_dim"))
+        if have != shape:
+            raise CheckpointError(f"The critic was made for (channels, size, text width) {have}, the base has {shape}; train one with `python -m critic.train`.")
+    else:
+        torch.manual_seed(args.seed)
+        network = ValueNetwork(*shape, concepts=env.spec.concepts)
+    network.to(env.kernel.stds.device)
+    return Critic(network, len(env.table.prompts), env.kernel.num_steps, args.critic_learning_rate, args.critic_buffer_iterations)
+
+
+def warm_up_critic(args: argparse.Namespace, accelerator: Accelerator, env: Environment, critic: Critic) -> dict[str, float]:
+    """Roll the base out on forget prompts, fit the critic to the returns, and say what the base's figures are."""
+    generator = generator_for(args, accelerator, WARMUP)
+    trajectory = env.collect(env.draw(env.forget_ids, args.critic_warmup_rollouts, generator), generator)
+    score = env.score_forget(trajectory)
+    observe(args, env, critic, trajectory, score.potentials)
+    critic.fit(args.critic_warmup_steps, args.critic_batch_size, generator)
+    return {"forgotten": score.forgotten.float().mean().item(), "forget_reward": score.terminal.mean().item(), "contrast": score.contrast.mean().item()}
+
+
+def observe(args: argparse.Namespace, env: Environment, critic: Critic, trajectory: Trajectory, potentials: torch.Tensor) -> None:
+    """Show the critic trajectories and what became of them."""
+    returns = discounted_returns(shaped_rewards(potentials), args.gamma)
+    critic.observe(trajectory, env.table.pooled[trajectory.prompt_ids], potentials, returns)
+
+
+def estimate_advantages(
+    args: argparse.Namespace, env: Environment, critic: Critic, trajectory: Trajectory, potentials: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Advantages (B, T), and the critic's explained variance within prompts at each step (T,)."""
+    rewards = shaped_rewards(potentials)
+    values = critic.values(trajectory, env.table.pooled[trajectory.prompt_ids], potentials)
+    advantages = generalized_advantages(rewards, values, args.gamma, args.gae_lambda)
+    returns = discounted_returns(rewards, args.gamma)
+    groups = trajectory.prompt_ids
+    explained = explained_variance(centre_within(values, groups), centre_within(returns, groups))
+    return normalize(centre_within(advantages, groups), args.advantage_clip), explained
+
+
+def update_logs(env: Environment, stats: UpdateStats, explained: torch.Tensor) -> dict[str, float]:
+    """Diagnostics of an update, as a whole and for every denoising step, under stable names."""
+    logs = {"explained_variance": explained.mean().item(), "first_ratio_deviation": stats.first_ratio_deviation, "skipped_updates": float(stats.skipped)}
+    for name in ("clip_fraction", "approx_kl", "retain_kl", "grad_norm"):
+        values = getattr(stats, name)
+        logs[name] = sum(values) / len(values)
+    for step, t in enumerate(env.kernel.timesteps[:-1].tolist()):
+        logs[f"explained_variance/t{t:04d}"] = explained[step].item()
+        if step in stats.by_step:
+            rows = torch.tensor(stats.by_step[step]).mean(dim=0).tolist()
+            logs |= dict(zip((f"ratio_mean/t{t:04d}", f"ratio_std/t{t:04d}", f"clip_fraction/t{t:04d}"), rows, strict=True))
+    return logs
+
+
+def mean_over_processes(accelerator: Accelerator, figures: dict[str, float]) -> dict[str, float]:
+    """Average figures over the processes, so that all of them decide alike."""
+    if accelerator.num_processes == 1:
+        return figures
+    values = torch.tensor(list(figures.values()), device=accelerator.device)
+    return dict(zip(figures, accelerator.reduce(values, reduction="mean").tolist(), strict=True))
+
+
+# --- pictures and results ------------------------------------------------------------------------------
+
+
+def validation_prompts(args: argparse.Namespace, env: Environment) -> list[tuple[str, bool]]:
+    """Prompts of the preview, each with whether it asks for the concept."""
+    if args.validation_prompt:
+        return [(p, p in env.spec.forget_prompts) for p in args.validation_prompt]
+    half = args.num_validation_images // 2
+    return [(p, True) for p in spread(env.spec.forget_prompts, half)] + [(p, False) for p in spread(env.spec.retain_prompts, half)]
+
+
+def spread(prompts: list[str], count: int) -> list[str]:
+    """`count` prompts at a stride prime to the length of the list, which walks through all factors of a product alike."""
+    stride = next(s for s in range(max(1, len(prompts) // max(1, count)), len(prompts) + 2) if math.gcd(s, len(prompts)) == 1)
+    return [prompts[i * stride % len(prompts)] for i in range(min(count, len(prompts)))]
+
+
+def draw_previews(args: argparse.Namespace, env: Environment, prompts: list[str]) -> list[Image.Image]:
+    """One image a prompt at a fixed seed, drawn by the pipeline as a user would call it."""
+    with evaluation_mode(env.pipe):
+        return [image for _, _, image in generate(env.pipe, prompts, [args.seed], guidance_scale=args.validation_guidance_scale, batch_size=args.train_batch_size)]
+
+
+def log_validation(
+    args: argparse.Namespace, accelerator: Accelerator, env: Environment, prompts: list[tuple[str, bool]], before: list[Image.Image], iteration: int
+) -> None:
+    """Write the preview, adapter beside base, as a picture and to tensorboard."""
+    after = draw_previews(args, env, [p for p, _ in prompts])
+    pairs = [Pair(prompt, b, a, forget) for (prompt, forget), b, a in zip(prompts, before, after, strict=True)]
+    path = args.output_dir / "previews" / f"iteration-{iteration:04d}.png"
+    before_after(pairs, path, f"Erasing {', '.join(env.spec.concepts)}: iteration {iteration}")
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.writer.add_image("validation", np.asarray(Image.open(path).convert("RGB")), iteration, dataformats="HWC")
+
+
+def choose_examination(args: argparse.Namespace, env: Environment) -> Examination:
+    """The judge of the final figures: the one named, the bundled one for the bundled base, else the teacher, marked as such.
+
+    Raises:
+        ValueError: the judge cannot be loaded or knows nothing of the concept.
+    """
+    name = args.judge_name_or_path or (canvas.JUDGE if uses_bundled_base(args) else None)
+    if name is None:
+        return TeacherExamination(env.teacher, env.spec)
+    return JudgeExamination(Judge.from_pretrained(name), env.spec.concepts, public_name(name))
+
+
+def write_results(args: argparse.Namespace, env: Environment, examination: Examination | None, progress: Progress, last: dict[str, float]) -> dict[str, Any]:
+    """Evaluate base and adapter, write `results.json`, `before_after.png` and the model card."""
+    results: dict[str, Any] = {
+        "concept": env.spec.concepts,
+        "base_model_name_or_path": public_name(args.pretrained_model_name_or_path or canvas.PIPELINE),
+        "revision": args.revision,
+    }
+    pairs: list[Pair] = []
+    if examination is not None:
+        evaluation = evaluate(env.pipe, examination, args.evaluation_seeds, guidance_scale=args.validation_guidance_scale, batch_size=args.train_batch_size)
+        results |= evaluation.results
+        pairs = evaluation.pairs
+        print(table(results))
+    settings = {k: (public_name(v) if k.endswith("name_or_path") and v else v) for k, v in vars(args).items() if k not in LOCAL_ARGUMENTS}
+    results |= {
+        "reward_model": public_name(args.reward_model_name_or_path) if args.reward_model_name_or_path else "bundled" if uses_bundled_base(args) else "trained in the run",
+        "critic_model": public_name(args.critic_model_name_or_path) if args.critic_model_name_or_path else None,
+        "forget_prompts": env.spec.forget_prompts,
+        "settings": settings,
+        "training": {k: v for k, v in asdict(progress).items() if k != "stop_count"} | {"last_iteration": last},
+    }
+    write_aside(args.output_dir / "results.json", lambda path: path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"))
+    if pairs:
+        before_after(pairs, args.output_dir / "before_after.png", f"Erasing {', '.join(env.spec.concepts)}")
+    save_model_card(results, args.output_dir)
+    return results
+
+
+LOCAL_ARGUMENTS = {"output_dir", "logging_dir", "resume_from_checkpoint", "overwrite_output_dir", "forget_prompts", "retain_prompts", "anchor_prompts", "clip_pretrained"}
+
+
+def adapter_metadata(args: argparse.Namespace, env: Environment) -> dict[str, str]:
+    """Our keys in the header of the adapter file."""
+    return {
+        "concept": json.dumps(env.spec.concepts, ensure_ascii=False),
+        "base_model_name_or_path": public_name(args.pretrained_model_name_or_path or canvas.PIPELINE),
+        "method": "critic-guided reinforcement unlearning (arXiv 2601.03213)",
+        "versions": json.dumps(versions()),
+    }
+
+
+# --- the run --------------------------------------------------------------------------------------------
+
+
+def prepare(args: argparse.Namespace) -> tuple[Accelerator, Environment, Examination | None, torch.optim.Optimizer, Critic]:
+    """Check the arguments, load everything, and attach the adapter: all that a user can get wrong happens here.
+
+    Raises:
+        ValueError: something named is missing or does not fit; nothing has been written then.
+    """
+    create_output_dir(args)
+    project = ProjectConfiguration(project_dir=str(args.output_dir), logging_dir=str(args.output_dir / args.logging_dir))
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision, log_with=None if args.report_to == "none" else args.report_to, project_config=project
+    )
+    logging.basicConfig(format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    if not accelerator.is_local_main_process:
+        transformers.utils.logging.set_verbosity_error()
+        diffusers.utils.logging.set_verbosity_error()
+    set_seed(args.seed)
+    if args.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+    weight_dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+    env = build_environment(args, accelerator.device, weight_dtype)
+    examination = choose_examination(args, env) if args.evaluation_seeds else None
+    critic = create_critic(args, env)
+    unet = env.pipe.unet
+    for module in (env.pipe.vae, env.pipe.text_encoder):
+        module.requires_grad_(False)
+    parameters = add_lora(unet, args.rank, args.lora_alpha, args.lora_target_modules)
+    if args.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    optimizer = accelerator.prepare(create_optimizer(args, parameters))
+    return accelerator, env, examination, optimizer, critic
+
+
+def train(args: argparse.Namespace, accelerator: Accelerator, env: Environment, examination: Examination | None, optimizer: Any, critic: Critic) -> dict[str, Any]:
+    """The loop: roll out, score, judge, estimate advantages, update, refresh the critic; then save, evaluate, write the card."""
+    unet = env.pipe.unet
+    config = UpdateConfig(
+        clip_range=args.clip_range,
+        kl_coef=args.kl_coef,
+        target_kl=args.target_kl,
+        inner_epochs=args.inner_epochs,
+        batch_size=args.train_batch_size,
+        retain_batch_size=args.retain_batch_size,
+        accumulation=args.gradient_accumulation_steps,
+        timestep_fraction=args.train_timestep_fraction,
+        masked_steps=args.masked_steps,
+        guidance_scale=args.guidance_scale,
+        max_grad_norm=args.max_grad_norm,
+    )
+    lr_scheduler = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_iterations)
+    accelerator.init_trackers("train_unlearn_lora", config={k: v for k, v in vars(args).items() if isinstance(v, int | float | str)})
+
+    with base_policy(unet):
+        retain, base = measure_base(args, accelerator, env, critic)
+        prompts = validation_prompts(args, env)
+        before = draw_previews(args, env, [p for p, _ in prompts]) if accelerator.is_main_process and args.validation_steps else []
+    brake = Brake(base["retain_reward"], base["contrast"], args.max_retain_drop, args.max_retain_kl)
+    stop = StopSignal(args.target_unlearning_accuracy, args.patience)
+    rollouts = args.retain_rollouts + args.critic_warmup_rollouts
+    progress = Progress(images=rollouts, unet_samples=2 * env.kernel.num_steps * rollouts)
+    good = lora_state(unet)
+
+    if args.resume_from_checkpoint:
+        groups, numbers = load_checkpoint(args.output_dir, args.resume_from_checkpoint)
+        load_lora_state(unet, groups["lora"])
+        load_optimizer_tensors(optimizer, groups["optimizer"])
+        load_critic_tensors(critic, groups["critic"])
+        lr_scheduler.load_state_dict(numbers["lr_scheduler"])
+        progress, good = Progress(**numbers["progress"]), groups["good"]
+        stop.reached = progress.stop_count
+        logger.info(f"Resuming after iteration {progress.iteration}")
+
+    log_start(accelerator, env, base)
+    bar = tqdm(total=args.max_train_iterations, initial=progress.iteration, desc="Iterations", disable=not accelerator.is_local_main_process)
+    while True:
+        started = time.perf_counter()
+        iteration = progress.iteration
+        trajectory, score, logs = measure_policy(args, accelerator, env, iteration)
+        progress.images += args.images_per_iteration + args.retain_batch_size
+        progress.unet_samples += 2 * env.kernel.num_steps * (args.images_per_iteration + args.retain_batch_size)
+
+        reason = brake.reason(logs["retain_reward"], progress.retain_kl, logs["contrast"])
+        if reason:
+            progress.brakes += 1
+            logger.warning(f"Brake: {reason}; back to the last good state at half the learning rate.")
+            load_lora_state(unet, good)
+            lr_scheduler.base_lrs = [lr / 2 for lr in lr_scheduler.base_lrs]
+            for group in optimizer.param_groups:
+                group["lr"] /= 2
+            progress.retain_kl = 0.0
+        else:
+            good = lora_state(unet)
+        progress.stopped_by = why_stop(args, progress, reason is None and stop.update(logs["forgotten"]))
+        progress.stop_count = stop.reached
+        if progress.stopped_by:
+            accelerator.log(logs, step=iteration)
+            break
+
+        advantages, explained = estimate_advantages(args, env, critic, trajectory, score.potentials)
+        if not reason:
+            generator = generator_for(args, accelerator, UPDATE, iteration)
+            stats = update_policy(unet, env.kernel, env.table, trajectory, advantages, retain, optimizer, accelerator, config, generator)
+            lr_scheduler.step()
+            progress.retain_kl = stats.retain_kl[-1]
+            progress.unet_samples += stats.unet_samples
+            logs |= update_logs(env, stats, explained) | {"learning_rate": lr_scheduler.get_last_lr()[0]}
+        observe(args, env, critic, trajectory, score.potentials)
+        logs["critic_loss"] = critic.fit(args.critic_steps, args.critic_batch_size, generator_for(args, accelerator, CRITIC, iteration))
+
+        progress.iteration += 1
+        progress.seconds += time.perf_counter() - started
+        bar.update()
+        bar.set_postfix({name: f"{logs[key]:.3g}" for name, key in BAR.items() if key in logs})
+        accelerator.log(logs, step=iteration)
+        if accelerator.is_main_process:
+            if args.validation_steps and progress.iteration % args.validation_steps == 0:
+                log_validation(args, accelerator, env, prompts, before, progress.iteration)
+            if args.checkpointing_steps and progress.iteration % args.checkpointing_steps == 0:
+                groups = {"lora": lora_state(unet), "good": good, "optimizer": optimizer_tensors(optimizer), "critic": critic_tensors(critic)}
+                numbers = {"progress": asdict(progress), "lr_scheduler": lr_scheduler.state_dict()}
+                save_checkpoint(args.output_dir, progress.iteration, groups, numbers, args.checkpoints_total_limit)
+        accelerator.wait_for_everyone()
+    bar.close()
+    logger.info(f"Stopped after {progress.iteration} iterations: {progress.stopped_by}")
+
+    results: dict[str, Any] = {}
+    if accelerator.is_main_process:
+        save_adapter(args.output_dir, unet, ADAPTER, adapter_metadata(args, env))
+        critic.network.save_pretrained(args.output_dir / "critic")
+        results = write_results(args, env, examination, progress, logs)
+        logger.info(f"Wrote {args.output_dir}: load it with pipe.load_lora_weights({str(args.output_dir)!r})")
+    accelerator.end_training()
+    return results
+
+
+BAR = {
+    "forgotten": "forgotten",
+    "forget": "forget_reward",
+    "retain": "retain_reward",
+    "kl": "retain_kl",
+    "ev": "explained_variance",
+    "clip": "clip_fraction",
+}
+"""The figures that matter, by their name in the progress bar."""
+
+
+def measure_base(args: argparse.Namespace, accelerator: Accelerator, env: Environment, critic: Critic) -> tuple[Trajectory, dict[str, float]]:
+    """Roll the base out: its retain trajectories, which the KL holds to, and its own figures; warms the critic up."""
+    generator = generator_for(args, accelerator, RETAIN)
+    retain = env.collect(env.draw(env.retain_ids, args.retain_rollouts, generator), generator)
+    score = env.score_retain(retain)
+    figures = {"retain_reward": score.reward.mean().item(), "recognised": score.recognised.float().mean().item()}
+    return retain, mean_over_processes(accelerator, figures | warm_up_critic(args, accelerator, env, critic))
+
+
+def measure_policy(args: argparse.Namespace, accelerator: Accelerator, env: Environment, iteration: int) -> tuple[Trajectory, ForgetScore, dict[str, float]]:
+    """Roll the policy out on forget prompts, to learn from, and on a few retain prompts, to watch."""
+    generator = generator_for(args, accelerator, ROLLOUT, iteration)
+    trajectory = env.collect(env.draw(env.forget_ids, args.images_per_iteration, generator), generator)
+    score = env.score_forget(trajectory)
+    check = env.score_retain(env.collect(env.draw(env.retain_ids, args.retain_batch_size, generator), generator))
+    figures = {
+        "forget_reward": score.terminal.mean().item(),
+        "forgotten": score.forgotten.float().mean().item(),
+        "contrast": score.contrast.mean().item(),
+        "retain_reward": check.reward.mean().item(),
+        "recognised": check.recognised.float().mean().item(),
+    }
+    return trajectory, score, mean_over_processes(accelerator, figures)
+
+
+def why_stop(args: argparse.Namespace, progress: Progress, target_reached: bool) -> str:
+    """The reason to end the run here, or an empty text."""
+    if target_reached:
+        return f"{100 * args.target_unlearning_accuracy:g} % of the images were free of the concept {args.patience} times running"
+    if progress.brakes > args.max_brakes:
+        return f"the brake was needed more than {args.max_brakes} times; the adapter is the last good state"
+    if progress.iteration >= args.max_train_iterations:
+        return "--max_train_iterations"
+    return ""
+
+
+def log_start(accelerator: Accelerator, env: Environment, base: dict[str, float]) -> None:
+    """Say what is about to be trained, and warn of a concept that the base does not draw."""
+    shown = 100 * (1 - base["forgotten"])
+    logger.info("***** Running training *****")
+    logger.info(f"  Concept = {', '.join(env.spec.concepts)}")
+    logger.info(f"  Forget prompts = {len(env.spec.forget_prompts)}, retain prompts = {len(env.spec.retain_prompts)}")
+    logger.info(f"  Trainable parameters = {sum(p.numel() for p in env.pipe.unet.parameters() if p.requires_grad):,}")
+    logger.info(f"  Processes = {accelerator.num_processes}, device = {accelerator.device}")
+    logger.info(f"  Base: {shown:.1f} % of its images of the concept show it, {100 * base['recognised']:.1f} % of the others their own prompt")
+    if shown < 50:
+        logger.warning(f"The base draws the concept in only {shown:.0f} % of the images that ask for it, as the teacher sees it. Is it spelled as the base knows it?")
+
+
+def main(args: argparse.Namespace) -> None:
+    with friendly_errors():
+        parts = prepare(args)
+    train(args, *parts)
+
+
+if __name__ == "__main__":
+    main(parse_args())

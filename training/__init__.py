@@ -1,0 +1,1 @@
+"""What keeps a run in hand: the stop signal, the brake, complete checkpoints."""

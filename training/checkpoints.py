@@ -1,0 +1,113 @@
+"""Training checkpoints: one safetensors file of tensors and one JSON file of numbers, complete or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from critic.critic import Critic
+from policy.trajectory import Trajectory
+
+TENSORS, NUMBERS = "state.safetensors", "state.json"
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's moments by parameter index, as a flat dictionary."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": torch.as_tensor(value) for i, moments in state.items() for name, value in moments.items()}
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Put back what `optimizer_tensors` returned."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def critic_tensors(critic: Critic) -> dict[str, torch.Tensor]:
+    """Network, optimizer, baselines and buffer of a critic."""
+    tensors = {f"network.{k}": v for k, v in critic.network.state_dict().items()}
+    tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(critic.optimizer).items()}
+    tensors |= {"baseline": critic.baseline, "seen": critic.seen, "scale": critic.scale}
+    for i, (trajectory, text, potentials, residual) in enumerate(critic.buffer):
+        entry = {"text": text, "potentials": potentials, "residual": residual} | vars(trajectory)
+        tensors |= {f"buffer.{i}.{name}": value for name, value in entry.items()}
+    return tensors
+
+
+def load_critic_tensors(critic: Critic, tensors: dict[str, torch.Tensor]) -> None:
+    """Put back what `critic_tensors` returned."""
+    critic.network.load_state_dict(_under("network.", tensors))
+    load_optimizer_tensors(critic.optimizer, _under("optimizer.", tensors))
+    critic.baseline, critic.seen, critic.scale = (tensors[name].to(critic.device) for name in ("baseline", "seen", "scale"))
+    entries: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in _under("buffer.", tensors).items():
+        index, name = key.split(".")
+        entries.setdefault(int(index), {})[name] = value.to(critic.device)
+    critic.buffer = deque(maxlen=critic.buffer.maxlen)
+    for index in sorted(entries):
+        text, potentials, residual = (entries[index].pop(name) for name in ("text", "potentials", "residual"))
+        critic.buffer.append((Trajectory(**entries[index]), text, potentials, residual))
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def save_checkpoint(output_dir: Path, iteration: int, groups: dict[str, dict[str, torch.Tensor]], numbers: dict[str, Any], total_limit: int | None) -> Path:
+    """Write `checkpoint-<iteration>` aside, rename it, and drop the oldest beyond `total_limit`."""
+    final = output_dir / f"checkpoint-{iteration}"
+    aside = output_dir / f".checkpoint-{iteration}.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    # Tensors may share memory (a slice of a batch); safetensors wants each on its own.
+    tensors = {f"{group}/{name}": tensor.detach().cpu().contiguous().clone() for group, part in groups.items() for name, tensor in part.items()}
+    save_file(tensors, aside / TENSORS)
+    (aside / NUMBERS).write_text(json.dumps(numbers | {"iteration": iteration}, indent=2) + "\n", encoding="utf-8")
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(aside, final)
+    if total_limit:
+        for old in list_checkpoints(output_dir)[:-total_limit]:
+            shutil.rmtree(old)
+    return final
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [p for p in output_dir.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit() and (p / NUMBERS).is_file()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
+
+
+def load_checkpoint(output_dir: Path, name: str) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    """Tensors by group, and numbers. `name` is a checkpoint directory, its name within `output_dir`, or "latest".
+
+    Raises:
+        ValueError: there is none of that name, or it is damaged.
+    """
+    if name == "latest":
+        found = list_checkpoints(output_dir)
+        if not found:
+            raise ValueError(f"There is no checkpoint in {output_dir} to resume from; start without --resume_from_checkpoint.")
+        directory = found[-1]
+    else:
+        directory = Path(name) if Path(name).is_dir() else output_dir / name
+    try:
+        numbers = json.loads((directory / NUMBERS).read_text(encoding="utf-8"))
+        groups: dict[str, dict[str, torch.Tensor]] = {}
+        for key, tensor in load_file(directory / TENSORS).items():
+            group, tensor_name = key.split("/", 1)
+            groups.setdefault(group, {})[tensor_name] = tensor
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"The checkpoint {directory} is missing or damaged ({error}); resume from another one.") from error
+    return groups, numbers

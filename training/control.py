@@ -1,0 +1,49 @@
+"""When to stop, and when to go back: pure decisions from the figures of an iteration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class StopSignal:
+    """Says stop once the share of forgotten images has been at the target for `patience` iterations running."""
+
+    target: float
+    patience: int
+    reached: int = 0
+
+    def update(self, forgotten: float) -> bool:
+        """`forgotten` is the share in [0, 1] of this iteration's images without the concept."""
+        self.reached = self.reached + 1 if forgotten >= self.target else 0
+        return self.reached >= self.patience
+
+
+@dataclass(frozen=True)
+class Brake:
+    """Tells forgetting from destruction, against the base model's own figures.
+
+    Attributes:
+        base_retain_reward: the base's mean reward on retain prompts (cosines).
+        base_contrast: the base's mean pixel standard deviation on forget prompts.
+        max_retain_drop: how far the retain reward may fall, as a share of the base's.
+        max_kl: bound of the KL to the base on retain states.
+        min_contrast: share of the base's contrast below which images count as blank.
+    """
+
+    base_retain_reward: float
+    base_contrast: float
+    max_retain_drop: float
+    max_kl: float
+    min_contrast: float = 0.25
+
+    def reason(self, retain_reward: float, retain_kl: float, contrast: float) -> str | None:
+        """Why the last update must be taken back, or None."""
+        floor = self.base_retain_reward - self.max_retain_drop * abs(self.base_retain_reward)
+        if not retain_reward >= floor:
+            return f"the retain reward fell to {retain_reward:.3f} (base {self.base_retain_reward:.3f})"
+        if not retain_kl <= self.max_kl:
+            return f"the KL to the base on retain prompts rose to {retain_kl:.3f} (bound {self.max_kl:g})"
+        if not contrast >= self.min_contrast * self.base_contrast:
+            return f"the images of the concept went blank (contrast {contrast:.3f}, base {self.base_contrast:.3f})"
+        return None
