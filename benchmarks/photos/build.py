@@ -1,0 +1,275 @@
+"""Train a small text-to-image pipeline on CIFAR-10 photographs: `python -m benchmarks.photos.build --data_zip cifar10.zip`.
+
+Photographs -> autoencoder -> UNet with its text encoder (the pipeline); judge; open_clip teacher.
+Judge and teacher share no photograph: each has one half of every class of the training set. Every stage
+resumes where it was interrupted; the last one says how good the result is. Trial runs with another
+`--scale` need another `--output_dir`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+
+from benchmarks.photos.data import CLASSES, SIDE, DataError, Photos, load_photos
+from canvas import models
+from evaluation.judge import Judge, to_pixels
+
+PROMPT = "a photo of a {object}"
+WORDINGS = [
+    "{object}",
+    "a {object}",
+    "the {object}",
+    "a photo of the {object}",
+    "a photo of one {object}",
+    "a photograph of a {object}",
+    "a picture of a {object}",
+    "a picture of the {object}",
+    "an image of a {object}",
+    "an image of the {object}",
+    "a small photo of a {object}",
+    "a colour photo of a {object}",
+]
+STEPS = {"autoencoder": 3000, "denoiser": 9000, "judge": 2500, "clip": 1250}
+PIPELINE_SEED, TEACHER_SEED, JUDGE_SEED = 11, 12, 13
+JUDGE_WIDTHS = (32, 64, 128, 128)
+TEACHER_SIDE = 64
+DEFAULT_GUIDANCE, OTHER_GUIDANCE = 7.5, 4.0
+
+Figures = dict[str, float | dict[str, float]]
+
+
+def prompts() -> list[str]:
+    return [PROMPT.format(object=name) for name in CLASSES]
+
+
+def _usual(size: tuple[int, ...], generator: torch.Generator) -> list[bool]:
+    return (torch.rand(size, generator=generator) < 0.75).tolist()
+
+
+def pipeline_captions(labels: torch.Tensor) -> models.Captions:
+    """The usual prompt three times in four, one of the other wordings otherwise; `labels` (N,) are the classes of the images."""
+
+    def captions(index: torch.Tensor, generator: torch.Generator) -> list[str]:
+        wording = torch.randint(len(WORDINGS), index.shape, generator=generator).tolist()
+        usual = _usual(index.shape, generator)
+        return [
+            (PROMPT if u else WORDINGS[w]).format(object=CLASSES[label]) for label, w, u in zip(labels[index].tolist(), wording, usual, strict=True)
+        ]
+
+    return captions
+
+
+def teacher_captions(labels: torch.Tensor) -> models.Captions:
+    """The same mixture, but one wording for a whole batch, so that only the class tells an image's caption from the others."""
+
+    def captions(index: torch.Tensor, generator: torch.Generator) -> list[str]:
+        wording = WORDINGS[int(torch.randint(len(WORDINGS), (), generator=generator))]
+        wording = PROMPT if _usual((1,), generator)[0] else wording
+        return [wording.format(object=CLASSES[label]) for label in labels[index].tolist()]
+
+    return captions
+
+
+def with_flips(photos: Photos) -> Photos:
+    """(2N, ...): every photograph and, after all of them, every mirror image."""
+    return Photos(torch.cat([photos.images, photos.images.flip(-1)]), photos.labels.repeat(2))
+
+
+def enlarge(images: torch.Tensor, side: int) -> torch.Tensor:
+    """(N, 3, h, w) uint8 -> (N, 3, side, side) uint8, bicubic as the teacher's own preprocessing."""
+    chunks = [F.interpolate(chunk.float(), (side, side), mode="bicubic", antialias=True).round().clamp(0, 255).byte() for chunk in images.split(1024)]
+    return torch.cat(chunks)
+
+
+def crop_and_flip(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """(B, 3, S, S) -> the same shape: each image moved by up to S/8 pixels either way (the border mirrored), every other one flipped."""
+    count, _, side, _ = x.shape
+    pad = side // 8
+    offsets = torch.randint(2 * pad + 1, (2, count, 1), generator=generator)
+    rows, columns = offsets + torch.arange(side)
+    flipped = torch.rand((count, 1), generator=generator) < 0.5
+    columns = torch.where(flipped, columns.flip(1), columns)
+    padded = F.pad(x, [pad] * 4, mode="reflect").permute(0, 2, 3, 1)
+    return padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def fast_arithmetic() -> torch.autocast:
+    """bfloat16 autocast where the processor has instructions for it (twice as fast for these convolutions), else no change."""
+    capabilities = torch.cpu.get_capabilities()
+    return torch.autocast("cpu", torch.bfloat16, enabled=bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")))
+
+
+def build_autoencoder(photos: Photos, output_dir: Path, steps: int) -> None:
+    """Train the autoencoder, keep it in work/autoencoder and the latents of all photographs and their mirror images in work/latents."""
+    images = with_flips(photos).images
+    work = output_dir / "work"
+    with fast_arithmetic():
+        vae = models.train_autoencoder(images, steps=steps, state_dir=work, seed=PIPELINE_SEED)
+    vae.save_pretrained(work / "autoencoder")
+    mean, std = models.encode(vae, images)
+    save_file({"mean": mean.contiguous(), "std": std.contiguous()}, work / "latents.safetensors")
+
+
+def build_denoiser(photos: Photos, output_dir: Path, steps: int) -> None:
+    """Train UNet and text encoder on the latents of `build_autoencoder` and write the pipeline."""
+    work = output_dir / "work"
+    if not (work / "latents.safetensors").exists():
+        raise DataError(f"{work} holds no latents: run the stage autoencoder first.")
+    latents = load_file(work / "latents.safetensors")
+    captions = pipeline_captions(with_flips(photos).labels)
+    tokenizer = models.build_tokenizer()
+    unet, text_encoder = models.train_denoiser(
+        (latents["mean"], latents["std"]), captions, tokenizer, steps=steps, state_dir=work, seed=PIPELINE_SEED
+    )
+    vae = AutoencoderKL.from_pretrained(work / "autoencoder")
+    models.save_pipeline(output_dir / "pipeline", vae, unet, text_encoder, tokenizer)
+
+
+def build_judge(photos: Photos, output_dir: Path, steps: int) -> None:
+    images, labels = photos.half(0)
+    torch.manual_seed(JUDGE_SEED)
+    judge = Judge({"object": CLASSES}, PROMPT, SIDE, JUDGE_WIDTHS)
+    with fast_arithmetic():
+        models.train_judge(
+            images,
+            {"object": labels},
+            judge,
+            steps=steps,
+            state_dir=output_dir / "work",
+            seed=JUDGE_SEED,
+            augment=crop_and_flip,
+            batch_size=128,
+            learning_rate=5e-3,
+        )
+    judge.save_pretrained(output_dir / "judge")
+
+
+def build_teacher(photos: Photos, output_dir: Path, steps: int) -> None:
+    """The teacher looks at photographs enlarged to 64 pixels, since its image tower shrinks them to a quarter at once."""
+    images, labels = photos.half(1)
+    with fast_arithmetic():
+        models.train_clip(
+            enlarge(images, TEACHER_SIDE),
+            teacher_captions(labels),
+            models.build_tokenizer(),
+            output_dir / "clip",
+            steps=steps,
+            state_dir=output_dir / "work",
+            seed=TEACHER_SEED,
+            augment=crop_and_flip,
+            width=32,
+        )
+
+
+# --- report -------------------------------------------------------------------------------------------
+
+
+def per_class(predicted: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
+    """Percentage of (N,) predictions that are right, for each class and on average over the classes."""
+    right = {name: 100 * (predicted[truth == label] == label).float().mean().item() for label, name in enumerate(CLASSES)}
+    return {name: round(value, 2) for name, value in right.items()} | {"mean": round(sum(right.values()) / len(right), 2)}
+
+
+@torch.no_grad()
+def zero_shot(clip_dir: Path, images: torch.Tensor) -> torch.Tensor:
+    """(N, 3, H, W) uint8 -> (N,) the class whose prompt the teacher finds nearest, through open_clip's own loading and preprocessing."""
+    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{clip_dir}")
+    model.eval()
+    texts = model.encode_text(open_clip.get_tokenizer(f"local-dir:{clip_dir}")(prompts()), normalize=True)
+    nearest = []
+    for chunk in tqdm(images.permute(0, 2, 3, 1).split(256), desc="zero-shot"):
+        inputs = torch.stack([preprocess(Image.fromarray(image.numpy())) for image in chunk])
+        nearest.append((model.encode_image(inputs, normalize=True) @ texts.T).argmax(-1))
+    return torch.cat(nearest)
+
+
+@torch.no_grad()
+def reconstruct(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+    """(N, 3, H, W) uint8 -> the autoencoder's reconstructions, same shape, in [-1, 1]."""
+    return torch.cat([vae(models.pixels(chunk)).sample.clamp(-1, 1) for chunk in images.split(256)])
+
+
+def generate(pipeline: StableDiffusionPipeline, guidance: float, images_per_class: int) -> list[Image.Image]:
+    """30 DDIM steps of every prompt, `images_per_class` times over; image i is of class i modulo their number."""
+    images: list[Image.Image] = []
+    for seed in tqdm(range(images_per_class), desc=f"images at guidance {guidance:g}"):
+        generator = torch.Generator().manual_seed(seed)
+        images += pipeline(prompts(), num_inference_steps=30, guidance_scale=guidance, generator=generator).images
+    return images
+
+
+def contact_sheet(images: list[Image.Image], columns: int = 16, zoom: int = 2) -> Image.Image:
+    """One row a class, the first `columns` images of it, uncurated."""
+    sheet = Image.new("RGB", (SIDE * columns, SIDE * len(CLASSES)))
+    for i, image in enumerate(images[: columns * len(CLASSES)]):
+        sheet.paste(image, (SIDE * (i // len(CLASSES)), SIDE * (i % len(CLASSES))))
+    return sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST)
+
+
+def report(test: Photos, output_dir: Path, images_per_class: int = 32) -> Figures:
+    """Judge and teacher on the test set, the autoencoder on 1,000 of it, the pipeline by the judge; contact sheets, quality.json, prompts.txt."""
+    judge = Judge.from_pretrained(output_dir / "judge")
+    pipeline = StableDiffusionPipeline.from_pretrained(output_dir / "pipeline")
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    some = Photos(*(t[:: max(1, len(test.labels) // 1000)] for t in test))
+    reconstructions = reconstruct(pipeline.vae, some.images)
+    error = ((reconstructions - models.pixels(some.images)) / 2).square().mean()
+    figures: Figures = {
+        "judge_test": per_class(judge.predict(models.pixels(test.images))["object"], test.labels),
+        "teacher_zero_shot_test": per_class(zero_shot(output_dir / "clip", test.images), test.labels),
+        "reconstruction_psnr_db": round(-10 * error.log10().item(), 2),
+        "judge_reconstructions": per_class(judge.predict(reconstructions)["object"], some.labels),
+    }
+    truth = torch.arange(len(CLASSES)).repeat(images_per_class)
+    for guidance in (DEFAULT_GUIDANCE, OTHER_GUIDANCE):
+        images = generate(pipeline, guidance, images_per_class)
+        figures[f"pipeline_guidance_{guidance:g}"] = per_class(judge.predict(to_pixels(images))["object"], truth)
+        contact_sheet(images).save(output_dir / f"contact_sheet_guidance_{guidance:g}.png")
+    (output_dir / "prompts.txt").write_text("\n".join(prompts()) + "\n")
+    (output_dir / "quality.json").write_text(json.dumps(figures, indent=2) + "\n")
+    return figures
+
+
+STAGES = {"autoencoder": build_autoencoder, "denoiser": build_denoiser, "judge": build_judge, "clip": build_teacher}
+
+
+def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.photos.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data_zip", type=Path, help="A zip with train/<class>/*.jpg and test/<class>/*.jpg. Default: the Hub, through `datasets`.")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/photos"), help="Where weights, figures and unfinished work are written.")
+    parser.add_argument("--stages", nargs="+", choices=[*STAGES, "report"], default=[*STAGES, "report"], help="Which parts to build.")
+    parser.add_argument("--scale", type=float, default=1.0, help="Multiplies the number of training steps, for a quick trial.")
+    return parser.parse_args(input_args)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the stages that were asked for; 0, or 2 after a sentence about what the user must do."""
+    try:
+        photos = load_photos(args.data_zip, args.output_dir / "work" / "photos.safetensors")
+        for stage in args.stages:
+            if stage == "report":
+                print(json.dumps(report(photos["test"], args.output_dir), indent=2))
+            else:
+                STAGES[stage](photos["train"], args.output_dir, max(20, int(STEPS[stage] * args.scale)))
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse_args()))

@@ -1,0 +1,118 @@
+"""The photographs: from a zip to tensors, what a broken zip says, and the batches made of them."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.photos import build
+from benchmarks.photos.data import CLASSES, DataError, Photos, load_photos, read_zip
+
+
+def jpeg(colour: tuple[int, int, int], side: int = 32) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), colour).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def write_zip(file: Path, train: int = 2, test: int = 1, classes: list[str] = CLASSES, side: int = 32) -> Path:
+    """Image i of class c in split s is of colour (20 * c, 100 * i, 255 for test)."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for split, count in {"train": train, "test": test}.items():
+            for name in classes:
+                archive.writestr(f"{split}/{name}/", "")
+                for i in range(count):
+                    colour = (20 * CLASSES.index(name), 100 * i, 255 * (split == "test"))
+                    archive.writestr(f"{split}/{name}/{i:04}.jpg", jpeg(colour, side))
+    return file
+
+
+def test_zip_becomes_tensors_in_order(tmp_path: Path) -> None:
+    photos = load_photos(write_zip(tmp_path / "photos.zip"), tmp_path / "work" / "cache.safetensors")
+    assert photos["train"].images.shape == (20, 3, 32, 32) and photos["train"].images.dtype == torch.uint8
+    assert photos["train"].labels.tolist() == [label for label in range(10) for _ in range(2)]
+    assert photos["test"].labels.tolist() == list(range(10))
+    for i, image in enumerate(photos["train"].images):
+        expected = torch.tensor([20.0 * (i // 2), 100.0 * (i % 2), 0.0])
+        assert (image.float().mean(dim=(1, 2)) - expected).abs().max() < 4
+    assert photos["test"].images[:, 2].float().mean() > 250
+
+
+def test_the_cache_replaces_the_zip(tmp_path: Path) -> None:
+    cache = tmp_path / "cache.safetensors"
+    first = load_photos(write_zip(tmp_path / "photos.zip"), cache)
+    second = load_photos(None, cache)
+    assert all(torch.equal(a, b) for split in first for a, b in zip(first[split], second[split], strict=True))
+
+
+def test_halves_share_no_photograph(tmp_path: Path) -> None:
+    train = read_zip(write_zip(tmp_path / "photos.zip", train=4))["train"]
+    first, second = train.half(0), train.half(1)
+    assert first.labels.tolist() == second.labels.tolist() == [label for label in range(10) for _ in range(2)]
+    together = torch.stack([first.images.view(10, 2, 3, 32, 32), second.images.view(10, 2, 3, 32, 32)], 1).reshape(train.images.shape)
+    assert torch.equal(together, train.images)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda file: None, "does not exist"),
+        (lambda file: file.write_bytes(b"no zip at all"), "cannot be read"),
+        (lambda file: file.write_bytes(write_zip(file).read_bytes()[:3000]), "cannot be read"),
+        (lambda file: write_zip(file, classes=CLASSES[:9]), "has no train photographs of truck"),
+        (lambda file: write_zip(file, side=16), "16x16"),
+    ],
+    ids=["missing", "no zip", "cut off", "a class missing", "wrong size"],
+)
+def test_bad_zip_is_one_sentence_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str], make, says: str) -> None:
+    file = tmp_path / "photos.zip"
+    make(file)
+    assert build.main(build.parse_args(["--data_zip", str(file), "--output_dir", str(tmp_path / "out")])) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert says in message and "Traceback" not in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_photograph_is_named_as_broken_zip(tmp_path: Path) -> None:
+    file = write_zip(tmp_path / "photos.zip")
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("train/cat/9999.jpg", b"no photograph")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_zip(file)
+
+
+def test_without_zip_and_datasets_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DataError, match="--data_zip"):
+        load_photos(None, tmp_path / "cache.safetensors")
+
+
+def test_captions_name_the_class_and_mostly_use_the_usual_prompt() -> None:
+    labels = torch.arange(2000) % 10
+    captions = build.pipeline_captions(labels)(torch.arange(2000), torch.Generator().manual_seed(0))
+    assert all(CLASSES[label] in caption for label, caption in zip(labels.tolist(), captions, strict=True))
+    usual = sum(caption == build.PROMPT.format(object=CLASSES[label]) for label, caption in zip(labels.tolist(), captions, strict=True))
+    assert 0.7 < usual / 2000 < 0.8
+    batch = build.teacher_captions(labels)(torch.arange(128), torch.Generator().manual_seed(0))
+    assert len(set(batch)) == 10
+
+
+def test_flips_follow_the_photographs() -> None:
+    photos = Photos(torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8), torch.tensor([4, 5, 6]))
+    both = build.with_flips(photos)
+    assert torch.equal(both.images[3:].flip(-1), photos.images) and both.labels.tolist() == [4, 5, 6, 4, 5, 6]
+
+
+def test_crop_and_flip_moves_images_within_their_bounds() -> None:
+    x = torch.arange(32.0).expand(64, 3, 32, 32)
+    moved = build.crop_and_flip(x, torch.Generator().manual_seed(0))
+    assert moved.shape == x.shape
+    rising = moved[:, 0, 0, 16] > moved[:, 0, 0, 15]
+    assert 0 < rising.sum() < 64
+    centre = moved[:, 0, 0, 16]
+    assert ((centre >= 11) & (centre <= 20)).all() and len(centre.unique()) > 5
