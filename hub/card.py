@@ -1,0 +1,247 @@
+"""The model card: what was erased, how well, how to use it and its limits, all from results.json.
+
+Concepts and settings come from users: they are escaped, so that markdown or HTML in them stays text, and local paths are cut to
+their last part.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+CARD_NAME, GRID_NAME = "README.md", "before_after.png"
+BUNDLED = "bundled canvas"
+TAGS = ["lora", "text-to-image", "diffusers", "diffusers-training", "concept-erasure", "unlearning"]
+PAPER = "[Critic-Guided Reinforcement Unlearning](https://arxiv.org/abs/2601.03213)"
+FIGURES = {
+    "UA": "unlearning accuracy: how often the judge does not find the concept where the prompt asks for it",
+    "IRA": "in-domain retain accuracy: how often it finds the other classes of the concept's kind where they are asked for",
+    "CRA": "cross-domain retain accuracy: the same for the other kinds, over all images",
+}
+LICENCES = {
+    BUNDLED: "apache-2.0",
+    "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
+    "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
+}
+
+
+def model_card(results: Mapping[str, Any], output_dir: str | Path) -> ModelCard:
+    """The card of the adapter in `output_dir`; keys that `results` lacks are left out of it.
+
+    The base is named in the metadata only if it is a Hub id, and the picture is shown only if `output_dir` holds it.
+    """
+    concepts = _listed(results.get("concept"))
+    base = str(results.get("base_model_name_or_path") or "")
+    picture = (Path(output_dir) / GRID_NAME).is_file()
+    base_id = hub_id(base)
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        base_model=base_id,
+        base_model_relation="adapter" if base_id else None,
+        license=results.get("license") or LICENCES.get(base),
+        tags=list(TAGS),
+        widget=[{"text": ", ".join(concepts) or "-", "output": {"url": GRID_NAME}}] if picture else None,
+        model_name=_file_name(output_dir),
+        eval_results=_eval_results(results),
+    )
+    erased = escape(", ".join(concepts)) or "a concept"
+    sections = [
+        f"# LoRA that erases: {erased}",
+        f"An adapter for {_base_text(base, results.get('revision'))}, trained so that it no longer draws {erased} and goes on drawing the rest.",
+        f"![Images of the base above, with the adapter below]({GRID_NAME})" if picture else "",
+        _figures_section(results),
+        _use_section(base, base_id, concepts, results, output_dir),
+        _training_section(results),
+        _limits_section(results),
+    ]
+    body = "\n\n".join(section for section in sections if section)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
+
+
+def save_model_card(results: Mapping[str, Any], output_dir: str | Path) -> Path:
+    """Write the card as README.md, complete or not at all; one that is already there is replaced."""
+    path = Path(output_dir) / CARD_NAME
+    aside = path.with_name(f".{CARD_NAME}.tmp")
+    model_card(results, output_dir).save(aside)
+    os.replace(aside, path)
+    return path
+
+
+def hub_id(name: str) -> str | None:
+    """`name` if it is a Hub id of the form owner/model and no local path, else None."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name if "/" in name and not Path(name).exists() else None
+
+
+def escape(text: str) -> str:
+    """One line of text that markdown and HTML leave alone."""
+    return re.sub(r"([\\`*_\[\]|~#!$])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _figures_section(results: Mapping[str, Any]) -> str:
+    base, adapter = results.get("base") or {}, results.get("adapter") or {}
+    names = [name for name in FIGURES if base.get(name) is not None or adapter.get(name) is not None]
+    if not names:
+        return ""
+    rows = [[label, *(_cell(side, name) for name in names)] for label, side in (("base", base), ("with this adapter", adapter))]
+    seeds = _listed(results.get("seeds"))
+    judge = f"Judge: {escape(str(results.get('judge') or 'unknown'))}."
+    if len(seeds) > 1:
+        judge += f" Mean over {len(seeds)} seeds ({', '.join(seeds)}); ± is the 95 % interval over seeds."
+    elif seeds:
+        judge += f" One seed ({seeds[0]})."
+    return "\n".join(
+        [
+            "## Results",
+            "",
+            _table(["percent", *names], rows),
+            "",
+            judge,
+            "",
+            *(f"- {name}, {FIGURES[name]}" for name in names),
+        ]
+    )
+
+
+def _use_section(base: str, base_id: str | None, concepts: Sequence[str], results: Mapping[str, Any], output_dir: str | Path) -> str:
+    revision = results.get("revision")
+    given = f", revision={json.dumps(revision)}" if base_id and revision else ""
+    prompt = json.dumps(concepts[0] if concepts else "a prompt", ensure_ascii=False)
+    if base == BUNDLED:
+        header, source = ["import canvas  # in the root of this project's repository"], "canvas.PIPELINE"
+    elif base_id:
+        header, source = [], json.dumps(base_id)
+    else:
+        header, source = [], json.dumps("path/to/the/base/pipeline")
+    code = [
+        "import torch",
+        "from diffusers import DiffusionPipeline",
+        *header,
+        "",
+        f"pipe = DiffusionPipeline.from_pretrained({source}{given})",
+        f"pipe.load_lora_weights({json.dumps(_shown_path(output_dir))})  # this folder, or its id on the Hub",
+        f"image = pipe({prompt}, generator=torch.Generator().manual_seed(0)).images[0]",
+        "",
+        "name = pipe.get_active_adapters()[0]",
+        "pipe.set_adapters(name, 0.5)  # weaker; 0.0 gives the base's images back, bit for bit",
+        "pipe.unload_lora_weights()  # removes it",
+    ]
+    return "\n".join(["## Use", "", "```python", *code, "```"])
+
+
+def _training_section(results: Mapping[str, Any]) -> str:
+    training = results.get("training") or {}
+    facts = {
+        "iterations": training.get("iterations"),
+        "images drawn": training.get("images"),
+        "UNet samples": training.get("unet_samples"),
+        "seconds": training.get("seconds"),
+        "stopped by": training.get("stopped_by"),
+        "reward model": results.get("reward_model"),
+        "critic model": results.get("critic_model"),
+        "versions": ", ".join(f"{name} {number}" for name, number in (results.get("versions") or {}).items()),
+    }
+    settings = {f"--{name}": value for name, value in (results.get("settings") or {}).items() if "token" not in name}
+    rows = [[escape(name), _value(value)] for name, value in (facts | settings).items() if value not in (None, "", [])]
+    text = (
+        "Critic-guided reinforcement learning: denoising is a decision process, rewarded for images in which a CLIP model no longer finds the "
+        "concept while other images stay as they were; a critic that values noisy latents says which steps earned it. Only the LoRA is trained. "
+        f"After {PAPER}."
+    )
+    return "\n".join(["## How it was trained", "", text, *(["", _table(["", ""], rows)] if rows else [])])
+
+
+def _limits_section(results: Mapping[str, Any]) -> str:
+    limits = [
+        "Whoever holds the weights can unload an adapter: it keeps a service from drawing a concept, but takes nothing out of a model that is "
+        "given away.",
+        "Fine-tuning, textual inversion or a roundabout prompt may bring the concept back; the figures above are about plain prompts.",
+        "What is close to the concept may suffer with it; look at the picture as well as at the means.",
+    ]
+    if str(results.get("judge") or "").startswith("teacher"):
+        limits.append("The figures come from the CLIP model that was also the reward. They are not independent and flatter the adapter.")
+    return "\n".join(["## Limits", "", *(f"- {limit}" for limit in limits)])
+
+
+def _eval_results(results: Mapping[str, Any]) -> list[EvalResult] | None:
+    judge, adapter = results.get("judge") or "unknown", results.get("adapter") or {}
+    found = [
+        EvalResult(
+            task_type="text-to-image",
+            dataset_type="prompts",
+            dataset_name=f"prompts of the judge: {judge}",
+            metric_type=name.lower(),
+            metric_name=f"{name} in percent, judged by {judge}",
+            metric_value=adapter[name],
+        )
+        for name in FIGURES
+        if adapter.get(name) is not None
+    ]
+    return found or None
+
+
+def _base_text(base: str, revision: str | None) -> str:
+    if base == BUNDLED:
+        return "the pipeline bundled with this project (the canvas)"
+    if hub_id(base):
+        return f"[{escape(base)}](https://huggingface.co/{base})" + (f" at revision {escape(revision)}" if revision else "")
+    return f"a local pipeline ({escape(_file_name(base))})" if base else "a Stable Diffusion pipeline"
+
+
+def _cell(side: Mapping[str, Any], name: str) -> str:
+    if side.get(name) is None:
+        return "–"
+    ci95 = (side.get("ci95") or {}).get(name)
+    return f"{side[name]:.2f}" + ("" if ci95 is None else f" ± {ci95:.2f}")
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(_value(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return escape(_without_path(str(value)))
+
+
+def _without_path(text: str) -> str:
+    prefix = "local-dir:" if text.startswith("local-dir:") else ""
+    path = text.removeprefix(prefix)
+    local = path.startswith(("/", "~", ".")) or PureWindowsPath(path).drive or ("/" in path and Path(path).exists())
+    return prefix + _file_name(path) if local else text
+
+
+def _file_name(path: str | Path) -> str:
+    """The last part of a local path, whichever system wrote it."""
+    return PureWindowsPath(Path(path).resolve() if isinstance(path, Path) or path.startswith(".") else path).name or "adapter"
+
+
+def _shown_path(path: str | Path) -> str:
+    """Relative to the working directory if it lies below it, else its last part."""
+    resolved = Path(path).resolve()
+    below = resolved.is_relative_to(Path.cwd()) and resolved != Path.cwd()
+    return resolved.relative_to(Path.cwd()).as_posix() if below else resolved.name
+
+
+def _listed(value: object) -> list[str]:
+    if value is None:
+        return []
+    return [str(item) for item in value] if isinstance(value, list | tuple) else [str(value)]
