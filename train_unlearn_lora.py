@@ -96,7 +96,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kl_coef", type=float, default=1.0, help="Weight of the KL to the base on retain prompts.")
     parser.add_argument("--retain_rollouts", type=int, default=128, help="Rollouts of the base on retain prompts that the KL is taken on.")
     parser.add_argument("--retain_batch_size", type=int, default=32, help="Retain states beside every batch of an update, and retain images judged an iteration.")
-    parser.add_argument("--max_retain_drop", type=float, default=0.1, help="Brake: how far the retain reward may fall, as a share of the base's.")
+    parser.add_argument("--max_retain_drop", type=float, default=0.1, help="Brake: how far the retain reward may fall below the base's, in cosine units.")
     parser.add_argument("--max_retain_kl", type=float, default=0.3, help="Brake: bound of the KL to the base on retain states.")
     parser.add_argument("--max_brakes", type=int, default=3, help="How often the brake may return to the last good state before the run ends there.")
 
@@ -193,7 +193,8 @@ def warm_up_critic(args: argparse.Namespace, accelerator: Accelerator, env: Envi
     trajectory = env.collect(env.draw(env.forget_ids, args.critic_warmup_rollouts, generator), generator)
     score = env.score_forget(trajectory)
     observe(args, env, critic, trajectory, score.potentials)
-    critic.fit(args.critic_warmup_steps, args.critic_batch_size, generator)
+    # A critic that was given is trained already; only its per-prompt baselines belong to this run.
+    critic.fit(0 if args.critic_model_name_or_path else args.critic_warmup_steps, args.critic_batch_size, generator)
     return {"forgotten": score.forgotten.float().mean().item(), "forget_reward": score.terminal.mean().item(), "contrast": score.contrast.mean().item()}
 
 

@@ -26,7 +26,7 @@ class Brake:
     Attributes:
         base_retain_reward: the base's mean reward on retain prompts (cosines).
         base_contrast: the base's mean pixel standard deviation on forget prompts.
-        max_retain_drop: how far the retain reward may fall, as a share of the base's.
+        max_retain_drop: how far the retain reward may fall below the base's, in cosine units.
         max_kl: bound of the KL to the base on retain states.
         min_contrast: share of the base's contrast below which images count as blank.
     """
@@ -39,8 +39,7 @@ class Brake:
 
     def reason(self, retain_reward: float, retain_kl: float, contrast: float) -> str | None:
         """Why the last update must be taken back, or None."""
-        floor = self.base_retain_reward - self.max_retain_drop * abs(self.base_retain_reward)
-        if not retain_reward >= floor:
+        if not retain_reward >= self.base_retain_reward - self.max_retain_drop:
             return f"the retain reward fell to {retain_reward:.3f} (base {self.base_retain_reward:.3f})"
         if not retain_kl <= self.max_kl:
             return f"the KL to the base on retain prompts rose to {retain_kl:.3f} (bound {self.max_kl:g})"

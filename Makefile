@@ -1,0 +1,33 @@
+# A newcomer needs two of these: `make demo` and `make test`. Both set the environment up first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test lint canvas clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Erases a style from the bundled pipeline and writes the adapter, the results and the before/after picture to runs/demo.
+demo: install
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		train_unlearn_lora.py --concept "Van Gogh style" --output_dir runs/demo --overwrite_output_dir
+	@echo "Look at runs/demo/before_after.png; the figures are in runs/demo/results.json."
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+
+# Rebuilds the bundled world from its seeds: about an hour and a half on two cores.
+canvas: install
+	$(BIN)/python -m canvas.build
+
+clean:
+	rm -rf $(VENV) runs
