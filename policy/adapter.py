@@ -19,8 +19,10 @@ def add_lora(unet: UNet2DConditionModel, rank: int, alpha: float, target_modules
     The adapter starts as the identity (B = 0), so the first rollouts are the base model's own.
 
     Raises:
-        ValueError: no module of that name, so that nothing would be trained.
+        ValueError: the rank is not positive, or no module is of that name, so that nothing would be trained.
     """
+    if rank < 1:
+        raise ValueError(f"--rank must be at least 1 (got {rank}).")
     unet.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=target_modules)
     try:
