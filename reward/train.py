@@ -30,7 +30,8 @@ def base_samples(
     pipe: StableDiffusionPipeline, prompts: list[str], count: int, num_inference_steps: int, guidance_scale: float, batch_size: int, seed: int
 ) -> torch.Tensor:
     """Latents (count, C, h, w) that the base draws for the prompts in turn, half of them by stochastic sampling."""
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    # DDIMScheduler would clip x_0 to [-1, 1] wherever the base's own scheduler (Euler, DPM-Solver) has no word on it.
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=pipe.scheduler.config.get("clip_sample", False))
     latents = []
     for i, start in enumerate(tqdm(range(0, count, batch_size), desc="base samples")):
         batch = [prompts[j % len(prompts)] for j in range(start, min(start + batch_size, count))]
