@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: a random Stable Diffusion pipeline small enough to draw in milliseconds."""
+"""Fixtures shared by all tests: random Stable Diffusion pipelines small enough to draw in milliseconds, and reward predictors for them."""
 
 from __future__ import annotations
 
@@ -9,31 +9,34 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 
 from canvas.models import build_scheduler, build_text_encoder, build_tokenizer
+from reward.predictor import RewardPredictor
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another
 
+TINY_PROMPTS = [f"a {thing} image in {style} style" for style in ("Van Gogh", "Mosaic", "Neon") for thing in ("cat", "car", "tree")]
+"""What the tiny reward predictors say their base draws."""
 
-@pytest.fixture(scope="session")
-def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline of random weights: 16 x 16 images, 4 x 8 x 8 latents, text of width 16."""
+
+def save_random_pipeline(directory: Path, latent_size: int, text_width: int) -> None:
+    """A pipeline of random weights: 4-channel latents, images twice as large."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
-    text_encoder = build_text_encoder(tokenizer, width=16)
+    text_encoder = build_text_encoder(tokenizer, width=text_width)
     vae = AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         latent_channels=4,
         norm_num_groups=4,
-        sample_size=16,
+        sample_size=2 * latent_size,
     )
     unet = UNet2DConditionModel(
-        sample_size=8,
+        sample_size=latent_size,
         block_out_channels=(8, 16),
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=16,
+        cross_attention_dim=text_width,
         attention_head_dim=4,
         norm_num_groups=4,
     )
@@ -47,6 +50,42 @@ def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    directory = tmp_path_factory.mktemp("pipeline")
     pipe.save_pretrained(directory, safe_serialization=True)
+
+
+def save_random_reward(directory: Path, latent_size: int) -> None:
+    """A reward predictor of random weights that speaks the bundled CLIP's embeddings."""
+    torch.manual_seed(1)
+    RewardPredictor(4, latent_size, 64, width=8, condition_dim=16, prompts=TINY_PROMPTS).save_pretrained(directory)
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 x 16 images, 4 x 8 x 8 latents, text of width 16."""
+    directory = tmp_path_factory.mktemp("pipeline")
+    save_random_pipeline(directory, latent_size=8, text_width=16)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_reward_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward predictor for the latents of `tiny_pipeline_dir`."""
+    directory = tmp_path_factory.mktemp("reward")
+    save_random_reward(directory, latent_size=8)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def wide_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another world: 32 x 32 images, 4 x 16 x 16 latents, text of width 24."""
+    directory = tmp_path_factory.mktemp("wide_pipeline")
+    save_random_pipeline(directory, latent_size=16, text_width=24)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def wide_reward_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward predictor for the latents of `wide_pipeline_dir`."""
+    directory = tmp_path_factory.mktemp("wide_reward")
+    save_random_reward(directory, latent_size=16)
     return directory

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from small_policy import Policy
+
+from policy.rollout import step_mean
+from policy.trajectory import Trajectory
+from policy.update import UpdateConfig, UpdateStats, update_policy
+
+FORGET, RETAIN = torch.tensor([0, 1, 0, 1]), torch.tensor([2, 2, 2, 2])
+
+
+def update(
+    policy: Policy, trajectory: Trajectory, advantages: torch.Tensor, retain: Trajectory, optimizer: torch.optim.Optimizer, **changes: Any
+) -> UpdateStats:
+    settings: dict[str, Any] = {
+        "clip_range": 0.2,
+        "kl_coef": 0.0,
+        "target_kl": math.inf,
+        "inner_epochs": 1,
+        "batch_size": len(trajectory),
+        "retain_batch_size": len(retain),
+        "accumulation": 100,
+        "timestep_fraction": 1.0,
+        "masked_steps": 1,
+        "guidance_scale": 5.0,
+        "max_grad_norm": 1.0,
+    }
+    accelerator = Accelerator(cpu=True)
+    generator = torch.Generator().manual_seed(0)
+    return update_policy(
+        policy.unet,
+        policy.kernel,
+        policy.table,
+        trajectory,
+        advantages,
+        retain,
+        accelerator.prepare(optimizer),
+        accelerator,
+        UpdateConfig(**(settings | changes)),
+        generator,
+    )
+
+
+def sgd(policy: Policy, learning_rate: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(policy.parameters, lr=learning_rate)
+
+
+@torch.no_grad()
+def log_probs(policy: Policy, trajectory: Trajectory) -> torch.Tensor:
+    """(B, T) under the policy as it is now."""
+    embeds = policy.table.embeds[trajectory.prompt_ids]
+    return torch.stack(
+        [
+            policy.kernel.log_prob(
+                trajectory.latents[:, step + 1],
+                step_mean(policy.unet, policy.kernel, trajectory.latents[:, step], step, embeds, policy.table.negative, 5.0),
+                step,
+            )
+            for step in range(policy.kernel.num_steps)
+        ],
+        dim=1,
+    )
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)], ids=str)
+def test_the_ratio_is_exactly_1_until_something_moves(policy: Policy, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    """Over all steps and two batches, in the base's and the storage's precision alike: a learning rate of 0 keeps it so."""
+    base, storage = dtypes
+    for p in policy.unet.parameters():
+        if not p.requires_grad:
+            p.data = p.data.to(base)
+    assert policy.unet.dtype == base
+    trajectory = Trajectory.cat([policy.sample(FORGET, seed, storage_dtype=storage) for seed in (1, 2)])
+    retain = policy.sample(RETAIN, 3, storage_dtype=storage)
+    stats = update(policy, trajectory, torch.randn(8, 5), retain, sgd(policy, 0.0), batch_size=4, masked_steps=0, inner_epochs=2, accumulation=2)
+    assert (stats.first_ratio_deviation, stats.first_clip_fraction) == (0.0, 0.0)
+    assert set(stats.by_step) == set(range(5)) and all(row == (1.0, 0.0, 0.0) for rows in stats.by_step.values() for row in rows)
+    assert all(kl == 0.0 for kl in stats.approx_kl) and all(clip == 0.0 for clip in stats.clip_fraction)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_step_moves_the_log_prob_of_a_sample_with_its_advantage(policy: Policy, sign: float) -> None:
+    trajectory = policy.sample(FORGET[:1])
+    update(policy, trajectory, torch.full((1, 5), sign), policy.sample(RETAIN), sgd(policy, 0.003), masked_steps=0)
+    change = (log_probs(policy, trajectory) - trajectory.log_probs).sum()
+    assert sign * change > 1e-6
+
+
+def test_the_better_of_two_samples_gains_on_the_worse(policy: Policy) -> None:
+    trajectory = policy.sample(FORGET[:2])
+    update(policy, trajectory, torch.tensor([[1.0], [-1.0]]).expand(2, 5), policy.sample(RETAIN), sgd(policy, 0.003), masked_steps=0)
+    change = (log_probs(policy, trajectory) - trajectory.log_probs).sum(dim=1)
+    assert change[0] > change[1]
+
+
+def test_nothing_moves_without_advantage_and_kl(policy: Policy) -> None:
+    before = [p.detach().clone() for p in policy.parameters]
+    optimizer = torch.optim.AdamW(policy.parameters, lr=0.1, weight_decay=0.0)
+    update(policy, policy.sample(FORGET), torch.zeros(4, 5), policy.sample(RETAIN), optimizer, accumulation=1)
+    assert all(torch.equal(p, b) for p, b in zip(policy.parameters, before, strict=True))
+
+
+def test_the_kl_to_the_base_starts_at_zero_and_pulls_a_moved_adapter_back(policy: Policy) -> None:
+    trajectory, retain = policy.sample(FORGET), policy.sample(RETAIN)
+    at_base = update(policy, trajectory, torch.zeros(4, 5), retain, sgd(policy, 0.0), kl_coef=1.0)
+    assert max(at_base.retain_kl) < 1e-9
+    policy.move()
+    stats = update(policy, trajectory, torch.zeros(4, 5), retain, torch.optim.Adam(policy.parameters, lr=0.03), kl_coef=1.0, inner_epochs=6, accumulation=4)
+    assert stats.retain_kl[0] > 1e-4
+    assert sum(stats.retain_kl[-3:]) < 0.5 * sum(stats.retain_kl[:3])
+
+
+def test_only_the_adapter_moves(policy: Policy) -> None:
+    before = {name: p.detach().clone() for name, p in policy.unet.named_parameters()}
+    update(policy, policy.sample(FORGET), torch.randn(4, 5), policy.sample(RETAIN), sgd(policy, 0.1), kl_coef=1.0)
+    moved = {name for name, p in policy.unet.named_parameters() if not torch.equal(p, before[name])}
+    assert moved and all("lora_" in name for name in moved)
+    assert all(p.grad is None for p in policy.unet.parameters())
+
+
+def test_masked_steps_are_never_trained_and_a_fraction_is_a_fraction(policy: Policy) -> None:
+    trajectory, retain, advantages = policy.sample(FORGET), policy.sample(RETAIN), torch.randn(4, 5)
+    stats = update(policy, trajectory, advantages, retain, sgd(policy, 0.0), masked_steps=2, inner_epochs=3)
+    assert {step: len(rows) for step, rows in stats.by_step.items()} == {0: 3, 1: 3, 2: 3}
+    stats = update(policy, trajectory, advantages, retain, sgd(policy, 0.0), batch_size=2, timestep_fraction=0.5)
+    assert sum(len(rows) for rows in stats.by_step.values()) == 2 * 2  # two batches, two of four steps each
+
+
+def test_terms_are_gathered_into_optimizer_steps_and_counted(policy: Policy) -> None:
+    stats = update(policy, policy.sample(FORGET), torch.randn(4, 5), policy.sample(RETAIN), sgd(policy, 0.0), kl_coef=1.0, accumulation=3, inner_epochs=2)
+    assert [len(values) for values in (stats.grad_norm, stats.approx_kl, stats.clip_fraction, stats.retain_kl)] == [3] * 4  # 8 terms
+    assert stats.unet_samples == 8 * (2 * 4 + 2 * 4)
+
+
+def test_the_gradient_is_clipped_and_its_norm_before_that_is_kept(policy: Policy) -> None:
+    before = [p.detach().clone() for p in policy.parameters]
+    stats = update(policy, policy.sample(FORGET), torch.randn(4, 5), policy.sample(RETAIN), sgd(policy, 1.0), max_grad_norm=1e-3)
+    moved = math.sqrt(sum((p - b).square().sum().item() for p, b in zip(policy.parameters, before, strict=True)))
+    assert stats.grad_norm[0] > 2e-3
+    assert moved == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_the_inner_loop_stops_once_the_policy_has_gone_too_far(policy: Policy) -> None:
+    trajectory, retain = policy.sample(FORGET), policy.sample(RETAIN)
+    stats = update(policy, trajectory, torch.randn(4, 5), retain, sgd(policy, 5.0), accumulation=1, inner_epochs=20, target_kl=1e-3)
+    assert stats.stopped_early and len(stats.approx_kl) < 80
+    assert stats.approx_kl[-1] > 1e-3 and all(kl <= 1e-3 for kl in stats.approx_kl[:-1])
+
+
+def test_a_gradient_that_is_no_number_is_skipped(policy: Policy) -> None:
+    before = [p.detach().clone() for p in policy.parameters]
+    stats = update(policy, policy.sample(FORGET), torch.full((4, 5), math.nan), policy.sample(RETAIN), sgd(policy, 0.1), accumulation=2)
+    assert stats.skipped == len(stats.grad_norm) > 0
+    assert all(torch.equal(p, b) for p, b in zip(policy.parameters, before, strict=True))
