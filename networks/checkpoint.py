@@ -40,8 +40,8 @@ class Checkpoint(nn.Module):
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         tensors = {k: (v.to(dtype) if dtype and v.is_floating_point() else v).contiguous().cpu() for k, v in self.state_dict().items()}
-        write_aside(directory / WEIGHTS_NAME, lambda path: save_file(tensors, path))
         text = json.dumps({"kind": self.kind, **self.config}, indent=2, ensure_ascii=False) + "\n"
+        write_aside(directory / WEIGHTS_NAME, lambda path: save_file(tensors, path))
         write_aside(directory / CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
 
     @classmethod
