@@ -23,6 +23,7 @@ from evaluation.metrics import FIGURES, HEADLINE, summarize
 
 BUNDLED_PIPELINE, BUNDLED_JUDGE = "bundled canvas", "bundled canvas judge"
 
+
 @dataclass
 class Evaluation:
     """What was found: `results` goes to results.json as it is, `pairs` to the before/after grid."""
@@ -137,7 +138,7 @@ def grid_title(results: Mapping[str, Any]) -> str:
     erased = concept if isinstance(concept, str) else ", ".join(concept)
     base, adapter = results["base"], results["adapter"]
     figures = [f"{name} {base[name]:.1f} → {adapter[name]:.1f}" for name in HEADLINE if base.get(name) is not None and adapter.get(name) is not None]
-    return f"Erased: {erased}\n{'   '.join(figures)}   (percent, base → adapter; judge: {results['judge']})"
+    return f"Erased: {erased}\n{' · '.join(figures)} (percent, base → adapter; judge: {results['judge']})"
 
 
 def _side(examination: Examination, verdicts: Mapping[int, list[Any]]) -> dict[str, Any]:

@@ -53,9 +53,7 @@ def test_results_table_and_grid(adapter_dir: Path, base: list[str], tmp_path: Pa
     assert (tmp_path / "out" / "before_after.png").stat().st_size < 500_000
 
 
-def test_in_memory_evaluation_finds_the_same(
-    adapter_dir: Path, base: list[str], tiny_pipeline_dir: Path, tiny_judge: Judge, tmp_path: Path
-) -> None:
+def test_in_memory_evaluation_finds_the_same(adapter_dir: Path, base: list[str], tiny_pipeline_dir: Path, tiny_judge: Judge, tmp_path: Path) -> None:
     results = run(adapter_dir, tmp_path / "out", *base)
     pipe = load_pipeline(tiny_pipeline_dir)
     load_adapter(pipe, adapter_dir)
@@ -71,9 +69,7 @@ def test_scale_zero_is_the_base(adapter_dir: Path, base: list[str], tmp_path: Pa
     assert results["adapter"] == results["base"]
 
 
-def test_an_adapter_that_does_nothing_is_noticed(
-    adapter_dir: Path, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_adapter_that_does_nothing_is_noticed(adapter_dir: Path, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = adapter_dir / "pytorch_lora_weights.safetensors"
     save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(path).items()}, path)
     run(adapter_dir, tmp_path / "out", *base, "--concept", "cat")
@@ -113,9 +109,7 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int
     return stop.value.code, capsys.readouterr().err
 
 
-def test_user_errors(
-    adapter_dir: Path, base: list[str], tiny_pipeline_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_user_errors(adapter_dir: Path, base: list[str], tiny_pipeline_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     full, empty = tmp_path / "full", tmp_path / "empty"
     for directory in (full, empty):
         directory.mkdir()
