@@ -7,6 +7,7 @@ from pathlib import Path
 import open_clip
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
 
 
@@ -37,7 +38,7 @@ class Teacher:
         try:
             model, _, preprocess = open_clip.create_model_and_transforms(clip_model, pretrained=clip_pretrained, device=device)
             tokenizer = open_clip.get_tokenizer(clip_model)
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
+        except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
             raise ValueError(f"The CLIP model {clip_model} could not be loaded: {str(error).splitlines()[0]}") from error
         return cls(model.float(), preprocess, tokenizer, clip_model)
 
