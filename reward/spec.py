@@ -17,6 +17,8 @@ WORDINGS = ["{concept}", "a picture of {concept}", "an image of {concept}", "a p
 """Forget prompts for a concept that none of the known prompts names."""
 COMMON_SHARE = 0.5
 """A word found in more than this share of the known prompts does not tell a concept from anything else."""
+FUNCTION_WORDS = {"a", "an", "the", "of", "in", "by", "on", "with", "and", "or", "for", "to"}
+"""These never do: "the cat" is found in prompts that say "a cat"."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def words(text: str) -> list[str]:
 def distinctive_words(concept: str, corpus: list[str]) -> set[str]:
     """The words of the concept that set it apart in the corpus; all of them if none does."""
     counts = Counter(w for text in corpus for w in set(words(text)))
-    return {w for w in words(concept) if counts[w] <= COMMON_SHARE * len(corpus)} or set(words(concept))
+    return {w for w in words(concept) if w not in FUNCTION_WORDS and counts[w] <= COMMON_SHARE * len(corpus)} or set(words(concept))
 
 
 def contains_concept(text: str, concept: str, corpus: list[str]) -> bool:
