@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -47,7 +49,7 @@ def test_widths_bring_the_latent_down_to_four_at_most(side: int) -> None:
     for _ in widths[1:]:
         last = (last + 1) // 2
     assert last <= 4 and 2 * last * 2 > min(side, 8) // 2
-    assert widths[0] == 16 and all(b in (2 * a, 64) for a, b in zip(widths, widths[1:], strict=False)) and max(widths) <= 64
+    assert widths[0] == 16 and all(b in (2 * a, 64) for a, b in pairwise(widths)) and max(widths) <= 64
     assert FiLMTrunk(4, widths, 8)(torch.randn(1, 4, side, side), torch.randn(1, 8)).isfinite().all()
 
 

@@ -33,7 +33,8 @@ def test_before_an_update_the_ratio_is_exactly_1_and_the_gradient_that_of_reinfo
     old = torch.randn(5)
     log_prob, advantage = old.clone().requires_grad_(), torch.randn(5)
     surrogate = clipped_surrogate(log_prob, old, advantage, clip_range=1e-4, dim=256)
-    assert (surrogate.ratio_mean.item(), surrogate.ratio_std.item(), surrogate.clip_fraction.item(), surrogate.approx_kl.item()) == (1.0, 0.0, 0.0, 0.0)
+    assert (surrogate.ratio_mean.item(), surrogate.ratio_std.item()) == (1.0, 0.0)
+    assert (surrogate.clip_fraction.item(), surrogate.approx_kl.item()) == (0.0, 0.0)
     surrogate.loss.backward()
     torch.testing.assert_close(log_prob.grad, -advantage / 5 * 16)
 

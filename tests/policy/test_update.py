@@ -111,7 +111,8 @@ def test_the_kl_to_the_base_starts_at_zero_and_pulls_a_moved_adapter_back(policy
     at_base = update(policy, trajectory, torch.zeros(4, 5), retain, sgd(policy, 0.0), kl_coef=1.0)
     assert max(at_base.retain_kl) < 1e-9
     policy.move()
-    stats = update(policy, trajectory, torch.zeros(4, 5), retain, torch.optim.Adam(policy.parameters, lr=0.03), kl_coef=1.0, inner_epochs=6, accumulation=4)
+    adam = torch.optim.Adam(policy.parameters, lr=0.03)
+    stats = update(policy, trajectory, torch.zeros(4, 5), retain, adam, kl_coef=1.0, inner_epochs=6, accumulation=4)
     assert stats.retain_kl[0] > 1e-4
     assert sum(stats.retain_kl[-3:]) < 0.5 * sum(stats.retain_kl[:3])
 
@@ -133,7 +134,8 @@ def test_masked_steps_are_never_trained_and_a_fraction_is_a_fraction(policy: Pol
 
 
 def test_terms_are_gathered_into_optimizer_steps_and_counted(policy: Policy) -> None:
-    stats = update(policy, policy.sample(FORGET), torch.randn(4, 5), policy.sample(RETAIN), sgd(policy, 0.0), kl_coef=1.0, accumulation=3, inner_epochs=2)
+    trajectory, retain = policy.sample(FORGET), policy.sample(RETAIN)
+    stats = update(policy, trajectory, torch.randn(4, 5), retain, sgd(policy, 0.0), kl_coef=1.0, accumulation=3, inner_epochs=2)
     assert [len(values) for values in (stats.grad_norm, stats.approx_kl, stats.clip_fraction, stats.retain_kl)] == [3] * 4  # 8 terms
     assert stats.unet_samples == 8 * (2 * 4 + 2 * 4)
 
