@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
 from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 
@@ -25,7 +26,7 @@ def load_pipeline(
         pipe = DiffusionPipeline.from_pretrained(
             str(name_or_path), revision=revision, variant=variant, torch_dtype=torch_dtype, use_safetensors=True, safety_checker=None
         )
-    except (OSError, ValueError, HFValidationError, AttributeError, TypeError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, HFValidationError, AttributeError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"The pipeline {name_or_path} could not be loaded (a diffusers directory or Hub id with safetensors): {reason}") from error
     if not isinstance(pipe, StableDiffusionPipeline):
