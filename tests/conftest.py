@@ -60,6 +60,11 @@ def save_random_reward(directory: Path, latent_size: int) -> None:
 
 
 @pytest.fixture(scope="session")
+def tiny_prompts() -> list[str]:
+    return TINY_PROMPTS
+
+
+@pytest.fixture(scope="session")
 def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """16 x 16 images, 4 x 8 x 8 latents, text of width 16."""
     directory = tmp_path_factory.mktemp("pipeline")

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from environment.base import check_window, decode, encode_prompts, load_pipeline, sample_size
+from environment.errors import friendly_errors
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_pipeline_dir: Path) -> StableDiffusionPipeline:
+    return load_pipeline(tiny_pipeline_dir)
+
+
+def test_prompts_are_encoded_as_the_pipeline_does(pipe: StableDiffusionPipeline) -> None:
+    prompts = ["a cat", "a tree image in Van Gogh style", "été"]
+    expected = torch.cat([pipe.encode_prompt(p, "cpu", 1, False)[0] for p in prompts])
+    encoded = encode_prompts(pipe, prompts, batch_size=2)
+    assert encoded.shape == (3, pipe.tokenizer.model_max_length, 16)
+    torch.testing.assert_close(encoded, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_latents_are_decoded_as_the_pipeline_does(pipe: StableDiffusionPipeline) -> None:
+    pipe.vae.register_to_config(scaling_factor=0.37)
+    latents = pipe(["a cat"] * 3, num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="latent").images
+    images = pipe(["a cat"] * 3, num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt").images
+    pixels = decode(pipe.vae, latents, batch_size=2)
+    assert pixels.shape == (3, 3, 16, 16) and pixels.abs().max() <= 1
+    torch.testing.assert_close((pixels + 1) / 2, images, atol=1e-4, rtol=0)
+
+
+def test_sample_size_is_the_latents_side(pipe: StableDiffusionPipeline) -> None:
+    assert sample_size(pipe) == 8
+
+
+def test_a_text_fits_up_to_the_last_token(pipe: StableDiffusionPipeline) -> None:
+    window = pipe.tokenizer.model_max_length
+    words = next(n for n in range(1, 100) if len(pipe.tokenizer("a " * n, truncation=False).input_ids) == window)
+    check_window(pipe.tokenizer, "a " * words)
+    with pytest.raises(ValueError, match=f"needs {window + 1} tokens .* holds {window}"):
+        check_window(pipe.tokenizer, "a " * (words + 1))
+    with pytest.raises(ValueError) as caught:
+        check_window(pipe.tokenizer, "word " * 1000)
+    assert len(str(caught.value)) < 250
+    with pytest.raises(ValueError, match="use fewer words"):
+        encode_prompts(pipe, ["a cat", "word " * 1000])
+
+
+def test_a_directory_without_a_pipeline_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no model_index\.json"):
+        load_pipeline(tmp_path)
+
+
+def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="could not be loaded") as caught:
+        load_pipeline(tmp_path / "absent" / "pipeline")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pipeline_of_another_class_is_refused(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "pipeline"
+    shutil.copytree(tiny_pipeline_dir, directory)
+    index = json.loads((directory / "model_index.json").read_text())
+    index["_class_name"] = "DDPMPipeline"
+    kept = ("_class_name", "_diffusers_version", "unet", "scheduler")
+    (directory / "model_index.json").write_text(json.dumps({k: v for k, v in index.items() if k in kept}))
+    with pytest.raises(ValueError, match="DDPMPipeline"):
+        load_pipeline(directory)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_damaged_weights_are_refused(part: str, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "pipeline"
+    shutil.copytree(tiny_pipeline_dir, directory)
+    path = next((directory / part).glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match="could not be loaded") as caught:
+        load_pipeline(directory)
+    assert "\n" not in str(caught.value)
+
+
+def test_pickled_weights_are_not_read(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "pipeline"
+    shutil.copytree(tiny_pipeline_dir, directory)
+    path = next((directory / "unet").glob("*.safetensors"))
+    path.rename(path.with_name("diffusion_pytorch_model.bin"))
+    with pytest.raises(ValueError, match="could not be loaded"):
+        load_pipeline(directory)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (ValueError("the concept is empty"), 2, "error: the concept is empty"),
+        (OSError(28, "No space left on device", "/full/file"), 1, "error: No space left on device: /full/file"),
+        (KeyboardInterrupt(), 130, "--resume_from_checkpoint latest"),
+    ],
+)
+def test_errors_of_users_and_disks_are_one_sentence(error: BaseException, code: int, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught, friendly_errors():
+        raise error
+    assert caught.value.code == code
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1
+
+
+def test_our_own_mistakes_keep_their_traceback() -> None:
+    with pytest.raises(TypeError), friendly_errors():
+        raise TypeError("a bug")

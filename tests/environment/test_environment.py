@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+
+import canvas
+from environment.arguments import add_environment_arguments, build_environment
+from environment.base import decode
+from environment.environment import Environment
+from networks.checkpoint import CheckpointError
+from reward.predictor import RewardPredictor
+
+CPU = torch.device("cpu")
+
+
+def arguments(*given: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_environment_arguments(parser)
+    return parser.parse_args([*given, "--num_inference_steps", "3", "--train_batch_size", "4"])
+
+
+@pytest.fixture(scope="module")
+def base(tiny_pipeline_dir: Path) -> list[str]:
+    return ["--pretrained_model_name_or_path", str(tiny_pipeline_dir), "--clip_model", f"local-dir:{canvas.CLIP}"]
+
+
+@pytest.fixture(scope="module")
+def env(base: list[str], tiny_reward_dir: Path) -> Environment:
+    return build_environment(arguments("--concept", "Van Gogh style", *base, "--reward_model_name_or_path", str(tiny_reward_dir)), CPU)
+
+
+def test_the_concept_alone_divides_the_rewards_prompts(env: Environment, tiny_prompts: list[str]) -> None:
+    assert env.spec.forget_prompts == [p for p in tiny_prompts if "Van Gogh" in p]
+    assert env.table.prompts == env.spec.forget_prompts + env.spec.retain_prompts and sorted(env.table.prompts) == sorted(tiny_prompts)
+    assert env.forget_ids.tolist() == [0, 1, 2] and env.retain_ids.tolist() == [3, 4, 5, 6, 7, 8]
+    assert env.table.embeds.shape == (9, 32, 16) and env.table.negative.shape == (1, 32, 16)
+    assert env.kernel.num_steps == 3
+    assert not any(p.requires_grad for p in env.predictor.parameters())
+
+
+def test_prompts_are_drawn_evenly(env: Environment) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for count in (1, 3, 7, 12):
+        counts = env.draw(env.retain_ids, count, generator).bincount(minlength=9)
+        assert counts.sum() == count and counts[:3].sum() == 0
+        assert counts[3:].max() - counts[3:].min() <= 1
+    first = {tuple(env.draw(env.retain_ids, 2, generator).tolist()) for _ in range(20)}
+    assert len(first) > 3  # the remainder is drawn at random
+
+
+def test_a_collection_holds_its_prompts_in_batches(env: Environment) -> None:
+    sizes: list[int] = []
+    handle = env.pipe.unet.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0]) // 2))
+    ids = torch.tensor([0, 1, 2, 0, 1, 2])
+    trajectory = env.collect(ids, torch.Generator().manual_seed(0))
+    handle.remove()
+    assert torch.equal(trajectory.prompt_ids, ids)
+    assert sizes == [4, 4, 4, 2, 2, 2]
+
+
+def test_the_finished_image_is_scored_by_the_teacher_and_the_rest_by_the_predictor(env: Environment) -> None:
+    trajectory = env.collect(torch.tensor([0, 1, 2]), torch.Generator().manual_seed(0))
+    score = env.score_forget(trajectory)
+    rows = trajectory.prompt_ids
+    clean = env.teacher.encode_images(decode(env.pipe.vae, trajectory.latents[:, -1]))
+    torch.testing.assert_close(score.potentials[:, -1], env.reward.margin(clean[:, None], rows).squeeze(1))
+    assert torch.equal(score.terminal, score.potentials[:, -1])
+    for step in range(3):
+        embeddings = env.predictor(trajectory.latents[:, step], trajectory.timesteps[step].expand(3))
+        torch.testing.assert_close(score.potentials[:, step], env.reward.margin(embeddings[:, None], rows).squeeze(1), atol=1e-5, rtol=1e-4)
+    nearest = (clean @ env.prompt_text.T).argmax(-1)
+    for i, prompt in enumerate(env.spec.forget_prompts):
+        if env.table.prompts[nearest[i]] == prompt:
+            assert not score.forgotten[i]
+        if env.table.prompts[nearest[i]] in env.spec.anchors[i]:
+            assert score.forgotten[i]
+
+
+def test_images_of_one_colour_have_no_contrast(env: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    trajectory = env.collect(torch.tensor([0, 1]), torch.Generator().manual_seed(0))
+    assert (env.score_forget(trajectory).contrast > 0.05).all()
+    orange = torch.nn.Conv2d(8, 3, 3, padding=1)
+    torch.nn.init.zeros_(orange.weight)
+    orange.bias.data = torch.tensor([0.9, -0.9, 0.1])
+    monkeypatch.setitem(env.pipe.vae.decoder._modules, "conv_out", orange)
+    assert (env.score_forget(trajectory).contrast < 1e-4).all()
+
+
+def test_retained_images_are_scored_against_their_own_prompt(env: Environment) -> None:
+    trajectory = env.collect(env.retain_ids, torch.Generator().manual_seed(0))
+    score = env.score_retain(trajectory)
+    images = env.teacher.encode_images(decode(env.pipe.vae, trajectory.latents[:, -1]))
+    cosines = images @ env.teacher.encode_text(env.table.prompts).T
+    torch.testing.assert_close(score.reward, cosines[torch.arange(6), env.retain_ids])
+    assert score.recognised.tolist() == (cosines.argmax(dim=1) == env.retain_ids).tolist()
+
+
+def test_prompt_files_replace_what_the_concept_would_give(base: list[str], tiny_reward_dir: Path, tmp_path: Path) -> None:
+    given: list[str] = []
+    for name, text in (("forget", "my kitten\nyour cat\n"), ("retain", "a dog\n# none\na cow\n"), ("anchor", "an animal\n")):
+        (tmp_path / name).write_text(text)
+        given += [f"--{name}_prompts", str(tmp_path / name)]
+    env = build_environment(arguments("--concept", "cat", *base, "--reward_model_name_or_path", str(tiny_reward_dir), *given), CPU)
+    assert env.table.prompts == ["my kitten", "your cat", "a dog", "a cow"]
+    assert env.spec.anchors == [["an animal"]] * 2
+    torch.testing.assert_close(env.reward.target, env.teacher.encode_text(["my kitten", "your cat"]))
+
+
+def test_a_reward_can_be_trained_first(base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import environment.arguments as module
+
+    train = module.train_predictor
+    monkeypatch.setattr(module, "train_predictor", lambda *a, **k: train(*a, **k, num_images=8, steps=2, train_batch_size=4, width=8))
+    (tmp_path / "retain").write_text("a tree\na car\n")
+    env = build_environment(arguments("--concept", "cat", *base, "--train_reward", "--retain_prompts", str(tmp_path / "retain")), CPU)
+    assert env.spec.retain_prompts == ["a tree", "a car"] and any("cat" in p for p in env.spec.forget_prompts)
+    assert env.score_forget(env.collect(env.forget_ids[:2], torch.Generator().manual_seed(0))).potentials.isfinite().all()
+    with pytest.raises(ValueError, match="--retain_prompts"):
+        build_environment(arguments("--concept", "cat", *base, "--train_reward"), CPU)
+
+
+def test_a_base_without_a_reward_says_how_to_train_one(base: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"python -m reward\.train") as caught:
+        build_environment(arguments("--concept", "cat", *base), CPU)
+    assert base[1] in str(caught.value) and "--train_reward" in str(caught.value)
+    with pytest.raises(ValueError, match="--clip_model"):
+        build_environment(arguments("--concept", "cat", *base[:2]), CPU)
+
+
+def test_a_reward_for_other_latents_is_refused(base: list[str], wide_reward_dir: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"4x16x16 latents.*4x8x8"):
+        build_environment(arguments("--concept", "cat", *base, "--reward_model_name_or_path", str(wide_reward_dir)), CPU)
+
+
+def test_a_reward_of_another_clip_is_refused(base: list[str], tiny_prompts: list[str], tmp_path: Path) -> None:
+    RewardPredictor(4, 8, 32, width=8, condition_dim=16, prompts=tiny_prompts).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"length 32.*of 64"):
+        build_environment(arguments("--concept", "cat", *base, "--reward_model_name_or_path", str(tmp_path)), CPU)
