@@ -301,6 +301,7 @@ def write_results(args: argparse.Namespace, env: Environment, examination: Exami
         pairs = evaluation.pairs
         print(table(results))
     settings = {k: (public_name(v) if k.endswith("name_or_path") and v else v) for k, v in vars(args).items() if k not in LOCAL_ARGUMENTS}
+    settings["clip_model"] = args.clip_model and public_name(args.clip_model.removeprefix("local-dir:"))
     results |= {
         "reward_model": public_name(args.reward_model_name_or_path) if args.reward_model_name_or_path else "bundled" if uses_bundled_base(args) else "trained in the run",
         "critic_model": public_name(args.critic_model_name_or_path) if args.critic_model_name_or_path else None,
