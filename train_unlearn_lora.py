@@ -399,6 +399,8 @@ def train(args: argparse.Namespace, accelerator: Accelerator, env: Environment, 
         load_optimizer_tensors(optimizer, groups["optimizer"])
         load_critic_tensors(critic, groups["critic"])
         lr_scheduler.load_state_dict(numbers["lr_scheduler"])
+        for group in optimizer.param_groups:
+            group["lr"] = numbers["learning_rate"]
         progress, good = Progress(**numbers["progress"]), groups["good"]
         stop.reached = progress.stop_count
         logger.info(f"Resuming after iteration {progress.iteration}")
@@ -450,7 +452,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, env: Environment, 
                 log_validation(args, accelerator, env, prompts, before, progress.iteration)
             if args.checkpointing_steps and progress.iteration % args.checkpointing_steps == 0:
                 groups = {"lora": lora_state(unet), "good": good, "optimizer": optimizer_tensors(optimizer), "critic": critic_tensors(critic)}
-                numbers = {"progress": asdict(progress), "lr_scheduler": lr_scheduler.state_dict()}
+                numbers = {"progress": asdict(progress), "lr_scheduler": lr_scheduler.state_dict(), "learning_rate": optimizer.param_groups[0]["lr"]}
                 save_checkpoint(args.output_dir, progress.iteration, groups, numbers, args.checkpoints_total_limit)
         accelerator.wait_for_everyone()
     bar.close()
