@@ -339,6 +339,10 @@ def prepare(args: argparse.Namespace) -> tuple[Accelerator, Environment, Examina
         ValueError: something named is missing or does not fit; nothing has been written then.
     """
     create_output_dir(args)
+    if args.masked_steps >= args.num_inference_steps:
+        raise ValueError(f"--masked_steps {args.masked_steps} leaves none of the {args.num_inference_steps} denoising steps to train.")
+    if args.resume_from_checkpoint:
+        load_checkpoint(args.output_dir, args.resume_from_checkpoint)  # one that is missing or damaged is refused here
     project = ProjectConfiguration(project_dir=str(args.output_dir), logging_dir=str(args.output_dir / args.logging_dir))
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision, log_with=None if args.report_to == "none" else args.report_to, project_config=project
