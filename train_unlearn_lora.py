@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 import math
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,7 +48,15 @@ from networks.checkpoint import CheckpointError, write_aside
 from policy.adapter import ADAPTER, add_lora, base_policy, load_lora_state, lora_state
 from policy.trajectory import Trajectory
 from policy.update import UpdateConfig, UpdateStats, update_policy
-from training.checkpoints import critic_tensors, load_checkpoint, load_critic_tensors, load_optimizer_tensors, optimizer_tensors, save_checkpoint
+from training.checkpoints import (
+    critic_tensors,
+    list_checkpoints,
+    load_checkpoint,
+    load_critic_tensors,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+)
 from training.control import Brake, StopSignal
 
 logger = get_logger(__name__)
@@ -408,6 +417,9 @@ def train(args: argparse.Namespace, accelerator: Accelerator, env: Environment, 
         progress, good = Progress(**numbers["progress"]), groups["good"]
         stop.reached = progress.stop_count
         logger.info(f"Resuming after iteration {progress.iteration}")
+    elif accelerator.is_main_process:
+        for stale in list_checkpoints(args.output_dir):  # of a run that is being overwritten
+            shutil.rmtree(stale)
 
     log_start(accelerator, env, base)
     bar = tqdm(total=args.max_train_iterations, initial=progress.iteration, desc="Iterations", disable=not accelerator.is_local_main_process)
