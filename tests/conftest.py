@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 
 from canvas.models import build_scheduler, build_text_encoder, build_tokenizer
@@ -57,6 +59,13 @@ def save_random_reward(directory: Path, latent_size: int) -> None:
     """A reward predictor of random weights that speaks the bundled CLIP's embeddings."""
     torch.manual_seed(1)
     RewardPredictor(4, latent_size, 64, width=8, condition_dim=16, prompts=TINY_PROMPTS).save_pretrained(directory)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> Iterator[None]:
+    """Accelerate remembers device and precision for the whole process; one test's choice must not be the next one's."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,394 @@
+"""The script from arguments to files, on random pipelines; what each part does is tested in its own folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import canvas
+import train_unlearn_lora as script
+from critic.network import ValueNetwork
+from evaluation.judge import Judge
+from policy.update import UpdateStats
+
+ADAPTER = "pytorch_lora_weights.safetensors"
+QUICK = {
+    "num_inference_steps": 4,
+    "train_batch_size": 4,
+    "images_per_iteration": 6,
+    "max_train_iterations": 2,
+    "gradient_accumulation_steps": 1,
+    "masked_steps": 1,
+    "rank": 2,
+    "retain_rollouts": 6,
+    "retain_batch_size": 3,
+    "critic_warmup_rollouts": 6,
+    "critic_warmup_steps": 3,
+    "critic_steps": 3,
+    "critic_batch_size": 16,
+    "critic_buffer_iterations": 2,
+    "validation_steps": 0,
+    "evaluation_seeds": None,
+    "checkpointing_steps": 0,
+    "report_to": "none",
+    # Random pictures are neither forgotten nor retained: nothing stops or brakes unless a test says so.
+    "target_unlearning_accuracy": 1.1,
+    "max_retain_drop": 10.0,
+    "max_retain_kl": 1e9,
+}
+
+
+@pytest.fixture
+def arguments(tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path) -> Callable[..., argparse.Namespace]:
+    """Arguments of a quick run; a list is several values, None none, True a flag, False leaves the argument out."""
+
+    def make(**changes: Any) -> argparse.Namespace:
+        named = {
+            "concept": "Van Gogh style",
+            "pretrained_model_name_or_path": tiny_pipeline_dir,
+            "reward_model_name_or_path": tiny_reward_dir,
+            "clip_model": f"local-dir:{canvas.CLIP}",
+            "output_dir": tmp_path / "out",
+        }
+        line: list[str] = []
+        for name, value in (named | QUICK | changes).items():
+            if value is False:
+                continue
+            line.append(f"--{name}")
+            if value is not None and value is not True:
+                line += [str(v) for v in value] if isinstance(value, list) else [str(value)]
+        return script.parse_args(line)
+
+    return make
+
+
+def adapter(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / ADAPTER)
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def pictures(pipe: StableDiffusionPipeline) -> np.ndarray:
+    pipe.set_progress_bar_config(disable=True)
+    prompts, generator = ["a cat image in Van Gogh style", "a tree"], torch.Generator().manual_seed(0)
+    return pipe(prompts, num_inference_steps=3, generator=generator, output_type="np").images
+
+
+def assert_works_in_a_stock_pipeline(base: Path, directory: Path) -> None:
+    """It loads, changes the pictures, and at scale 0 gives the base's back bit for bit."""
+    expected = pictures(StableDiffusionPipeline.from_pretrained(base))
+    pipe = StableDiffusionPipeline.from_pretrained(base)
+    pipe.load_lora_weights(directory)
+    (name,) = pipe.get_active_adapters()
+    changed = pictures(pipe)
+    assert np.isfinite(changed).all() and np.abs(changed - expected).max() > 1e-3
+    pipe.set_adapters(name, 0.0)
+    assert np.array_equal(pictures(pipe), expected)
+
+
+# --- a whole run ------------------------------------------------------------------------------------------
+
+
+def test_a_whole_run_writes_all_that_is_promised(arguments: Callable[..., argparse.Namespace], tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    pictures = {"validation_steps": 1, "num_validation_images": 4, "evaluation_seeds": [0, 1]}
+    script.main(arguments(**pictures, checkpointing_steps=1, checkpoints_total_limit=1, report_to="tensorboard"))
+    out = tmp_path / "out"
+    assert {p.name for p in out.iterdir()} >= {ADAPTER, "results.json", "before_after.png", "README.md", "critic", "previews", "logs", "checkpoint-2"}
+    assert not (out / "checkpoint-1").exists()  # --checkpoints_total_limit
+    assert not list(out.rglob("*.tmp")) and not list(out.rglob("*.bin")) and not list(out.rglob("*.pt"))
+
+    results = json.loads((out / "results.json").read_text())
+    assert results["concept"] == ["Van Gogh style"] and results["seeds"] == [0, 1]
+    for side in ("base", "adapter"):
+        assert 0 <= results[side]["UA"] <= 100 and 0 <= results[side]["IRA"] <= 100 and "CRA" in results[side]
+    assert "not independent" in results["judge"]  # no judge was named: the teacher, marked as such
+    assert results["training"]["iteration"] == 2 and results["training"]["stopped_by"] == "--max_train_iterations"
+    assert results["settings"]["rank"] == 2
+    for shared in ("results.json", "README.md"):
+        text = (out / shared).read_text()
+        assert str(tmp_path.parent) not in text and str(tiny_pipeline_dir.parent) not in text and str(canvas.CLIP) not in text
+
+    with Image.open(out / "before_after.png") as picture:
+        assert min(picture.size) > 50
+    assert sorted(p.name for p in (out / "previews").iterdir()) == ["iteration-0001.png", "iteration-0002.png"]
+    ValueNetwork.from_pretrained(out / "critic")
+    with safe_open(out / ADAPTER, "pt") as file:
+        header = file.metadata()
+    assert json.loads(header["concept"]) == ["Van Gogh style"]
+    assert_works_in_a_stock_pipeline(tiny_pipeline_dir, out)
+
+    events = EventAccumulator(str(next((out / "logs").rglob("events.out.tfevents.*")).parent)).Reload()
+    of_rollouts = {"forget_reward", "retain_reward", "forgotten"}
+    of_updates = {"retain_kl", "explained_variance", "clip_fraction", "grad_norm", "approx_kl", "critic_loss"}
+    assert of_rollouts | of_updates <= set(events.Tags()["scalars"])
+    assert [e.value for e in events.Scalars("first_ratio_deviation")] == [0.0, 0.0]
+    assert "validation" in events.Tags()["images"]
+
+
+def test_another_world_works_with_the_same_command(
+    arguments: Callable[..., argparse.Namespace], wide_pipeline_dir: Path, wide_reward_dir: Path, tmp_path: Path
+) -> None:
+    """4 x 16 x 16 latents and text of width 24; an object this time, and its prompts from files."""
+    (tmp_path / "retain").write_text("a tree\na car\n")
+    args = arguments(
+        pretrained_model_name_or_path=wide_pipeline_dir,
+        reward_model_name_or_path=wide_reward_dir,
+        concept=["cat", "dragons"],
+        retain_prompts=tmp_path / "retain",
+        max_train_iterations=1,
+        lora_alpha=4,
+    )
+    script.main(args)
+    assert_works_in_a_stock_pipeline(wide_pipeline_dir, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["concept"] == ["cat", "dragons"]
+
+
+def test_a_judge_that_is_named_gives_the_figures(arguments: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
+    domains = {"style": ["Van Gogh", "Mosaic"], "object": ["cat", "car"]}
+    Judge(domains, "a {object} image in {style} style", 16, widths=(4, 8)).save_pretrained(tmp_path / "judge")
+    script.main(arguments(judge_name_or_path=tmp_path / "judge", evaluation_seeds=0, max_train_iterations=1))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert "teacher" not in results["judge"]
+    assert all(isinstance(results[side][name], float) for side in ("base", "adapter") for name in ("UA", "IRA", "CRA"))
+
+
+def test_no_evaluation_seeds_skip_the_figures_but_not_the_files(arguments: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
+    script.main(arguments(max_train_iterations=1))
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= {ADAPTER, "results.json", "README.md"}
+    assert "base" not in json.loads((tmp_path / "out" / "results.json").read_text())
+
+
+def test_a_run_is_a_function_of_its_seed(arguments: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
+    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
+        script.main(arguments(output_dir=tmp_path / name, seed=seed, max_train_iterations=1))
+    assert same(adapter(tmp_path / "first"), adapter(tmp_path / "again"))
+    assert not same(adapter(tmp_path / "first"), adapter(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_the_first_ratio_is_exactly_1_in_every_iteration(
+    precision: str, arguments: Callable[..., argparse.Namespace], tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the script as a whole: batches that do not divide the images, half precision, gradient checkpointing."""
+    seen: list[UpdateStats] = []
+    update = script.update_policy
+
+    def recorded(*args: Any, **kwargs: Any) -> UpdateStats:
+        seen.append(update(*args, **kwargs))
+        return seen[-1]
+
+    monkeypatch.setattr(script, "update_policy", recorded)
+    script.main(arguments(mixed_precision=precision, gradient_checkpointing=precision == "bf16"))
+    assert [(s.first_ratio_deviation, s.first_clip_fraction) for s in seen] == [(0.0, 0.0)] * 2
+    assert all(norm > 0 for s in seen for norm in s.grad_norm)
+    assert {t.dtype for t in adapter(tmp_path / "out").values()} == {torch.float32}
+
+
+# --- stop and brake -----------------------------------------------------------------------------------------
+
+
+def test_it_stops_once_the_target_was_held(arguments: Callable[..., argparse.Namespace]) -> None:
+    args = arguments(target_unlearning_accuracy=0.0, patience=2, max_train_iterations=9)
+    results = script.train(args, *script.prepare(args))
+    assert results["training"]["iteration"] == 1 and "2 times running" in results["training"]["stopped_by"]
+
+
+def test_the_brake_returns_to_the_last_good_state(
+    arguments: Callable[..., argparse.Namespace], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No KL at all is allowed, so every update is taken back and the adapter ends as the identity it began as."""
+    args = arguments(max_retain_kl=0.0, max_brakes=1, max_train_iterations=9)
+    results = script.train(args, *script.prepare(args))
+    assert results["training"]["brakes"] == 2 and "brake" in results["training"]["stopped_by"]
+    assert "the KL to the base on retain prompts rose" in caplog.text
+    assert all(t.abs().max() == 0 for name, t in adapter(tmp_path / "out").items() if "lora_B" in name or "lora.up" in name)
+
+
+def test_blank_pictures_and_lost_retention_brake_too(arguments: Callable[..., argparse.Namespace], caplog: pytest.LogCaptureFixture) -> None:
+    args = arguments(max_retain_drop=-10.0, max_brakes=0)
+    assert "brake" in script.train(args, *script.prepare(args))["training"]["stopped_by"]
+    assert "the retain reward fell" in caplog.text
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_is_the_run_that_was_never_interrupted(arguments: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
+    script.main(arguments(output_dir=tmp_path / "whole"))
+    script.main(arguments(max_train_iterations=1, checkpointing_steps=1))
+    first = adapter(tmp_path / "out")
+    script.main(arguments(resume_from_checkpoint="latest"))
+    assert not same(adapter(tmp_path / "out"), first)
+    assert same(adapter(tmp_path / "out"), adapter(tmp_path / "whole"))
+    assert same(load_file(tmp_path / "out" / "critic" / "model.safetensors"), load_file(tmp_path / "whole" / "critic" / "model.safetensors"))
+    resumed, whole = (json.loads((tmp_path / name / "results.json").read_text())["training"] for name in ("out", "whole"))
+    assert all(resumed[key] == whole[key] for key in ("iteration", "images", "unet_samples", "last_iteration"))
+
+
+@pytest.mark.parametrize("changes", [{"lr_scheduler": "linear"}, {"max_retain_kl": 0.0}], ids=["a learning rate that falls", "after a brake"])
+def test_a_killed_run_goes_on_at_its_learning_rate(
+    changes: dict[str, Any], arguments: Callable[..., argparse.Namespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = changes | {"max_train_iterations": 3}
+    script.main(arguments(output_dir=tmp_path / "whole", checkpointing_steps=3, **settings))
+    measure = script.measure_policy
+
+    def killed(args: argparse.Namespace, accelerator: Any, env: Any, iteration: int) -> Any:
+        if iteration == 2:
+            raise KeyboardInterrupt
+        return measure(args, accelerator, env, iteration)
+
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
+        patch.setattr(script, "measure_policy", killed)
+        script.main(arguments(checkpointing_steps=1, **settings))
+    script.main(arguments(checkpointing_steps=3, resume_from_checkpoint="latest", **settings))
+    for name in ("whole", "out"):
+        assert (tmp_path / name / "checkpoint-3").is_dir()
+    assert same(*(load_file(tmp_path / name / "checkpoint-3" / "state.safetensors") for name in ("whole", "out")))
+
+
+def test_overwriting_a_run_leaves_none_of_its_checkpoints(arguments: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
+    """A later --resume_from_checkpoint latest must not find the older run."""
+    script.main(arguments(checkpointing_steps=1, checkpoints_total_limit=2))
+    script.main(arguments(checkpointing_steps=1, checkpoints_total_limit=2, max_train_iterations=1, seed=5, overwrite_output_dir=True))
+    assert [p.name for p in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_a_critic_that_is_given_is_used(arguments: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    network = ValueNetwork(4, 8, 16, width=16, condition_dim=32)
+    network.save_pretrained(tmp_path / "critic")
+    args = arguments(critic_model_name_or_path=tmp_path / "critic", max_train_iterations=1, critic_steps=0)
+    script.main(args)
+    used = ValueNetwork.from_pretrained(tmp_path / "out" / "critic")
+    assert all(torch.equal(p, q) for p, q in zip(used.parameters(), network.parameters(), strict=True))
+
+
+# --- bad input ------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def made_critic(path: Path, *shape: int) -> Path:
+    ValueNetwork(*shape, width=8, condition_dim=16).save_pretrained(path)
+    return path
+
+
+BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
+    "a concept longer than the window": (lambda tmp: {"concept": "extraordinarily " * 40}, "use fewer words"),
+    "an empty concept": (lambda tmp: {"concept": ""}, "The concept is empty"),
+    "a concept of spaces": (lambda tmp: {"concept": ["cat", "  "]}, "The concept is empty"),
+    "a concept of punctuation": (lambda tmp: {"concept": "?!"}, "The concept is empty"),
+    "a base that is no pipeline": (lambda tmp: {"pretrained_model_name_or_path": tmp}, "no model_index.json"),
+    "a base that is not there": (lambda tmp: {"pretrained_model_name_or_path": tmp / "absent" / "base"}, "could not be loaded"),
+    "a base without a CLIP": (lambda tmp: {"clip_model": False}, "--clip_model"),
+    "a base without a reward": (lambda tmp: {"reward_model_name_or_path": False}, "python -m reward.train"),
+    "a CLIP that is not there": (lambda tmp: {"clip_model": f"local-dir:{tmp}/clip"}, "holds no open_clip model"),
+    "a CLIP that is a pickle": (lambda tmp: {"clip_model": "ViT-B-32", "clip_pretrained": tmp / "clip.pt"}, "pickle"),
+    "a reward that is not there": (lambda tmp: {"reward_model_name_or_path": tmp / "absent" / "reward"}, "neither a local directory"),
+    "a critic for other latents": (lambda tmp: {"critic_model_name_or_path": made_critic(tmp / "critic", 4, 16, 16)}, "critic.train"),
+    "a critic for another text encoder": (lambda tmp: {"critic_model_name_or_path": made_critic(tmp / "critic", 4, 8, 24)}, "critic.train"),
+    "a prompt file that is not there": (lambda tmp: {"forget_prompts": tmp / "absent.txt"}, "absent.txt"),
+    "a prompt file without prompts": (lambda tmp: {"retain_prompts": write(tmp / "none.txt", "# nothing\n")}, "holds no prompt"),
+    "a prompt longer than the window": (lambda tmp: {"retain_prompts": write(tmp / "long.txt", "word " * 99)}, "use fewer words"),
+    "nothing left to retain": (lambda tmp: {"concept": "image style"}, "--retain_prompts"),
+    "a judge that does not know the concept": (
+        lambda tmp: {"judge_name_or_path": canvas.JUDGE, "concept": "dragon", "evaluation_seeds": 0},
+        "The judge knows no class",
+    ),
+    "modules that are not there": (lambda tmp: {"lora_target_modules": "no_such_module"}, "--lora_target_modules"),
+    "a rank of 0": (lambda tmp: {"rank": 0}, "--rank"),
+    "a deterministic sampler": (lambda tmp: {"eta": 0.0}, "eta must be positive"),
+    "no step left to train": (lambda tmp: {"masked_steps": 4}, "--masked_steps"),
+    "nothing to resume from": (lambda tmp: {"resume_from_checkpoint": "latest"}, "no checkpoint"),
+    "an output directory that is a file": (lambda tmp: {"output_dir": write(tmp / "file", "mine")}, "is a file"),
+}
+
+
+@pytest.mark.parametrize(("case", "says"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_sentence_and_writes_nothing(
+    case: Callable[[Path], dict[str, Any]],
+    says: str,
+    arguments: Callable[..., argparse.Namespace],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    args = arguments(**case(tmp_path))
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(SystemExit) as caught:
+        script.main(args)
+    assert caught.value.code in (1, 2)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and says in errors[0]
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_reward_for_other_latents_is_refused(
+    arguments: Callable[..., argparse.Namespace], wide_reward_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        script.main(arguments(reward_model_name_or_path=wide_reward_dir))
+    assert caught.value.code == 2
+    assert "4x16x16 latents" in capsys.readouterr().err
+
+
+def test_a_directory_that_is_not_empty_is_left_alone(
+    arguments: Callable[..., argparse.Namespace], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ADAPTER).write_text("an hour's work")
+    with pytest.raises(SystemExit) as caught:
+        script.main(arguments())
+    assert caught.value.code == 2 and "--overwrite_output_dir" in capsys.readouterr().err
+    assert (tmp_path / "out" / ADAPTER).read_text() == "an hour's work" and len(list((tmp_path / "out").iterdir())) == 1
+    script.main(arguments(overwrite_output_dir=True, max_train_iterations=1))
+    assert adapter(tmp_path / "out")
+
+
+def test_a_damaged_checkpoint_is_refused_before_anything_is_written(
+    arguments: Callable[..., argparse.Namespace], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script.main(arguments(max_train_iterations=1, checkpointing_steps=1))
+    before = (tmp_path / "out" / ADAPTER).read_bytes()
+    (tmp_path / "out" / "checkpoint-1" / "state.safetensors").write_bytes(b"half a file")
+    with pytest.raises(SystemExit) as caught:
+        script.main(arguments(resume_from_checkpoint="latest"))
+    assert caught.value.code == 2 and "missing or damaged" in capsys.readouterr().err
+    assert (tmp_path / "out" / ADAPTER).read_bytes() == before
+
+
+def test_a_concept_that_the_base_does_not_draw_is_warned_of_with_the_figure(
+    arguments: Callable[..., argparse.Namespace], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The pictures of a random base look alike: the teacher cannot find three styles in them."""
+    caplog.set_level("INFO")
+    missing = 0
+    for concept in ("Van Gogh style", "Mosaic style", "Neon style"):
+        caplog.clear()
+        args = arguments(concept=concept, max_train_iterations=0, output_dir=tmp_path / concept)
+        script.train(args, *script.prepare(args))
+        said = [r.getMessage() for r in caplog.records]
+        (shown,) = (float(found[1]) for message in said if (found := re.search(r"Base: ([\d.]+) % of its images of the concept", message)))
+        warned = [m for m in said if "The base draws the concept in only" in m]
+        assert len(warned) == (shown < 50)
+        assert all(f"only {shown:.0f} %" in m for m in warned)
+        missing += len(warned)
+    assert missing >= 1
