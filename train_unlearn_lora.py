@@ -36,7 +36,7 @@ from critic.network import ValueNetwork
 from environment.arguments import add_environment_arguments, build_environment, uses_bundled_base
 from environment.base import sample_size
 from environment.environment import Environment, ForgetScore
-from environment.errors import friendly_errors
+from environment.errors import friendly_errors, friendly_interrupts
 from evaluation.examination import Examination, JudgeExamination, TeacherExamination
 from evaluation.generate import evaluation_mode, generate
 from evaluation.grid import Pair, before_after
@@ -80,7 +80,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--lora_target_modules", nargs="+", default=["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"], help="Endings of the modules to adapt."
     )
-    parser.add_argument("--learning_rate", type=float, default=3e-3, help="Learning rate of the adapter.")
+    parser.add_argument("--learning_rate", type=float, default=5e-3, help="Learning rate of the adapter.")
     parser.add_argument("--lr_scheduler", type=str, default="constant", choices=[s.value for s in SchedulerType if s.value != "piecewise_constant"], help="Schedule over the iterations.")
     parser.add_argument("--lr_warmup_steps", type=int, default=0, help="Iterations over which the learning rate rises.")
     parser.add_argument("--use_8bit_adam", action="store_true", help="Use bitsandbytes' 8-bit AdamW. A LoRA is small, so this saves little.")
@@ -94,15 +94,15 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="Precision of the frozen base; the adapter stays float32.")
     parser.add_argument("--allow_tf32", action="store_true", help="Allow TF32 matrix products on NVIDIA GPUs.")
 
-    parser.add_argument("--gamma", type=float, default=0.9, help="Discount over denoising steps.")
+    parser.add_argument("--gamma", type=float, default=0.0, help="Discount over denoising steps.")
     parser.add_argument("--gae_lambda", type=float, default=0.9, help="Lambda of generalized advantage estimation.")
     parser.add_argument("--advantage_clip", type=float, default=5.0, help="Clip of the normalised advantages.")
     parser.add_argument("--clip_range", type=float, default=0.2, help="Clip of the importance ratio, in units of a step's own noise.")
     parser.add_argument("--inner_epochs", type=int, default=1, help="Passes over an iteration's trajectories.")
-    parser.add_argument("--target_kl", type=float, default=0.1, help="Stop an iteration's updates once the KL to the acting policy exceeds this.")
-    parser.add_argument("--train_timestep_fraction", type=float, default=1.0, help="Share of the timesteps that is trained, drawn anew for every batch.")
-    parser.add_argument("--masked_steps", type=int, default=1, help="How many of the last denoising steps are never trained.")
-    parser.add_argument("--kl_coef", type=float, default=1.0, help="Weight of the KL to the base on retain prompts.")
+    parser.add_argument("--target_kl", type=float, default=0.2, help="Stop an iteration's updates once the KL to the acting policy exceeds this.")
+    parser.add_argument("--train_timestep_fraction", type=float, default=0.5, help="Share of the timesteps that is trained, drawn anew for every batch.")
+    parser.add_argument("--masked_steps", type=int, default=2, help="How many of the last denoising steps are never trained.")
+    parser.add_argument("--kl_coef", type=float, default=20.0, help="Weight of the KL to the base on retain prompts.")
     parser.add_argument("--retain_rollouts", type=int, default=128, help="Rollouts of the base on retain prompts that the KL is taken on.")
     parser.add_argument("--retain_batch_size", type=int, default=32, help="Retain states beside every batch of an update, and retain images judged an iteration.")
     parser.add_argument("--max_retain_drop", type=float, default=0.1, help="Brake: how far the retain reward may fall below the base's, in cosine units.")
@@ -110,9 +110,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max_brakes", type=int, default=3, help="How often the brake may return to the last good state before the run ends there.")
 
     parser.add_argument("--critic_learning_rate", type=float, default=1e-3, help="Learning rate of the critic.")
-    parser.add_argument("--critic_warmup_rollouts", type=int, default=192, help="Rollouts of the base that warm the critic up.")
+    parser.add_argument("--critic_warmup_rollouts", type=int, default=128, help="Rollouts of the base that warm the critic up.")
     parser.add_argument("--critic_warmup_steps", type=int, default=300, help="Optimizer steps of the warm-up.")
-    parser.add_argument("--critic_steps", type=int, default=40, help="Optimizer steps of the critic after every iteration.")
+    parser.add_argument("--critic_steps", type=int, default=30, help="Optimizer steps of the critic after every iteration.")
     parser.add_argument("--critic_batch_size", type=int, default=256, help="States in an optimizer step of the critic.")
     parser.add_argument("--critic_buffer_iterations", type=int, default=4, help="Iterations the critic remembers.")
 
@@ -156,14 +156,13 @@ def generator_for(args: argparse.Namespace, accelerator: Accelerator, purpose: i
 WARMUP, RETAIN, ROLLOUT, UPDATE, CRITIC = range(5)
 
 
-def create_output_dir(args: argparse.Namespace) -> None:
+def check_output_dir(args: argparse.Namespace) -> None:
     """Refuse a directory that is not empty, unless told to overwrite it or to resume in it."""
     directory = args.output_dir
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"--output_dir {directory} is a file.")
     if directory.is_dir() and any(directory.iterdir()) and not (args.overwrite_output_dir or args.resume_from_checkpoint):
         raise ValueError(f"{directory} is not empty; choose another --output_dir, add --overwrite_output_dir, or --resume_from_checkpoint latest.")
-    directory.mkdir(parents=True, exist_ok=True)
 
 
 def create_optimizer(args: argparse.Namespace, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -201,9 +200,12 @@ def warm_up_critic(args: argparse.Namespace, accelerator: Accelerator, env: Envi
     generator = generator_for(args, accelerator, WARMUP)
     trajectory = env.collect(env.draw(env.forget_ids, args.critic_warmup_rollouts, generator), generator)
     score = env.score_forget(trajectory)
-    observe(args, env, critic, trajectory, score.potentials)
-    # A critic that was given is trained already; only its per-prompt baselines belong to this run.
+    order = torch.randperm(len(trajectory), generator=generator)
+    held_out, learnt = order[: len(order) // 4], order[len(order) // 4 :]
+    observe(args, env, critic, trajectory[learnt], score.potentials[learnt])
+    # A critic that was given is trained already; only its baselines and its trust belong to this run.
     critic.fit(0 if args.critic_model_name_or_path else args.critic_warmup_steps, args.critic_batch_size, generator)
+    observe(args, env, critic, trajectory[held_out], score.potentials[held_out])
     return {"forgotten": score.forgotten.float().mean().item(), "forget_reward": score.terminal.mean().item(), "contrast": score.contrast.mean().item()}
 
 
@@ -347,16 +349,16 @@ def prepare(args: argparse.Namespace) -> tuple[Accelerator, Environment, Examina
     Raises:
         ValueError: something named is missing or does not fit; nothing has been written then.
     """
-    create_output_dir(args)
+    check_output_dir(args)
     if args.masked_steps >= args.num_inference_steps:
         raise ValueError(f"--masked_steps {args.masked_steps} leaves none of the {args.num_inference_steps} denoising steps to train.")
-    if args.resume_from_checkpoint:
-        load_checkpoint(args.output_dir, args.resume_from_checkpoint)  # one that is missing or damaged is refused here
+    checkpoint = load_checkpoint(args.output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
     project = ProjectConfiguration(project_dir=str(args.output_dir), logging_dir=str(args.output_dir / args.logging_dir))
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision, log_with=None if args.report_to == "none" else args.report_to, project_config=project
     )
-    logging.basicConfig(format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    logging.basicConfig(format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    logging.getLogger(__name__).setLevel(logging.INFO)
     if not accelerator.is_local_main_process:
         transformers.utils.logging.set_verbosity_error()
         diffusers.utils.logging.set_verbosity_error()
@@ -371,6 +373,8 @@ def prepare(args: argparse.Namespace) -> tuple[Accelerator, Environment, Examina
     for module in (env.pipe.vae, env.pipe.text_encoder):
         module.requires_grad_(False)
     parameters = add_lora(unet, args.rank, args.lora_alpha, args.lora_target_modules)
+    if checkpoint:
+        load_lora_state(unet, checkpoint[0]["lora"])  # one that does not fit is refused here
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     optimizer = accelerator.prepare(create_optimizer(args, parameters))
@@ -380,6 +384,7 @@ def prepare(args: argparse.Namespace) -> tuple[Accelerator, Environment, Examina
 def train(args: argparse.Namespace, accelerator: Accelerator, env: Environment, examination: Examination | None, optimizer: Any, critic: Critic) -> dict[str, Any]:
     """The loop: roll out, score, judge, estimate advantages, update, refresh the critic; then save, evaluate, write the card."""
     unet = env.pipe.unet
+    args.output_dir.mkdir(parents=True, exist_ok=True)
     config = UpdateConfig(
         clip_range=args.clip_range,
         kl_coef=args.kl_coef,
@@ -547,7 +552,9 @@ def log_start(accelerator: Accelerator, env: Environment, base: dict[str, float]
 def main(args: argparse.Namespace) -> None:
     with friendly_errors():
         parts = prepare(args)
-    train(args, *parts)
+    saved = f"What has been saved is in {args.output_dir}; go on with --resume_from_checkpoint latest."
+    with friendly_interrupts(saved if args.checkpointing_steps else ""):
+        train(args, *parts)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,10 @@ from tqdm.auto import tqdm
 import canvas
 from canvas import models
 from canvas.draw import OBJECTS, PROMPT, STYLES, draw
+from environment.base import load_pipeline
 from evaluation.judge import Judge, to_pixels
+from reward.teacher import Teacher
+from reward.train import train_predictor
 
 STYLE_NAMES = list(STYLES)
 COMBINATIONS = [(style, obj) for style in STYLE_NAMES for obj in OBJECTS]
@@ -37,7 +40,7 @@ WORDINGS = [
     "{object}, {style} style",
     "a {style} style picture of a {object}",
 ]
-PIPELINE_SEED, TEACHER_SEED, JUDGE_SEED, FRESH_SEED = 1, 2, 3, 4
+PIPELINE_SEED, TEACHER_SEED, JUDGE_SEED, FRESH_SEED, REWARD_SEED = 1, 2, 3, 4, 5
 
 
 def _draw_many(job: tuple[int, int, int]) -> np.ndarray:
@@ -98,6 +101,13 @@ def build_judge(work: Path, output_dir: Path, scale: float) -> None:
     judge.save_pretrained(output_dir)
 
 
+def build_reward(work: Path, output_dir: Path, scale: float) -> None:
+    weights = output_dir.parent
+    teacher = Teacher.from_pretrained(f"local-dir:{weights / 'clip'}")
+    predictor = train_predictor(load_pipeline(weights / "pipeline"), teacher, prompts(), num_images=2560, steps=int(4000 * scale), seed=REWARD_SEED)
+    predictor.save_pretrained(output_dir, dtype=torch.float16)
+
+
 @torch.no_grad()
 def report(weights: Path, images_per_prompt: int = 8) -> dict[str, float]:
     """Judge on fresh drawings; pipeline (30 DDIM steps, its default guidance) by the judge; a contact sheet."""
@@ -126,7 +136,7 @@ def report(weights: Path, images_per_prompt: int = 8) -> dict[str, float]:
     return figures
 
 
-STAGES = {"pipeline": build_pipeline, "clip": build_teacher, "judge": build_judge}
+STAGES = {"pipeline": build_pipeline, "clip": build_teacher, "judge": build_judge, "reward": build_reward}
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:

@@ -7,15 +7,18 @@ from collections import deque
 import torch
 import torch.nn.functional as F
 
+from critic.advantages import centre_within
 from critic.network import ValueNetwork
 from policy.trajectory import Trajectory
 
 
 class Critic:
-    """V(x_t, t, c) = baseline(c, t) + std * network(x_t, t, c, phi), fitted to Monte-Carlo returns.
+    """V(x_t, t, c) = baseline(c, t) + trust(t) std(t) network(x_t, t, c, phi), fitted to Monte-Carlo returns.
 
     The baseline is the running mean of the returns of each prompt at each step; the network explains what is
-    left, so that it can only help where it knows more than the prompt.
+    left. Its trust is the control-variate coefficient Cov[G, V] / Var[V] in [0, 1], measured on trajectories
+    before the network learns from them: where it knows no more than the prompt it is left out rather than
+    adding its own noise.
     """
 
     def __init__(self, network: ValueNetwork, num_prompts: int, num_steps: int, learning_rate: float, buffer_iterations: int, momentum: float = 0.7) -> None:
@@ -25,12 +28,16 @@ class Critic:
         self.baseline = torch.zeros(num_prompts, num_steps, device=self.device)
         self.seen = torch.zeros(num_prompts, dtype=torch.bool, device=self.device)
         self.scale = torch.ones(num_steps, device=self.device)
+        self.trust = torch.zeros(num_steps, device=self.device)
         self.momentum = momentum
         self.buffer: deque[tuple[Trajectory, torch.Tensor, torch.Tensor, torch.Tensor]] = deque(maxlen=buffer_iterations)
 
     @torch.no_grad()
-    def values(self, trajectory: Trajectory, text: torch.Tensor, potentials: torch.Tensor, batch_size: int = 2048) -> torch.Tensor:
+    def values(self, trajectory: Trajectory, text: torch.Tensor, potentials: torch.Tensor) -> torch.Tensor:
         """(B, T): the value of every state that is still acted on. `text` is (B, E), `potentials` (B, T+1)."""
+        return self.baseline[trajectory.prompt_ids] + self.trust * self.scale * self._predict(trajectory, text, potentials)
+
+    def _predict(self, trajectory: Trajectory, text: torch.Tensor, potentials: torch.Tensor, batch_size: int = 2048) -> torch.Tensor:
         count, steps = trajectory.log_probs.shape
         flat = (
             trajectory.latents[:, :-1].flatten(0, 1),
@@ -39,16 +46,22 @@ class Critic:
             potentials[:, :-1].flatten(),
         )
         chunks = [self.network(*parts) for parts in zip(*(x.split(batch_size) for x in flat), strict=True)]
-        return self.baseline[trajectory.prompt_ids] + self.scale * torch.cat(chunks).reshape(count, steps)
+        return torch.cat(chunks).reshape(count, steps)
 
     @torch.no_grad()
     def observe(self, trajectory: Trajectory, text: torch.Tensor, potentials: torch.Tensor, returns: torch.Tensor) -> None:
-        """Add trajectories with their returns (B, T) to the buffer, update the baselines and the scale."""
-        for prompt in trajectory.prompt_ids.unique():
-            mean = returns[trajectory.prompt_ids == prompt].mean(dim=0)
+        """Add trajectories the network has not seen, with their returns (B, T): updates trust, baselines, scale and buffer."""
+        groups = trajectory.prompt_ids
+        prediction = centre_within(self._predict(trajectory, text, potentials), groups)
+        actual = centre_within(returns, groups)
+        power = self.scale * prediction.square().mean(dim=0)
+        coefficient = torch.where(power > 1e-12, (prediction * actual).mean(dim=0) / power.clamp(min=1e-12), torch.zeros_like(power)).clamp(0, 1)
+        self.trust = torch.lerp(coefficient, self.trust, 0.5 if self.trust.any() else 0.0)
+        for prompt in groups.unique():
+            mean = returns[groups == prompt].mean(dim=0)
             self.baseline[prompt] = torch.lerp(mean, self.baseline[prompt], self.momentum) if self.seen[prompt] else mean
             self.seen[prompt] = True
-        residual = returns - self.baseline[trajectory.prompt_ids]
+        residual = returns - self.baseline[groups]
         spread = residual.square().mean(dim=0).sqrt().clamp(min=1e-4)
         self.scale = spread if not self.buffer else torch.lerp(spread, self.scale, self.momentum)
         self.buffer.append((trajectory, text, potentials, residual))

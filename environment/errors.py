@@ -9,15 +9,25 @@ from contextlib import contextmanager
 
 @contextmanager
 def friendly_errors() -> Iterator[None]:
-    """Turn a ValueError that reaches the top (bad input; ours say what to do) into `error: ...` and exit code 2, a full disk into 1."""
+    """For what depends on the user's input: a ValueError becomes `error: ...` and exit code 2, a failing disk exit code 1."""
+    with friendly_interrupts():
+        try:
+            yield
+        except ValueError as error:
+            _leave(str(error), 2)
+
+
+@contextmanager
+def friendly_interrupts(hint: str = "") -> Iterator[None]:
+    """For a run under way: Ctrl-C and a failing disk end in a sentence, followed by `hint`; a bug keeps its traceback."""
     try:
         yield
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        print(f"error: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
-        sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted; run again with --resume_from_checkpoint latest to go on", file=sys.stderr)
-        sys.exit(130)
+        _leave(f"interrupted. {hint}", 130)
+    except OSError as error:
+        _leave(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}. {hint}", 1)
+
+
+def _leave(message: str, code: int) -> None:
+    print(f"error: {message.strip()}", file=sys.stderr)
+    sys.exit(code)

@@ -56,11 +56,10 @@ def load_lora_state(unet: UNet2DConditionModel, state: dict[str, torch.Tensor]) 
     """Put a copy made by `lora_state` back, bit for bit.
 
     Raises:
-        KeyError: the state is of other modules.
-        RuntimeError: the state is of other shapes.
+        ValueError: the state is of other modules or another rank.
     """
     trainable = {name: p for name, p in unet.named_parameters() if p.requires_grad}
-    if trainable.keys() != state.keys():
-        raise KeyError("The saved adapter has other modules than this one; was it made with other --lora_target_modules?")
+    if {name: p.shape for name, p in trainable.items()} != {name: value.shape for name, value in state.items()}:
+        raise ValueError("The saved adapter does not fit this one; it was made with another --rank or other --lora_target_modules.")
     for name, parameter in trainable.items():
         parameter.copy_(state[name])

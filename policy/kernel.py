@@ -75,6 +75,16 @@ class ReverseKernel:
             epsilon = (x - alpha.sqrt() * x0) / (1 - alpha).sqrt()
         return alpha_next.sqrt() * x0 + (1 - alpha_next - std**2).clamp(min=0).sqrt() * epsilon
 
+    def sensitivity(self) -> torch.Tensor:
+        """How many standard deviations the mean of each step moves when the UNet's output moves by one: (T,).
+
+        The gradient of a step's log-probability grows with it. Where a schedule ends in tiny steps it is many times larger
+        than elsewhere, and these steps would drown all others in noise.
+        """
+        zero = self.stds.new_zeros(1, 1, 1, 1)
+        slopes = [self.mean(zero + 1, zero, step) - self.mean(zero, zero, step) for step in range(self.num_steps)]
+        return torch.cat(slopes).flatten().abs() / self.stds
+
     def log_prob(self, sample: torch.Tensor, mean: torch.Tensor, step: int) -> torch.Tensor:
         """Log-density of `sample` (B, C, H, W) averaged over C, H, W -> (B,), float32."""
         std = self.stds[step]

@@ -93,6 +93,8 @@ def update_policy(
     trainable_steps = kernel.num_steps - config.masked_steps
     steps_per_batch = max(1, round(config.timestep_fraction * trainable_steps))
     dim = trajectory.latents[0, 0].numel()
+    sensitivity = kernel.sensitivity()
+    weights = sensitivity[:trainable_steps].median() / sensitivity
     terms = [
         (rows, int(step))
         for _ in range(config.inner_epochs)
@@ -111,7 +113,7 @@ def update_policy(
                 deviation = ((log_prob - batch.log_probs[:, step]).exp() - 1).abs().max()
                 stats.first_ratio_deviation = max(stats.first_ratio_deviation, deviation.item())
                 stats.first_clip_fraction = max(stats.first_clip_fraction, surrogate.clip_fraction.item())
-            accelerator.backward(surrogate.loss / len(chunk))
+            accelerator.backward(weights[step] * surrogate.loss / len(chunk))
             stats.unet_samples += 2 * len(batch)
             if config.kl_coef > 0:
                 held = retain[torch.randint(len(retain), (config.retain_batch_size,), generator=generator)]

@@ -17,6 +17,7 @@ from critic.critic import Critic
 from policy.trajectory import Trajectory
 
 TENSORS, NUMBERS = "state.safetensors", "state.json"
+CRITIC_STATE = ("baseline", "seen", "scale", "trust")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -38,7 +39,7 @@ def critic_tensors(critic: Critic) -> dict[str, torch.Tensor]:
     """Network, optimizer, baselines and buffer of a critic."""
     tensors = {f"network.{k}": v for k, v in critic.network.state_dict().items()}
     tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(critic.optimizer).items()}
-    tensors |= {"baseline": critic.baseline, "seen": critic.seen, "scale": critic.scale}
+    tensors |= {name: getattr(critic, name) for name in CRITIC_STATE}
     for i, (trajectory, text, potentials, residual) in enumerate(critic.buffer):
         entry = {"text": text, "potentials": potentials, "residual": residual} | vars(trajectory)
         tensors |= {f"buffer.{i}.{name}": value for name, value in entry.items()}
@@ -49,7 +50,8 @@ def load_critic_tensors(critic: Critic, tensors: dict[str, torch.Tensor]) -> Non
     """Put back what `critic_tensors` returned."""
     critic.network.load_state_dict(_under("network.", tensors))
     load_optimizer_tensors(critic.optimizer, _under("optimizer.", tensors))
-    critic.baseline, critic.seen, critic.scale = (tensors[name].to(critic.device) for name in ("baseline", "seen", "scale"))
+    for name in CRITIC_STATE:
+        setattr(critic, name, tensors[name].to(critic.device))
     entries: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in _under("buffer.", tensors).items():
         index, name = key.split(".")

@@ -28,6 +28,13 @@ def world(count: int, seed: int) -> tuple[Trajectory, torch.Tensor, torch.Tensor
     return trajectory, torch.eye(PROMPTS, TEXT)[prompt_ids], hidden
 
 
+def measure_trust(critic: Critic, seed: int, returns: torch.Tensor | None = None) -> None:
+    """Show the critic trajectories it has not learnt from; `returns` (96, STEPS) default to those of the brightness."""
+    trajectory, text, hidden = world(96, seed)
+    returns = returns_of(hidden, trajectory.prompt_ids) if returns is None else returns
+    critic.observe(trajectory, text, torch.zeros(96, STEPS + 1), returns)
+
+
 def within_prompt(critic: Critic, trajectory: Trajectory, text: torch.Tensor, returns: torch.Tensor) -> torch.Tensor:
     values = critic.values(trajectory, text, torch.zeros(len(trajectory), STEPS + 1))
     groups = trajectory.prompt_ids
@@ -50,6 +57,7 @@ def test_it_learns_what_can_be_seen_in_the_latent_and_holds_on_new_trajectories(
     critic = new_critic()
     trajectory, text, hidden = world(192, seed=1)
     train(critic, trajectory, text, returns_of(hidden, trajectory.prompt_ids))
+    measure_trust(critic, seed=3)
     trajectory, text, hidden = world(96, seed=2)
     assert (within_prompt(critic, trajectory, text, returns_of(hidden, trajectory.prompt_ids)) > 0.5).all()
 
@@ -60,6 +68,7 @@ def test_a_value_may_depend_on_the_timestep() -> None:
     sign = torch.tensor([1.0, -1.0, -1.0])
     trajectory, text, hidden = world(192, seed=1)
     train(critic, trajectory, text, hidden[:, None] * sign)
+    measure_trust(critic, 3, world(96, 3)[2][:, None] * sign)
     trajectory, text, hidden = world(96, seed=2)
     assert (within_prompt(critic, trajectory, text, hidden[:, None] * sign) > 0.2).all()  # one blind to time is below 0 somewhere
 
@@ -68,6 +77,9 @@ def test_random_returns_teach_it_nothing() -> None:
     critic = new_critic()
     trajectory, text, _ = world(192, seed=1)
     train(critic, trajectory, text, returns_of(torch.randn(192), trajectory.prompt_ids), steps=100)
+    trajectory, text, _ = world(96, seed=3)
+    measure_trust(critic, 3, returns_of(torch.randn(96), trajectory.prompt_ids))
+    assert (critic.trust < 0.3).all()
     trajectory, text, _ = world(96, seed=2)
     assert within_prompt(critic, trajectory, text, returns_of(torch.randn(96), trajectory.prompt_ids)).max() < 0.15
 
@@ -116,14 +128,14 @@ def test_fitting_lowers_the_loss_and_no_steps_change_nothing() -> None:
     assert all(torch.equal(p, b) for p, b in zip(critic.network.parameters(), before, strict=True))
 
 
-def test_values_do_not_depend_on_the_batch_size() -> None:
+def test_values_do_not_depend_on_what_is_asked_beside() -> None:
     critic = new_critic()
     trajectory, text, hidden = world(16, seed=1)
     train(critic, trajectory, text, returns_of(hidden, trajectory.prompt_ids), steps=20)
+    measure_trust(critic, seed=3)
     potentials = torch.randn(16, STEPS + 1)
     values = critic.values(trajectory, text, potentials)
     assert values.shape == (16, STEPS)
-    torch.testing.assert_close(critic.values(trajectory, text, potentials, batch_size=5), values)
     torch.testing.assert_close(critic.values(trajectory[3:5], text[3:5], potentials[3:5]), values[3:5])
 
 

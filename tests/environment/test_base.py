@@ -98,7 +98,7 @@ def test_pickled_weights_are_not_read(tiny_pipeline_dir: Path, tmp_path: Path) -
     [
         (ValueError("the concept is empty"), 2, "error: the concept is empty"),
         (OSError(28, "No space left on device", "/full/file"), 1, "error: No space left on device: /full/file"),
-        (KeyboardInterrupt(), 130, "--resume_from_checkpoint latest"),
+        (KeyboardInterrupt(), 130, "error: interrupted."),
     ],
 )
 def test_errors_of_users_and_disks_are_one_sentence(error: BaseException, code: int, says: str, capsys: pytest.CaptureFixture[str]) -> None:
