@@ -116,3 +116,21 @@ def test_crop_and_flip_moves_images_within_their_bounds() -> None:
     assert 0 < rising.sum() < 64
     centre = moved[:, 0, 0, 16]
     assert ((centre >= 11) & (centre <= 20)).all() and len(centre.unique()) > 5
+
+
+def test_soften_leaves_half_of_the_images_alone() -> None:
+    x = torch.rand(64, 3, 32, 32)
+    soft = build.soften(x, torch.Generator().manual_seed(0))
+    same = (soft == x).flatten(1).all(1)
+    assert soft.shape == x.shape and 16 < same.sum() < 48
+    assert (soft[~same].std() < x.std()) and torch.allclose(soft.mean(), x.mean(), atol=0.01)
+
+
+def test_training_in_fast_arithmetic_uses_the_updated_weights() -> None:
+    layer = torch.nn.Linear(4, 4)
+    x = torch.ones(1, 4)
+    with build.fast_arithmetic():
+        before = layer(x).detach().clone()
+        with torch.no_grad():
+            layer.weight.add_(1)
+        assert not torch.allclose(layer(x), before)
