@@ -66,22 +66,37 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_environment_arguments(parser)
     parser.add_argument("--critic_model_name_or_path", help="Critic made by `python -m critic.train`. Default: one is warmed up in the run.")
-    parser.add_argument("--judge_name_or_path", help="Judge of the final figures for a base that is not the bundled one. Default: the teacher, marked as such.")
-    parser.add_argument("--output_dir", type=Path, default=Path("unlearned-lora"), help="Where adapter, results, pictures and checkpoints are written.")
+    parser.add_argument(
+        "--judge_name_or_path", help="Judge of the final figures for a base that is not the bundled one. Default: the teacher, marked as such."
+    )
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("unlearned-lora"), help="Where adapter, results, pictures and checkpoints are written."
+    )
     parser.add_argument("--overwrite_output_dir", action="store_true", help="Write into an output directory that is not empty.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the whole run.")
 
     parser.add_argument("--max_train_iterations", type=int, default=40, help="Iterations of rollout and update at most.")
     parser.add_argument("--images_per_iteration", type=int, default=64, help="Trajectories of forget prompts in an iteration, on each process.")
-    parser.add_argument("--target_unlearning_accuracy", type=float, default=0.99, help="Stop once this share of an iteration's images is free of the concept.")
+    parser.add_argument(
+        "--target_unlearning_accuracy", type=float, default=0.99, help="Stop once this share of an iteration's images is free of the concept."
+    )
     parser.add_argument("--patience", type=int, default=3, help="How many iterations running the target must be reached.")
     parser.add_argument("--rank", type=int, default=8, help="Rank of the LoRA matrices.")
     parser.add_argument("--lora_alpha", type=float, help="Scale of the LoRA update before division by the rank. Default: the rank.")
     parser.add_argument(
-        "--lora_target_modules", nargs="+", default=["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"], help="Endings of the modules to adapt."
+        "--lora_target_modules",
+        nargs="+",
+        default=["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"],
+        help="Endings of the modules to adapt.",
     )
     parser.add_argument("--learning_rate", type=float, default=5e-3, help="Learning rate of the adapter.")
-    parser.add_argument("--lr_scheduler", type=str, default="constant", choices=[s.value for s in SchedulerType if s.value != "piecewise_constant"], help="Schedule over the iterations.")
+    parser.add_argument(
+        "--lr_scheduler",
+        type=str,
+        default="constant",
+        choices=[s.value for s in SchedulerType if s.value != "piecewise_constant"],
+        help="Schedule over the iterations.",
+    )
     parser.add_argument("--lr_warmup_steps", type=int, default=0, help="Iterations over which the learning rate rises.")
     parser.add_argument("--use_8bit_adam", action="store_true", help="Use bitsandbytes' 8-bit AdamW. A LoRA is small, so this saves little.")
     parser.add_argument("--adam_beta1", type=float, default=0.9, help="Decay of AdamW's first moment.")
@@ -91,7 +106,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max_grad_norm", type=float, default=1.0, help="Norm that the gradient is clipped to.")
     parser.add_argument("--gradient_accumulation_steps", type=int, default=2, help="(Batch, timestep) terms in an optimizer step.")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="Trade about a fifth of the speed of updates for memory.")
-    parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="Precision of the frozen base; the adapter stays float32.")
+    parser.add_argument(
+        "--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="Precision of the frozen base; the adapter stays float32."
+    )
     parser.add_argument("--allow_tf32", action="store_true", help="Allow TF32 matrix products on NVIDIA GPUs.")
 
     parser.add_argument("--gamma", type=float, default=0.0, help="Discount over denoising steps.")
@@ -100,12 +117,18 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--clip_range", type=float, default=0.2, help="Clip of the importance ratio, in units of a step's own noise.")
     parser.add_argument("--inner_epochs", type=int, default=1, help="Passes over an iteration's trajectories.")
     parser.add_argument("--target_kl", type=float, default=0.2, help="Stop an iteration's updates once the KL to the acting policy exceeds this.")
-    parser.add_argument("--train_timestep_fraction", type=float, default=0.5, help="Share of the timesteps that is trained, drawn anew for every batch.")
+    parser.add_argument(
+        "--train_timestep_fraction", type=float, default=0.5, help="Share of the timesteps that is trained, drawn anew for every batch."
+    )
     parser.add_argument("--masked_steps", type=int, default=2, help="How many of the last denoising steps are never trained.")
     parser.add_argument("--kl_coef", type=float, default=20.0, help="Weight of the KL to the base on retain prompts.")
     parser.add_argument("--retain_rollouts", type=int, default=128, help="Rollouts of the base on retain prompts that the KL is taken on.")
-    parser.add_argument("--retain_batch_size", type=int, default=32, help="Retain states beside every batch of an update, and retain images judged an iteration.")
-    parser.add_argument("--max_retain_drop", type=float, default=0.1, help="Brake: how far the retain reward may fall below the base's, in cosine units.")
+    parser.add_argument(
+        "--retain_batch_size", type=int, default=32, help="Retain states beside every batch of an update, and retain images judged an iteration."
+    )
+    parser.add_argument(
+        "--max_retain_drop", type=float, default=0.1, help="Brake: how far the retain reward may fall below the base's, in cosine units."
+    )
     parser.add_argument("--max_retain_kl", type=float, default=0.3, help="Brake: bound of the KL to the base on retain states.")
     parser.add_argument("--max_brakes", type=int, default=3, help="How often the brake may return to the last good state before the run ends there.")
 
@@ -187,7 +210,9 @@ def create_critic(args: argparse.Namespace, env: Environment) -> Critic:
         network = ValueNetwork.from_pretrained(args.critic_model_name_or_path)
         have = tuple(network.config[name] for name in ("in_channels", "sample_size", "text_dim"))
         if have != shape:
-            raise CheckpointError(f"The critic was made for (channels, size, text width) {have}, the base has {shape}; train one with `python -m critic.train`.")
+            raise CheckpointError(
+                f"The critic was made for (channels, size, text width) {have}, the base has {shape}; train one with `python -m critic.train`."
+            )
     else:
         torch.manual_seed(args.seed)
         network = ValueNetwork(*shape, concepts=env.spec.concepts)
@@ -206,7 +231,11 @@ def warm_up_critic(args: argparse.Namespace, accelerator: Accelerator, env: Envi
     # A critic that was given is trained already; only its baselines and its trust belong to this run.
     critic.fit(0 if args.critic_model_name_or_path else args.critic_warmup_steps, args.critic_batch_size, generator)
     observe(args, env, critic, trajectory[held_out], score.potentials[held_out])
-    return {"forgotten": score.forgotten.float().mean().item(), "forget_reward": score.terminal.mean().item(), "contrast": score.contrast.mean().item()}
+    return {
+        "forgotten": score.forgotten.float().mean().item(),
+        "forget_reward": score.terminal.mean().item(),
+        "contrast": score.contrast.mean().item(),
+    }
 
 
 def observe(args: argparse.Namespace, env: Environment, critic: Critic, trajectory: Trajectory, potentials: torch.Tensor) -> None:
@@ -230,7 +259,11 @@ def estimate_advantages(
 
 def update_logs(env: Environment, stats: UpdateStats, explained: torch.Tensor) -> dict[str, float]:
     """Diagnostics of an update, as a whole and for every denoising step, under stable names."""
-    logs = {"explained_variance": explained.mean().item(), "first_ratio_deviation": stats.first_ratio_deviation, "skipped_updates": float(stats.skipped)}
+    logs = {
+        "explained_variance": explained.mean().item(),
+        "first_ratio_deviation": stats.first_ratio_deviation,
+        "skipped_updates": float(stats.skipped),
+    }
     for name in ("clip_fraction", "approx_kl", "retain_kl", "grad_norm"):
         values = getattr(stats, name)
         logs[name] = sum(values) / len(values)
@@ -270,7 +303,12 @@ def spread(prompts: list[str], count: int) -> list[str]:
 def draw_previews(args: argparse.Namespace, env: Environment, prompts: list[str]) -> list[Image.Image]:
     """One image a prompt at a fixed seed, drawn by the pipeline as a user would call it."""
     with evaluation_mode(env.pipe):
-        return [image for _, _, image in generate(env.pipe, prompts, [args.seed], guidance_scale=args.validation_guidance_scale, batch_size=args.train_batch_size)]
+        return [
+            image
+            for _, _, image in generate(
+                env.pipe, prompts, [args.seed], guidance_scale=args.validation_guidance_scale, batch_size=args.train_batch_size
+            )
+        ]
 
 
 def log_validation(
@@ -298,7 +336,9 @@ def choose_examination(args: argparse.Namespace, env: Environment) -> Examinatio
     return JudgeExamination(Judge.from_pretrained(name), env.spec.concepts, public_name(name))
 
 
-def write_results(args: argparse.Namespace, env: Environment, examination: Examination | None, progress: Progress, last: dict[str, float]) -> dict[str, Any]:
+def write_results(
+    args: argparse.Namespace, env: Environment, examination: Examination | None, progress: Progress, last: dict[str, float]
+) -> dict[str, Any]:
     """Evaluate base and adapter, write `results.json`, `before_after.png` and the model card."""
     results: dict[str, Any] = {
         "concept": env.spec.concepts,
@@ -307,27 +347,44 @@ def write_results(args: argparse.Namespace, env: Environment, examination: Exami
     }
     pairs: list[Pair] = []
     if examination is not None:
-        evaluation = evaluate(env.pipe, examination, args.evaluation_seeds, guidance_scale=args.validation_guidance_scale, batch_size=args.train_batch_size)
+        evaluation = evaluate(
+            env.pipe, examination, args.evaluation_seeds, guidance_scale=args.validation_guidance_scale, batch_size=args.train_batch_size
+        )
         results |= evaluation.results
         pairs = evaluation.pairs
         print(table(results))
     settings = {k: (public_name(v) if k.endswith("name_or_path") and v else v) for k, v in vars(args).items() if k not in LOCAL_ARGUMENTS}
     settings["clip_model"] = args.clip_model and public_name(args.clip_model.removeprefix("local-dir:"))
     results |= {
-        "reward_model": public_name(args.reward_model_name_or_path) if args.reward_model_name_or_path else "bundled" if uses_bundled_base(args) else "trained in the run",
+        "reward_model": public_name(args.reward_model_name_or_path)
+        if args.reward_model_name_or_path
+        else "bundled"
+        if uses_bundled_base(args)
+        else "trained in the run",
         "critic_model": public_name(args.critic_model_name_or_path) if args.critic_model_name_or_path else None,
         "forget_prompts": env.spec.forget_prompts,
         "settings": settings,
         "training": {k: v for k, v in asdict(progress).items() if k != "stop_count"} | {"last_iteration": last},
     }
-    write_aside(args.output_dir / "results.json", lambda path: path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"))
+    write_aside(
+        args.output_dir / "results.json", lambda path: path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    )
     if pairs:
         before_after(pairs, args.output_dir / "before_after.png", f"Erasing {', '.join(env.spec.concepts)}")
     save_model_card(results, args.output_dir)
     return results
 
 
-LOCAL_ARGUMENTS = {"output_dir", "logging_dir", "resume_from_checkpoint", "overwrite_output_dir", "forget_prompts", "retain_prompts", "anchor_prompts", "clip_pretrained"}
+LOCAL_ARGUMENTS = {
+    "output_dir",
+    "logging_dir",
+    "resume_from_checkpoint",
+    "overwrite_output_dir",
+    "forget_prompts",
+    "retain_prompts",
+    "anchor_prompts",
+    "clip_pretrained",
+}
 
 
 def adapter_metadata(args: argparse.Namespace, env: Environment) -> dict[str, str]:
@@ -381,7 +438,9 @@ def prepare(args: argparse.Namespace) -> tuple[Accelerator, Environment, Examina
     return accelerator, env, examination, optimizer, critic
 
 
-def train(args: argparse.Namespace, accelerator: Accelerator, env: Environment, examination: Examination | None, optimizer: Any, critic: Critic) -> dict[str, Any]:
+def train(
+    args: argparse.Namespace, accelerator: Accelerator, env: Environment, examination: Examination | None, optimizer: Any, critic: Critic
+) -> dict[str, Any]:
     """The loop: roll out, score, judge, estimate advantages, update, refresh the critic; then save, evaluate, write the card."""
     unet = env.pipe.unet
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -509,7 +568,9 @@ def measure_base(args: argparse.Namespace, accelerator: Accelerator, env: Enviro
     return retain, mean_over_processes(accelerator, figures | warm_up_critic(args, accelerator, env, critic))
 
 
-def measure_policy(args: argparse.Namespace, accelerator: Accelerator, env: Environment, iteration: int) -> tuple[Trajectory, ForgetScore, dict[str, float]]:
+def measure_policy(
+    args: argparse.Namespace, accelerator: Accelerator, env: Environment, iteration: int
+) -> tuple[Trajectory, ForgetScore, dict[str, float]]:
     """Roll the policy out on forget prompts, to learn from, and on a few retain prompts, to watch."""
     generator = generator_for(args, accelerator, ROLLOUT, iteration)
     trajectory = env.collect(env.draw(env.forget_ids, args.images_per_iteration, generator), generator)
@@ -546,7 +607,9 @@ def log_start(accelerator: Accelerator, env: Environment, base: dict[str, float]
     logger.info(f"  Processes = {accelerator.num_processes}, device = {accelerator.device}")
     logger.info(f"  Base: {shown:.1f} % of its images of the concept show it, {100 * base['recognised']:.1f} % of the others their own prompt")
     if shown < 50:
-        logger.warning(f"The base draws the concept in only {shown:.0f} % of the images that ask for it, as the teacher sees it. Is it spelled as the base knows it?")
+        logger.warning(
+            f"The base draws the concept in only {shown:.0f} % of the images that ask for it, as the teacher sees it. Is it spelled as the base knows it?"
+        )
 
 
 def main(args: argparse.Namespace) -> None:

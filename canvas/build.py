@@ -141,7 +141,9 @@ STAGES = {"pipeline": build_pipeline, "clip": build_teacher, "judge": build_judg
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m canvas.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=canvas.WEIGHTS, help="Where the weights are written. Default: where the package looks for them.")
+    parser.add_argument(
+        "--output_dir", type=Path, default=canvas.WEIGHTS, help="Where the weights are written. Default: where the package looks for them."
+    )
     parser.add_argument("--work_dir", type=Path, default=Path("runs/canvas"), help="Where drawings and the state of unfinished stages are kept.")
     parser.add_argument("--stages", nargs="+", choices=[*STAGES, "report"], default=[*STAGES, "report"], help="Which parts to build.")
     parser.add_argument("--scale", type=float, default=1.0, help="Multiplies the number of training steps, for a quick trial.")

@@ -21,7 +21,9 @@ class Critic:
     adding its own noise.
     """
 
-    def __init__(self, network: ValueNetwork, num_prompts: int, num_steps: int, learning_rate: float, buffer_iterations: int, momentum: float = 0.7) -> None:
+    def __init__(
+        self, network: ValueNetwork, num_prompts: int, num_steps: int, learning_rate: float, buffer_iterations: int, momentum: float = 0.7
+    ) -> None:
         self.network = network
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-4)
         self.device = next(network.parameters()).device

@@ -22,17 +22,29 @@ from reward.train import train_predictor
 
 def add_environment_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that `build_environment` reads."""
-    parser.add_argument("--concept", nargs="+", required=True, metavar="TEXT", help='What to erase, for example "Van Gogh style"; several texts erase several concepts.')
+    parser.add_argument(
+        "--concept",
+        nargs="+",
+        required=True,
+        metavar="TEXT",
+        help='What to erase, for example "Van Gogh style"; several texts erase several concepts.',
+    )
     parser.add_argument("--pretrained_model_name_or_path", help="Base pipeline: a diffusers directory or a Hub id. Default: the bundled canvas.")
     parser.add_argument("--revision", help="Revision of the base pipeline on the Hub.")
     parser.add_argument("--variant", help="Variant of the base pipeline's weight files, for example fp16.")
-    parser.add_argument("--reward_model_name_or_path", help="Reward predictor made by `python -m reward.train` for this base. Default: the bundled one.")
+    parser.add_argument(
+        "--reward_model_name_or_path", help="Reward predictor made by `python -m reward.train` for this base. Default: the bundled one."
+    )
     parser.add_argument("--clip_model", help="Teacher of the reward: an open_clip name, hf-hub:ID or local-dir:DIR. Default: the bundled one.")
     parser.add_argument("--clip_pretrained", help="open_clip's pretrained tag or a safetensors file, when --clip_model is an architecture name.")
     parser.add_argument("--train_reward", action="store_true", help="Train a reward predictor for this base first, on the given prompts.")
     parser.add_argument("--forget_prompts", type=Path, help="Prompts that ask for the concept, one a line. Default: made from the concept.")
-    parser.add_argument("--retain_prompts", type=Path, help="Prompts to go on drawing as before, one a line. Default: the reward's prompts without the concept.")
-    parser.add_argument("--anchor_prompts", type=Path, help="Texts the concept may turn into, one a line. Default: each forget prompt's nearest retain prompts.")
+    parser.add_argument(
+        "--retain_prompts", type=Path, help="Prompts to go on drawing as before, one a line. Default: the reward's prompts without the concept."
+    )
+    parser.add_argument(
+        "--anchor_prompts", type=Path, help="Texts the concept may turn into, one a line. Default: each forget prompt's nearest retain prompts."
+    )
     parser.add_argument("--num_inference_steps", type=int, default=16, help="Denoising steps of a rollout.")
     parser.add_argument("--guidance_scale", type=float, default=5.0, help="Classifier-free guidance of rollouts and updates alike.")
     parser.add_argument("--eta", type=float, default=1.0, help="Noise of the stochastic DDIM sampler; 1 is ancestral sampling, 0 is refused.")
@@ -45,7 +57,7 @@ def uses_bundled_base(args: argparse.Namespace) -> bool:
     return name is None or Path(name).resolve() == canvas.PIPELINE.resolve()
 
 
-def build_environment(args: argparse.Namespace, device: torch.device, torch_dtype: torch.dtype = torch.float32) -> Environment:
+def build_environment(args: argparse.Namespace, device: torch.device, dtype: torch.dtype = torch.float32) -> Environment:
     """Load what the arguments name and check that it fits together, cheapest checks first.
 
     Raises:
@@ -62,7 +74,7 @@ def build_environment(args: argparse.Namespace, device: torch.device, torch_dtyp
             f"{args.pretrained_model_name_or_path} --clip_model {args.clip_model} --prompts FILE --output_dir DIR` and give it with "
             "--reward_model_name_or_path DIR, or add --train_reward."
         )
-    pipe = load_pipeline(args.pretrained_model_name_or_path or canvas.PIPELINE, args.revision, args.variant, torch_dtype).to(device)
+    pipe = load_pipeline(args.pretrained_model_name_or_path or canvas.PIPELINE, args.revision, args.variant, dtype).to(device)
     for text in [*args.concept, *(p for prompts in given.values() if prompts for p in prompts)]:
         check_window(pipe.tokenizer, text)
     clip_model = args.clip_model or f"local-dir:{canvas.CLIP}"

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 def load_pipeline(
-    name_or_path: str | Path, revision: str | None = None, variant: str | None = None, torch_dtype: torch.dtype = torch.float32
+    name_or_path: str | Path, revision: str | None = None, variant: str | None = None, dtype: torch.dtype = torch.float32
 ) -> StableDiffusionPipeline:
     """A Stable Diffusion pipeline from a diffusers directory or a Hub id, safetensors only, safety checker left out.
 
@@ -24,7 +24,7 @@ def load_pipeline(
         raise ValueError(f"{name_or_path} is not a diffusers pipeline: it holds no model_index.json.")
     try:
         pipe = DiffusionPipeline.from_pretrained(
-            str(name_or_path), revision=revision, variant=variant, torch_dtype=torch_dtype, use_safetensors=True, safety_checker=None
+            str(name_or_path), revision=revision, variant=variant, dtype=dtype, use_safetensors=True, safety_checker=None
         )
     except (OSError, ValueError, HFValidationError, AttributeError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 import canvas
+from environment.base import load_pipeline
 from environment.errors import friendly_errors
 from evaluation.examination import Examination, JudgeExamination, TeacherExamination
-from evaluation.generate import load_adapter, load_pipeline
+from evaluation.generate import load_adapter
 from evaluation.grid import before_after
 from evaluation.judge import Judge
 from evaluation.protocol import BUNDLED_PIPELINE, evaluate, grid_title, public_name, table
@@ -71,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
     base = find_base(args.pretrained_model_name_or_path, said["base"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     examination = choose_examination(args, concepts, base, device)
-    pipe = load_pipeline(base, args.revision or (None if args.pretrained_model_name_or_path else said["revision"]), args.variant, device=device)
+    pipe = load_pipeline(base, args.revision or (None if args.pretrained_model_name_or_path else said["revision"]), args.variant).to(device)
     load_adapter(pipe, args.adapter)
     pipe.set_adapters(pipe.get_active_adapters(), args.lora_scale)
 

@@ -14,37 +14,6 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 
-def load_pipeline(
-    name_or_path: str | Path,
-    revision: str | None = None,
-    variant: str | None = None,
-    torch_dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-) -> DiffusionPipeline:
-    """A stock Stable Diffusion pipeline with the deterministic sampler, from a diffusers directory or the Hub (safetensors only).
-
-    The safety checker is left out: an image that it blanks would count as forgotten.
-
-    Raises:
-        ValueError: no such pipeline, or one without a UNet.
-    """
-    if Path(name_or_path).is_dir() and not (Path(name_or_path) / "model_index.json").is_file():
-        raise ValueError(f"{name_or_path} is not a diffusers pipeline: it has no model_index.json.")
-    try:
-        pipe = DiffusionPipeline.from_pretrained(
-            str(name_or_path), revision=revision, variant=variant, dtype=torch_dtype or torch.float32, use_safetensors=True
-        )
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"No pipeline could be loaded from {name_or_path}: {first_line(error)}") from error
-    if getattr(pipe, "unet", None) is None:
-        raise ValueError(f"{name_or_path} is a {type(pipe).__name__}, which has no UNet; a Stable Diffusion pipeline is needed.")
-    if getattr(pipe, "safety_checker", None) is not None:
-        pipe.safety_checker = None
-    pipe.scheduler = ddim(pipe)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
-
-
 def load_adapter(pipe: DiffusionPipeline, directory: str | Path) -> None:
     """Load the adapter of a directory as a user would, and make sure that it is there.
 

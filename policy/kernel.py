@@ -31,7 +31,9 @@ class ReverseKernel:
     num_train_timesteps: int
 
     @classmethod
-    def from_scheduler(cls, scheduler: SchedulerMixin, num_steps: int, eta: float = 1.0, min_std: float = 0.01, device: torch.device | str = "cpu") -> ReverseKernel:
+    def from_scheduler(
+        cls, scheduler: SchedulerMixin, num_steps: int, eta: float = 1.0, min_std: float = 0.01, device: torch.device | str = "cpu"
+    ) -> ReverseKernel:
         """Build the kernel from the noise schedule of any Stable Diffusion scheduler.
 
         `eta` scales the noise: 1 is ancestral sampling, and 0, which has no density, is refused.

@@ -152,10 +152,14 @@ def train_predictor(
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m reward.train", description="Train the noise-conditioned reward predictor for a base model.")
-    parser.add_argument("--pretrained_model_name_or_path", default=str(canvas.PIPELINE), help="Base pipeline: diffusers directory or Hub id. Default: bundled.")
+    parser.add_argument(
+        "--pretrained_model_name_or_path", default=str(canvas.PIPELINE), help="Base pipeline: diffusers directory or Hub id. Default: bundled."
+    )
     parser.add_argument("--revision", help="Revision of the base pipeline on the Hub.")
     parser.add_argument("--variant", help="Variant of the base pipeline's weight files, for example fp16.")
-    parser.add_argument("--clip_model", default=f"local-dir:{canvas.CLIP}", help="Teacher: open_clip name, hf-hub:ID or local-dir:DIR. Default: bundled.")
+    parser.add_argument(
+        "--clip_model", default=f"local-dir:{canvas.CLIP}", help="Teacher: open_clip name, hf-hub:ID or local-dir:DIR. Default: bundled."
+    )
     parser.add_argument("--clip_pretrained", help="open_clip's pretrained tag or a safetensors file, for an architecture name.")
     parser.add_argument("--prompts", required=True, help="Text file of prompts the base draws, one a line; # starts a comment.")
     parser.add_argument("--output_dir", type=Path, required=True, help="Where config.json and model.safetensors are written.")

@@ -66,7 +66,9 @@ def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def save_checkpoint(output_dir: Path, iteration: int, groups: dict[str, dict[str, torch.Tensor]], numbers: dict[str, Any], total_limit: int | None) -> Path:
+def save_checkpoint(
+    output_dir: Path, iteration: int, groups: dict[str, dict[str, torch.Tensor]], numbers: dict[str, Any], total_limit: int | None
+) -> Path:
     """Write `checkpoint-<iteration>` aside, rename it, and drop the oldest beyond `total_limit`."""
     final = output_dir / f"checkpoint-{iteration}"
     aside = output_dir / f".checkpoint-{iteration}.tmp"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from PIL import Image
@@ -69,7 +71,7 @@ class StubTeacher:
     """Embeds a text as the words it holds and a plain image as those of its colour's text."""
 
     words = ("red", "cat", "dog", "fox")
-    colours = {(255, 0, 0): "red cat", (0, 255, 0): "red dog", (0, 0, 255): "red fox"}
+    colours: ClassVar = {(255, 0, 0): "red cat", (0, 255, 0): "red dog", (0, 0, 255): "red fox"}
 
     def encode_text(self, texts: list[str]) -> torch.Tensor:
         held = torch.tensor([[float(word in text.split()) for word in self.words] for text in texts])

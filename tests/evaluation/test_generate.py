@@ -12,7 +12,8 @@ from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from evaluation.generate import adapter_disabled, ddim, evaluation_mode, generate, load_adapter, load_pipeline
+from environment.base import load_pipeline
+from evaluation.generate import adapter_disabled, ddim, evaluation_mode, generate, load_adapter
 
 PROMPTS = ["a cat", "a boat", "a house in mosaic style"]
 
@@ -105,7 +106,7 @@ def test_adapter_errors(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     path = save_lora(load_pipeline(tiny_pipeline_dir), tmp_path)
     tensors = load_file(path)
     save_file({f"transformer.{name}": tensor for name, tensor in tensors.items()}, path)
-    with pytest.raises(ValueError, match="no weights for this pipeline|does not fit"):
+    with pytest.raises(ValueError, match=r"no weights for this pipeline|does not fit"):
         load_adapter(pipe, tmp_path)
     save_file({name: torch.zeros(tensor.shape[0], 3 * tensor.shape[1]) for name, tensor in tensors.items()}, path)
     with pytest.raises(ValueError, match="does not fit"):
@@ -113,7 +114,7 @@ def test_adapter_errors(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_no_pipeline(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no model_index.json"):
+    with pytest.raises(ValueError, match=r"no model_index\.json"):
         load_pipeline(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1"}')
     with pytest.raises(ValueError, match="No pipeline could be loaded"):

@@ -11,10 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import canvas
+from environment.base import load_pipeline
 from environment.errors import friendly_errors
 from evaluation.__main__ import find_base, main, parse_args
 from evaluation.examination import JudgeExamination
-from evaluation.generate import load_adapter, load_pipeline
+from evaluation.generate import load_adapter
 from evaluation.judge import Judge
 from evaluation.protocol import evaluate, public_name
 
