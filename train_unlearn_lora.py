@@ -328,12 +328,16 @@ def choose_examination(args: argparse.Namespace, env: Environment) -> Examinatio
     """The judge of the final figures: the one named, the bundled one for the bundled base, else the teacher, marked as such.
 
     Raises:
-        ValueError: the judge cannot be loaded or knows nothing of the concept.
+        ValueError: the judge that is named cannot be loaded or knows nothing of the concept.
     """
-    name = args.judge_name_or_path or (canvas.JUDGE if uses_bundled_base(args) else None)
-    if name is None:
-        return TeacherExamination(env.teacher, env.spec)
-    return JudgeExamination(Judge.from_pretrained(name), env.spec.concepts, public_name(name))
+    if args.judge_name_or_path:
+        return JudgeExamination(Judge.from_pretrained(args.judge_name_or_path), env.spec.concepts, public_name(args.judge_name_or_path))
+    if uses_bundled_base(args):
+        try:
+            return JudgeExamination(Judge.from_pretrained(canvas.JUDGE), env.spec.concepts, public_name(canvas.JUDGE))
+        except ValueError as error:
+            logger.warning(f"{error} The figures come from the teacher.")
+    return TeacherExamination(env.teacher, env.spec)
 
 
 def write_results(
@@ -606,6 +610,8 @@ def log_start(accelerator: Accelerator, env: Environment, base: dict[str, float]
     logger.info(f"  Trainable parameters = {sum(p.numel() for p in env.pipe.unet.parameters() if p.requires_grad):,}")
     logger.info(f"  Processes = {accelerator.num_processes}, device = {accelerator.device}")
     logger.info(f"  Base: {shown:.1f} % of its images of the concept show it, {100 * base['recognised']:.1f} % of the others their own prompt")
+    for concept in env.spec.unnamed:
+        logger.warning(f'No known prompt names "{concept}"; it is asked for in general wordings. Give prompts the base draws with --forget_prompts FILE.')
     if shown < 50:
         logger.warning(
             f"The base draws the concept in only {shown:.0f} % of the images that ask for it, as the teacher sees it. Is it spelled as the base knows it?"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 WORDINGS = ["{concept}", "a picture of {concept}", "an image of {concept}", "a photo of {concept}", "a painting of {concept}", "{concept}, detailed"]
@@ -30,12 +30,14 @@ class ConceptSpec:
         forget_prompts: prompts that ask for a concept.
         retain_prompts: prompts that must be drawn as before.
         anchors: for each forget prompt the texts its image may become.
+        unnamed: concepts that no forget prompt names by itself, asked for in general wordings instead.
     """
 
     concepts: list[str]
     forget_prompts: list[str]
     retain_prompts: list[str]
     anchors: list[list[str]]
+    unnamed: list[str] = field(default_factory=list)
 
 
 def words(text: str) -> list[str]:
@@ -87,11 +89,11 @@ def make_spec(
         raise ValueError('The concept is empty; name what to erase, for example --concept "Van Gogh style".')
     corpus = list(dict.fromkeys([*known_prompts, *(retain_prompts or [])]))
     names_concept = {p: any(contains_concept(p, c, corpus) for c in concepts) for p in corpus}
+    unnamed: list[str] = []
     if forget_prompts is None:
         forget_prompts = [p for p in known_prompts if names_concept[p]]
-        for concept in concepts:
-            if not any(contains_concept(p, concept, corpus) for p in forget_prompts):
-                forget_prompts += [w.format(concept=concept) for w in WORDINGS]
+        unnamed = [c for c in concepts if not any(contains_concept(p, c, corpus) for p in forget_prompts)]
+        forget_prompts += [w.format(concept=c) for c in unnamed for w in WORDINGS]
     if retain_prompts is None:
         retain_prompts = [p for p in known_prompts if not names_concept[p] and p not in forget_prompts]
     if not retain_prompts:
@@ -102,7 +104,7 @@ def make_spec(
         anchors = [anchor_prompts] * len(forget_prompts)
     else:
         anchors = [nearest_without(p, concepts, retain_prompts, corpus) for p in forget_prompts]
-    return ConceptSpec(concepts, forget_prompts, retain_prompts, anchors)
+    return ConceptSpec(concepts, forget_prompts, retain_prompts, anchors, unnamed)
 
 
 def read_prompts(path: str | Path) -> list[str]:
