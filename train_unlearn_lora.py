@@ -38,10 +38,10 @@ from environment.base import sample_size
 from environment.environment import Environment, ForgetScore
 from environment.errors import friendly_errors, friendly_interrupts
 from evaluation.examination import Examination, JudgeExamination, TeacherExamination
-from evaluation.generate import evaluation_mode, generate
+from evaluation.generate import adapter_disabled, evaluation_mode, generate
 from evaluation.grid import Pair, before_after
 from evaluation.judge import Judge
-from evaluation.protocol import evaluate, public_name, table, versions
+from evaluation.protocol import evaluate, grid_title, public_name, table, versions
 from hub.adapter import save_adapter
 from hub.card import save_model_card
 from networks.checkpoint import CheckpointError, write_aside
@@ -311,14 +311,22 @@ def draw_previews(args: argparse.Namespace, env: Environment, prompts: list[str]
         ]
 
 
+def preview_pairs(args: argparse.Namespace, env: Environment, prompts: list[tuple[str, bool]], before: list[Image.Image] | None = None) -> list[Pair]:
+    """The prompts drawn by the base (unless `before` is given) and with the adapter, from the same noise."""
+    texts = [p for p, _ in prompts]
+    if before is None:
+        with adapter_disabled(env.pipe):
+            before = draw_previews(args, env, texts)
+    after = draw_previews(args, env, texts)
+    return [Pair(prompt, b, a, forget) for (prompt, forget), b, a in zip(prompts, before, after, strict=True)]
+
+
 def log_validation(
     args: argparse.Namespace, accelerator: Accelerator, env: Environment, prompts: list[tuple[str, bool]], before: list[Image.Image], iteration: int
 ) -> None:
     """Write the preview, adapter beside base, as a picture and to tensorboard."""
-    after = draw_previews(args, env, [p for p, _ in prompts])
-    pairs = [Pair(prompt, b, a, forget) for (prompt, forget), b, a in zip(prompts, before, after, strict=True)]
     path = args.output_dir / "previews" / f"iteration-{iteration:04d}.png"
-    before_after(pairs, path, f"Erasing {', '.join(env.spec.concepts)}: iteration {iteration}")
+    before_after(preview_pairs(args, env, prompts, before), path, f"Erasing {', '.join(env.spec.concepts)}: iteration {iteration}")
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
             tracker.writer.add_image("validation", np.asarray(Image.open(path).convert("RGB")), iteration, dataformats="HWC")
@@ -349,8 +357,9 @@ def write_results(
         "base_model_name_or_path": public_name(args.pretrained_model_name_or_path or canvas.PIPELINE),
         "revision": args.revision,
     }
-    pairs: list[Pair] = []
-    if examination is not None:
+    if examination is None:
+        pairs = preview_pairs(args, env, validation_prompts(args, env))
+    else:
         evaluation = evaluate(
             env.pipe, examination, args.evaluation_seeds, guidance_scale=args.validation_guidance_scale, batch_size=args.train_batch_size
         )
@@ -373,8 +382,8 @@ def write_results(
     write_aside(
         args.output_dir / "results.json", lambda path: path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     )
-    if pairs:
-        before_after(pairs, args.output_dir / "before_after.png", f"Erasing {', '.join(env.spec.concepts)}")
+    title = grid_title(results) if examination else f"Erasing {', '.join(env.spec.concepts)}"
+    before_after(pairs, args.output_dir / "before_after.png", title)
     save_model_card(results, args.output_dir)
     return results
 
@@ -611,7 +620,9 @@ def log_start(accelerator: Accelerator, env: Environment, base: dict[str, float]
     logger.info(f"  Processes = {accelerator.num_processes}, device = {accelerator.device}")
     logger.info(f"  Base: {shown:.1f} % of its images of the concept show it, {100 * base['recognised']:.1f} % of the others their own prompt")
     for concept in env.spec.unnamed:
-        logger.warning(f'No known prompt names "{concept}"; it is asked for in general wordings. Give prompts the base draws with --forget_prompts FILE.')
+        logger.warning(
+            f'No known prompt names "{concept}"; it is asked for in general wordings. Give prompts the base draws with --forget_prompts FILE.'
+        )
     if shown < 50:
         logger.warning(
             f"The base draws the concept in only {shown:.0f} % of the images that ask for it, as the teacher sees it. Is it spelled as the base knows it?"

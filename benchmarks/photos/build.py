@@ -40,7 +40,7 @@ WORDINGS = [
     "a small photo of a {object}",
     "a colour photo of a {object}",
 ]
-STEPS = {"autoencoder": 1800, "denoiser": 5000, "judge": 2000, "clip": 700}
+STEPS = {"autoencoder": 1800, "denoiser": 5000, "judge": 2000, "clip": 1400}
 PIPELINE_SEED, TEACHER_SEED, JUDGE_SEED = 11, 12, 13
 JUDGE_WIDTHS = (32, 64, 128, 128)
 TEACHER_SIDE = 64

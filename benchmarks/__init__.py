@@ -1,0 +1,1 @@
+"""Side-by-side runs and the tables made from them."""

@@ -1,0 +1,91 @@
+"""Erase several concepts from the bundled canvas, several seeds each, with the shipped defaults: `python -m benchmarks.canvas`.
+
+Every run is the training script in a process of its own, writing to `OUTPUT_DIR/<concept>-<seed>`; runs that have their results
+are not repeated, so the benchmark can be interrupted. At the end a table in Markdown and a JSON file, made from the runs' results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from evaluation.metrics import HEADLINE, summarize
+
+CONCEPTS = ["Van Gogh style", "Neon style", "cat", "boat"]
+
+
+def run(concept: str, seed: int, output_dir: Path, extra: list[str]) -> dict[str, Any]:
+    """Train and evaluate one adapter, unless it has been; its results.
+
+    Raises:
+        RuntimeError: the training script failed; the message names its log.
+    """
+    directory = output_dir / f"{re.sub(r'[^a-z0-9]+', '-', concept.casefold())}-{seed}"
+    results = directory / "results.json"
+    if not results.is_file():
+        log = output_dir / f"{directory.name}.log"
+        command = [sys.executable, "train_unlearn_lora.py", "--concept", concept, "--seed", str(seed), "--output_dir", str(directory)]
+        with log.open("w") as file:
+            code = subprocess.run([*command, "--overwrite_output_dir", *extra], stdout=file, stderr=subprocess.STDOUT).returncode
+        if code:
+            raise RuntimeError(f"{' '.join(command)} ended with exit code {code}; see {log}")
+    return json.loads(results.read_text(encoding="utf-8"))
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and 95 % interval over the training seeds, for base and adapter, and the cost."""
+    figures = {side: summarize([{name: r[side][name] for name in HEADLINE} for r in runs]) for side in ("base", "adapter")}
+    cost = {name: statistics.mean(r["training"][name] for r in runs) for name in ("iterations", "images", "seconds")}
+    return figures | {"cost": cost, "stopped_by": [r["training"]["stopped_by"] for r in runs]}
+
+
+def table(by_concept: dict[str, dict[str, Any]]) -> str:
+    """The Markdown table of the README."""
+    lines = [
+        "| erased | UA | IRA (base) | CRA (base) | iterations | images | training |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for concept, s in by_concept.items():
+        after = {name: f"{s['adapter'][name]['mean']:.1f} ± {s['adapter'][name]['ci95'] or 0:.1f}" for name in HEADLINE}
+        before = {name: f"{s['base'][name]['mean']:.1f}" for name in HEADLINE}
+        cost = f"{s['cost']['iterations']:.1f} | {s['cost']['images']:.0f} | {s['cost']['seconds']:.0f} s"
+        lines.append(f"| {concept} | {after['UA']} | {after['IRA']} ({before['IRA']}) | {after['CRA']} ({before['CRA']}) | {cost} |")
+    return "\n".join(lines)
+
+
+def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.canvas", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--concepts", nargs="+", default=CONCEPTS, help="What to erase, each in runs of its own.")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Training seeds.")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/benchmark"), help="Where runs, table and JSON are written.")
+    parser.add_argument("--jobs", type=int, default=2, help="Runs at a time, each with an equal share of the cores.")
+    parser.add_argument("extra", nargs="*", help="Further arguments of the training script, after --.")
+    return parser.parse_args(input_args)
+
+
+def main(args: argparse.Namespace) -> None:
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    jobs = [(concept, seed) for seed in args.seeds for concept in args.concepts]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        done = list(tqdm(pool.map(lambda job: run(*job, args.output_dir, args.extra), jobs), total=len(jobs), desc="runs"))
+    by_concept = {c: summary([r for (concept, _), r in zip(jobs, done, strict=True) if concept == c]) for c in args.concepts}
+    (args.output_dir / "summary.json").write_text(json.dumps({"seeds": args.seeds, "concepts": by_concept}, indent=2) + "\n", encoding="utf-8")
+    text = table(by_concept)
+    (args.output_dir / "table.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main(parse_args())
