@@ -33,7 +33,7 @@ import canvas
 from critic.advantages import centre_within, discounted_returns, explained_variance, generalized_advantages, normalize, shaped_rewards
 from critic.critic import Critic
 from critic.network import ValueNetwork
-from environment.arguments import add_environment_arguments, build_environment, uses_bundled_base
+from environment.arguments import add_environment_arguments, build_environment, positive_int, uses_bundled_base
 from environment.base import sample_size
 from environment.environment import Environment, ForgetScore
 from environment.errors import friendly_errors, friendly_interrupts
@@ -57,7 +57,7 @@ from training.checkpoints import (
     optimizer_tensors,
     save_checkpoint,
 )
-from training.control import Brake, StopSignal
+from training.control import RECOGNISABLE, Brake, StopSignal
 
 logger = get_logger(__name__)
 
@@ -75,12 +75,17 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--overwrite_output_dir", action="store_true", help="Write into an output directory that is not empty.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the whole run.")
 
-    parser.add_argument("--max_train_iterations", type=int, default=40, help="Iterations of rollout and update at most.")
-    parser.add_argument("--images_per_iteration", type=int, default=64, help="Trajectories of forget prompts in an iteration, on each process.")
+    parser.add_argument("--max_train_iterations", type=positive_int, default=40, help="Iterations of rollout and update at most.")
     parser.add_argument(
-        "--target_unlearning_accuracy", type=float, default=0.99, help="Stop once this share of an iteration's images is free of the concept."
+        "--images_per_iteration", type=positive_int, default=64, help="Trajectories of forget prompts in an iteration, on each process."
     )
-    parser.add_argument("--patience", type=int, default=3, help="How many iterations running the target must be reached.")
+    parser.add_argument(
+        "--target_unlearning_accuracy",
+        type=float,
+        default=0.95,
+        help="Stop once this share of an iteration's images shows something else, recognisably, in place of the concept.",
+    )
+    parser.add_argument("--patience", type=positive_int, default=3, help="How many iterations running the target must be reached.")
     parser.add_argument("--rank", type=int, default=8, help="Rank of the LoRA matrices.")
     parser.add_argument("--lora_alpha", type=float, help="Scale of the LoRA update before division by the rank. Default: the rank.")
     parser.add_argument(
@@ -104,7 +109,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--adam_weight_decay", type=float, default=1e-4, help="Weight decay of the adapter.")
     parser.add_argument("--adam_epsilon", type=float, default=1e-8, help="Epsilon of AdamW.")
     parser.add_argument("--max_grad_norm", type=float, default=1.0, help="Norm that the gradient is clipped to.")
-    parser.add_argument("--gradient_accumulation_steps", type=int, default=2, help="(Batch, timestep) terms in an optimizer step.")
+    parser.add_argument("--gradient_accumulation_steps", type=positive_int, default=2, help="(Batch, timestep) terms in an optimizer step.")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="Trade about a fifth of the speed of updates for memory.")
     parser.add_argument(
         "--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="Precision of the frozen base; the adapter stays float32."
@@ -115,16 +120,19 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--gae_lambda", type=float, default=0.9, help="Lambda of generalized advantage estimation.")
     parser.add_argument("--advantage_clip", type=float, default=5.0, help="Clip of the normalised advantages.")
     parser.add_argument("--clip_range", type=float, default=0.2, help="Clip of the importance ratio, in units of a step's own noise.")
-    parser.add_argument("--inner_epochs", type=int, default=1, help="Passes over an iteration's trajectories.")
+    parser.add_argument("--inner_epochs", type=positive_int, default=1, help="Passes over an iteration's trajectories.")
     parser.add_argument("--target_kl", type=float, default=0.2, help="Stop an iteration's updates once the KL to the acting policy exceeds this.")
     parser.add_argument(
         "--train_timestep_fraction", type=float, default=0.5, help="Share of the timesteps that is trained, drawn anew for every batch."
     )
     parser.add_argument("--masked_steps", type=int, default=2, help="How many of the last denoising steps are never trained.")
     parser.add_argument("--kl_coef", type=float, default=20.0, help="Weight of the KL to the base on retain prompts.")
-    parser.add_argument("--retain_rollouts", type=int, default=128, help="Rollouts of the base on retain prompts that the KL is taken on.")
+    parser.add_argument("--retain_rollouts", type=positive_int, default=128, help="Rollouts of the base on retain prompts that the KL is taken on.")
     parser.add_argument(
-        "--retain_batch_size", type=int, default=32, help="Retain states beside every batch of an update, and retain images judged an iteration."
+        "--retain_batch_size",
+        type=positive_int,
+        default=32,
+        help="Retain states beside every batch of an update, and retain images judged an iteration.",
     )
     parser.add_argument(
         "--max_retain_drop", type=float, default=0.1, help="Brake: how far the retain reward may fall below the base's, in cosine units."
@@ -133,14 +141,14 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max_brakes", type=int, default=3, help="How often the brake may return to the last good state before the run ends there.")
 
     parser.add_argument("--critic_learning_rate", type=float, default=1e-3, help="Learning rate of the critic.")
-    parser.add_argument("--critic_warmup_rollouts", type=int, default=128, help="Rollouts of the base that warm the critic up.")
+    parser.add_argument("--critic_warmup_rollouts", type=positive_int, default=128, help="Rollouts of the base that warm the critic up.")
     parser.add_argument("--critic_warmup_steps", type=int, default=300, help="Optimizer steps of the warm-up.")
     parser.add_argument("--critic_steps", type=int, default=30, help="Optimizer steps of the critic after every iteration.")
-    parser.add_argument("--critic_batch_size", type=int, default=256, help="States in an optimizer step of the critic.")
-    parser.add_argument("--critic_buffer_iterations", type=int, default=4, help="Iterations the critic remembers.")
+    parser.add_argument("--critic_batch_size", type=positive_int, default=256, help="States in an optimizer step of the critic.")
+    parser.add_argument("--critic_buffer_iterations", type=positive_int, default=4, help="Iterations the critic remembers.")
 
     parser.add_argument("--validation_prompt", nargs="+", help="Prompts of the previews. Default: forget and retain prompts in turn.")
-    parser.add_argument("--num_validation_images", type=int, default=8, help="Images of a preview when no prompt is given.")
+    parser.add_argument("--num_validation_images", type=positive_int, default=8, help="Images of a preview when no prompt is given.")
     parser.add_argument("--validation_steps", type=int, default=10, help="Preview every so many iterations; 0 for none during training.")
     parser.add_argument("--validation_guidance_scale", type=float, help="Guidance of previews and final figures. Default: the pipeline's own.")
     parser.add_argument("--evaluation_seeds", type=int, nargs="*", default=[0, 1, 2], help="Seeds of the final figures; none given skips them.")
@@ -168,6 +176,7 @@ class Progress:
     brakes: int = 0
     stop_count: int = 0
     retain_kl: float = 0.0
+    first_ratio_deviation: float | None = None
     stopped_by: str = ""
 
 
@@ -377,7 +386,16 @@ def write_results(
         "critic_model": public_name(args.critic_model_name_or_path) if args.critic_model_name_or_path else None,
         "forget_prompts": env.spec.forget_prompts,
         "settings": settings,
-        "training": {k: v for k, v in asdict(progress).items() if k != "stop_count"} | {"last_iteration": last},
+        "training": {
+            "iterations": progress.iteration,
+            "images": progress.images,
+            "unet_samples": progress.unet_samples,
+            "seconds": round(progress.seconds, 1),
+            "stopped_by": progress.stopped_by,
+            "brakes": progress.brakes,
+            "first_ratio_deviation": progress.first_ratio_deviation,
+            "last_iteration": last,
+        },
     }
     write_aside(
         args.output_dir / "results.json", lambda path: path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -473,6 +491,7 @@ def train(
     lr_scheduler = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_iterations)
     accelerator.init_trackers("train_unlearn_lora", config={k: v for k, v in vars(args).items() if isinstance(v, int | float | str)})
 
+    started = time.perf_counter()
     with base_policy(unet):
         retain, base = measure_base(args, accelerator, env, critic)
         prompts = validation_prompts(args, env)
@@ -480,7 +499,7 @@ def train(
     brake = Brake(base["retain_reward"], base["contrast"], args.max_retain_drop, args.max_retain_kl)
     stop = StopSignal(args.target_unlearning_accuracy, args.patience)
     rollouts = args.retain_rollouts + args.critic_warmup_rollouts
-    progress = Progress(images=rollouts, unet_samples=2 * env.kernel.num_steps * rollouts)
+    progress = Progress(images=rollouts, unet_samples=2 * env.kernel.num_steps * rollouts, seconds=time.perf_counter() - started)
     good = lora_state(unet)
 
     if args.resume_from_checkpoint:
@@ -503,7 +522,7 @@ def train(
     while True:
         started = time.perf_counter()
         iteration = progress.iteration
-        trajectory, score, logs = measure_policy(args, accelerator, env, iteration)
+        trajectory, score, logs = measure_policy(args, accelerator, env, iteration, RECOGNISABLE * base["retain_reward"])
         progress.images += args.images_per_iteration + args.retain_batch_size
         progress.unet_samples += 2 * env.kernel.num_steps * (args.images_per_iteration + args.retain_batch_size)
 
@@ -518,7 +537,7 @@ def train(
             progress.retain_kl = 0.0
         else:
             good = lora_state(unet)
-        progress.stopped_by = why_stop(args, progress, reason is None and stop.update(logs["forgotten"]))
+        progress.stopped_by = why_stop(args, progress, reason is None and stop.update(logs["replaced"]))
         progress.stop_count = stop.reached
         if progress.stopped_by:
             accelerator.log(logs, step=iteration)
@@ -530,6 +549,8 @@ def train(
             stats = update_policy(unet, env.kernel, env.table, trajectory, advantages, retain, optimizer, accelerator, config, generator)
             lr_scheduler.step()
             progress.retain_kl = stats.retain_kl[-1]
+            if progress.first_ratio_deviation is None:
+                progress.first_ratio_deviation = stats.first_ratio_deviation
             progress.unet_samples += stats.unet_samples
             logs |= update_logs(env, stats, explained) | {"learning_rate": lr_scheduler.get_last_lr()[0]}
         observe(args, env, critic, trajectory, score.potentials)
@@ -563,6 +584,7 @@ def train(
 
 BAR = {
     "forgotten": "forgotten",
+    "replaced": "replaced",
     "forget": "forget_reward",
     "retain": "retain_reward",
     "kl": "retain_kl",
@@ -582,9 +604,12 @@ def measure_base(args: argparse.Namespace, accelerator: Accelerator, env: Enviro
 
 
 def measure_policy(
-    args: argparse.Namespace, accelerator: Accelerator, env: Environment, iteration: int
+    args: argparse.Namespace, accelerator: Accelerator, env: Environment, iteration: int, recognisable: float
 ) -> tuple[Trajectory, ForgetScore, dict[str, float]]:
-    """Roll the policy out on forget prompts, to learn from, and on a few retain prompts, to watch."""
+    """Roll the policy out on forget prompts, to learn from, and on a few retain prompts, to watch.
+
+    An image counts as replaced if the concept is gone and its nearest anchor's cosine is at least `recognisable`.
+    """
     generator = generator_for(args, accelerator, ROLLOUT, iteration)
     trajectory = env.collect(env.draw(env.forget_ids, args.images_per_iteration, generator), generator)
     score = env.score_forget(trajectory)
@@ -592,6 +617,8 @@ def measure_policy(
     figures = {
         "forget_reward": score.terminal.mean().item(),
         "forgotten": score.forgotten.float().mean().item(),
+        "replaced": (score.forgotten & (score.replacement >= recognisable)).float().mean().item(),
+        "replacement": score.replacement.mean().item(),
         "contrast": score.contrast.mean().item(),
         "retain_reward": check.reward.mean().item(),
         "recognised": check.recognised.float().mean().item(),
@@ -602,7 +629,7 @@ def measure_policy(
 def why_stop(args: argparse.Namespace, progress: Progress, target_reached: bool) -> str:
     """The reason to end the run here, or an empty text."""
     if target_reached:
-        return f"{100 * args.target_unlearning_accuracy:g} % of the images were free of the concept {args.patience} times running"
+        return f"{100 * args.target_unlearning_accuracy:g} % of the images showed something else instead, {args.patience} times running"
     if progress.brakes > args.max_brakes:
         return f"the brake was needed more than {args.max_brakes} times; the adapter is the last good state"
     if progress.iteration >= args.max_train_iterations:

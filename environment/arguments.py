@@ -20,6 +20,14 @@ from reward.teacher import Teacher
 from reward.train import train_predictor
 
 
+def positive_int(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
 def add_environment_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that `build_environment` reads."""
     parser.add_argument(
@@ -45,10 +53,10 @@ def add_environment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--anchor_prompts", type=Path, help="Texts the concept may turn into, one a line. Default: each forget prompt's nearest retain prompts."
     )
-    parser.add_argument("--num_inference_steps", type=int, default=16, help="Denoising steps of a rollout.")
+    parser.add_argument("--num_inference_steps", type=positive_int, default=16, help="Denoising steps of a rollout.")
     parser.add_argument("--guidance_scale", type=float, default=5.0, help="Classifier-free guidance of rollouts and updates alike.")
     parser.add_argument("--eta", type=float, default=1.0, help="Noise of the stochastic DDIM sampler; 1 is ancestral sampling, 0 is refused.")
-    parser.add_argument("--train_batch_size", type=int, default=64, help="Trajectories rolled out and updated together.")
+    parser.add_argument("--train_batch_size", type=positive_int, default=64, help="Trajectories rolled out and updated together.")
 
 
 def uses_bundled_base(args: argparse.Namespace) -> bool:

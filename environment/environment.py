@@ -24,11 +24,13 @@ class ForgetScore:
     Attributes:
         potentials: (B, T+1) margins: the predictor's for noisy states, the teacher's for x_0.
         forgotten: (B,) bool, whether the teacher finds an anchor nearer than the concept in the finished image.
+        replacement: (B,) cosine of the finished image and its nearest anchor; small if it shows nothing that has a name.
         contrast: (B,) standard deviation of the finished image's pixels in [-1, 1], mean over the channels; near 0 is a blank image of any colour.
     """
 
     potentials: torch.Tensor
     forgotten: torch.Tensor
+    replacement: torch.Tensor
     contrast: torch.Tensor
 
     @property
@@ -91,7 +93,7 @@ class Environment:
         pixels = decode(self.pipe.vae, trajectory.latents[:, -1])
         clean = self.teacher.encode_images(pixels)
         potentials = torch.cat([self.reward.margin(noisy, rows), self.reward.margin(clean[:, None], rows)], dim=1)
-        return ForgetScore(potentials, self.reward.forgotten(clean, rows), pixels.std(dim=(2, 3)).mean(dim=1))
+        return ForgetScore(potentials, *self.reward.forgotten(clean, rows), pixels.std(dim=(2, 3)).mean(dim=1))
 
     @torch.no_grad()
     def score_retain(self, trajectory: Trajectory) -> RetainScore:

@@ -1,7 +1,8 @@
-"""The reward: how much nearer an embedding is to the anchors than to the target.
+"""The reward: how near an embedding is to the anchors, and how far from the target.
 
-A zero-shot margin in cosine units rather than a probability: where the base draws the concept with certainty
-a probability is flat, a margin is not.
+Cosines rather than a probability: where the base draws the concept with certainty a probability is flat, a
+margin is not. The anchors count twice as much as the target, because a margin alone can be had by drawing
+nothing that anyone would recognise: away from the target, near no anchor.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from reward.spec import ConceptSpec
 from reward.teacher import Teacher
 
+ANCHOR_WEIGHT = 2.0
 TEMPERATURE = 0.05
 """Cosine units over which several anchors count as one: small is the nearest anchor, large their mean."""
 
@@ -42,13 +44,14 @@ class ConceptReward:
         return cls(teacher.encode_text(spec.forget_prompts), anchors)
 
     def margin(self, embeddings: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """(B, S, D) embeddings of images of the forget prompts `rows` (B,) -> margin (B, S), positive once an anchor wins."""
+        """(B, S, D) embeddings of images of the forget prompts `rows` (B,) -> reward (B, S), rising as an anchor replaces the target."""
         target = torch.einsum("bsd,bd->bs", embeddings, self.target[rows])
         anchors = torch.einsum("bsd,bkd->bsk", embeddings, self.anchors[rows])
-        count = anchors.shape[-1]
-        return TEMPERATURE * (torch.logsumexp(anchors / TEMPERATURE, dim=-1) - math.log(count)) - target
+        nearest = TEMPERATURE * (torch.logsumexp(anchors / TEMPERATURE, dim=-1) - math.log(anchors.shape[-1]))
+        return ANCHOR_WEIGHT * nearest - target
 
-    def forgotten(self, embeddings: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """(B, D) embeddings of finished images -> (B,) bool, whether some anchor is nearer than the target."""
+    def forgotten(self, embeddings: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, D) embeddings of finished images -> (B,) bool, whether some anchor is nearer than the target; (B,) that anchor's cosine."""
         target = torch.einsum("bd,bd->b", embeddings, self.target[rows])
-        return torch.einsum("bd,bkd->bk", embeddings, self.anchors[rows]).amax(-1) > target
+        nearest = torch.einsum("bd,bkd->bk", embeddings, self.anchors[rows]).amax(-1)
+        return nearest > target, nearest

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
@@ -101,6 +102,25 @@ def assert_works_in_a_stock_pipeline(base: Path, directory: Path) -> None:
     assert np.array_equal(pictures(pipe), expected)
 
 
+def test_the_shipped_canvas_knows_its_own_words_and_asks_for_others_in_general_ones(tmp_path: Path) -> None:
+    """With nothing but a concept: the bundled base, reward, CLIP and judge; a concept no judge knows is judged by the teacher."""
+    known = script.prepare(script.parse_args(["--concept", "Van Gogh style", "--output_dir", str(tmp_path / "known"), "--report_to", "none"]))
+    assert len(known[1].spec.forget_prompts) == 8 and len(known[1].spec.retain_prompts) == 56 and not known[1].spec.unnamed
+    assert known[2].name == "bundled canvas judge"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    unknown = script.prepare(script.parse_args(["--concept", "dragon", "--output_dir", str(tmp_path / "unknown"), "--report_to", "none"]))
+    assert unknown[1].spec.unnamed == ["dragon"] and "dragon" in unknown[1].spec.forget_prompts
+    assert "not independent" in unknown[2].name
+
+
+@pytest.mark.parametrize("flag", ["--train_batch_size", "--images_per_iteration", "--critic_warmup_rollouts", "--patience"])
+def test_counts_must_be_positive(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        script.parse_args(["--concept", "cat", flag, "0"])
+    assert caught.value.code == 2
+    assert "must be at least 1" in capsys.readouterr().err
+
+
 # --- a whole run ------------------------------------------------------------------------------------------
 
 
@@ -117,7 +137,11 @@ def test_a_whole_run_writes_all_that_is_promised(arguments: Callable[..., argpar
     for side in ("base", "adapter"):
         assert 0 <= results[side]["UA"] <= 100 and 0 <= results[side]["IRA"] <= 100 and "CRA" in results[side]
     assert "not independent" in results["judge"]  # no judge was named: the teacher, marked as such
-    assert results["training"]["iteration"] == 2 and results["training"]["stopped_by"] == "--max_train_iterations"
+    assert (
+        results["training"]["iterations"] == 2
+        and results["training"]["first_ratio_deviation"] == 0
+        and results["training"]["stopped_by"] == "--max_train_iterations"
+    )
     assert results["settings"]["rank"] == 2
     for shared in ("results.json", "README.md"):
         text = (out / shared).read_text()
@@ -169,7 +193,7 @@ def test_a_judge_that_is_named_gives_the_figures(arguments: Callable[..., argpar
 
 def test_no_evaluation_seeds_skip_the_figures_but_not_the_files(arguments: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
     script.main(arguments(max_train_iterations=1))
-    assert {p.name for p in (tmp_path / "out").iterdir()} >= {ADAPTER, "results.json", "README.md"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= {ADAPTER, "results.json", "before_after.png", "README.md"}
     assert "base" not in json.loads((tmp_path / "out" / "results.json").read_text())
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+RECOGNISABLE = 0.7
+"""An image shows something that has a name if its best cosine is at least this share of the base's own on retain prompts."""
+
 
 @dataclass
 class StopSignal:
-    """Says stop once the share of forgotten images has been at the target for `patience` iterations running."""
+    """Says stop once the share of replaced images has been at the target for `patience` iterations running."""
 
     target: float
     patience: int
     reached: int = 0
 
-    def update(self, forgotten: float) -> bool:
-        """`forgotten` is the share in [0, 1] of this iteration's images without the concept."""
-        self.reached = self.reached + 1 if forgotten >= self.target else 0
+    def update(self, replaced: float) -> bool:
+        """`replaced` is the share in [0, 1] of this iteration's images that show something else instead of the concept."""
+        self.reached = self.reached + 1 if replaced >= self.target else 0
         return self.reached >= self.patience
 
 

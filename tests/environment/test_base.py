@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from environment.base import check_window, decode, encode_prompts, load_pipeline, sample_size
-from environment.errors import friendly_errors
+from environment.errors import friendly_errors, friendly_interrupts
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +112,12 @@ def test_errors_of_users_and_disks_are_one_sentence(error: BaseException, code: 
 def test_our_own_mistakes_keep_their_traceback() -> None:
     with pytest.raises(TypeError), friendly_errors():
         raise TypeError("a bug")
+
+
+def test_an_interrupted_run_says_where_it_can_go_on_and_its_bugs_keep_their_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught, friendly_interrupts("go on with --resume_from_checkpoint latest"):
+        raise KeyboardInterrupt
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "error: interrupted. go on with --resume_from_checkpoint latest\n"
+    with pytest.raises(ValueError), friendly_interrupts():
+        raise ValueError("a bug")

@@ -141,3 +141,17 @@ def test_a_deterministic_sampler_is_refused(eta: float) -> None:
 def test_more_steps_than_the_schedule_has_are_refused() -> None:
     with pytest.raises(ValueError):
         ReverseKernel.from_scheduler(ddim(), 1001)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_sensitivity_is_how_many_stds_the_mean_moves_with_the_output(prediction_type: str) -> None:
+    kernel = ReverseKernel.from_scheduler(ddim(prediction_type=prediction_type, steps_offset=1, set_alpha_to_one=False), 8)
+    output, x, change = states()
+    for step in range(8):
+        moved = kernel.mean(output + change, x, step) - kernel.mean(output, x, step)
+        torch.testing.assert_close(moved.abs() / kernel.stds[step], kernel.sensitivity()[step] * change.abs(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_schedule_that_ends_in_a_tiny_step_is_most_sensitive_there() -> None:
+    sensitivity = ReverseKernel.from_scheduler(ddim(steps_offset=1, set_alpha_to_one=False), 16).sensitivity()
+    assert sensitivity[-2] > 4 * sensitivity[:-2].median()
