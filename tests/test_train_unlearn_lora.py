@@ -157,7 +157,7 @@ def test_a_whole_run_writes_all_that_is_promised(arguments: Callable[..., argpar
     assert_works_in_a_stock_pipeline(tiny_pipeline_dir, out)
 
     events = EventAccumulator(str(next((out / "logs").rglob("events.out.tfevents.*")).parent)).Reload()
-    of_rollouts = {"forget_reward", "retain_reward", "forgotten"}
+    of_rollouts = {"forget_reward", "retain_reward", "forgotten", "replaced"}
     of_updates = {"retain_kl", "explained_variance", "clip_fraction", "grad_norm", "approx_kl", "critic_loss"}
     assert of_rollouts | of_updates <= set(events.Tags()["scalars"])
     assert [e.value for e in events.Scalars("first_ratio_deviation")] == [0.0, 0.0]
@@ -229,7 +229,7 @@ def test_the_first_ratio_is_exactly_1_in_every_iteration(
 def test_it_stops_once_the_target_was_held(arguments: Callable[..., argparse.Namespace]) -> None:
     args = arguments(target_unlearning_accuracy=0.0, patience=2, max_train_iterations=9)
     results = script.train(args, *script.prepare(args))
-    assert results["training"]["iteration"] == 1 and "2 times running" in results["training"]["stopped_by"]
+    assert results["training"]["iterations"] == 1 and "2 times running" in results["training"]["stopped_by"]
 
 
 def test_the_brake_returns_to_the_last_good_state(
@@ -261,7 +261,7 @@ def test_a_resumed_run_is_the_run_that_was_never_interrupted(arguments: Callable
     assert same(adapter(tmp_path / "out"), adapter(tmp_path / "whole"))
     assert same(load_file(tmp_path / "out" / "critic" / "model.safetensors"), load_file(tmp_path / "whole" / "critic" / "model.safetensors"))
     resumed, whole = (json.loads((tmp_path / name / "results.json").read_text())["training"] for name in ("out", "whole"))
-    assert all(resumed[key] == whole[key] for key in ("iteration", "images", "unet_samples", "last_iteration"))
+    assert all(resumed[key] == whole[key] for key in ("iterations", "images", "unet_samples", "last_iteration"))
 
 
 @pytest.mark.parametrize("changes", [{"lr_scheduler": "linear"}, {"max_retain_kl": 0.0}], ids=["a learning rate that falls", "after a brake"])
@@ -272,10 +272,10 @@ def test_a_killed_run_goes_on_at_its_learning_rate(
     script.main(arguments(output_dir=tmp_path / "whole", checkpointing_steps=3, **settings))
     measure = script.measure_policy
 
-    def killed(args: argparse.Namespace, accelerator: Any, env: Any, iteration: int) -> Any:
+    def killed(args: argparse.Namespace, accelerator: Any, env: Any, iteration: int, *rest: Any) -> Any:
         if iteration == 2:
             raise KeyboardInterrupt
-        return measure(args, accelerator, env, iteration)
+        return measure(args, accelerator, env, iteration, *rest)
 
     with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
         patch.setattr(script, "measure_policy", killed)
@@ -407,7 +407,7 @@ def test_a_concept_that_the_base_does_not_draw_is_warned_of_with_the_figure(
     missing = 0
     for concept in ("Van Gogh style", "Mosaic style", "Neon style"):
         caplog.clear()
-        args = arguments(concept=concept, max_train_iterations=0, output_dir=tmp_path / concept)
+        args = arguments(concept=concept, max_train_iterations=1, output_dir=tmp_path / concept)
         script.train(args, *script.prepare(args))
         said = [r.getMessage() for r in caplog.records]
         (shown,) = (float(found[1]) for message in said if (found := re.search(r"Base: ([\d.]+) % of its images of the concept", message)))

@@ -28,9 +28,15 @@ def test_it_is_positive_once_an_anchor_clearly_wins_and_negative_on_the_target()
         assert reward(*anchors).margin(TARGET[None, None], ROW).item() < -0.5
 
 
-def test_with_one_anchor_it_is_the_difference_of_cosines() -> None:
+def test_with_one_anchor_it_is_twice_its_cosine_less_the_targets() -> None:
     for angle in (0.0, 0.4, 1.2):
-        assert math.isclose(reward(NEAR).margin(between(angle), ROW).item(), math.sin(angle) - math.cos(angle), abs_tol=1e-6)
+        assert math.isclose(reward(NEAR).margin(between(angle), ROW).item(), 2 * math.sin(angle) - math.cos(angle), abs_tol=1e-6)
+
+
+def test_what_has_no_name_is_worth_less_than_an_anchor_that_still_resembles_the_target() -> None:
+    """Drawing nothing recognisable, far from target and anchors alike, must not be the cheap way out."""
+    nameless = -0.3 * TARGET + 0.95 * FAR
+    assert reward(NEAR).margin(nameless[None, None], ROW) < reward(NEAR).margin(between(1.0), ROW)
 
 
 def test_it_rises_all_the_way_from_the_target_to_an_anchor() -> None:
@@ -58,8 +64,9 @@ def test_each_row_has_its_own_target_and_anchors() -> None:
     both = ConceptReward(torch.stack([TARGET, NEAR]), torch.stack([NEAR, TARGET])[:, None])
     margins = both.margin(NEAR.expand(2, 3, 3), torch.tensor([0, 1]))
     assert margins.shape == (2, 3)
-    torch.testing.assert_close(margins, torch.tensor([[1.0], [-1.0]]).expand(2, 3))
-    assert both.forgotten(NEAR.expand(2, 3), torch.tensor([0, 1])).tolist() == [True, False]
+    torch.testing.assert_close(margins, torch.tensor([[2.0], [-1.0]]).expand(2, 3))
+    gone, nearest = both.forgotten(NEAR.expand(2, 3), torch.tensor([0, 1]))
+    assert gone.tolist() == [True, False] and nearest.tolist() == [1.0, 0.0]
 
 
 def test_rows_of_fewer_anchors_are_padded_without_effect() -> None:
