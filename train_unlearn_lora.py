@@ -117,6 +117,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--allow_tf32", action="store_true", help="Allow TF32 matrix products on NVIDIA GPUs.")
 
     parser.add_argument("--gamma", type=float, default=0.0, help="Discount over denoising steps.")
+    parser.add_argument("--terminal_weight", type=float, default=1.0, help="Weight of the finished image's reward beside the discounted advantage.")
     parser.add_argument("--gae_lambda", type=float, default=0.9, help="Lambda of generalized advantage estimation.")
     parser.add_argument("--advantage_clip", type=float, default=5.0, help="Clip of the normalised advantages.")
     parser.add_argument("--clip_range", type=float, default=0.2, help="Clip of the importance ratio, in units of a step's own noise.")
@@ -256,14 +257,19 @@ def observe(args: argparse.Namespace, env: Environment, critic: Critic, trajecto
 def estimate_advantages(
     args: argparse.Namespace, env: Environment, critic: Critic, trajectory: Trajectory, potentials: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Advantages (B, T), and the critic's explained variance within prompts at each step (T,)."""
+    """Advantages (B, T), and the critic's explained variance within prompts at each step (T,).
+
+    Two horizons in the same units: what a step changed by itself (GAE), and how the image turned out, as the clean teacher sees it. While
+    the base steers every image back to the concept the second hardly varies and the first leads; once images differ it is the other way.
+    """
     rewards = shaped_rewards(potentials)
     values = critic.values(trajectory, env.table.pooled[trajectory.prompt_ids], potentials)
     advantages = generalized_advantages(rewards, values, args.gamma, args.gae_lambda)
     returns = discounted_returns(rewards, args.gamma)
     groups = trajectory.prompt_ids
     explained = explained_variance(centre_within(values, groups), centre_within(returns, groups))
-    return normalize(centre_within(advantages, groups), args.advantage_clip), explained
+    mixed = advantages + args.terminal_weight * potentials[:, -1:]
+    return normalize(centre_within(mixed, groups), args.advantage_clip), explained
 
 
 def update_logs(env: Environment, stats: UpdateStats, explained: torch.Tensor) -> dict[str, float]:

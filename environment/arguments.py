@@ -54,7 +54,12 @@ def add_environment_arguments(parser: argparse.ArgumentParser) -> None:
         "--anchor_prompts", type=Path, help="Texts the concept may turn into, one a line. Default: each forget prompt's nearest retain prompts."
     )
     parser.add_argument("--num_inference_steps", type=positive_int, default=16, help="Denoising steps of a rollout.")
-    parser.add_argument("--guidance_scale", type=float, default=5.0, help="Classifier-free guidance of rollouts and updates alike.")
+    parser.add_argument(
+        "--guidance_scale",
+        type=float,
+        default=7.5,
+        help="Classifier-free guidance of rollouts and updates alike; use the one the adapter will be used with.",
+    )
     parser.add_argument("--eta", type=float, default=1.0, help="Noise of the stochastic DDIM sampler; 1 is ancestral sampling, 0 is refused.")
     parser.add_argument("--train_batch_size", type=positive_int, default=64, help="Trajectories rolled out and updated together.")
 

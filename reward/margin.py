@@ -2,7 +2,8 @@
 
 Cosines rather than a probability: where the base draws the concept with certainty a probability is flat, a
 margin is not. The anchors count twice as much as the target, because a margin alone can be had by drawing
-nothing that anyone would recognise: away from the target, near no anchor.
+nothing that anyone would recognise: away from the target, near no anchor. Nor is anything gained by a target
+cosine below the one its anchors have by nature: a tree in another style is still a tree.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class ConceptReward:
         target = torch.einsum("bsd,bd->bs", embeddings, self.target[rows])
         anchors = torch.einsum("bsd,bkd->bsk", embeddings, self.anchors[rows])
         nearest = TEMPERATURE * (torch.logsumexp(anchors / TEMPERATURE, dim=-1) - math.log(anchors.shape[-1]))
-        return ANCHOR_WEIGHT * nearest - target
+        natural = torch.einsum("bd,bkd->bk", self.target[rows], self.anchors[rows]).mean(-1, keepdim=True)
+        return ANCHOR_WEIGHT * nearest - torch.maximum(target, natural)
 
     def forgotten(self, embeddings: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, D) embeddings of finished images -> (B,) bool, whether some anchor is nearer than the target; (B,) that anchor's cosine."""

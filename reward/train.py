@@ -109,7 +109,7 @@ def train_predictor(
     *,
     num_images: int = 4096,
     num_inference_steps: int = 16,
-    guidance_scale: float = 5.0,
+    guidance_scale: float = 7.5,
     batch_size: int = 64,
     steps: int = 4000,
     train_batch_size: int = 128,
@@ -165,7 +165,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, required=True, help="Where config.json and model.safetensors are written.")
     parser.add_argument("--num_images", type=int, default=4096, help="How many images the base draws to learn from.")
     parser.add_argument("--num_inference_steps", type=int, default=16, help="Denoising steps of these images.")
-    parser.add_argument("--guidance_scale", type=float, default=5.0, help="Guidance of these images; use that of the later rollouts.")
+    parser.add_argument("--guidance_scale", type=float, default=7.5, help="Guidance of these images; use that of the later rollouts.")
     parser.add_argument("--sample_batch_size", type=int, default=64, help="Images drawn at a time.")
     parser.add_argument("--max_train_steps", type=int, default=4000, help="Optimizer steps.")
     parser.add_argument("--train_batch_size", type=int, default=128, help="Noised latents in an optimizer step.")

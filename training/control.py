@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-RECOGNISABLE = 0.7
+RECOGNISABLE = 0.8
 """An image shows something that has a name if its best cosine is at least this share of the base's own on retain prompts."""
 
 

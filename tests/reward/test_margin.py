@@ -39,6 +39,15 @@ def test_what_has_no_name_is_worth_less_than_an_anchor_that_still_resembles_the_
     assert reward(NEAR).margin(nameless[None, None], ROW) < reward(NEAR).margin(between(1.0), ROW)
 
 
+def test_nothing_is_gained_by_less_of_the_target_than_an_anchor_has_by_nature() -> None:
+    related = 0.6 * TARGET + 0.8 * NEAR  # an anchor that shares something with the target, as a tree does with a tree
+    natural = reward(related).margin(related[None, None], ROW)
+    for lost in (0.3, 0.0, -0.5):  # the same nearness to the anchor, bought by losing what they share
+        toward_near = (0.36 - 0.6 * lost + 0.64) / 0.8
+        image = lost * TARGET + toward_near * NEAR
+        torch.testing.assert_close(reward(related).margin(image[None, None], ROW), natural)
+
+
 def test_it_rises_all_the_way_from_the_target_to_an_anchor() -> None:
     margins = torch.stack([reward(NEAR, FAR).margin(between(a), ROW).squeeze() for a in torch.linspace(0, math.pi / 2, 50).tolist()])
     assert (margins.diff() > 0).all()
