@@ -55,8 +55,8 @@ def test_the_margin_is_negative_on_the_concept_and_positive_on_an_anchor(teacher
     rows = torch.arange(len(spec.forget_prompts))
     neon = embeddings[[COMBINATIONS.index(("Neon", p.split()[1])) for p in spec.forget_prompts]]
     mosaic = embeddings[[COMBINATIONS.index(("Mosaic", p.split()[1])) for p in spec.forget_prompts]]
-    assert (reward.margin(neon[:, None], rows) < -0.1).all() and not reward.forgotten(neon, rows).any()
-    assert (reward.margin(mosaic[:, None], rows) > 0.1).all() and reward.forgotten(mosaic, rows).all()
+    assert (reward.margin(neon[:, None], rows) < -0.1).all() and not reward.forgotten(neon, rows)[0].any()
+    assert (reward.margin(mosaic[:, None], rows) > 0.1).all() and reward.forgotten(mosaic, rows)[0].all()
 
 
 @pytest.mark.parametrize(
