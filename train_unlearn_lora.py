@@ -128,6 +128,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--masked_steps", type=int, default=2, help="How many of the last denoising steps are never trained.")
     parser.add_argument("--kl_coef", type=float, default=20.0, help="Weight of the KL to the base on retain prompts.")
+    parser.add_argument("--anchor_kl_coef", type=float, default=0.3, help="Weight of the KL to the base under the nearest anchor, on forget prompts.")
     parser.add_argument("--retain_rollouts", type=positive_int, default=128, help="Rollouts of the base on retain prompts that the KL is taken on.")
     parser.add_argument(
         "--retain_batch_size",
@@ -279,7 +280,7 @@ def update_logs(env: Environment, stats: UpdateStats, explained: torch.Tensor) -
         "first_ratio_deviation": stats.first_ratio_deviation,
         "skipped_updates": float(stats.skipped),
     }
-    for name in ("clip_fraction", "approx_kl", "retain_kl", "grad_norm"):
+    for name in ("clip_fraction", "approx_kl", "retain_kl", "anchor_kl", "grad_norm"):
         values = getattr(stats, name)
         logs[name] = sum(values) / len(values)
     for step, t in enumerate(env.kernel.timesteps[:-1].tolist()):
@@ -484,6 +485,7 @@ def train(
     config = UpdateConfig(
         clip_range=args.clip_range,
         kl_coef=args.kl_coef,
+        anchor_kl_coef=args.anchor_kl_coef,
         target_kl=args.target_kl,
         inner_epochs=args.inner_epochs,
         batch_size=args.train_batch_size,
@@ -552,7 +554,9 @@ def train(
         advantages, explained = estimate_advantages(args, env, critic, trajectory, score.potentials)
         if not reason:
             generator = generator_for(args, accelerator, UPDATE, iteration)
-            stats = update_policy(unet, env.kernel, env.table, trajectory, advantages, retain, optimizer, accelerator, config, generator)
+            stats = update_policy(
+                unet, env.kernel, env.table, trajectory, advantages, score.anchor_ids, retain, optimizer, accelerator, config, generator
+            )
             lr_scheduler.step()
             progress.retain_kl = stats.retain_kl[-1]
             if progress.first_ratio_deviation is None:

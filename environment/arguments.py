@@ -109,6 +109,8 @@ def build_environment(args: argparse.Namespace, device: torch.device, dtype: tor
 
     spec = make_spec(args.concept, predictor.config["prompts"], given["forget_prompts"], given["retain_prompts"], given["anchor_prompts"])
     prompts = [*spec.forget_prompts, *spec.retain_prompts]
+    prompts += sorted({text for row in spec.anchors for text in row} - set(prompts))
+    row_of = {prompt: row for row, prompt in reversed(list(enumerate(prompts)))}
     forget = torch.arange(len(prompts), device=device) < len(spec.forget_prompts)
     return Environment(
         pipe=pipe,
@@ -118,7 +120,8 @@ def build_environment(args: argparse.Namespace, device: torch.device, dtype: tor
         teacher=teacher,
         predictor=predictor,
         reward=ConceptReward.from_spec(spec, teacher),
-        prompt_text=teacher.encode_text(prompts),
+        anchor_rows=torch.tensor([[row_of[text] for text in row] for row in spec.padded_anchors()], device=device),
+        prompt_text=teacher.encode_text([*spec.forget_prompts, *spec.retain_prompts]),
         guidance_scale=args.guidance_scale,
         rollout_batch_size=args.train_batch_size,
     )

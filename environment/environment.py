@@ -25,12 +25,14 @@ class ForgetScore:
         potentials: (B, T+1) margins: the predictor's for noisy states, the teacher's for x_0.
         forgotten: (B,) bool, whether the teacher finds an anchor nearer than the concept in the finished image.
         replacement: (B,) cosine of the finished image and its nearest anchor; small if it shows nothing that has a name.
+        anchor_ids: (B,) the prompt of that anchor, as a row of the prompt table.
         contrast: (B,) standard deviation of the finished image's pixels in [-1, 1], mean over the channels; near 0 is a blank image of any colour.
     """
 
     potentials: torch.Tensor
     forgotten: torch.Tensor
     replacement: torch.Tensor
+    anchor_ids: torch.Tensor
     contrast: torch.Tensor
 
     @property
@@ -45,7 +47,7 @@ class RetainScore:
 
     Attributes:
         reward: (B,) cosine of the image and its own prompt.
-        recognised: (B,) bool, whether its own prompt is nearer than every other prompt of the table.
+        recognised: (B,) bool, whether its own prompt is nearer than every other forget or retain prompt.
     """
 
     reward: torch.Tensor
@@ -63,6 +65,7 @@ class Environment:
     teacher: Teacher
     predictor: RewardPredictor
     reward: ConceptReward
+    anchor_rows: torch.Tensor
     prompt_text: torch.Tensor
     guidance_scale: float
     rollout_batch_size: int
@@ -73,7 +76,9 @@ class Environment:
 
     @property
     def retain_ids(self) -> torch.Tensor:
-        return (~self.table.forget).nonzero().flatten()
+        """Rows of the retain prompts; anchors that are none of them come after."""
+        first = len(self.spec.forget_prompts)
+        return torch.arange(first, first + len(self.spec.retain_prompts), device=self.table.forget.device)
 
     def collect(self, prompt_ids: torch.Tensor, generator: torch.Generator) -> Trajectory:
         """Roll the current policy out, one trajectory for each of `prompt_ids`."""
@@ -93,7 +98,8 @@ class Environment:
         pixels = decode(self.pipe.vae, trajectory.latents[:, -1])
         clean = self.teacher.encode_images(pixels)
         potentials = torch.cat([self.reward.margin(noisy, rows), self.reward.margin(clean[:, None], rows)], dim=1)
-        return ForgetScore(potentials, *self.reward.forgotten(clean, rows), pixels.std(dim=(2, 3)).mean(dim=1))
+        gone, nearest, column = self.reward.forgotten(clean, rows)
+        return ForgetScore(potentials, gone, nearest, self.anchor_rows[rows, column], pixels.std(dim=(2, 3)).mean(dim=1))
 
     @torch.no_grad()
     def score_retain(self, trajectory: Trajectory) -> RetainScore:

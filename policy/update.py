@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from diffusers import UNet2DConditionModel
 
+from policy.adapter import base_policy
 from policy.kernel import ReverseKernel
 from policy.rollout import step_mean
 from policy.surrogate import clipped_surrogate
@@ -22,6 +23,7 @@ class UpdateConfig:
     Attributes:
         clip_range: clip of the importance ratio, in units of the step's own noise (`policy.surrogate.log_ratio`).
         kl_coef: weight of the KL to the base on retain states.
+        anchor_kl_coef: weight of the KL to the base under the anchor prompt, on forget states.
         target_kl: the inner loop stops once the approximate KL to the acting policy exceeds it.
         inner_epochs: passes over the trajectories.
         batch_size: trajectories in a forward pass, as many as acted together in the rollout.
@@ -35,6 +37,7 @@ class UpdateConfig:
 
     clip_range: float
     kl_coef: float
+    anchor_kl_coef: float
     target_kl: float
     inner_epochs: int
     batch_size: int
@@ -58,6 +61,7 @@ class UpdateStats:
     clip_fraction: list[float] = field(default_factory=list)
     approx_kl: list[float] = field(default_factory=list)
     retain_kl: list[float] = field(default_factory=list)
+    anchor_kl: list[float] = field(default_factory=list)
     grad_norm: list[float] = field(default_factory=list)
     by_step: dict[int, list[tuple[float, float, float]]] = field(default_factory=dict)
     skipped: int = 0
@@ -78,6 +82,7 @@ def update_policy(
     table: PromptTable,
     trajectory: Trajectory,
     advantages: torch.Tensor,
+    anchor_ids: torch.Tensor,
     retain: Trajectory,
     optimizer: AcceleratedOptimizer,
     accelerator: Accelerator,
@@ -86,7 +91,9 @@ def update_policy(
 ) -> UpdateStats:
     """Move the adapter along the advantages (B, T) of `trajectory`, held to the base's means on `retain`.
 
-    `retain` was rolled out by the base, so its stored means are the reference and the base is not asked again.
+    `retain` was rolled out by the base, so its stored means are the reference and the base is not asked again. The reference of
+    a forget trajectory is the base under the prompt `anchor_ids` (B,) that its image came nearest to: what is drawn instead of the concept
+    is held to what the base would draw, where a reward alone can be had by images that nobody would.
     """
     stats = UpdateStats()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -103,7 +110,7 @@ def update_policy(
     ]
     for start in range(0, len(terms), config.accumulation):
         chunk = terms[start : start + config.accumulation]
-        kls, clips, retain_kls = [], [], []
+        kls, clips, retain_kls, anchor_kls = [], [], [], []
         for rows, step in chunk:
             batch = trajectory[rows]
             mean = step_mean(unet, kernel, batch.latents[:, step], step, table.embeds[batch.prompt_ids], table.negative, config.guidance_scale)
@@ -113,7 +120,16 @@ def update_policy(
                 deviation = ((log_prob - batch.log_probs[:, step]).exp() - 1).abs().max()
                 stats.first_ratio_deviation = max(stats.first_ratio_deviation, deviation.item())
                 stats.first_clip_fraction = max(stats.first_clip_fraction, surrogate.clip_fraction.item())
-            accelerator.backward(weights[step] * surrogate.loss / len(chunk))
+            loss = weights[step] * surrogate.loss
+            if config.anchor_kl_coef > 0:
+                anchor_embeds = table.embeds[anchor_ids[rows]]
+                with base_policy(unet), torch.no_grad():
+                    reference = step_mean(unet, kernel, batch.latents[:, step], step, anchor_embeds, table.negative, config.guidance_scale)
+                anchor_kl = kernel.kl(mean, reference, step).mean()
+                loss = loss + config.anchor_kl_coef * anchor_kl
+                anchor_kls.append(anchor_kl.item())
+                stats.unet_samples += 2 * len(batch)
+            accelerator.backward(loss / len(chunk))
             stats.unet_samples += 2 * len(batch)
             if config.kl_coef > 0:
                 held = retain[torch.randint(len(retain), (config.retain_batch_size,), generator=generator)]
@@ -136,6 +152,7 @@ def update_policy(
         stats.clip_fraction.append(sum(clips) / len(clips))
         stats.approx_kl.append(sum(kls) / len(kls))
         stats.retain_kl.append(sum(retain_kls) / max(1, len(retain_kls)))
+        stats.anchor_kl.append(sum(anchor_kls) / max(1, len(anchor_kls)))
         mean_kl = accelerator.reduce(torch.tensor(stats.approx_kl[-1], device=accelerator.device), reduction="mean").item()
         if mean_kl > config.target_kl:
             stats.stopped_early = True

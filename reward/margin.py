@@ -39,9 +39,7 @@ class ConceptReward:
         texts = list(dict.fromkeys(text for row in spec.anchors for text in row))
         index = {text: i for i, text in enumerate(texts)}
         embeds = teacher.encode_text(texts)
-        most = max(len(row) for row in spec.anchors)
-        padded = [[row[i % len(row)] for i in range(most)] for row in spec.anchors]
-        anchors = torch.stack([embeds[[index[text] for text in row]] for row in padded])
+        anchors = torch.stack([embeds[[index[text] for text in row]] for row in spec.padded_anchors()])
         return cls(teacher.encode_text(spec.forget_prompts), anchors)
 
     def margin(self, embeddings: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -52,8 +50,8 @@ class ConceptReward:
         natural = torch.einsum("bd,bkd->bk", self.target[rows], self.anchors[rows]).mean(-1, keepdim=True)
         return ANCHOR_WEIGHT * nearest - torch.maximum(target, natural)
 
-    def forgotten(self, embeddings: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, D) embeddings of finished images -> (B,) bool, whether some anchor is nearer than the target; (B,) that anchor's cosine."""
+    def forgotten(self, embeddings: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, D) embeddings of finished images -> (B,) bool, whether some anchor is nearer than the target; that anchor's cosine and column."""
         target = torch.einsum("bd,bd->b", embeddings, self.target[rows])
-        nearest = torch.einsum("bd,bkd->bk", embeddings, self.anchors[rows]).amax(-1)
-        return nearest > target, nearest
+        nearest, column = torch.einsum("bd,bkd->bk", embeddings, self.anchors[rows]).max(-1)
+        return nearest > target, nearest, column

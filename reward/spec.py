@@ -39,6 +39,11 @@ class ConceptSpec:
     anchors: list[list[str]]
     unnamed: list[str] = field(default_factory=list)
 
+    def padded_anchors(self) -> list[list[str]]:
+        """The anchors with every row as long as the longest, by repetition."""
+        most = max(len(row) for row in self.anchors)
+        return [[row[i % len(row)] for i in range(most)] for row in self.anchors]
+
 
 def words(text: str) -> list[str]:
     """Lower-case words without punctuation and plural s."""

@@ -104,7 +104,8 @@ def test_prompt_files_replace_what_the_concept_would_give(base: list[str], tiny_
         (tmp_path / name).write_text(text)
         given += [f"--{name}_prompts", str(tmp_path / name)]
     env = build_environment(arguments("--concept", "cat", *base, "--reward_model_name_or_path", str(tiny_reward_dir), *given), CPU)
-    assert env.table.prompts == ["my kitten", "your cat", "a dog", "a cow"]
+    assert env.table.prompts == ["my kitten", "your cat", "a dog", "a cow", "an animal"]
+    assert env.forget_ids.tolist() == [0, 1] and env.retain_ids.tolist() == [2, 3] and env.anchor_rows.tolist() == [[4], [4]]
     assert env.spec.anchors == [["an animal"]] * 2
     torch.testing.assert_close(env.reward.target, env.teacher.encode_text(["my kitten", "your cat"]))
 

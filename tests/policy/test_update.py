@@ -21,6 +21,7 @@ def update(
     settings: dict[str, Any] = {
         "clip_range": 0.2,
         "kl_coef": 0.0,
+        "anchor_kl_coef": 0.0,
         "target_kl": math.inf,
         "inner_epochs": 1,
         "batch_size": len(trajectory),
@@ -39,6 +40,7 @@ def update(
         policy.table,
         trajectory,
         advantages,
+        torch.full((len(trajectory),), len(policy.table.prompts) - 1),
         retain,
         accelerator.prepare(optimizer),
         accelerator,
@@ -160,3 +162,12 @@ def test_a_gradient_that_is_no_number_is_skipped(policy: Policy) -> None:
     stats = update(policy, policy.sample(FORGET), torch.full((4, 5), math.nan), policy.sample(RETAIN), sgd(policy, 0.1), accumulation=2)
     assert stats.skipped == len(stats.grad_norm) > 0
     assert all(torch.equal(p, b) for p, b in zip(policy.parameters, before, strict=True))
+
+
+def test_the_anchor_kl_pulls_forget_states_to_the_base_under_the_anchor_prompt(policy: Policy) -> None:
+    trajectory = policy.sample(FORGET, seed=3)
+    advantages = torch.zeros_like(trajectory.log_probs)
+    optimizer = torch.optim.Adam(policy.parameters, lr=1e-2)
+    kls = [sum(update(policy, trajectory, advantages, trajectory, optimizer, anchor_kl_coef=1.0).anchor_kl) for _ in range(8)]
+    assert kls[0] > 0 and kls[-1] < 0.9 * kls[0]
+    assert all(p.requires_grad for p in policy.parameters)

@@ -74,8 +74,8 @@ def test_each_row_has_its_own_target_and_anchors() -> None:
     margins = both.margin(NEAR.expand(2, 3, 3), torch.tensor([0, 1]))
     assert margins.shape == (2, 3)
     torch.testing.assert_close(margins, torch.tensor([[2.0], [-1.0]]).expand(2, 3))
-    gone, nearest = both.forgotten(NEAR.expand(2, 3), torch.tensor([0, 1]))
-    assert gone.tolist() == [True, False] and nearest.tolist() == [1.0, 0.0]
+    gone, nearest, column = both.forgotten(NEAR.expand(2, 3), torch.tensor([0, 1]))
+    assert gone.tolist() == [True, False] and nearest.tolist() == [1.0, 0.0] and column.tolist() == [0, 0]
 
 
 def test_rows_of_fewer_anchors_are_padded_without_effect() -> None:
