@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
 
+from training.checkpoints import load_optimizer_tensors, optimizer_tensors
+
 
 def fit(
     name: str,
@@ -24,7 +26,6 @@ def fit(
     weight_decay: float = 1e-4,
     ema_decay: float | None = None,
     save_every: int = 500,
-    device: torch.device | str = "cpu",
 ) -> None:
     """Train `model` in place with AdamW and a one-cycle schedule, resuming from `state_dir` if it can.
 
@@ -64,8 +65,7 @@ def fit(
 
 def _save_state(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: list[torch.Tensor], step: int) -> None:
     tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
-    for i, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam.{i}.{k}": v.contiguous() for k, v in moments.items()}
+    tensors |= {f"adam.{k}": v.contiguous() for k, v in optimizer_tensors(optimizer).items()}
     tensors |= {f"ema.{i}": v for i, v in enumerate(average)}
     aside = file.with_suffix(".tmp")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -79,12 +79,7 @@ def _load_state(
     tensors = load_file(file)
     step = int(tensors["step"])
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("adam."):
-            _, index, moment = key.split(".", 2)
-            state.setdefault(int(index), {})[moment] = value
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    load_optimizer_tensors(optimizer, {k.removeprefix("adam."): v for k, v in tensors.items() if k.startswith("adam.")})
     for i, mean in enumerate(average):
         mean.copy_(tensors[f"ema.{i}"])
     for _ in range(step):

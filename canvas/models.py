@@ -100,7 +100,7 @@ def train_autoencoder(images: torch.Tensor, *, steps: int, state_dir: Path, seed
         coarse = F.l1_loss(F.avg_pool2d(reconstruction, 2), F.avg_pool2d(x, 2))
         return F.mse_loss(reconstruction, x) + F.l1_loss(reconstruction, x) + coarse + 1e-4 * kl
 
-    fit("autoencoder", vae, loss_fn, steps=steps, learning_rate=2e-3, state_dir=state_dir, seed=seed, device=device)
+    fit("autoencoder", vae, loss_fn, steps=steps, learning_rate=2e-3, state_dir=state_dir, seed=seed)
     with torch.no_grad():
         sample = vae.encode(pixels(images[:512]).to(device)).latent_dist.mode()
     vae.register_to_config(scaling_factor=float(1 / sample.std()))
@@ -165,7 +165,7 @@ def train_denoiser(
         context = text_encoder(ids.to(device))[0]
         return F.mse_loss(unet(noisy.to(device), t.to(device), context).sample, noise.to(device))
 
-    fit("denoiser", both, loss_fn, steps=steps, learning_rate=learning_rate, state_dir=state_dir, seed=seed, ema_decay=0.999, device=device)
+    fit("denoiser", both, loss_fn, steps=steps, learning_rate=learning_rate, state_dir=state_dir, seed=seed, ema_decay=0.999)
     return unet, text_encoder
 
 
@@ -230,7 +230,7 @@ def train_clip(
         target = same / same.sum(1, keepdim=True)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
-    fit("clip", model, loss_fn, steps=steps, learning_rate=learning_rate, state_dir=state_dir, seed=seed, weight_decay=0.05, device=device)
+    fit("clip", model, loss_fn, steps=steps, learning_rate=learning_rate, state_dir=state_dir, seed=seed, weight_decay=0.05)
     save_file({k: v.half() if v.is_floating_point() else v for k, v in model.cpu().state_dict().items()}, output_dir / "open_clip_model.safetensors")
     (output_dir / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}, indent=2) + "\n")
     tokenizer.save_pretrained(output_dir)
@@ -260,5 +260,5 @@ def train_judge(
         logits = judge(augment(pixels(images[index]), generator).to(device))
         return sum(F.cross_entropy(logits[domain], labels[domain][index].to(device), label_smoothing=0.05) for domain in logits)
 
-    fit("judge", judge, loss_fn, steps=steps, learning_rate=learning_rate, state_dir=state_dir, seed=seed, weight_decay=0.05, device=device)
+    fit("judge", judge, loss_fn, steps=steps, learning_rate=learning_rate, state_dir=state_dir, seed=seed, weight_decay=0.05)
     return judge
