@@ -21,20 +21,25 @@ from tqdm.auto import tqdm
 
 from evaluation.metrics import HEADLINE, summarize
 
-CONCEPTS = ["Van Gogh style", "Neon style", "cat", "boat"]
+CONCEPTS = ["Van Gogh style", "Neon style", "Mosaic style", "cat", "boat", "flower"]
 
 
-def run(concept: str, seed: int, output_dir: Path, extra: list[str]) -> dict[str, Any]:
-    """Train and evaluate one adapter, unless it has been; its results.
+def slug(concept: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", concept.casefold())
+
+
+def run(concept: str, seed: int, output_dir: Path, specs: Path | None, extra: list[str]) -> dict[str, Any]:
+    """Train and evaluate one adapter, unless it has been; its results. "a + b" names two concepts; `specs` holds a spec for every concept.
 
     Raises:
         RuntimeError: the training script failed; the message names its log.
     """
-    directory = output_dir / f"{re.sub(r'[^a-z0-9]+', '-', concept.casefold())}-{seed}"
+    directory = output_dir / f"{slug(concept)}-{seed}"
     results = directory / "results.json"
     if not results.is_file():
         log = output_dir / f"{directory.name}.log"
-        command = [sys.executable, "train_unlearn_lora.py", "--concept", concept, "--seed", str(seed), "--output_dir", str(directory)]
+        what = ["--reward_spec", str(specs / f"{slug(concept)}.yaml")] if specs else ["--concept", *concept.split(" + ")]
+        command = [sys.executable, "train_unlearn_lora.py", *what, "--seed", str(seed), "--output_dir", str(directory)]
         with log.open("w") as file:
             code = subprocess.run([*command, "--overwrite_output_dir", *extra], stdout=file, stderr=subprocess.STDOUT).returncode
         if code:
@@ -65,7 +70,12 @@ def table(by_concept: dict[str, dict[str, Any]]) -> str:
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.canvas", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--concepts", nargs="+", default=CONCEPTS, help="What to erase, each in runs of its own.")
+    parser.add_argument(
+        "--concepts", nargs="+", default=CONCEPTS, help='What to erase, each in runs of its own; "cat + boat" erases both in one adapter.'
+    )
+    parser.add_argument(
+        "--specs", type=Path, metavar="DIR", help="Use the specs in this folder, named after the concepts, in place of the automatic ones."
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Training seeds.")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/benchmark"), help="Where runs, table and JSON are written.")
     parser.add_argument("--jobs", type=int, default=2, help="Runs at a time, each with an equal share of the cores.")
@@ -79,7 +89,7 @@ def main(args: argparse.Namespace) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     jobs = [(concept, seed) for seed in args.seeds for concept in args.concepts]
     with ThreadPoolExecutor(args.jobs) as pool:
-        done = list(tqdm(pool.map(lambda job: run(*job, args.output_dir, args.extra), jobs), total=len(jobs), desc="runs"))
+        done = list(tqdm(pool.map(lambda job: run(*job, args.output_dir, args.specs, args.extra), jobs), total=len(jobs), desc="runs"))
     by_concept = {c: summary([r for (concept, _), r in zip(jobs, done, strict=True) if concept == c]) for c in args.concepts}
     (args.output_dir / "summary.json").write_text(json.dumps({"seeds": args.seeds, "concepts": by_concept}, indent=2) + "\n", encoding="utf-8")
     text = table(by_concept)

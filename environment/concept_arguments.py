@@ -6,10 +6,8 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from PIL import Image
 
-from evaluation.judge import to_pixels
 from reward.margin import Exemplars
 from reward.spec import ConceptSpec, make_spec, read_prompts, read_spec
 from reward.spec.concept import clean_concepts
@@ -97,7 +95,7 @@ def resolve_spec(args: argparse.Namespace, given: Given, teacher: Teacher, known
     Raises:
         ValueError: no spec can be made of it; the message says what to give.
     """
-    embeddings = torch.cat([teacher.encode_images(to_pixels([image])) for image in given.images]) if given.images else None
+    embeddings = teacher.encode_pictures(given.images) if given.images else None
     named = given.concept or (given.spec and given.spec.concepts)
     exemplars = None if embeddings is None else Exemplars.from_images(embeddings, text_share=0.5 if named else 0.0)
     if given.spec is not None:

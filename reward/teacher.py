@@ -7,8 +7,10 @@ from pathlib import Path
 import open_clip
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors import SafetensorError
 from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
+from torchvision.transforms.functional import pil_to_tensor
 
 
 class Teacher:
@@ -57,3 +59,8 @@ class Teacher:
         """(B, 3, H, W) in [-1, 1] -> (B, D)."""
         chunks = pixels.to(self.device).split(batch_size)
         return torch.cat([F.normalize(self.model.encode_image(self.preprocess((c.clamp(-1, 1) + 1) / 2)).float(), dim=-1) for c in chunks])
+
+    def encode_pictures(self, pictures: list[Image.Image]) -> torch.Tensor:
+        """Pictures of any sizes -> (B, D)."""
+        pixels = (pil_to_tensor(picture.convert("RGB"))[None].float() / 127.5 - 1 for picture in pictures)
+        return torch.cat([self.encode_images(one) for one in pixels])
