@@ -81,12 +81,12 @@ class ConceptReward:
     def from_spec(
         cls, spec: ConceptSpec, teacher: Teacher, fidelity_weight: float = FIDELITY_WEIGHT, exemplars: Exemplars | None = None
     ) -> ConceptReward:
-        """The target of a forget prompt is the prompt itself: it differs from its anchors by the concept alone."""
+        """Targets and anchors as the teacher reads them."""
         texts = list(dict.fromkeys(text for row in spec.anchors for text in row))
         index = {text: i for i, text in enumerate(texts)}
         embeds = teacher.encode_text(texts)
         anchors = torch.stack([embeds[[index[text] for text in row]] for row in spec.padded_anchors()])
-        return cls.from_embeddings(teacher.encode_text(spec.forget_prompts), anchors, fidelity_weight, exemplars)
+        return cls.from_embeddings(teacher.encode_targets(spec.forget_prompts), anchors, fidelity_weight, exemplars)
 
     def calibrated(self, concept_images: torch.Tensor, rows: torch.Tensor, other_images: torch.Tensor, is_anchor: torch.Tensor) -> ConceptReward:
         """The same reward on the scale of the base's own images.

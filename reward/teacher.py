@@ -62,5 +62,13 @@ class Teacher:
 
     def encode_pictures(self, pictures: list[Image.Image]) -> torch.Tensor:
         """Pictures of any sizes -> (B, D)."""
-        pixels = (pil_to_tensor(picture.convert("RGB"))[None].float() / 127.5 - 1 for picture in pictures)
-        return torch.cat([self.encode_images(one) for one in pixels])
+        return torch.cat([self.encode_images(to_pixels(picture)) for picture in pictures])
+
+    def encode_targets(self, texts: list[str]) -> torch.Tensor:
+        """N prompts that ask for the concept -> (N, D): a prompt is its own target, since it differs from its anchors by the concept alone."""
+        return self.encode_text(texts)
+
+
+def to_pixels(picture: Image.Image) -> torch.Tensor:
+    """A picture -> (1, 3, H, W) in [-1, 1]."""
+    return pil_to_tensor(picture.convert("RGB"))[None].float() / 127.5 - 1
