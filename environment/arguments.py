@@ -11,10 +11,10 @@ import canvas
 from environment.base import check_window, encode_prompts, load_pipeline, sample_size
 from environment.concept_arguments import add_concept_arguments, positive_int, read_given, resolve_spec
 from environment.environment import Environment
-from networks.checkpoint import CheckpointError
 from policy.kernel import ReverseKernel
 from policy.trajectory import PromptTable
 from reward.margin import FIDELITY_WEIGHT, ConceptReward
+from reward.origin import check_fit
 from reward.predictor import RewardPredictor
 from reward.spec.vocabulary import general_prompts
 from reward.teacher import Teacher
@@ -78,10 +78,12 @@ def build_environment(args: argparse.Namespace, device: torch.device, dtype: tor
             num_inference_steps=args.num_inference_steps,
             guidance_scale=args.guidance_scale,
             clip_model=clip_model,
+            base_name=args.pretrained_model_name_or_path or canvas.PIPELINE,
+            revision=args.revision,
         )
     else:
         predictor = RewardPredictor.from_pretrained(args.reward_model_name_or_path or canvas.REWARD)
-    check_fit(predictor, pipe.unet.config.in_channels, sample_size(pipe), teacher)
+    check_fit(predictor, pipe.unet.config.in_channels, sample_size(pipe), pipe.scheduler, teacher)
     predictor.to(device).requires_grad_(False)
 
     if not args.train_reward:
@@ -103,23 +105,3 @@ def build_environment(args: argparse.Namespace, device: torch.device, dtype: tor
         guidance_scale=args.guidance_scale,
         rollout_batch_size=args.train_batch_size,
     )
-
-
-def check_fit(predictor: RewardPredictor, channels: int, size: int, teacher: Teacher) -> None:
-    """Refuse a reward predictor that was made for other latents or another CLIP.
-
-    Raises:
-        CheckpointError: which of the two, and what to do.
-    """
-    have = predictor.config
-    if (have["in_channels"], have["sample_size"]) != (channels, size):
-        raise CheckpointError(
-            f"The reward predictor was made for {have['in_channels']}x{have['sample_size']}x{have['sample_size']} latents, "
-            f"the base has {channels}x{size}x{size}; train one for this base with `python -m reward.train`."
-        )
-    width = teacher.encode_text(["a"]).shape[-1]
-    if have["embed_dim"] != width:
-        raise CheckpointError(
-            f"The reward predictor speaks embeddings of length {have['embed_dim']}, the CLIP model {teacher.name} of {width}; "
-            "give the CLIP it was distilled from, or train one for this CLIP with `python -m reward.train`."
-        )

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
-from reward.teacher import to_pixels
 from reward.spec.words import words
+from reward.teacher import to_pixels
 
 LOGIT_SCALE = 0.1
 """Brings logits to the order of cosines."""

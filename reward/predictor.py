@@ -5,6 +5,8 @@ It knows no concept, so one checkpoint of a base model serves them all; a concep
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -24,6 +26,9 @@ class RewardPredictor(Checkpoint):
         condition_dim: length of the timestep's condition vector.
         clip_model: the teacher it was distilled from, as open_clip names it (None for a local directory).
         prompts: the prompts its training images were drawn for, which the base is thereby known to draw.
+        timestep_conditioning: whether it is told the timestep; without, the condition vector is the same for every latent.
+        origin: what it was made from and with, for the record and for `reward.origin.check_fit`: base, noise_schedule, teacher,
+            data, training, versions.
     """
 
     kind = "reward predictor"
@@ -37,6 +42,8 @@ class RewardPredictor(Checkpoint):
         condition_dim: int = 128,
         clip_model: str | None = None,
         prompts: list[str] | None = None,
+        timestep_conditioning: bool = True,
+        origin: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.config = {
@@ -47,14 +54,19 @@ class RewardPredictor(Checkpoint):
             "condition_dim": condition_dim,
             "clip_model": clip_model,
             "prompts": prompts or [],
+            "timestep_conditioning": timestep_conditioning,
+            "origin": origin or {},
         }
         self.condition_dim = condition_dim
+        self.timestep_conditioning = timestep_conditioning
         self.condition = nn.Sequential(nn.Linear(condition_dim, condition_dim), nn.SiLU(), nn.Linear(condition_dim, condition_dim), nn.SiLU())
         self.trunk = FiLMTrunk(in_channels, widths_for(sample_size, width), condition_dim)
         self.head = nn.Sequential(nn.Linear(self.trunk.out_features, 2 * embed_dim), nn.SiLU(), nn.Linear(2 * embed_dim, embed_dim))
 
     def forward(self, latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) noisy latents, (B,) scheduler timesteps -> (B, D)."""
+        if not self.timestep_conditioning:
+            timesteps = torch.zeros_like(timesteps)
         condition = self.condition(timestep_embedding(timesteps, self.condition_dim))
         return F.normalize(self.head(self.trunk(latents.float(), condition)), dim=-1)
 
