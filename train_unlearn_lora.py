@@ -34,8 +34,9 @@ import canvas
 from critic.advantages import centre_within, discounted_returns, explained_variance, generalized_advantages, normalize, shaped_rewards
 from critic.critic import Critic
 from critic.network import ValueNetwork
-from environment.arguments import add_environment_arguments, build_environment, positive_int, uses_bundled_base
+from environment.arguments import add_environment_arguments, build_environment
 from environment.base import sample_size
+from environment.concept_arguments import positive_int, uses_bundled_base
 from environment.environment import Environment, ForgetScore
 from environment.errors import friendly_errors, friendly_interrupts
 from evaluation.examination import Examination, JudgeExamination, TeacherExamination

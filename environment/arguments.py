@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 
 import canvas
 from environment.base import check_window, encode_prompts, load_pipeline, sample_size
-from environment.concept_arguments import add_concept_arguments, positive_int, read_given, resolve_spec
+from environment.concept_arguments import add_concept_arguments, load_teachers, positive_int, read_given, resolve_spec, uses_bundled_base
 from environment.environment import Environment
 from policy.kernel import ReverseKernel
 from policy.trajectory import PromptTable
@@ -17,7 +16,6 @@ from reward.margin import FIDELITY_WEIGHT, ConceptReward
 from reward.origin import check_fit
 from reward.predictor import RewardPredictor
 from reward.spec.vocabulary import general_prompts
-from reward.teacher import Teacher
 from reward.train import train_predictor
 
 
@@ -42,12 +40,6 @@ def add_environment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train_batch_size", type=positive_int, default=64, help="Trajectories rolled out and updated together.")
 
 
-def uses_bundled_base(args: argparse.Namespace) -> bool:
-    """Whether the base is the bundled canvas."""
-    name = args.pretrained_model_name_or_path
-    return name is None or Path(name).resolve() == canvas.PIPELINE.resolve()
-
-
 def build_environment(args: argparse.Namespace, device: torch.device, dtype: torch.dtype = torch.float32) -> Environment:
     """Load what the arguments name and check that it fits together, cheapest checks first.
 
@@ -55,7 +47,7 @@ def build_environment(args: argparse.Namespace, device: torch.device, dtype: tor
         ValueError: something named does not exist or does not fit; the message says what to do.
     """
     given = read_given(args)
-    if not uses_bundled_base(args) and not args.clip_model:
+    if not uses_bundled_base(args) and not args.clip_model and args.reward_type == "clip":
         raise ValueError("This base needs a teacher: name an open_clip model with --clip_model (and --clip_pretrained).")
     if not uses_bundled_base(args) and not args.reward_model_name_or_path and not args.train_reward:
         raise ValueError(
@@ -66,18 +58,17 @@ def build_environment(args: argparse.Namespace, device: torch.device, dtype: tor
     pipe = load_pipeline(args.pretrained_model_name_or_path or canvas.PIPELINE, args.revision, args.variant, dtype).to(device)
     for text in given.texts():
         check_window(pipe.tokenizer, text)
-    clip_model = args.clip_model or f"local-dir:{canvas.CLIP}"
-    teacher = Teacher.from_pretrained(clip_model, args.clip_pretrained, device)
+    teacher, text_teacher = load_teachers(args, given, device)
 
     if args.train_reward:
-        spec, exemplars = resolve_spec(args, given, teacher, given.forget or ([] if given.retain else general_prompts()))
+        spec, exemplars = resolve_spec(args, given, text_teacher, given.forget or ([] if given.retain else general_prompts()))
         predictor = train_predictor(
             pipe,
             teacher,
             [*spec.forget_prompts, *spec.retain_prompts],
             num_inference_steps=args.num_inference_steps,
             guidance_scale=args.guidance_scale,
-            clip_model=clip_model,
+            clip_model=args.clip_model if args.reward_type == "clip" else None,
             base_name=args.pretrained_model_name_or_path or canvas.PIPELINE,
             revision=args.revision,
         )
@@ -87,7 +78,7 @@ def build_environment(args: argparse.Namespace, device: torch.device, dtype: tor
     predictor.to(device).requires_grad_(False)
 
     if not args.train_reward:
-        spec, exemplars = resolve_spec(args, given, teacher, predictor.config["prompts"])
+        spec, exemplars = resolve_spec(args, given, text_teacher, predictor.config["prompts"])
     prompts = [*spec.forget_prompts, *spec.retain_prompts]
     prompts += sorted({text for row in spec.anchors for text in row} - set(prompts))
     row_of = {prompt: row for row, prompt in reversed(list(enumerate(prompts)))}

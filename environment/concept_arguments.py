@@ -6,13 +6,16 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from PIL import Image
 
+import canvas
+from reward.classifier import ClassifierTeacher
 from reward.margin import Exemplars
 from reward.spec import ConceptSpec, make_spec, read_prompts, read_spec
 from reward.spec.concept import clean_concepts
 from reward.spec.exemplars import name_images, read_images
-from reward.spec.vocabulary import KINDS
+from reward.spec.vocabulary import KINDS, plain_name
 from reward.teacher import Teacher
 
 
@@ -47,6 +50,11 @@ def add_concept_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reward_model_name_or_path", help="Reward predictor made by `python -m reward.train` for this base. Default: the bundled one."
     )
+    parser.add_argument(
+        "--reward_type", choices=["clip", "classifier"], default="clip", help="Who says what an image shows: a CLIP, or an image classifier."
+    )
+    parser.add_argument("--classifier_name_or_path", help="For --reward_type classifier: a transformers image classifier, directory or Hub id.")
+    parser.add_argument("--target_label", help="For --reward_type classifier: the label to be forgotten. Default: the concept's own name.")
     parser.add_argument("--clip_model", help="Teacher of the reward: an open_clip name, hf-hub:ID or local-dir:DIR. Default: the bundled one.")
     parser.add_argument("--clip_pretrained", help="open_clip's pretrained tag or a safetensors file, when --clip_model is an architecture name.")
 
@@ -81,9 +89,16 @@ def read_given(args: argparse.Namespace) -> Given:
         raise ValueError(
             "--reward_spec holds concepts and prompts already; leave --concept, --concept_kind and the prompt files out, or edit the spec."
         )
-    if not (args.concept or args.reward_spec or args.concept_images):
+    if args.reward_type == "classifier" and not args.classifier_name_or_path:
+        raise ValueError("--reward_type classifier needs --classifier_name_or_path, a transformers image classifier.")
+    if args.reward_type == "clip" and (args.classifier_name_or_path or args.target_label):
+        raise ValueError("--classifier_name_or_path and --target_label need --reward_type classifier.")
+    if args.reward_type == "classifier" and args.concept_images:
+        raise ValueError("--concept_images are compared in a CLIP's space; leave --reward_type classifier out.")
+    if not (args.concept or args.reward_spec or args.concept_images or args.target_label):
         raise ValueError('Nothing says what to erase; name it, for example --concept "Van Gogh style", or show it with --concept_images DIR.')
-    concept = clean_concepts(args.concept) if args.concept else None
+    named = args.concept or ([args.target_label] if args.target_label and not args.reward_spec else None)
+    concept = clean_concepts(named) if named else None
     forget, retain, anchors = (read_prompts(path) if path else None for path in lists.values())
     spec = read_spec(args.reward_spec) if args.reward_spec else None
     return Given(concept, forget, retain, anchors, spec, read_images(args.concept_images) if args.concept_images else None)
@@ -114,3 +129,27 @@ def resolve_spec(args: argparse.Namespace, given: Given, teacher: Teacher, known
         num_retain_prompts=args.num_retain_prompts,
     )
     return spec, exemplars
+
+
+def load_teachers(args: argparse.Namespace, given: Given, device: torch.device | str = "cpu") -> tuple[Teacher, Teacher]:
+    """Who judges images for the reward, and who judges which texts are near to one another: one CLIP, or a classifier and, if there is one, a CLIP.
+
+    Raises:
+        ValueError: one of them cannot be had; the message says what to give instead.
+    """
+    bundled = uses_bundled_base(args)
+    clip_model = args.clip_model or (f"local-dir:{canvas.CLIP}" if bundled else None)
+    clip = Teacher.from_pretrained(clip_model, args.clip_pretrained, device) if clip_model else None
+    if args.reward_type == "clip":
+        if clip is None:
+            raise ValueError("This base needs a teacher: name an open_clip model with --clip_model (and --clip_pretrained).")
+        return clip, clip
+    named = given.concept or (given.spec.concepts if given.spec else [])
+    classifier = ClassifierTeacher.from_pretrained(args.classifier_name_or_path, args.target_label or plain_name(named[0]), device)
+    return classifier, clip or classifier
+
+
+def uses_bundled_base(args: argparse.Namespace) -> bool:
+    """Whether the base is the bundled canvas."""
+    name = getattr(args, "pretrained_model_name_or_path", None)
+    return name is None or Path(name).resolve() == canvas.PIPELINE.resolve()

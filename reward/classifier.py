@@ -1,44 +1,46 @@
 """An image classifier in the teacher's place: what it sees of a concept is the reward.
 
-The interface is `Teacher`'s. An image's vector is its centred logits, which unlike probabilities do not saturate; a text's vector reads
+An image's vector is its centred logits, which unlike probabilities do not saturate; a text's vector reads
 off them what the text asks for: the label it names or, if it names none, anything but the target.
 """
 
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from reward.spec.words import words
-from reward.teacher import to_pixels
+from reward.teacher import Teacher
 
 LOGIT_SCALE = 0.1
 """Brings logits to the order of cosines."""
 
 
-class ClassifierTeacher:
+class ClassifierTeacher(Teacher):
     """Centred logits of a transformers image classifier, and the labels that texts name; float32.
 
     Attributes:
         labels: K names, in the order of the logits.
-        target: the label of what is to be forgotten.
+        target: the label of what is to be forgotten; None while a predictor is distilled, which knows no concept.
     """
 
-    def __init__(self, model: PreTrainedModel, preprocess: Compose, target: str, name: str) -> None:
+    unit_length = False
+
+    def __init__(self, model: PreTrainedModel, preprocess: Compose, target: str | None, name: str) -> None:
         self.model = model.eval().requires_grad_(False)
         self.preprocess = preprocess
         self.name = name
         names = model.config.id2label
         self.labels = [str(names[i]) for i in range(len(names))]
-        self.target = find_label(target, self.labels)
+        self.target = target and find_label(target, self.labels)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str, target: str, device: torch.device | str = "cpu") -> ClassifierTeacher:
+    def from_pretrained(cls, name_or_path: str, target: str | None = None, device: torch.device | str = "cpu") -> ClassifierTeacher:
         """Load a directory or Hub id of a transformers image classifier (timm's come through transformers), safetensors only.
 
         Raises:
@@ -53,11 +55,11 @@ class ClassifierTeacher:
             raise ValueError(f"The classifier {name_or_path} could not be loaded (transformers, safetensors): {reason}") from error
         return cls(model.float().to(device), preprocess, target, name_or_path)
 
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
+    def identity(self) -> dict[str, Any]:
+        """Its labels, in their order."""
+        return {"labels": self.labels}
 
-    def encode_text(self, texts: list[str]) -> torch.Tensor:
+    def encode_text(self, texts: list[str], batch_size: int = 256) -> torch.Tensor:
         """N texts -> (N, K)."""
         rows = [self._row(named) if (named := self.named_in(text)) else -self._row(self.target) for text in texts]
         return torch.stack(rows).to(self.device)
@@ -78,11 +80,9 @@ class ClassifierTeacher:
         logits = torch.cat([self.model(pixel_values=self.preprocess((c.clamp(-1, 1) + 1) / 2)).logits.float() for c in chunks])
         return LOGIT_SCALE * (logits - logits.mean(dim=1, keepdim=True))
 
-    def encode_pictures(self, pictures: list[Image.Image]) -> torch.Tensor:
-        """Pictures of any sizes -> (B, K)."""
-        return torch.cat([self.encode_images(to_pixels(picture)) for picture in pictures])
-
-    def _row(self, label: str) -> torch.Tensor:
+    def _row(self, label: str | None) -> torch.Tensor:
+        if label is None:
+            return torch.zeros(len(self.labels))
         return torch.nn.functional.one_hot(torch.tensor(self.labels.index(label)), len(self.labels)).float()
 
 

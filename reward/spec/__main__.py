@@ -10,12 +10,11 @@ import argparse
 from pathlib import Path
 
 import canvas
-from environment.concept_arguments import add_concept_arguments, read_given, resolve_spec
+from environment.concept_arguments import add_concept_arguments, load_teachers, read_given, resolve_spec
 from environment.errors import friendly_errors
 from reward.predictor import RewardPredictor
 from reward.spec import read_prompts, spec_to_yaml
 from reward.spec.vocabulary import general_prompts
-from reward.teacher import Teacher
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
@@ -33,8 +32,8 @@ def main(args: argparse.Namespace) -> None:
         known = RewardPredictor.from_pretrained(args.reward_model_name_or_path or canvas.REWARD).config["prompts"]
     else:
         known = general_prompts()
-    teacher = Teacher.from_pretrained(args.clip_model or f"local-dir:{canvas.CLIP}", args.clip_pretrained)
-    spec, _ = resolve_spec(args, given, teacher, known)
+    _, text_teacher = load_teachers(args, given)
+    spec, _ = resolve_spec(args, given, text_teacher, known)
     print(spec_to_yaml(spec), end="")
 
 
