@@ -28,6 +28,8 @@ from reward.latents import BaseSamples, DatasetImages, EncodedImages, ImageFolde
 from reward.origin import describe_origin
 from reward.predictor import RewardPredictor
 from reward.spec import read_prompts
+from reward.spec.automatic import kind_of
+from reward.spec.vocabulary import asking_for, general_prompts
 from reward.teacher import Teacher
 from training.checkpoints import list_checkpoints
 
@@ -153,8 +155,10 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--prompts",
         type=Path,
-        help="Text file of prompts the base draws, one a line; # starts a comment. They are drawn for, unless images are given; the checkpoint records them.",
+        help="Text file of prompts the base draws, one a line; # starts a comment. They are drawn for, unless images are given; the checkpoint "
+        "records them. Default: the bundled base's own, for another base general ones (styles, artists, characters, objects, scenes).",
     )
+    parser.add_argument("--concept", nargs="+", metavar="TEXT", help="Draw for these concepts too, so that runs that erase them find their prompts.")
     parser.add_argument("--train_data_dir", type=Path, help="Learn from the images of this folder and its subfolders instead of the base's samples.")
     parser.add_argument("--dataset_name", help="Learn from this dataset of the package `datasets` (a Hub id or a local folder) instead.")
     parser.add_argument("--dataset_config_name", help="Configuration of that dataset. Default: its own.")
@@ -203,8 +207,6 @@ def check_arguments(args: argparse.Namespace) -> None:
     given = [flag for flag in ("train_data_dir", "dataset_name") if getattr(args, flag)]
     if len(given) > 1:
         raise ValueError("Give --train_data_dir or --dataset_name, not both.")
-    if not given and not args.prompts:
-        raise ValueError("There is nothing to learn from: give --prompts FILE, --train_data_dir DIR or --dataset_name NAME.")
     for name in ("num_images", "num_inference_steps", "sample_batch_size", "max_train_steps", "train_batch_size"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}.")
@@ -242,6 +244,19 @@ def create_source(args: argparse.Namespace, pipe: StableDiffusionPipeline, promp
     return BaseSamples(pipe, prompts, args.num_inference_steps, args.guidance_scale, args.sample_batch_size, args.seed)
 
 
+def known_prompts(args: argparse.Namespace) -> list[str]:
+    """The prompts of the file, the bundled base's own, or general ones.
+
+    Raises:
+        ValueError: the file cannot be read or holds none.
+    """
+    if args.prompts:
+        return read_prompts(args.prompts)
+    if Path(args.pretrained_model_name_or_path).resolve() == canvas.PIPELINE.resolve():
+        return list(RewardPredictor.from_pretrained(canvas.REWARD).config["prompts"])
+    return general_prompts()
+
+
 def distil_config(args: argparse.Namespace, **changes: Any) -> DistilConfig:
     """The settings that the flags of `add_distillation_arguments` give, with `changes`."""
     settings = {
@@ -259,14 +274,16 @@ def main(args: argparse.Namespace) -> None:
     check_arguments(args)
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     set_seed(args.seed)
-    prompts = read_prompts(args.prompts) if args.prompts else []
+    prompts = known_prompts(args)
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
     pipe = load_pipeline(args.pretrained_model_name_or_path, args.revision, args.variant, dtype).to(accelerator.device)
-    source = create_source(args, pipe, prompts)
     if args.classifier_name_or_path:
         teacher: Teacher = ClassifierTeacher.from_pretrained(args.classifier_name_or_path, device=accelerator.device)
     else:
         teacher = Teacher.from_pretrained(args.clip_model, args.clip_pretrained, accelerator.device)
+    for concept in args.concept or []:
+        prompts += [p for p in asking_for(kind_of(concept, teacher.encode_text), concept) if p not in prompts]
+    source = create_source(args, pipe, prompts)
     count = args.num_images or (DEFAULT_IMAGES if source.available is None else None)
     if args.overwrite_output_dir and not args.resume_from_checkpoint and accelerator.is_main_process:
         for old in list_checkpoints(args.output_dir):

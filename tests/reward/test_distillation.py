@@ -15,7 +15,9 @@ import canvas
 from reward.distil import Checkpointing, DistilConfig, cosine_by_noise, distil, noised_batch
 from reward.latents import Latents
 from reward.predictor import RewardPredictor
-from reward.train import main, parse_args
+from reward.spec import read_prompts
+from reward.spec.vocabulary import asking_for, general_prompts
+from reward.train import known_prompts, main, parse_args
 from training.checkpoints import list_checkpoints
 
 BRIEF = DistilConfig(steps=12, batch_size=8, learning_rate=3e-3, ema_decay=0.9)
@@ -214,7 +216,6 @@ BAD = {
     "prompts": ([], "holds no prompt"),
     "pipeline": ([], "could not be loaded"),
     "long prompt": ([], "use fewer words"),
-    "nothing": (["--prompts", ""], "nothing to learn from"),
     "width": (["--width", "9"], "multiple of 8"),
     "one image": (["--num_images", "1"], "at least 2"),
     "two sources": (["--train_data_dir", "a", "--dataset_name", "b"], "not both"),
@@ -231,12 +232,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     prompts.write_text({"prompts": "# none\n", "long prompt": "supercalifragilistic " * 60}.get(case, "a cat\n"))
     pipeline = tmp_path / "absent" / "pipeline" if case == "pipeline" else tiny_pipeline_dir
     arguments, says = BAD[case]
-    if case == "nothing":
-        given = tiny_arguments(pipeline, prompts, tmp_path / "reward")
-        del given[2:4]
-        arguments = given
-    else:
-        arguments = [*tiny_arguments(pipeline, prompts, tmp_path / "reward"), *arguments]
+    arguments = [*tiny_arguments(pipeline, prompts, tmp_path / "reward"), *arguments]
     monkeypatch.setattr(sys, "argv", ["reward.train", *arguments])
     monkeypatch.delitem(sys.modules, "reward.train")
     with pytest.raises(SystemExit) as caught:
@@ -245,3 +241,14 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1 and says in error[0]
     assert not (tmp_path / "reward" / "config.json").exists()
+
+
+def test_without_a_prompt_file_a_base_is_asked_for_what_it_is_known_to_draw(tiny_pipeline_dir: Path) -> None:
+    assert known_prompts(parse_args(["--output_dir", "x"])) == RewardPredictor.from_pretrained(canvas.REWARD).config["prompts"]
+    assert known_prompts(parse_args(["--output_dir", "x", "--pretrained_model_name_or_path", str(tiny_pipeline_dir)])) == general_prompts()
+
+
+def test_a_concept_is_drawn_for_beside_the_prompts(tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path) -> None:
+    main(parse_args([*tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / "reward"), "--concept", "Mickey Mouse"]))
+    recorded = RewardPredictor.from_pretrained(tmp_path / "reward").config["prompts"]
+    assert recorded == [*read_prompts(prompts), *asking_for("identity", "Mickey Mouse")]
