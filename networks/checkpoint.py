@@ -1,21 +1,29 @@
-"""Checkpoints of our own small networks: `config.json` + `model.safetensors`, in a directory or on the Hub."""
+"""Checkpoints of our own small networks: `config.json` + `model.safetensors`, in a directory or on the Hub.
+
+huggingface_hub's `PyTorchModelHubMixin` reads and writes the same two files and is not used: its `save_pretrained` deletes the old config
+before the new one is written, and its `from_pretrained` drops settings it does not know, loads weights that do not match (strict=False)
+and falls back to a pickle. Its files would load here, and ours load there, but for our `kind`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub import HfApi, ModelCardData, constants, get_token, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+CARD_NAME = "README.md"
+TAGS = ["text-to-image", "diffusers", "concept-erasure", "unlearning", "safetensors"]
 
 
 class CheckpointError(ValueError):
@@ -44,6 +52,49 @@ class Checkpoint(nn.Module):
         write_aside(directory / WEIGHTS_NAME, lambda path: save_file(tensors, path))
         write_aside(directory / CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> str:
+        """Upload config, weights and a card in one commit, making the repository if there is none; returns the commit's address.
+
+        Args:
+            repo_id: "user/name", or "name" under the token's own user.
+            private: whether a new repository is private; None is the Hub's default.
+            token: None is the one of `hf auth login` or of the environment variable HF_TOKEN.
+            commit_message: None says what is uploaded.
+            dtype: floating-point tensors are cast to it.
+
+        Raises:
+            CheckpointError: there is no token, the Hub cannot be reached, or it refuses.
+        """
+        require_hub_access(token)
+        api = HfApi(token=token)
+        try:
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            with tempfile.TemporaryDirectory() as directory:
+                self.save_pretrained(directory, dtype=dtype)
+                (Path(directory) / CARD_NAME).write_text(self.card(repo_id), encoding="utf-8")
+                return str(api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message=commit_message or f"Upload the {self.kind}"))
+        except (HfHubHTTPError, HFValidationError, HTTPError, OSError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"The {self.kind} could not be uploaded to {repo_id}: {reason}") from error
+
+    def card(self, repo_id: str) -> str:
+        """The repository's README: what it is, how it is loaded, its config."""
+        name = type(self).__name__
+        config = json.dumps(self.config, indent=2, ensure_ascii=False)
+        return (
+            f"---\n{ModelCardData(tags=[self.kind.replace(' ', '-'), *TAGS]).to_yaml()}\n---\n\n# {self.kind.capitalize()}\n\n"
+            f"Load it with critic-guided-unlearning:\n\n```python\nfrom {type(self).__module__} import {name}\n\n"
+            f'network = {name}.from_pretrained("{repo_id}")\n```\n\n## Config\n\n````json\n{config}\n````\n'
+        )
+
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, revision: str | None = None) -> Self:
         """Load from a local directory or a Hub id; weights must match the config exactly.
@@ -65,6 +116,18 @@ class Checkpoint(nn.Module):
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"{name_or_path} is not a readable {cls.kind} ({CONFIG_NAME} + {WEIGHTS_NAME}): {reason}") from error
         return module.eval()
+
+
+def require_hub_access(token: str | None = None) -> None:
+    """Whether an upload can be tried at all, to be asked before hours of training.
+
+    Raises:
+        CheckpointError: the Hub is switched off or there is no token; the message says what to do.
+    """
+    if constants.HF_HUB_OFFLINE:
+        raise CheckpointError("Nothing can be uploaded while HF_HUB_OFFLINE is set; unset it, or leave --push_to_hub out.")
+    if not (token or get_token()):
+        raise CheckpointError("There is no Hub token to upload with; run `hf auth login`, set HF_TOKEN, or leave --push_to_hub out.")
 
 
 def resolve_directory(name_or_path: str | Path, revision: str | None, files: list[str]) -> Path:

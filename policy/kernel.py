@@ -62,19 +62,20 @@ class ReverseKernel:
     def num_steps(self) -> int:
         return len(self.stds)
 
+    def x0_and_epsilon(self, model_output: torch.Tensor, x: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The finished latent and the noise that the UNet's output at `x` (B, C, H, W) stands for; float32."""
+        model_output, x = model_output.float(), x.float()
+        alpha = self.alphas_cumprod[step]
+        if self.prediction_type == "epsilon":
+            return (x - (1 - alpha).sqrt() * model_output) / alpha.sqrt(), model_output
+        if self.prediction_type == "v_prediction":
+            return alpha.sqrt() * x - (1 - alpha).sqrt() * model_output, alpha.sqrt() * model_output + (1 - alpha).sqrt() * x
+        return model_output, (x - alpha.sqrt() * model_output) / (1 - alpha).sqrt()
+
     def mean(self, model_output: torch.Tensor, x: torch.Tensor, step: int) -> torch.Tensor:
         """Mean of x_{t-1} given x_t = `x` (B, C, H, W) and the UNet's output there; float32."""
-        model_output, x = model_output.float(), x.float()
-        alpha, alpha_next, std = self.alphas_cumprod[step], self.alphas_cumprod[step + 1], self.stds[step]
-        if self.prediction_type == "epsilon":
-            epsilon = model_output
-            x0 = (x - (1 - alpha).sqrt() * epsilon) / alpha.sqrt()
-        elif self.prediction_type == "v_prediction":
-            x0 = alpha.sqrt() * x - (1 - alpha).sqrt() * model_output
-            epsilon = alpha.sqrt() * model_output + (1 - alpha).sqrt() * x
-        else:
-            x0 = model_output
-            epsilon = (x - alpha.sqrt() * x0) / (1 - alpha).sqrt()
+        x0, epsilon = self.x0_and_epsilon(model_output, x, step)
+        alpha_next, std = self.alphas_cumprod[step + 1], self.stds[step]
         return alpha_next.sqrt() * x0 + (1 - alpha_next - std**2).clamp(min=0).sqrt() * epsilon
 
     def sensitivity(self) -> torch.Tensor:

@@ -9,26 +9,33 @@ from policy.kernel import ReverseKernel
 from policy.trajectory import PromptTable, Trajectory
 
 
-def step_mean(
-    unet: UNet2DConditionModel, kernel: ReverseKernel, x: torch.Tensor, step: int, embeds: torch.Tensor, negative: torch.Tensor, guidance_scale: float
+def guided_output(
+    unet: UNet2DConditionModel, timestep: torch.Tensor, x: torch.Tensor, embeds: torch.Tensor, negative: torch.Tensor, guidance_scale: float
 ) -> torch.Tensor:
-    """Mean of the reverse kernel at `step` under classifier-free guidance, both branches in one UNet pass.
+    """The UNet's output at `timestep` under classifier-free guidance, both branches in one pass.
 
     Args:
-        x: (B, C, H, W) states at `step`.
+        x: (B, C, H, W) states.
         embeds: (B, L, E) text states of their prompts.
         negative: (1, L, E) text state of the empty prompt.
         guidance_scale: 1 or less asks the UNet for the prompt's branch alone.
 
     Returns:
-        (B, C, H, W) float32, with gradient if it is enabled.
+        (B, C, H, W), with gradient if it is enabled.
     """
-    timestep, dtype = kernel.timesteps[step], unet.dtype
+    dtype = unet.dtype
     if guidance_scale <= 1:
-        return kernel.mean(unet(x.to(dtype), timestep, embeds.to(dtype)).sample, x, step)
+        return unet(x.to(dtype), timestep, embeds.to(dtype)).sample
     context = torch.cat([negative.expand_as(embeds), embeds]).to(dtype)
     without, with_prompt = unet(torch.cat([x, x]).to(dtype), timestep, context).sample.float().chunk(2)
-    return kernel.mean(without + guidance_scale * (with_prompt - without), x, step)
+    return without + guidance_scale * (with_prompt - without)
+
+
+def step_mean(
+    unet: UNet2DConditionModel, kernel: ReverseKernel, x: torch.Tensor, step: int, embeds: torch.Tensor, negative: torch.Tensor, guidance_scale: float
+) -> torch.Tensor:
+    """Mean of the reverse kernel at `step` for states `x` (B, C, H, W); float32. The other arguments are those of `guided_output`."""
+    return kernel.mean(guided_output(unet, kernel.timesteps[step], x, embeds, negative, guidance_scale), x, step)
 
 
 @torch.no_grad()

@@ -5,6 +5,8 @@ It knows no concept, so one checkpoint of a base model serves them all; a concep
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,7 +16,7 @@ from networks.film import FiLMTrunk, timestep_embedding, widths_for
 
 
 class RewardPredictor(Checkpoint):
-    """f(x_t, t) -> unit-length embedding (B, D), on latents, without a decode.
+    """f(x_t, t) -> the teacher's embedding of the finished image (B, D), on latents, without a decode.
 
     Args:
         in_channels: channels of the latent.
@@ -24,6 +26,10 @@ class RewardPredictor(Checkpoint):
         condition_dim: length of the timestep's condition vector.
         clip_model: the teacher it was distilled from, as open_clip names it (None for a local directory).
         prompts: the prompts its training images were drawn for, which the base is thereby known to draw.
+        timestep_conditioning: whether it is told the timestep; without, the condition vector is the same for every latent.
+        unit_length: whether it answers with embeddings of length one, as a CLIP's are; a classifier's logits are not.
+        origin: what it was made from and with, for the record and for `reward.origin.check_fit`: base, noise_schedule, teacher,
+            data, training, versions.
     """
 
     kind = "reward predictor"
@@ -37,6 +43,9 @@ class RewardPredictor(Checkpoint):
         condition_dim: int = 128,
         clip_model: str | None = None,
         prompts: list[str] | None = None,
+        timestep_conditioning: bool = True,
+        unit_length: bool = True,
+        origin: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.config = {
@@ -47,16 +56,23 @@ class RewardPredictor(Checkpoint):
             "condition_dim": condition_dim,
             "clip_model": clip_model,
             "prompts": prompts or [],
+            "timestep_conditioning": timestep_conditioning,
+            "unit_length": unit_length,
+            "origin": origin or {},
         }
         self.condition_dim = condition_dim
+        self.timestep_conditioning, self.unit_length = timestep_conditioning, unit_length
         self.condition = nn.Sequential(nn.Linear(condition_dim, condition_dim), nn.SiLU(), nn.Linear(condition_dim, condition_dim), nn.SiLU())
         self.trunk = FiLMTrunk(in_channels, widths_for(sample_size, width), condition_dim)
         self.head = nn.Sequential(nn.Linear(self.trunk.out_features, 2 * embed_dim), nn.SiLU(), nn.Linear(2 * embed_dim, embed_dim))
 
     def forward(self, latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) noisy latents, (B,) scheduler timesteps -> (B, D)."""
+        if not self.timestep_conditioning:
+            timesteps = torch.zeros_like(timesteps)
         condition = self.condition(timestep_embedding(timesteps, self.condition_dim))
-        return F.normalize(self.head(self.trunk(latents.float(), condition)), dim=-1)
+        embeddings = self.head(self.trunk(latents.float(), condition))
+        return F.normalize(embeddings, dim=-1) if self.unit_length else embeddings
 
     @torch.no_grad()
     def score_trajectory(self, latents: torch.Tensor, timesteps: torch.Tensor, batch_size: int = 2048) -> torch.Tensor:

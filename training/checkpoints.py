@@ -21,17 +21,25 @@ CRITIC_STATE = ("baseline", "seen", "scale", "trust")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's moments by parameter index, as a flat dictionary."""
-    state = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": torch.as_tensor(value) for i, moments in state.items() for name, value in moments.items()}
+    """The optimizer's moments by parameter index, as a flat dictionary.
+
+    bitsandbytes keeps the tensors of its quantization in a dictionary within; they are written beside the others, where it reads them too.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for i, moments in optimizer.state_dict()["state"].items():
+        for name, value in moments.items():
+            inner = value if isinstance(value, dict) else {name: value}
+            tensors |= {f"{i}.{key}": torch.as_tensor(tensor) for key, tensor in inner.items()}
+    return tensors
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Put back what `optimizer_tensors` returned."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    """Put back what `optimizer_tensors` returned; a count of steps that was a plain number is one again."""
+    state: dict[int, dict[str, torch.Tensor | int]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        plain = value.ndim == 0 and not value.is_floating_point()
+        state.setdefault(int(index), {})[name] = int(value) if plain else value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 

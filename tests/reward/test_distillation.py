@@ -1,40 +1,49 @@
 from __future__ import annotations
 
+import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler
 
 import canvas
-from environment.base import load_pipeline
+from reward.distil import Checkpointing, DistilConfig, cosine_by_noise, distil, noised_batch
+from reward.latents import Latents
 from reward.predictor import RewardPredictor
-from reward.train import base_samples, cosine_by_noise, distil, main, parse_args
+from reward.train import main, parse_args
+from training.checkpoints import list_checkpoints
+
+BRIEF = DistilConfig(steps=12, batch_size=8, learning_rate=3e-3, ema_decay=0.9)
 
 
-def new_predictor() -> RewardPredictor:
+def new_predictor(width: int = 8, **settings: bool) -> RewardPredictor:
     torch.manual_seed(0)
-    return RewardPredictor(4, 8, 6, width=8, condition_dim=16)
+    return RewardPredictor(4, 8, 6, width=width, condition_dim=16, **settings)
 
 
-def learnable(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def learnable(count: int, seed: int) -> Latents:
     """Latents and embeddings that their channels' means decide."""
     generator = torch.Generator().manual_seed(seed)
     means = torch.randn(count, 4, generator=generator)
     latents = means[:, :, None, None] + 0.3 * torch.randn(count, 4, 8, 8, generator=generator)
-    return latents, F.normalize(torch.cat([means, means[:, :2] * means[:, 2:]], dim=1), dim=-1)
+    return Latents(latents, F.normalize(torch.cat([means, means[:, :2] * means[:, 2:]], dim=1), dim=-1))
+
+
+def weights(predictor: RewardPredictor) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in predictor.parameters()])
 
 
 def test_distilling_learns_on_new_latents_and_knows_less_under_noise() -> None:
     predictor, scheduler = new_predictor(), DDIMScheduler()
     held_out = learnable(128, seed=2)
-    before = cosine_by_noise(predictor, *held_out, scheduler, torch.Generator().manual_seed(0))
-    settings = {"steps": 150, "batch_size": 64, "learning_rate": 3e-3, "ema_decay": 0.99}
-    distil(predictor, *learnable(512, seed=1), scheduler, generator=torch.Generator().manual_seed(0), **settings)
-    after = cosine_by_noise(predictor, *held_out, scheduler, torch.Generator().manual_seed(0))
+    before = cosine_by_noise(predictor, held_out, scheduler, torch.Generator().manual_seed(0))
+    distil(predictor, learnable(512, seed=1), scheduler, DistilConfig(steps=150, batch_size=64, learning_rate=3e-3, ema_decay=0.99))
+    after = cosine_by_noise(predictor, held_out, scheduler, torch.Generator().manual_seed(0))
     assert list(after) == sorted(after) and after.keys() == before.keys()
     first, last = min(after), max(after)
     assert after[first] > 0.7 > before[first] + 0.3
@@ -43,17 +52,83 @@ def test_distilling_learns_on_new_latents_and_knows_less_under_noise() -> None:
 
 
 def test_the_averaged_weights_are_kept_and_training_is_reproducible() -> None:
-    latents, embeddings = learnable(64, seed=1)
     runs = []
     for decay in (0.9, 0.9, 0.0):
         predictor = new_predictor()
-        settings = {"steps": 12, "batch_size": 8, "learning_rate": 3e-3, "ema_decay": decay}
-        distil(predictor, latents, embeddings, DDIMScheduler(), generator=torch.Generator().manual_seed(0), **settings)
-        runs.append(torch.cat([p.detach().flatten() for p in predictor.parameters()]))
-    start = torch.cat([p.detach().flatten() for p in new_predictor().parameters()])
+        distil(predictor, learnable(64, seed=1), DDIMScheduler(), replace(BRIEF, ema_decay=decay))
+        runs.append(weights(predictor))
+    start = weights(new_predictor())
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
     assert (runs[0] - start).norm() < (runs[2] - start).norm()  # an average lags behind
+
+
+@pytest.mark.parametrize("use_8bit_adam", [False, True])
+def test_an_interrupted_distillation_that_is_resumed_is_the_uninterrupted_one(use_8bit_adam: bool, tmp_path: Path) -> None:
+    config, data, scheduler = replace(BRIEF, use_8bit_adam=use_8bit_adam), learnable(64, seed=1), DDIMScheduler()
+    whole = new_predictor(width=16)  # bitsandbytes leaves tensors of less than 4,096 numbers in full precision
+    distil(whole, data, scheduler, config, checkpoints=Checkpointing(tmp_path, every=5))
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-10"]
+    for name in ("latest", "checkpoint-5"):
+        resumed = new_predictor(width=16)
+        distil(resumed, data, scheduler, config, checkpoints=Checkpointing(tmp_path, every=5, resume=name))
+        assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_eight_bit_moments_train_other_weights_but_train() -> None:
+    trained = []
+    for eight in (False, True):
+        predictor = new_predictor()
+        distil(predictor, learnable(64, seed=1), DDIMScheduler(), replace(BRIEF, use_8bit_adam=eight, steps=40))
+        trained.append(weights(predictor))
+    start = weights(new_predictor())
+    assert not torch.equal(*trained)
+    assert F.cosine_similarity(trained[0] - start, trained[1] - start, dim=0) > 0.9
+
+
+def test_the_oldest_checkpoints_are_dropped(tmp_path: Path) -> None:
+    distil(new_predictor(), learnable(16, seed=1), DDIMScheduler(), BRIEF, checkpoints=Checkpointing(tmp_path, every=3, total_limit=1))
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-9"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [({"learning_rate": 1e-3}, "learning_rate: 0.003 there, 0.001 now"), ({"noise_levels": "clean"}, "noise_levels: all there, clean now")],
+)
+def test_a_checkpoint_of_other_settings_is_refused(change: dict[str, object], says: str, tmp_path: Path) -> None:
+    data = learnable(16, seed=1)
+    distil(new_predictor(), data, DDIMScheduler(), BRIEF, checkpoints=Checkpointing(tmp_path, every=6))
+    resume = Checkpointing(tmp_path, resume="latest")
+    with pytest.raises(ValueError, match=says):
+        distil(new_predictor(), data, DDIMScheduler(), replace(BRIEF, **change), checkpoints=resume)
+    with pytest.raises(ValueError, match="images: 16 there, 15 now"):
+        distil(new_predictor(), data[:15], DDIMScheduler(), BRIEF, checkpoints=resume)
+    with pytest.raises(ValueError, match="network"):
+        distil(new_predictor(timestep_conditioning=False), data, DDIMScheduler(), BRIEF, checkpoints=resume)
+    with pytest.raises(ValueError, match=r"no checkpoint in .* to resume from"):
+        distil(new_predictor(), data, DDIMScheduler(), BRIEF, checkpoints=Checkpointing(tmp_path / "empty", resume="latest"))
+
+
+def test_batches_hold_all_noise_levels_or_none() -> None:
+    shape, scheduler = torch.Size([4, 8, 8]), DDIMScheduler()
+    rows, t, noise = noised_batch(5, shape, scheduler, 4000, "all", torch.Generator().manual_seed(0))
+    clean = (noise == 0).all(dim=(1, 2, 3))
+    assert 0.07 < clean.float().mean() < 0.13 and (t[clean] == 0).all()
+    assert set(rows.tolist()) == set(range(5)) and t.min() == 0 and t.max() == 999 and 400 < t[~clean].float().mean() < 600
+    _, t, noise = noised_batch(5, shape, scheduler, 50, "clean", torch.Generator().manual_seed(0))
+    assert not t.any() and not noise.any()
+
+
+def test_a_clean_twin_knows_clean_latents_and_a_blind_one_treats_all_timesteps_alike() -> None:
+    config = DistilConfig(steps=80, batch_size=64, learning_rate=3e-3, ema_decay=0.9, noise_levels="clean")
+    clean, blind = new_predictor(), new_predictor(timestep_conditioning=False)
+    distil(clean, learnable(256, seed=1), DDIMScheduler(), config)
+    assert cosine_by_noise(clean, learnable(64, seed=2), DDIMScheduler(), torch.Generator().manual_seed(0))[0] > 0.7
+    distil(blind, learnable(64, seed=1), DDIMScheduler(), BRIEF)
+    x = torch.randn(3, 4, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(blind(x, torch.full((3,), 0)), blind(x, torch.full((3,), 900)))
+        assert not torch.equal(clean(x, torch.full((3,), 0)), clean(x, torch.full((3,), 900)))
 
 
 def test_scores_of_a_trajectory_are_those_of_its_states() -> None:
@@ -69,24 +144,13 @@ def test_scores_of_a_trajectory_are_those_of_its_states() -> None:
         assert (predictor(latents[:, 0], torch.full((3,), 0)) - predictor(latents[:, 0], torch.full((3,), 900))).abs().max() > 1e-3
 
 
-@pytest.fixture
-def pipe(tiny_pipeline_dir: Path) -> StableDiffusionPipeline:
-    return load_pipeline(tiny_pipeline_dir)
-
-
-def test_base_samples_are_as_many_as_asked_for_and_reproducible(pipe: StableDiffusionPipeline) -> None:
-    first, again, other = (base_samples(pipe, ["a cat", "a tree", "a car"], 7, 2, 3.0, 4, seed) for seed in (0, 0, 1))
-    assert first.shape == (7, 4, 8, 8) and first.isfinite().all()
-    assert torch.equal(first, again) and not torch.equal(first, other)
-
-
-def test_base_samples_are_not_clipped_unless_the_base_says_so(pipe: StableDiffusionPipeline) -> None:
-    pipe.scheduler = EulerDiscreteScheduler.from_config(DDIMScheduler(beta_schedule="scaled_linear").config)
-    config = {k: v for k, v in pipe.scheduler.config.items() if k != "clip_sample"}
-    pipe.scheduler = EulerDiscreteScheduler.from_config(config)
-    assert base_samples(pipe, ["a cat"], 4, 3, 5.0, 4, 0).abs().max() > 1.5
-    pipe.scheduler = DDIMScheduler(clip_sample=True)
-    assert base_samples(pipe, ["a cat"], 4, 3, 5.0, 4, 0).abs().max() < 1.5
+@pytest.mark.parametrize(("size", "stages"), [(64, 5), (128, 6)])
+def test_the_same_settings_build_for_the_latents_of_large_bases(size: int, stages: int) -> None:
+    predictor = RewardPredictor(4, size, 512).eval()
+    assert len(predictor.trunk.blocks) == stages
+    assert 2e6 < sum(p.numel() for p in predictor.parameters()) < 2e7
+    with torch.no_grad():
+        assert predictor(torch.randn(1, 4, size, size), torch.tensor([500])).shape == (1, 512)
 
 
 def tiny_arguments(pipeline: Path, prompts: Path, output_dir: Path) -> list[str]:
@@ -97,31 +161,87 @@ def tiny_arguments(pipeline: Path, prompts: Path, output_dir: Path) -> list[str]
     ]
 
 
-def test_from_prompts_to_a_checkpoint(tiny_pipeline_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a cat\na tree\n# no more\n")
-    main(parse_args(tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / "reward")))
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a cat\na tree\n# no more\n")
+    return path
+
+
+def test_from_prompts_to_a_checkpoint(tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / "reward")
+    main(parse_args(arguments))
     predictor = RewardPredictor.from_pretrained(tmp_path / "reward")
     config = predictor.config
     assert config["prompts"] == ["a cat", "a tree"]
     assert (config["in_channels"], config["sample_size"], config["embed_dim"], config["width"]) == (4, 8, 64, 8)
     assert config["clip_model"] is None  # a local directory means nothing on another machine
-    assert str(canvas.CLIP) not in (tmp_path / "reward" / "config.json").read_text()
+    origin = config["origin"]
+    assert origin["base"] == {"name": tiny_pipeline_dir.name, "revision": None, "latent_shape": [4, 8, 8]}
+    assert origin["data"] == {"kind": "base samples", "num_inference_steps": 2, "guidance_scale": 7.5, "seed": 0, "count": 8}
+    assert origin["training"]["steps"] == 3 and "torch" in origin["versions"]
+    text = (tmp_path / "reward" / "config.json").read_text()
+    assert str(canvas.CLIP) not in text and str(tmp_path) not in text and str(tiny_pipeline_dir.parent) not in text
     assert "cosine to the teacher" in capsys.readouterr().out
 
+    with pytest.raises(ValueError, match="already holds a predictor"):
+        main(parse_args(arguments))
+    before = (tmp_path / "reward" / "model.safetensors").read_bytes()
+    main(parse_args([*arguments, "--overwrite_output_dir"]))
+    assert (tmp_path / "reward" / "model.safetensors").read_bytes() == before
 
-@pytest.mark.parametrize("case", ["prompts", "pipeline", "long prompt"])
+
+def test_an_interrupted_command_goes_on_where_it_was(tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path) -> None:
+    cache = ["--cache_dir", str(tmp_path / "cache"), "--checkpointing_steps", "2"]
+    for name in ("whole", "resumed"):
+        main(parse_args([*tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / name), *cache]))
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "resumed" / name).unlink()
+    main(parse_args([*tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / "resumed"), *cache, "--resume_from_checkpoint", "latest"]))
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert json.loads((tmp_path / "whole" / "checkpoint-2" / "state.json").read_text())["iteration"] == 2
+
+
+def test_mixed_precision_trains_full_precision_weights(tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path) -> None:
+    main(parse_args([*tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / "reward"), "--mixed_precision", "bf16", "--use_8bit_adam"]))
+    predictor = RewardPredictor.from_pretrained(tmp_path / "reward")
+    assert predictor(torch.randn(2, 4, 8, 8), torch.tensor([1, 900])).dtype == torch.float32
+    assert weights(predictor).isfinite().all()
+
+
+BAD = {
+    "prompts": ([], "holds no prompt"),
+    "pipeline": ([], "could not be loaded"),
+    "long prompt": ([], "use fewer words"),
+    "nothing": (["--prompts", ""], "nothing to learn from"),
+    "width": (["--width", "9"], "multiple of 8"),
+    "one image": (["--num_images", "1"], "at least 2"),
+    "two sources": (["--train_data_dir", "a", "--dataset_name", "b"], "not both"),
+    "no folder": (["--train_data_dir", "/nowhere"], "is not a directory"),
+    "no checkpoint": (["--resume_from_checkpoint", "latest"], "no checkpoint in"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_sentence_and_exit_code_2(
     case: str, tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text({"prompts": "# none\n", "pipeline": "a cat\n", "long prompt": "supercalifragilistic " * 60}[case])
+    prompts.write_text({"prompts": "# none\n", "long prompt": "supercalifragilistic " * 60}.get(case, "a cat\n"))
     pipeline = tmp_path / "absent" / "pipeline" if case == "pipeline" else tiny_pipeline_dir
-    monkeypatch.setattr(sys, "argv", ["reward.train", *tiny_arguments(pipeline, prompts, tmp_path / "reward")])
+    arguments, says = BAD[case]
+    if case == "nothing":
+        given = tiny_arguments(pipeline, prompts, tmp_path / "reward")
+        del given[2:4]
+        arguments = given
+    else:
+        arguments = [*tiny_arguments(pipeline, prompts, tmp_path / "reward"), *arguments]
+    monkeypatch.setattr(sys, "argv", ["reward.train", *arguments])
     monkeypatch.delitem(sys.modules, "reward.train")
     with pytest.raises(SystemExit) as caught:
         runpy.run_module("reward.train", run_name="__main__")
     assert caught.value.code == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(error) == 1
-    assert not (tmp_path / "reward").exists()
+    assert len(error) == 1 and says in error[0]
+    assert not (tmp_path / "reward" / "config.json").exists()

@@ -1,0 +1,229 @@
+"""The distillation itself: noised latents in, the teacher's embeddings of their clean images as the answer.
+
+With a squared error the best answer is the direction of the expected embedding given the noisy state. Every step has a generator of
+its own, seeded by (seed, step), so that a run that was interrupted and resumed sees the same noise.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers import DDIMScheduler
+from tqdm.auto import tqdm
+
+from reward.latents import Latents
+from reward.predictor import RewardPredictor
+from training.checkpoints import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
+
+NOISE_LEVELS = ("all", "clean")
+CLEAN_SHARE = 0.1
+"""So many of the latents of a step are left clean, at timestep 0."""
+
+
+@dataclass(frozen=True)
+class DistilConfig:
+    """Settings of a distillation.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: noised latents in a step, over all processes.
+        learning_rate: peak of the one-cycle schedule.
+        weight_decay: of AdamW.
+        ema_decay: of the averaged weights, which are what is kept; 0 keeps the last ones.
+        max_grad_norm: what the gradient's norm is clipped to.
+        noise_levels: "all" timesteps, or "clean" latents at timestep 0 alone.
+        use_8bit_adam: bitsandbytes' AdamW with moments of eight bits.
+        seed: of batches and noise.
+    """
+
+    steps: int = 4000
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-3
+    ema_decay: float = 0.999
+    max_grad_norm: float = 1.0
+    noise_levels: str = "all"
+    use_8bit_adam: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """Where a distillation keeps its state, and whether it goes on from one.
+
+    Attributes:
+        directory: holds `checkpoint-<step>`.
+        every: steps between two of them; None writes none.
+        total_limit: the oldest beyond so many are dropped; None keeps all.
+        resume: a checkpoint's name or "latest"; None starts anew.
+    """
+
+    directory: Path
+    every: int | None = None
+    total_limit: int | None = None
+    resume: str | None = None
+
+
+def noised_batch(
+    count: int, shape: torch.Size, scheduler: DDIMScheduler, batch_size: int, noise_levels: str, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a step learns from: rows (B,) of `count` latents of `shape` (C, h, w), timesteps (B,), noise (B, C, h, w); zero noise is a clean latent."""
+    rows = torch.randint(count, (batch_size,), generator=generator)
+    t = torch.randint(scheduler.config.num_train_timesteps, (batch_size,), generator=generator)
+    clean = torch.rand(batch_size, generator=generator) < (1.0 if noise_levels == "clean" else CLEAN_SHARE)
+    noise = torch.randn((batch_size, *shape), generator=generator)
+    return rows, t.masked_fill(clean, 0), noise.masked_fill(clean[:, None, None, None], 0)
+
+
+def add_noise(x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, scheduler: DDIMScheduler) -> torch.Tensor:
+    """The scheduler's noisy latents; where the noise is zero, the latent as it is."""
+    clean = (noise == 0).all(dim=(1, 2, 3), keepdim=True)
+    return torch.where(clean, x0, scheduler.add_noise(x0, noise, t))
+
+
+def create_optimizer(parameters: list[torch.nn.Parameter], config: DistilConfig) -> torch.optim.Optimizer:
+    """AdamW, of eight bits if that is asked for."""
+    settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.use_8bit_adam:
+        import bitsandbytes
+
+        return bitsandbytes.optim.AdamW8bit(parameters, **settings)
+    return torch.optim.AdamW(parameters, **settings)
+
+
+def distil(
+    predictor: RewardPredictor,
+    data: Latents,
+    scheduler: DDIMScheduler,
+    config: DistilConfig,
+    accelerator: Accelerator | None = None,
+    checkpoints: Checkpointing | None = None,
+    progress: str = "reward predictor",
+) -> None:
+    """Minimise |f(x_t, t) - e|^2 over noised latents, in place; the predictor ends up with its averaged weights, in evaluation mode.
+
+    Every process draws the whole batch and takes its own share of it, so that the result does not depend on their number.
+
+    Raises:
+        ValueError: the batch cannot be shared out evenly, or a checkpoint to resume from is missing, damaged or of other settings.
+    """
+    accelerator = accelerator or Accelerator()
+    if config.batch_size % accelerator.num_processes:
+        raise ValueError(f"--train_batch_size {config.batch_size} cannot be shared by {accelerator.num_processes} processes; give a multiple.")
+    mine = slice(accelerator.process_index, None, accelerator.num_processes)
+    parameters = list(predictor.parameters())
+    optimizer = create_optimizer(parameters, config)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.steps + 1, pct_start=0.1)
+    average = [p.detach().clone().to(accelerator.device) for p in parameters]
+    model, prepared = accelerator.prepare(predictor, optimizer)
+    start = 0
+    if checkpoints and checkpoints.resume:
+        start = _resume(checkpoints, config, data, predictor, optimizer, schedule, average)
+    device = accelerator.device
+    latents, embeddings = data.latents.to(device), data.embeddings.to(device)
+
+    model.train()
+    bar = tqdm(
+        range(start, config.steps), initial=start, total=config.steps, desc=progress, mininterval=1, disable=not accelerator.is_local_main_process
+    )
+    for step in bar:
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        batch = noised_batch(len(data), latents.shape[1:], scheduler, config.batch_size, config.noise_levels, generator)
+        rows, t, noise = (value[mine].to(device) for value in batch)
+        answer = model(add_noise(latents[rows], noise, t, scheduler), t).float()
+        loss = F.mse_loss(answer, embeddings[rows], reduction="none").sum(-1).mean()
+        prepared.zero_grad(set_to_none=True)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+        prepared.step()
+        schedule.step()
+        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - min(config.ema_decay, (step + 1) / (step + 10)))
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{loss.item():.4f}")
+        if checkpoints and checkpoints.every and (step + 1) % checkpoints.every == 0 and step + 1 < config.steps:
+            if accelerator.is_main_process:
+                _save(checkpoints, config, data, step + 1, predictor, optimizer, average)
+            accelerator.wait_for_everyone()
+    with torch.no_grad():
+        torch._foreach_copy_(parameters, average)
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    predictor.eval()
+
+
+def _settings(config: DistilConfig, data: Latents) -> dict[str, Any]:
+    return asdict(config) | {"images": len(data)}
+
+
+def _save(
+    checkpoints: Checkpointing,
+    config: DistilConfig,
+    data: Latents,
+    step: int,
+    predictor: RewardPredictor,
+    optimizer: torch.optim.Optimizer,
+    average: list[torch.Tensor],
+) -> None:
+    groups = {
+        "network": predictor.state_dict(),
+        "optimizer": optimizer_tensors(optimizer),
+        "average": {str(i): value for i, value in enumerate(average)},
+    }
+    settings = _settings(config, data) | {"network": _shape(predictor)}
+    save_checkpoint(checkpoints.directory, step, groups, {"settings": settings}, checkpoints.total_limit)
+
+
+def _shape(predictor: RewardPredictor) -> dict[str, Any]:
+    return {name: value for name, value in predictor.config.items() if name not in ("origin", "prompts", "clip_model")}
+
+
+def _resume(
+    checkpoints: Checkpointing,
+    config: DistilConfig,
+    data: Latents,
+    predictor: RewardPredictor,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    average: list[torch.Tensor],
+) -> int:
+    groups, numbers = load_checkpoint(checkpoints.directory, str(checkpoints.resume))
+    settings = _settings(config, data) | {"network": _shape(predictor)}
+    made = numbers.get("settings")
+    if not isinstance(made, dict):
+        raise ValueError(f"The checkpoint in {checkpoints.directory} is none of a reward predictor.")
+    if made != settings:
+        name = next(name for name in settings if made.get(name) != settings[name])
+        raise ValueError(
+            f"The checkpoint in {checkpoints.directory} was made with other settings ({name}: {made.get(name)} there, {settings[name]} now); "
+            "resume with the same ones, or start without --resume_from_checkpoint."
+        )
+    try:
+        predictor.load_state_dict(groups["network"])
+        load_optimizer_tensors(optimizer, groups["optimizer"])
+        for i, value in enumerate(average):
+            value.copy_(groups["average"][str(i)])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(f"The checkpoint in {checkpoints.directory} is damaged ({str(error).splitlines()[0]}); resume from another one.") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the schedule is wound forward without optimizer steps
+        for _ in range(numbers["iteration"]):
+            schedule.step()
+    return int(numbers["iteration"])
+
+
+@torch.no_grad()
+def cosine_by_noise(predictor: RewardPredictor, data: Latents, scheduler: DDIMScheduler, generator: torch.Generator) -> dict[int, float]:
+    """Mean cosine to the teacher's embedding on held-out latents at five noise levels; the predictor is on the CPU."""
+    last = scheduler.config.num_train_timesteps - 1
+    result = {}
+    for t in (0, last // 4, last // 2, 3 * last // 4, last):
+        steps = torch.full((len(data),), t)
+        noise = torch.randn(data.latents.shape, generator=generator)
+        noisy = data.latents if t == 0 else scheduler.add_noise(data.latents, noise, steps)
+        result[t] = F.cosine_similarity(predictor(noisy, steps), data.embeddings).mean().item()
+    return result

@@ -1,0 +1,339 @@
+"""What a predictor learns from: clean latents and what the teacher says of their images, made once and kept on disk.
+
+A source makes latents shard by shard: the base's own samples for a list of prompts, or images encoded by the base's VAE. Whatever the
+source, the teacher sees the *decoded* latent, which is what it sees of a rollout's finished image.
+
+A cache is a directory `<kind>-<key>` with `source.json` and one safetensors file for each shard. The key is a digest of everything that
+made it (weights, prompts, steps, guidance, seed, teacher, ...), so that another base or another setting finds another directory. A shard
+is written aside and renamed, and carries a digest of its tensors: after a kill the missing ones are made, and a damaged one is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import PartialState
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from PIL import Image, ImageOps
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
+from tqdm.auto import tqdm
+
+from environment.base import check_window, decode, sample_size
+from networks.checkpoint import write_aside
+from reward.origin import fingerprint, key_of
+from reward.teacher import Teacher
+
+SOURCE_NAME = "source.json"
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class Latents:
+    """N clean latents and their images' embeddings, float32 on the CPU.
+
+    Attributes:
+        latents: (N, C, h, w), scaled as the UNet sees them.
+        embeddings: (N, D), unit length.
+    """
+
+    latents: torch.Tensor
+    embeddings: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, index: slice | torch.Tensor) -> Latents:
+        return Latents(self.latents[index], self.embeddings[index])
+
+    def held_out(self) -> tuple[Latents, Latents]:
+        """What to learn from, and the first tenth, which is not learnt from."""
+        count = max(1, len(self) // 10)
+        return self[count:], self[:count]
+
+
+class Source(Protocol):
+    """Makes latents shard by shard, each the same whenever it is made.
+
+    Attributes:
+        vae: decodes what it makes.
+        shard_size: latents in a shard.
+        available: how many there can be, None for no end.
+    """
+
+    vae: AutoencoderKL
+    shard_size: int
+    available: int | None
+
+    def description(self) -> dict[str, Any]:
+        """Everything that decides what the latents are, JSON; `kind` says what it is."""
+
+    def public(self) -> dict[str, Any]:
+        """What a predictor's config says of it."""
+
+    def shard(self, index: int) -> torch.Tensor:
+        """(shard_size, C, h, w) float32, fewer at the end of what is available."""
+
+
+class BaseSamples:
+    """What the base draws for the prompts in turn, every second shard by stochastic sampling.
+
+    Raises:
+        ValueError: a prompt does not fit into the tokenizer's window.
+    """
+
+    def __init__(
+        self,
+        pipe: StableDiffusionPipeline,
+        prompts: list[str],
+        num_inference_steps: int = 16,
+        guidance_scale: float = 7.5,
+        shard_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        for prompt in prompts:
+            check_window(pipe.tokenizer, prompt)
+        self.pipe, self.prompts, self.vae = pipe, prompts, pipe.vae
+        self.num_inference_steps, self.guidance_scale, self.shard_size, self.seed = num_inference_steps, guidance_scale, shard_size, seed
+        self.available = None
+        # DDIMScheduler would clip x_0 to [-1, 1] wherever the base's own scheduler (Euler, DPM-Solver) has no word on it.
+        self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=pipe.scheduler.config.get("clip_sample", False))
+
+    def description(self) -> dict[str, Any]:
+        return self.public() | {
+            "weights": fingerprint(self.pipe.unet, self.pipe.vae, self.pipe.text_encoder),
+            "scheduler": {name: value for name, value in self.scheduler.config.items() if not name.startswith("_")},
+            "prompts": self.prompts,
+            "dtype": str(self.pipe.unet.dtype),
+            "shard_size": self.shard_size,
+        }
+
+    def public(self) -> dict[str, Any]:
+        return {"kind": "base samples", "num_inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale, "seed": self.seed}
+
+    @torch.no_grad()
+    def shard(self, index: int) -> torch.Tensor:
+        prompts = [self.prompts[i % len(self.prompts)] for i in range(index * self.shard_size, (index + 1) * self.shard_size)]
+        own, self.pipe.scheduler = self.pipe.scheduler, self.scheduler
+        try:
+            out = self.pipe(
+                prompts,
+                num_inference_steps=self.num_inference_steps,
+                guidance_scale=self.guidance_scale,
+                eta=float(index % 2),
+                generator=torch.Generator().manual_seed(self.seed * 1_000_003 + index),
+                output_type="latent",
+            )
+        finally:
+            self.pipe.scheduler = own
+        return out.images.float()
+
+
+class EncodedImages:
+    """Images resized and cropped to the base's resolution and encoded by its VAE.
+
+    Args:
+        images: anything of a length whose items are PIL images.
+        label: what tells these images from others, JSON.
+        name: what a predictor's config calls them.
+    """
+
+    def __init__(self, pipe: StableDiffusionPipeline, images: Any, label: dict[str, Any], name: str, shard_size: int = 64) -> None:
+        self.vae, self.images, self.label, self.name, self.shard_size = pipe.vae, images, label, name, shard_size
+        self.available = len(images)
+        self.resolution = sample_size(pipe) * pipe.vae_scale_factor
+
+    def description(self) -> dict[str, Any]:
+        weights = {"weights": fingerprint(self.vae), "dtype": str(self.vae.dtype)}
+        return self.public() | weights | {"label": self.label, "shard_size": self.shard_size}
+
+    def public(self) -> dict[str, Any]:
+        return {"kind": "images", "name": self.name, "resolution": self.resolution}
+
+    @torch.no_grad()
+    def shard(self, index: int) -> torch.Tensor:
+        rows = range(index * self.shard_size, min((index + 1) * self.shard_size, self.available))
+        pixels = torch.stack([to_square(self.images[i], self.resolution) for i in rows])
+        moments = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        return (moments.mode().float() - shift) * self.vae.config.scaling_factor
+
+
+def to_square(image: Image.Image, resolution: int) -> torch.Tensor:
+    """The upright image, its short side resized to `resolution`, its middle: (3, resolution, resolution) in [-1, 1]."""
+    upright = ImageOps.exif_transpose(image).convert("RGB")
+    return center_crop(resize(pil_to_tensor(upright), [resolution], antialias=True), [resolution, resolution]).float() / 127.5 - 1
+
+
+class ImageFolder:
+    """The images of a folder and its subfolders, in the order of their names.
+
+    Raises:
+        ValueError: there is no such folder, it holds no image, or (when it is read) one of them cannot be read.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        if not directory.is_dir():
+            raise ValueError(f"--train_data_dir {directory} is not a directory.")
+        self.directory = directory
+        self.paths = sorted(p for p in directory.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        if not self.paths:
+            raise ValueError(f"--train_data_dir {directory} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return read_image(self.paths[index])
+
+    def label(self) -> dict[str, Any]:
+        """Names, sizes and times of the files: an image that is replaced makes another cache."""
+        files = [(p.relative_to(self.directory).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in self.paths]
+        return {"files": hashlib.sha256(json.dumps(files).encode()).hexdigest()}
+
+
+def read_image(path: Path) -> Image.Image:
+    """Raises: ValueError: the file is no readable image."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"The image {path} cannot be read ({error}); repair it or take it out of the folder.") from error
+
+
+class DatasetImages:
+    """The image column of a `datasets` dataset.
+
+    Raises:
+        ValueError: the package is missing, or dataset, split or column cannot be had.
+    """
+
+    def __init__(self, name: str, config_name: str | None, split: str, column: str) -> None:
+        try:
+            import datasets
+        except ImportError as error:
+            raise ValueError("--dataset_name needs the package `datasets`; install it with `pip install datasets`.") from error
+        try:
+            self.rows = datasets.load_dataset(name, config_name, split=split)
+        except Exception as error:  # the package's loaders raise whatever their file readers do
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"The dataset {name} (split {split}) could not be loaded: {reason}") from error
+        if column not in self.rows.column_names:
+            raise ValueError(f"The dataset {name} has no column {column!r}; give one of {', '.join(self.rows.column_names)} with --image_column.")
+        if not len(self.rows):
+            raise ValueError(f"The dataset {name} (split {split}) holds no image.")
+        self.column = column
+        if not isinstance(self[0], Image.Image):
+            raise ValueError(
+                f"The column {column!r} of the dataset {name} holds no images but {type(self[0]).__name__}; give another --image_column."
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return self.rows[index][self.column]
+
+    def label(self) -> dict[str, Any]:
+        return {"fingerprint": self.rows._fingerprint, "column": self.column}
+
+
+def collect(source: Source, teacher: Teacher, count: int | None, cache_dir: Path | None = None) -> Latents:
+    """Make `count` latents (None: all there are) and their embeddings, or read those that are cached.
+
+    Under `accelerate launch` the processes share the work through the cache, which must be on a disk that all of them see; without a cache
+    each makes everything.
+
+    Raises:
+        ValueError: the source holds none, or a cache is there under this name that something else made.
+    """
+    if count is None and source.available is None:
+        raise ValueError("How many latents to make must be said: give --num_images.")
+    total = min(x for x in (count, source.available) if x is not None)
+    shards = range(-(-total // source.shard_size))
+    if cache_dir is None:
+        parts = [_make(source, teacher, i) for i in tqdm(shards, desc="latents and embeddings")]
+    else:
+        parts = _through_cache(source, teacher, shards, cache_dir)
+    joined = Latents(torch.cat([p.latents for p in parts]), torch.cat([p.embeddings for p in parts]))
+    return joined[:total]
+
+
+def _make(source: Source, teacher: Teacher, index: int) -> Latents:
+    latents = source.shard(index)
+    embeddings = teacher.encode_images(decode(source.vae, latents.to(source.vae.device)))
+    return Latents(latents.cpu().contiguous(), embeddings.cpu().contiguous())
+
+
+def _through_cache(source: Source, teacher: Teacher, shards: range, cache_dir: Path) -> list[Latents]:
+    description = source.description() | {"teacher": fingerprint(teacher.model)}
+    directory = cache_dir / f"{description['kind'].replace(' ', '-')}-{key_of(description)}"
+    state = PartialState()
+    with state.main_process_first():
+        _open_cache(directory, description)
+    found = {i: part for i in shards if (part := read_shard(shard_path(directory, i), state.is_main_process)) is not None}
+    missing = [i for i in shards if i not in found]
+    state.wait_for_everyone()  # nobody writes before all have seen what is missing
+    mine = missing[state.process_index :: state.num_processes]
+    for i in tqdm(mine, desc="latents and embeddings", disable=not (mine and state.is_main_process)):
+        found[i] = _make(source, teacher, i)
+        write_shard(shard_path(directory, i), found[i])
+    state.wait_for_everyone()
+    for i in missing:
+        if i not in found and (part := read_shard(shard_path(directory, i), True)) is not None:
+            found[i] = part
+    if len(found) < len(shards):
+        raise ValueError(f"The processes do not share {cache_dir}; put the cache on a disk that all of them see.")
+    return [found[i] for i in shards]
+
+
+def _open_cache(directory: Path, description: dict[str, Any]) -> None:
+    path = directory / SOURCE_NAME
+    text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+    if path.is_file():
+        if path.read_text(encoding="utf-8", errors="replace") != text:
+            raise ValueError(f"The latents in {directory} were made by something else than its name says ({SOURCE_NAME}); delete it.")
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def shard_path(directory: Path, index: int) -> Path:
+    return directory / f"{index:06d}.safetensors"
+
+
+def _digest(part: Latents) -> str:
+    digest = hashlib.sha256()
+    for tensor in (part.latents, part.embeddings):
+        digest.update(f"{tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_shard(path: Path, part: Latents) -> None:
+    """Complete or not at all, with the digest of its tensors in the header."""
+    tensors = {"latents": part.latents, "embeddings": part.embeddings}
+    write_aside(path, lambda aside: save_file(tensors, aside, metadata={"sha256": _digest(part)}))
+
+
+def read_shard(path: Path, say: bool = True) -> Latents | None:
+    """A shard as it was written; None where there is none, or (said in a sentence) where it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            part = Latents(file.get_tensor("latents"), file.get_tensor("embeddings"))
+            if (file.metadata() or {}).get("sha256") == _digest(part):
+                return part
+    except (OSError, SafetensorError):
+        pass
+    if say:
+        tqdm.write(f"The shard {path} is damaged and will be made again.")
+    return None

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler
+
+import canvas
+from environment.base import load_pipeline
+from networks.checkpoint import CheckpointError
+from reward.origin import check_fit, describe_origin, fingerprint, key_of
+from reward.predictor import RewardPredictor
+from reward.teacher import Teacher
+
+SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    return Teacher.from_pretrained(f"local-dir:{canvas.CLIP}")
+
+
+@pytest.fixture
+def predictor(teacher: Teacher) -> RewardPredictor:
+    origin = describe_origin({"name": "some/base", "revision": None}, DDIMScheduler(**SCHEDULE), teacher, {"kind": "base samples"}, {"steps": 1})
+    return RewardPredictor(4, 8, 64, width=8, condition_dim=16, origin=origin)
+
+
+def test_what_it_was_made_for_is_let_pass_whatever_the_sampler(predictor: RewardPredictor, teacher: Teacher) -> None:
+    for scheduler in (DDIMScheduler(**SCHEDULE), EulerDiscreteScheduler(**SCHEDULE), DDIMScheduler(timestep_spacing="trailing", **SCHEDULE)):
+        check_fit(predictor, 4, 8, scheduler, teacher)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "schedule", "says"),
+    [
+        (4, 16, {}, r"\(made for some/base\) was made for 4x8x8 latents, the base has 4x16x16"),
+        (16, 8, {}, "4x8x8 latents, the base has 16x8x8"),
+        (4, 8, {"num_train_timesteps": 500}, "knows 1000 timesteps, the base has 500"),
+        (4, 8, {"beta_schedule": "linear"}, "noise schedule scaled_linear 0.00085 to 0.012 .* the base has linear 0.00085 to 0.012"),
+        (4, 8, {"beta_end": 0.02}, "the base has scaled_linear 0.00085 to 0.02"),
+        (4, 8, {"rescale_betas_zero_snr": True}, "alpha-bar"),
+    ],
+)
+def test_another_base_is_refused_by_naming_both(
+    channels: int, size: int, schedule: dict[str, object], says: str, predictor: RewardPredictor, teacher: Teacher
+) -> None:
+    with pytest.raises(CheckpointError, match=says) as caught:
+        check_fit(predictor, channels, size, DDIMScheduler(**(SCHEDULE | schedule)), teacher)
+    assert "python -m reward.train" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_another_clip_is_refused_even_if_its_embeddings_are_as_long(predictor: RewardPredictor, teacher: Teacher) -> None:
+    with pytest.raises(CheckpointError, match=r"length 12, the CLIP model .* of 64"):
+        check_fit(RewardPredictor(4, 8, 12, width=8), 4, 8, DDIMScheduler(**SCHEDULE), teacher)
+    other = Teacher.from_pretrained(f"local-dir:{canvas.CLIP}")
+    with torch.no_grad():
+        other.model.text_projection.copy_(other.model.text_projection.flip(1))
+    with pytest.raises(CheckpointError, match="mean something else"):
+        check_fit(predictor, 4, 8, DDIMScheduler(**SCHEDULE), other)
+
+
+def test_a_checkpoint_that_records_nothing_is_let_pass(teacher: Teacher) -> None:
+    pipe, bundled = load_pipeline(canvas.PIPELINE), RewardPredictor.from_pretrained(canvas.REWARD)
+    assert bundled.config["timestep_conditioning"]
+    check_fit(bundled, 4, 8, pipe.scheduler, teacher)
+
+
+def test_fingerprints_tell_weights_apart_and_keys_descriptions(tiny_pipeline_dir: Path) -> None:
+    pipe = load_pipeline(tiny_pipeline_dir)
+    before = fingerprint(pipe.unet, pipe.vae)
+    assert before == fingerprint(load_pipeline(tiny_pipeline_dir).unet, pipe.vae) != fingerprint(pipe.unet)
+    with torch.no_grad():
+        pipe.unet.mid_block.resnets[0].conv1.weight *= 1.001
+    assert fingerprint(pipe.unet, pipe.vae) != before
+    assert key_of({"a": 1, "b": [2]}) == key_of({"b": [2], "a": 1}) != key_of({"a": 1, "b": [3]})
