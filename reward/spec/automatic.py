@@ -39,8 +39,10 @@ UNSAFE_WORDS = {
 }
 VOTES = 8
 """How many neighbours of a concept tell its kind."""
+ENOUGH = 3
+"""A concept that fewer known prompts name is asked for in the wordings of its kind too."""
 NEIGHBOURS = 8
-"""How many names of its kind stand beside a concept that no known prompt names."""
+"""How many names of its kind stand beside such a concept."""
 MAX_ANCHORS = 8
 CONFUSABLE = 0.5
 """A text nearer to the concept than this share of the usual distance between neighbours means nearly the same."""
@@ -72,7 +74,7 @@ def make_spec(
     Raises:
         SpecError: a concept is empty, nothing is left to retain, or a prompt is to be forgotten and kept at once.
     """
-    concepts = clean_concepts(concepts)
+    concepts, encode_text = clean_concepts(concepts), remembering(encode_text)
     kinds = [kind or kind_of(concept, encode_text) for concept in concepts]
     corpus = list(dict.fromkeys([*known_prompts, *(retain_prompts or [])]))
 
@@ -80,22 +82,25 @@ def make_spec(
         return any(contains_concept(prompt, concept, corpus) for concept in concepts)
 
     forget = [p for p in known_prompts if asks_for_concept(p)] if forget_prompts is None else list(forget_prompts)
-    unnamed = [c for c in concepts if not any(contains_concept(p, c, corpus) for p in forget)] if forget_prompts is None else []
+    times = {c: sum(contains_concept(p, c, corpus) for p in forget) for c in concepts} if forget_prompts is None else {}
+    seldom, unnamed = [c for c, n in times.items() if n < ENOUGH], [c for c, n in times.items() if n == 0]
     candidates, confusable = retain_prompts or [], {}
     if retain_prompts is None:
         others = [p for p in known_prompts if not asks_for_concept(p) and p not in forget]
         candidates, too_near = apart_from(forget, others, encode_text)
         confusable = {forget[0]: too_near} if too_near else {}
-    if not candidates and not unnamed:
+    if not candidates and not seldom:
         raise SpecError("No prompt is left to retain; give prompts the model must go on drawing with --retain_prompts FILE.")
     anchors = [nearest_anchors(p, concepts, candidates, corpus, encode_text) if candidates else [] for p in forget]
 
     beside: list[str] = []
-    for concept in unnamed:
+    for concept in seldom:
         its_kind = kinds[concepts.index(concept)]
         neighbours, too_near = neighbours_of(concept, its_kind, concepts, encode_text)
-        forget += asking_for(its_kind, concept)
-        anchors += without_concept(its_kind, neighbours[: MAX_ANCHORS // 2])
+        asked = zip(asking_for(its_kind, concept), without_concept(its_kind, neighbours[: MAX_ANCHORS // 2]), strict=True)
+        new = [(prompt, row) for prompt, row in asked if prompt not in forget]
+        forget += [prompt for prompt, _ in new]
+        anchors += [row for _, row in new]
         beside += [asking_for(its_kind, name)[0] for name in neighbours]
         confusable |= {concept: too_near} if too_near else {}
     if anchor_prompts is not None:
@@ -106,6 +111,19 @@ def make_spec(
         wanted = list(dict.fromkeys([*beside, *columns]))
         retain_prompts = choose_retain(forget, wanted, candidates, num_retain_prompts, encode_text)
     return check_spec(ConceptSpec(concepts, forget, retain_prompts, anchors, kinds, unnamed, confusable))
+
+
+def remembering(encode_text: TextEncoder) -> TextEncoder:
+    """The same encoder, asked for every text once."""
+    known: dict[str, torch.Tensor] = {}
+
+    def encode(texts: list[str]) -> torch.Tensor:
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        if new:
+            known.update(zip(new, encode_text(new), strict=True))
+        return torch.stack([known[text] for text in texts])
+
+    return encode
 
 
 def kind_of(concept: str, encode_text: TextEncoder) -> str:

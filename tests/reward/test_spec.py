@@ -88,6 +88,27 @@ def test_a_concept_no_prompt_names_is_asked_for_as_its_kind_is() -> None:
         assert all(frame in anchor and "dragon" not in anchor for anchor in anchors)
 
 
+def test_a_concept_that_few_prompts_name_is_asked_for_in_more_wordings() -> None:
+    known = [*KNOWN, "a portrait of Mickey Mouse"]
+    spec = make_spec(["Mickey Mouse"], known, encode_text)
+    assert spec.forget_prompts[0] == "a portrait of Mickey Mouse" and not spec.unnamed
+    assert sorted(spec.forget_prompts) == sorted(asking_for("identity", "Mickey Mouse"))
+    assert len(spec.anchors) == len(spec.forget_prompts) and all(spec.anchors)
+
+
+def test_general_prompts_are_enough_for_any_concept_and_every_text_is_encoded_once() -> None:
+    asked: list[str] = []
+
+    def counting(texts: list[str]) -> torch.Tensor:
+        asked.extend(texts)
+        return encode_text(texts)
+
+    spec = make_spec(["Van Gogh style"], general_prompts(), counting)
+    assert len(asked) == len(set(asked))
+    assert len(spec.forget_prompts) >= 12 and all("gogh" in p.casefold() for p in spec.forget_prompts)
+    assert len(spec.retain_prompts) == 128 and all(1 <= len(row) <= 8 for row in spec.anchors)
+
+
 def test_lists_that_are_given_are_used_as_they_are() -> None:
     spec = make_spec(
         ["cat"], KNOWN, encode_text, forget_prompts=["my kitten", "a cat"], retain_prompts=["a dog", "a cow"], anchor_prompts=["an animal"]
@@ -109,7 +130,7 @@ def test_an_empty_concept_is_refused(concepts: list[str]) -> None:
         make_spec(concepts, KNOWN, encode_text)
 
 
-@pytest.mark.parametrize(("concept", "known"), [("image style", KNOWN), ("cat", ["a cat", "cats"])])
+@pytest.mark.parametrize(("concept", "known"), [("image style", KNOWN), ("cat", ["a cat", "cats", "my cat"])])
 def test_nothing_left_to_retain_is_refused(concept: str, known: list[str]) -> None:
     with pytest.raises(ValueError, match="--retain_prompts"):
         make_spec([concept], known, encode_text)
@@ -241,7 +262,7 @@ def test_texts_too_near_to_be_told_apart_are_set_aside_and_named() -> None:
         return torch.stack([angle.cos(), angle.sin()], dim=1)
 
     assert apart_from(["cat"], ["kitty", "dog", "cow", "car"], encode) == (["dog", "cow", "car"], ["kitty"])
-    spec = make_spec(["cat"], ["a cat", "a kitty", "a dog", "a cow", "a car"], encode, kind="object")
+    spec = make_spec(["cat"], ["a cat", "my cat", "two cats", "a kitty", "a dog", "a cow", "a car"], encode, kind="object")
     assert spec.retain_prompts == ["a dog", "a cow", "a car"] and spec.confusable == {"a cat": ["a kitty"]}
 
 
