@@ -170,7 +170,7 @@ def neighbours_of(concept: str, kind: str, concepts: Sequence[str], encode_text:
 
 
 def apart_from(meant: list[str], texts: list[str], encode_text: TextEncoder) -> tuple[list[str], list[str]]:
-    """`texts` divided into those one can tell from all of `meant`, in their order, and those that mean nearly the same.
+    """`texts` divided into those one can tell from all of `meant`, in their order, and those that mean nearly the same, nearest first.
 
     The measure is the texts' own: the median distance of a text to its nearest neighbour.
     """
@@ -178,8 +178,9 @@ def apart_from(meant: list[str], texts: list[str], encode_text: TextEncoder) -> 
         return texts, []
     embeds = encode_text(texts)
     usual = (1 - embeds @ embeds.T).fill_diagonal_(torch.inf).amin(dim=1).median()
-    same = ((1 - embeds @ encode_text(meant).T).amin(dim=1) < CONFUSABLE * usual).tolist()
-    return [t for t, s in zip(texts, same, strict=True) if not s], [t for t, s in zip(texts, same, strict=True) if s]
+    distance = (1 - embeds @ encode_text(meant).T).amin(dim=1)
+    same = [i for i in distance.argsort().tolist() if distance[i] < CONFUSABLE * usual]
+    return [text for i, text in enumerate(texts) if i not in same], [texts[i] for i in same]
 
 
 def choose_retain(forget_prompts: list[str], wanted: list[str], candidates: list[str], count: int, encode_text: TextEncoder) -> list[str]:

@@ -36,7 +36,7 @@ def spec_to_yaml(spec: ConceptSpec) -> str:
         "retain": spec.retain_prompts,
     }
     notes = [
-        f'# Too near to "{concept}" to be told from it, so neither erased nor retained: {", ".join(texts)}'
+        f'# Too near to "{concept}" to be told from it, so neither erased nor retained: {", ".join(texts[:10])}{", ..." if len(texts) > 10 else ""}'
         for concept, texts in spec.confusable.items()
     ]
     notes += [f'# No known prompt names "{concept}"; it is asked for in general wordings.' for concept in spec.unnamed]
