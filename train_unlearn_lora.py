@@ -14,8 +14,8 @@ import logging
 import math
 import shutil
 import time
-from collections import Counter
-from dataclasses import asdict, dataclass
+from collections import Counter, deque
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 import canvas
-from critic.advantages import centre_within, discounted_returns, explained_variance, generalized_advantages, normalize, shaped_rewards
-from critic.critic import Critic
+from critic.advantages import centre_within, explained_variance, normalize
+from critic.critic import CRITICS, Critic
+from critic.estimators import ADVANTAGES, SIGNALS, Estimator
 from critic.network import ValueNetwork
 from environment.arguments import add_environment_arguments, build_environment
 from environment.base import sample_size
@@ -48,7 +49,7 @@ from hub.adapter import save_adapter
 from hub.card import save_model_card
 from networks.checkpoint import CheckpointError, write_aside
 from policy.adapter import ADAPTER, add_lora, base_policy, load_lora_state, lora_state
-from policy.trajectory import Trajectory
+from policy.trajectory import Experience, Trajectory
 from policy.update import UpdateConfig, UpdateStats, update_policy
 from training.checkpoints import (
     critic_tensors,
@@ -56,10 +57,13 @@ from training.checkpoints import (
     load_checkpoint,
     load_critic_tensors,
     load_optimizer_tensors,
+    load_replay_tensors,
     optimizer_tensors,
+    replay_tensors,
     save_checkpoint,
 )
-from training.control import RECOGNISABLE, Brake, StopSignal
+from training.control import RECOGNISABLE, Brake, StopSignal, adapt_coefficient
+from training.diagnostics import Diagnostics
 
 logger = get_logger(__name__)
 
@@ -118,18 +122,42 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--allow_tf32", action="store_true", help="Allow TF32 matrix products on NVIDIA GPUs.")
 
-    parser.add_argument("--gamma", type=float, default=0.0, help="Discount over denoising steps.")
-    parser.add_argument("--terminal_weight", type=float, default=1.0, help="Weight of the finished image's reward beside the discounted advantage.")
-    parser.add_argument("--gae_lambda", type=float, default=0.9, help="Lambda of generalized advantage estimation.")
+    parser.add_argument(
+        "--advantage",
+        choices=ADVANTAGES,
+        default="step",
+        help="What a denoising step is credited with: the change it made and how the image turned out (step), generalized advantage estimation (gae) "
+        "and its ends (td, mc), or the finished image's reward alone, without a critic (ddpo).",
+    )
+    parser.add_argument("--gae_lambda", type=float, default=0.9, help="Lambda of --advantage gae.")
+    parser.add_argument("--gamma", type=float, help="Discount over denoising steps. Default: 0 for --advantage step, else 1.")
+    parser.add_argument(
+        "--terminal_weight", type=float, help="Weight of the finished image's reward beside the advantage. Default: 1 for --advantage step, else 0."
+    )
+    parser.add_argument(
+        "--reward_signal", choices=SIGNALS, default="noisy", help="Reward every step with the change of its potential, or the last one alone."
+    )
+    parser.add_argument("--critic_type", choices=CRITICS, default="film", help="The critic, or a lesser one, for ablation.")
     parser.add_argument("--advantage_clip", type=float, default=5.0, help="Clip of the normalised advantages.")
     parser.add_argument("--clip_range", type=float, default=0.2, help="Clip of the importance ratio, in units of a step's own noise.")
     parser.add_argument("--inner_epochs", type=positive_int, default=1, help="Passes over an iteration's trajectories.")
+    parser.add_argument(
+        "--replay_iterations",
+        type=int,
+        default=0,
+        help="Train on the trajectories of so many earlier iterations too, off policy, by importance ratios.",
+    )
     parser.add_argument("--target_kl", type=float, default=0.2, help="Stop an iteration's updates once the KL to the acting policy exceeds this.")
     parser.add_argument(
         "--train_timestep_fraction", type=float, default=0.5, help="Share of the timesteps that is trained, drawn anew for every batch."
     )
     parser.add_argument("--masked_steps", type=int, default=2, help="How many of the last denoising steps are never trained.")
     parser.add_argument("--kl_coef", type=float, default=20.0, help="Weight of the KL to the base on retain prompts.")
+    parser.add_argument(
+        "--retain_kl_target",
+        type=float,
+        help="Adapt that weight to this KL: twice as much where it is passed, half as much far below. Default: fixed.",
+    )
     parser.add_argument("--anchor_kl_coef", type=float, default=0.3, help="Weight of the KL to the base under the nearest anchor, on forget prompts.")
     parser.add_argument("--retain_rollouts", type=positive_int, default=128, help="Rollouts of the base on retain prompts that the KL is taken on.")
     parser.add_argument(
@@ -183,6 +211,7 @@ class Progress:
     brakes: int = 0
     stop_count: int = 0
     retain_kl: float = 0.0
+    kl_coef: float = 0.0
     first_ratio_deviation: float | None = None
     stopped_by: str = ""
 
@@ -218,6 +247,10 @@ def create_optimizer(args: argparse.Namespace, parameters: list[torch.nn.Paramet
     return torch.optim.AdamW(parameters, **settings)
 
 
+def choose_estimator(args: argparse.Namespace) -> Estimator:
+    return Estimator.named(args.advantage, args.gae_lambda, args.gamma, args.terminal_weight, args.reward_signal)
+
+
 def create_critic(args: argparse.Namespace, env: Environment) -> Critic:
     """Load the critic that is named, or make a new one for this base and concept."""
     unet = env.pipe.unet
@@ -231,9 +264,10 @@ def create_critic(args: argparse.Namespace, env: Environment) -> Critic:
             )
     else:
         torch.manual_seed(args.seed)
-        network = ValueNetwork(*shape, concepts=env.spec.concepts)
+        network = ValueNetwork(*shape, concepts=env.spec.concepts, timestep_conditioning=args.critic_type != "timestep_blind")
     network.to(env.kernel.stds.device)
-    return Critic(network, len(env.table.prompts), env.kernel.num_steps, args.critic_learning_rate, args.critic_buffer_iterations)
+    kind = args.critic_type if choose_estimator(args).uses_critic else "none"
+    return Critic(network, len(env.table.prompts), env.kernel.num_steps, args.critic_learning_rate, args.critic_buffer_iterations, kind=kind)
 
 
 def warm_up_critic(
@@ -250,26 +284,17 @@ def warm_up_critic(
 
 def observe(args: argparse.Namespace, env: Environment, critic: Critic, trajectory: Trajectory, potentials: torch.Tensor) -> None:
     """Show the critic trajectories and what became of them."""
-    returns = discounted_returns(shaped_rewards(potentials), args.gamma)
-    critic.observe(trajectory, env.table.pooled[trajectory.prompt_ids], potentials, returns)
+    critic.observe(trajectory, env.table.pooled[trajectory.prompt_ids], potentials, choose_estimator(args).returns(potentials))
 
 
 def estimate_advantages(
     args: argparse.Namespace, env: Environment, critic: Critic, trajectory: Trajectory, potentials: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Advantages (B, T), and the critic's explained variance within prompts at each step (T,).
-
-    Two horizons in the same units: what a step changed by itself (GAE), and how the image turned out, as the clean teacher sees it. While
-    the base steers every image back to the concept the second hardly varies and the first leads; once images differ it is the other way.
-    """
-    rewards = shaped_rewards(potentials)
-    values = critic.values(trajectory, env.table.pooled[trajectory.prompt_ids], potentials)
-    advantages = generalized_advantages(rewards, values, args.gamma, args.gae_lambda)
-    returns = discounted_returns(rewards, args.gamma)
-    groups = trajectory.prompt_ids
-    explained = explained_variance(centre_within(values, groups), centre_within(returns, groups))
-    mixed = advantages + args.terminal_weight * potentials[:, -1:]
-    return normalize(centre_within(mixed, groups), args.advantage_clip), explained
+    """Advantages (B, T), centred within prompts and normalised, and the critic's explained variance within prompts at each step (T,)."""
+    estimator, groups = choose_estimator(args), trajectory.prompt_ids
+    values = critic.values(trajectory, env.table.pooled[groups], potentials)
+    explained = explained_variance(centre_within(values, groups), centre_within(estimator.returns(potentials), groups))
+    return normalize(centre_within(estimator.advantages(potentials, values), groups), args.advantage_clip), explained
 
 
 def update_logs(env: Environment, stats: UpdateStats, explained: torch.Tensor) -> dict[str, float]:
@@ -288,6 +313,13 @@ def update_logs(env: Environment, stats: UpdateStats, explained: torch.Tensor) -
             rows = torch.tensor(stats.by_step[step]).mean(dim=0).tolist()
             logs |= dict(zip((f"ratio_mean/t{t:04d}", f"ratio_std/t{t:04d}", f"clip_fraction/t{t:04d}"), rows, strict=True))
     return logs
+
+
+def advantage_logs(env: Environment, advantages: torch.Tensor) -> dict[str, float]:
+    """Of advantages (B, T): the share of trajectories that teach nothing, and the mean size at every denoising step."""
+    size = advantages.abs()
+    logs = {"dead_samples": (size < 1e-6).all(dim=1).float().mean().item(), "advantage_size": size.mean().item()}
+    return logs | {f"advantage_size/t{t:04d}": size[:, step].mean().item() for step, t in enumerate(env.kernel.timesteps[:-1].tolist())}
 
 
 def mean_over_processes(accelerator: Accelerator, figures: dict[str, float]) -> dict[str, float]:
@@ -508,7 +540,10 @@ def train(
     brake = Brake(base["contrast"], args.max_retain_drop, args.max_retain_kl)
     stop = StopSignal(args.target_unlearning_accuracy, args.patience)
     rollouts = args.retain_rollouts + args.critic_warmup_rollouts
-    progress = Progress(images=rollouts, unet_samples=2 * env.kernel.num_steps * rollouts, seconds=time.perf_counter() - started)
+    elapsed = time.perf_counter() - started
+    progress = Progress(images=rollouts, unet_samples=2 * env.kernel.num_steps * rollouts, seconds=elapsed, kl_coef=args.kl_coef)
+    replay: deque[Experience] = deque(maxlen=args.replay_iterations)
+    diagnostics = Diagnostics(args.output_dir / "diagnostics.jsonl")
     good = lora_state(unet)
 
     if args.resume_from_checkpoint:
@@ -516,6 +551,7 @@ def train(
         load_lora_state(unet, groups["lora"])
         load_optimizer_tensors(optimizer, groups["optimizer"])
         load_critic_tensors(critic, groups["critic"])
+        load_replay_tensors(replay, groups.get("replay", {}), accelerator.device)
         lr_scheduler.load_state_dict(numbers["lr_scheduler"])
         for group in optimizer.param_groups:
             group["lr"] = numbers["learning_rate"]
@@ -526,6 +562,8 @@ def train(
         for stale in list_checkpoints(args.output_dir):  # of a run that is being overwritten
             shutil.rmtree(stale)
 
+    if accelerator.is_main_process:
+        diagnostics.begin(progress.iteration)
     log_start(accelerator, env, base)
     bar = tqdm(total=args.max_train_iterations, initial=progress.iteration, desc="Iterations", disable=not accelerator.is_local_main_process)
     while True:
@@ -540,6 +578,7 @@ def train(
             progress.brakes += 1
             logger.warning(f"Brake: {reason}; back to the last good state at half the learning rate.")
             load_lora_state(unet, good)
+            replay.clear()
             lr_scheduler.base_lrs = [lr / 2 for lr in lr_scheduler.base_lrs]
             for group in optimizer.param_groups:
                 group["lr"] /= 2
@@ -550,20 +589,35 @@ def train(
         progress.stop_count = stop.reached
         if progress.stopped_by:
             accelerator.log(logs, step=iteration)
+            if accelerator.is_main_process:
+                diagnostics.write(iteration, logs)
             break
 
         advantages, explained = estimate_advantages(args, env, critic, trajectory, score.potentials)
         if not reason:
             generator = generator_for(args, accelerator, UPDATE, iteration)
+            fresh = Experience(trajectory, advantages, score.anchor_ids)
             stats = update_policy(
-                unet, env.kernel, env.table, trajectory, advantages, score.anchor_ids, retain, optimizer, accelerator, config, generator
+                unet,
+                env.kernel,
+                env.table,
+                [fresh, *replay],
+                retain,
+                optimizer,
+                accelerator,
+                replace(config, kl_coef=progress.kl_coef),
+                generator,
             )
+            replay.append(fresh)
             lr_scheduler.step()
             progress.retain_kl = stats.retain_kl[-1]
             if progress.first_ratio_deviation is None:
                 progress.first_ratio_deviation = stats.first_ratio_deviation
             progress.unet_samples += stats.unet_samples
-            logs |= update_logs(env, stats, explained) | {"learning_rate": lr_scheduler.get_last_lr()[0]}
+            logs |= update_logs(env, stats, explained) | advantage_logs(env, advantages)
+            logs |= {"learning_rate": lr_scheduler.get_last_lr()[0], "kl_coef": progress.kl_coef}
+            if args.retain_kl_target:
+                progress.kl_coef = adapt_coefficient(progress.kl_coef, progress.retain_kl, args.retain_kl_target)
         observe(args, env, critic, trajectory, score.potentials)
         logs["critic_loss"] = critic.fit(args.critic_steps, args.critic_batch_size, generator_for(args, accelerator, CRITIC, iteration))
 
@@ -573,10 +627,12 @@ def train(
         bar.set_postfix({name: f"{logs[key]:.3g}" for name, key in BAR.items() if key in logs})
         accelerator.log(logs, step=iteration)
         if accelerator.is_main_process:
+            diagnostics.write(iteration, logs)
             if args.validation_steps and progress.iteration % args.validation_steps == 0:
                 log_validation(args, accelerator, env, prompts, before, progress.iteration)
             if args.checkpointing_steps and progress.iteration % args.checkpointing_steps == 0:
                 groups = {"lora": lora_state(unet), "good": good, "optimizer": optimizer_tensors(optimizer), "critic": critic_tensors(critic)}
+                groups["replay"] = replay_tensors(replay)
                 numbers = {"progress": asdict(progress), "lr_scheduler": lr_scheduler.state_dict(), "learning_rate": optimizer.param_groups[0]["lr"]}
                 save_checkpoint(args.output_dir, progress.iteration, groups, numbers, args.checkpoints_total_limit)
         accelerator.wait_for_everyone()

@@ -11,6 +11,8 @@ from critic.advantages import centre_within
 from critic.network import ValueNetwork
 from policy.trajectory import Trajectory
 
+CRITICS = ("film", "timestep_blind", "clean_only", "none")
+
 
 class Critic:
     """V(x_t, t, c) = baseline(c, t) + trust(t) std(t) network(x_t, t, c, phi), fitted to Monte-Carlo returns.
@@ -19,12 +21,22 @@ class Critic:
     left. Its trust is the control-variate coefficient Cov[G, V] / Var[V] in [0, 1], measured on trajectories
     before the network learns from them: where it knows no more than the prompt it is left out rather than
     adding its own noise.
+
+    `kind` is one of `CRITICS`, for ablation: the critic as it is ("film"), one that is not told the timestep (the network's own setting), one
+    that learns from the last state alone, where hardly any noise is left ("clean_only"), and the per-prompt baseline alone ("none").
     """
 
     def __init__(
-        self, network: ValueNetwork, num_prompts: int, num_steps: int, learning_rate: float, buffer_iterations: int, momentum: float = 0.7
+        self,
+        network: ValueNetwork,
+        num_prompts: int,
+        num_steps: int,
+        learning_rate: float,
+        buffer_iterations: int,
+        momentum: float = 0.7,
+        kind: str = "film",
     ) -> None:
-        self.network = network
+        self.network, self.kind = network, kind
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-4)
         self.device = next(network.parameters()).device
         self.baseline = torch.zeros(num_prompts, num_steps, device=self.device)
@@ -41,6 +53,8 @@ class Critic:
 
     def _predict(self, trajectory: Trajectory, text: torch.Tensor, potentials: torch.Tensor, batch_size: int = 2048) -> torch.Tensor:
         count, steps = trajectory.log_probs.shape
+        if self.kind == "none":
+            return torch.zeros(count, steps, device=self.device)
         flat = (
             trajectory.latents[:, :-1].flatten(0, 1),
             trajectory.timesteps[:-1].repeat(count),
@@ -70,6 +84,8 @@ class Critic:
 
     def fit(self, steps: int, batch_size: int, generator: torch.Generator) -> float:
         """Regress the network on the buffer's residual returns (Huber loss); the mean loss of the last steps."""
+        if self.kind == "none":
+            return float("nan")
         trajectories, texts, potentials, residuals = zip(*self.buffer, strict=True)
         latents = torch.cat([t.latents[:, :-1] for t in trajectories])
         text, potential, residual = torch.cat(texts), torch.cat(potentials)[:, :-1], torch.cat(residuals)
@@ -80,6 +96,8 @@ class Critic:
         for _ in range(steps):
             index = torch.randint(count * num_steps, (batch_size,), generator=generator).to(self.device)
             row, step = index // num_steps, index % num_steps
+            if self.kind == "clean_only":
+                step = torch.full_like(step, num_steps - 1)
             prediction = self.network(latents[row, step], timesteps[step], text[row], potential[row, step])
             loss = F.smooth_l1_loss(prediction, residual[row, step] / self.scale[step])
             self.optimizer.zero_grad(set_to_none=True)

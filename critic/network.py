@@ -21,12 +21,20 @@ class ValueNetwork(Checkpoint):
         width: channels of the first stage.
         condition_dim: length of the condition vector.
         concepts: what it was trained for, for the record.
+        timestep_conditioning: whether it is told the timestep.
     """
 
     kind = "critic"
 
     def __init__(
-        self, in_channels: int, sample_size: int, text_dim: int, width: int = 32, condition_dim: int = 64, concepts: list[str] | None = None
+        self,
+        in_channels: int,
+        sample_size: int,
+        text_dim: int,
+        width: int = 32,
+        condition_dim: int = 64,
+        concepts: list[str] | None = None,
+        timestep_conditioning: bool = True,
     ) -> None:
         super().__init__()
         self.config = {
@@ -36,7 +44,9 @@ class ValueNetwork(Checkpoint):
             "width": width,
             "condition_dim": condition_dim,
             "concepts": concepts or [],
+            "timestep_conditioning": timestep_conditioning,
         }
+        self.timestep_conditioning = timestep_conditioning
         self.condition_dim = condition_dim
         self.time = nn.Linear(condition_dim, condition_dim)
         self.text = nn.Linear(text_dim, condition_dim)
@@ -49,6 +59,8 @@ class ValueNetwork(Checkpoint):
 
     def forward(self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, potentials: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W), (B,), (B, text_dim), (B,) -> (B,), in units of the target's standard deviation."""
+        if not self.timestep_conditioning:
+            timesteps = torch.zeros_like(timesteps)
         summed = self.time(timestep_embedding(timesteps, self.condition_dim)) + self.text(text.float()) + self.potential(potentials[:, None])
         condition = self.condition(summed)
         return self.head(torch.cat([self.trunk(latents.float(), condition), condition], dim=-1)).squeeze(-1)

@@ -13,8 +13,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from critic.advantages import centre_within, discounted_returns, explained_variance, shaped_rewards
+from critic.advantages import centre_within, explained_variance
 from critic.critic import Critic
+from critic.estimators import ADVANTAGES, Estimator
 from critic.network import ValueNetwork
 from environment.arguments import add_environment_arguments, build_environment
 from environment.base import sample_size
@@ -29,7 +30,8 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max_train_steps", type=int, default=1000, help="Optimizer steps.")
     parser.add_argument("--train_states", type=int, default=256, help="States in an optimizer step.")
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="Learning rate of AdamW.")
-    parser.add_argument("--gamma", type=float, default=0.9, help="Discount over denoising steps; use the one of the later run.")
+    parser.add_argument("--advantage", choices=ADVANTAGES, default="step", help="The advantage of the later run, whose returns it learns.")
+    parser.add_argument("--gamma", type=float, help="Discount over denoising steps, if the later run has its own.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of rollouts and weights.")
     return parser.parse_args(input_args)
 
@@ -47,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
     trajectory = env.collect(env.draw(env.forget_ids, args.num_rollouts, generator), generator)
     env.calibrate(trajectory, env.collect(env.draw(env.retain_ids, args.num_rollouts // 2, generator), generator))
     potentials = env.score_forget(trajectory).potentials
-    returns = discounted_returns(shaped_rewards(potentials), args.gamma)
+    returns = Estimator.named(args.advantage, gamma=args.gamma).returns(potentials)
     text = env.table.pooled[trajectory.prompt_ids]
 
     network = ValueNetwork(unet.config.in_channels, sample_size(env.pipe), text.shape[-1], concepts=env.spec.concepts).to(accelerator.device)

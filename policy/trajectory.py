@@ -63,3 +63,18 @@ class Trajectory:
         """Join batches that share their timesteps."""
         joined = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Trajectory) if f.name != "timesteps"}
         return Trajectory(timesteps=parts[0].timesteps, **joined)
+
+
+@dataclass
+class Experience:
+    """B trajectories and what was learnt of them when they were fresh.
+
+    Attributes:
+        trajectory: with the log-probabilities of the policy that acted.
+        advantages: (B, T).
+        anchor_ids: (B,) rows of the prompt table: what each image came nearest to.
+    """
+
+    trajectory: Trajectory
+    advantages: torch.Tensor
+    anchor_ids: torch.Tensor

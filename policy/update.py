@@ -13,7 +13,7 @@ from policy.adapter import base_policy
 from policy.kernel import ReverseKernel
 from policy.rollout import step_mean
 from policy.surrogate import clipped_surrogate
-from policy.trajectory import PromptTable, Trajectory
+from policy.trajectory import Experience, PromptTable, Trajectory
 
 
 @dataclass(frozen=True)
@@ -80,49 +80,49 @@ def update_policy(
     unet: UNet2DConditionModel,
     kernel: ReverseKernel,
     table: PromptTable,
-    trajectory: Trajectory,
-    advantages: torch.Tensor,
-    anchor_ids: torch.Tensor,
+    experiences: list[Experience],
     retain: Trajectory,
     optimizer: AcceleratedOptimizer,
     accelerator: Accelerator,
     config: UpdateConfig,
     generator: torch.Generator,
 ) -> UpdateStats:
-    """Move the adapter along the advantages (B, T) of `trajectory`, held to the base's means on `retain`.
+    """Move the adapter along the advantages of the experiences, held to the base's means on `retain`.
 
-    `retain` was rolled out by the base, so its stored means are the reference and the base is not asked again. The reference of
-    a forget trajectory is the base under the prompt `anchor_ids` (B,) that its image came nearest to: what is drawn instead of the concept
+    The first of `experiences` is fresh, the others are replayed: their ratios are to the policy that acted then, and the clip leaves out what
+    has moved too far since. `retain` was rolled out by the base, so its stored means are the reference and the base is not asked again. The reference of
+    a forget trajectory is the base under the prompt that its image came nearest to: what is drawn instead of the concept
     is held to what the base would draw, where a reward alone can be had by images that nobody would.
     """
     stats = UpdateStats()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     trainable_steps = kernel.num_steps - config.masked_steps
     steps_per_batch = max(1, round(config.timestep_fraction * trainable_steps))
-    dim = trajectory.latents[0, 0].numel()
+    dim = retain.latents[0, 0].numel()
     sensitivity = kernel.sensitivity()
     weights = sensitivity[:trainable_steps].median() / sensitivity
     terms = [
-        (rows, int(step))
+        (experience, rows, int(step))
         for _ in range(config.inner_epochs)
-        for rows in torch.arange(len(trajectory)).split(config.batch_size)
+        for experience in experiences
+        for rows in torch.arange(len(experience.trajectory)).split(config.batch_size)
         for step in torch.randperm(trainable_steps, generator=generator)[:steps_per_batch]
     ]
     for start in range(0, len(terms), config.accumulation):
         chunk = terms[start : start + config.accumulation]
         kls, clips, retain_kls, anchor_kls = [], [], [], []
-        for rows, step in chunk:
-            batch = trajectory[rows]
+        for experience, rows, step in chunk:
+            batch = experience.trajectory[rows]
             mean = step_mean(unet, kernel, batch.latents[:, step], step, table.embeds[batch.prompt_ids], table.negative, config.guidance_scale)
             log_prob = kernel.log_prob(batch.latents[:, step + 1], mean, step)
-            surrogate = clipped_surrogate(log_prob, batch.log_probs[:, step], advantages[rows, step], config.clip_range, dim)
+            surrogate = clipped_surrogate(log_prob, batch.log_probs[:, step], experience.advantages[rows, step], config.clip_range, dim)
             if start == 0:
                 deviation = ((log_prob - batch.log_probs[:, step]).exp() - 1).abs().max()
                 stats.first_ratio_deviation = max(stats.first_ratio_deviation, deviation.item())
                 stats.first_clip_fraction = max(stats.first_clip_fraction, surrogate.clip_fraction.item())
             loss = weights[step] * surrogate.loss
             if config.anchor_kl_coef > 0:
-                anchor_embeds = table.embeds[anchor_ids[rows]]
+                anchor_embeds = table.embeds[experience.anchor_ids[rows]]
                 with base_policy(unet), torch.no_grad():
                     reference = step_mean(unet, kernel, batch.latents[:, step], step, anchor_embeds, table.negative, config.guidance_scale)
                 anchor_kl = kernel.kl(mean, reference, step).mean()

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from critic.critic import Critic
-from policy.trajectory import Trajectory
+from policy.trajectory import Experience, Trajectory
 
 TENSORS, NUMBERS = "state.safetensors", "state.json"
 CRITIC_STATE = ("baseline", "seen", "scale", "trust")
@@ -60,14 +60,35 @@ def load_critic_tensors(critic: Critic, tensors: dict[str, torch.Tensor]) -> Non
     load_optimizer_tensors(critic.optimizer, _under("optimizer.", tensors))
     for name in CRITIC_STATE:
         setattr(critic, name, tensors[name].to(critic.device))
-    entries: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in _under("buffer.", tensors).items():
-        index, name = key.split(".")
-        entries.setdefault(int(index), {})[name] = value.to(critic.device)
     critic.buffer = deque(maxlen=critic.buffer.maxlen)
-    for index in sorted(entries):
-        text, potentials, residual = (entries[index].pop(name) for name in ("text", "potentials", "residual"))
-        critic.buffer.append((Trajectory(**entries[index]), text, potentials, residual))
+    for entry in _by_index(_under("buffer.", tensors), critic.device):
+        text, potentials, residual = (entry.pop(name) for name in ("text", "potentials", "residual"))
+        critic.buffer.append((Trajectory(**entry), text, potentials, residual))
+
+
+def replay_tensors(replay: deque[Experience]) -> dict[str, torch.Tensor]:
+    """Everything of the experiences that may be replayed."""
+    tensors = {}
+    for i, experience in enumerate(replay):
+        entry = {"advantages": experience.advantages, "anchor_ids": experience.anchor_ids} | vars(experience.trajectory)
+        tensors |= {f"{i}.{name}": value for name, value in entry.items()}
+    return tensors
+
+
+def load_replay_tensors(replay: deque[Experience], tensors: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Put back what `replay_tensors` returned."""
+    replay.clear()
+    for entry in _by_index(tensors, device):
+        advantages, anchor_ids = entry.pop("advantages"), entry.pop("anchor_ids")
+        replay.append(Experience(Trajectory(**entry), advantages, anchor_ids))
+
+
+def _by_index(tensors: dict[str, torch.Tensor], device: torch.device) -> list[dict[str, torch.Tensor]]:
+    entries: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".")
+        entries.setdefault(int(index), {})[name] = value.to(device)
+    return [entries[index] for index in sorted(entries)]
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -48,3 +48,12 @@ class Brake:
         if not contrast >= self.min_contrast * self.base_contrast:
             return f"the images of the concept went blank (contrast {contrast:.3f}, base {self.base_contrast:.3f})"
         return None
+
+
+def adapt_coefficient(coefficient: float, kl: float, target: float) -> float:
+    """PPO's rule for a KL penalty (Schulman et al., 2017, section 4): twice as much beyond 1.5 times the target, half as much below two thirds."""
+    if kl > 1.5 * target:
+        return 2 * coefficient
+    if kl < target / 1.5:
+        return coefficient / 2
+    return coefficient

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,14 +10,20 @@ from accelerate import Accelerator
 from small_policy import Policy
 
 from policy.rollout import step_mean
-from policy.trajectory import Trajectory
+from policy.trajectory import Experience, Trajectory
 from policy.update import UpdateConfig, UpdateStats, update_policy
 
 FORGET, RETAIN = torch.tensor([0, 1, 0, 1]), torch.tensor([2, 2, 2, 2])
 
 
 def update(
-    policy: Policy, trajectory: Trajectory, advantages: torch.Tensor, retain: Trajectory, optimizer: torch.optim.Optimizer, **changes: Any
+    policy: Policy,
+    trajectory: Trajectory,
+    advantages: torch.Tensor,
+    retain: Trajectory,
+    optimizer: torch.optim.Optimizer,
+    replayed: Sequence[Experience] = (),
+    **changes: Any,
 ) -> UpdateStats:
     settings: dict[str, Any] = {
         "clip_range": 0.2,
@@ -38,9 +45,7 @@ def update(
         policy.unet,
         policy.kernel,
         policy.table,
-        trajectory,
-        advantages,
-        torch.full((len(trajectory),), len(policy.table.prompts) - 1),
+        [Experience(trajectory, advantages, torch.full((len(trajectory),), len(policy.table.prompts) - 1)), *replayed],
         retain,
         accelerator.prepare(optimizer),
         accelerator,
@@ -171,3 +176,20 @@ def test_the_anchor_kl_pulls_forget_states_to_the_base_under_the_anchor_prompt(p
     kls = [sum(update(policy, trajectory, advantages, trajectory, optimizer, anchor_kl_coef=1.0).anchor_kl) for _ in range(8)]
     assert kls[0] > 0 and kls[-1] < 0.9 * kls[0]
     assert all(p.requires_grad for p in policy.parameters)
+
+
+def test_replayed_trajectories_are_weighed_by_what_the_policy_has_become(policy: Policy) -> None:
+    old = policy.sample(FORGET, seed=1)
+    policy.move(0.05)
+    fresh, retain = policy.sample(FORGET, seed=2), policy.sample(RETAIN)
+    nothing, anchors = torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64)
+    stats = update(policy, fresh, nothing, retain, sgd(policy, 0.0), [Experience(old, nothing, anchors)], accumulation=4, masked_steps=1)
+    assert len(stats.grad_norm) == 2  # four trained steps of the fresh ones, then four of the replayed
+    assert stats.first_ratio_deviation == 0.0 and stats.approx_kl[0] == 0.0 and stats.approx_kl[1] > 0.0
+
+
+def test_replayed_advantages_move_the_policy_too(policy: Policy) -> None:
+    old, retain = policy.sample(FORGET[:1], seed=1), policy.sample(RETAIN)
+    replayed = Experience(old, torch.ones(1, 5), torch.zeros(1, dtype=torch.int64))
+    update(policy, policy.sample(FORGET[:1], seed=2), torch.zeros(1, 5), retain, sgd(policy, 0.003), [replayed], masked_steps=0)
+    assert (log_probs(policy, old) - old.log_probs).sum() > 1e-6

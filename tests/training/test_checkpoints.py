@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -7,14 +8,16 @@ import torch
 
 from critic.critic import Critic
 from critic.network import ValueNetwork
-from policy.trajectory import Trajectory
+from policy.trajectory import Experience, Trajectory
 from training.checkpoints import (
     critic_tensors,
     list_checkpoints,
     load_checkpoint,
     load_critic_tensors,
     load_optimizer_tensors,
+    load_replay_tensors,
     optimizer_tensors,
+    replay_tensors,
     save_checkpoint,
 )
 
@@ -158,3 +161,13 @@ def test_a_damaged_checkpoint_is_a_sentence(file: str, content: bytes | None, tm
     with pytest.raises(ValueError, match="missing or damaged") as caught:
         load_checkpoint(tmp_path, "checkpoint-1")
     assert "\n" not in str(caught.value)
+
+
+def test_replayed_experience_comes_back_in_its_order(tmp_path: Path) -> None:
+    saved = deque([Experience(batch(seed)[0], torch.randn(5, STEPS), torch.arange(5)) for seed in range(2)], maxlen=3)
+    save_checkpoint(tmp_path, 1, {"replay": replay_tensors(saved)}, {}, None)
+    loaded: deque[Experience] = deque(maxlen=3)
+    load_replay_tensors(loaded, load_checkpoint(tmp_path, "latest")[0]["replay"], torch.device("cpu"))
+    assert_same(replay_tensors(loaded), replay_tensors(saved))
+    load_replay_tensors(loaded, {}, torch.device("cpu"))
+    assert not loaded

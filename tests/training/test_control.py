@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from training.control import Brake, StopSignal
+from training.control import Brake, StopSignal, adapt_coefficient
 
 
 def test_it_stops_after_the_target_was_held_for_the_patience() -> None:
@@ -43,3 +43,8 @@ BRAKE = Brake(base_contrast=0.4, max_retain_drop=0.2, max_kl=0.3, min_contrast=0
 def test_the_brake_names_what_was_destroyed(retain_drop: float, retain_kl: float, contrast: float, reason: str | None) -> None:
     said = BRAKE.reason(retain_drop, retain_kl, contrast)
     assert said is None if reason is None else said is not None and reason in said
+
+
+@pytest.mark.parametrize(("kl", "expected"), [(0.2, 8.0), (0.13, 4.0), (0.1, 4.0), (0.07, 4.0), (0.05, 2.0), (math.nan, 4.0)])
+def test_the_coefficient_follows_the_kl_to_its_target(kl: float, expected: float) -> None:
+    assert adapt_coefficient(4.0, kl, target=0.1) == expected

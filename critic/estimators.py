@@ -1,0 +1,78 @@
+"""Advantage estimators: what a denoising step is credited with. One formula, GAE on top of a terminal term; the named ones are its settings.
+
+    A_t = GAE(gamma, lambda; r, V)_t + w phi(x_0)
+
+    step   gamma 0, w 1: the change of the potential that the step made, above what the critic expected, and how the image turned out
+    gae    gamma 1: the trade-off between the next two by lambda
+    td     gamma 1, lambda 0: r_t + V(x_{t-1}) - V(x_t)
+    mc     gamma 1, lambda 1: the return less the value
+    ddpo   the finished image's reward for every step, no critic (Black et al., 2023, arXiv 2305.13301)
+
+Whatever comes out is centred within prompts, so that a per-prompt baseline is part of every one of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from critic.advantages import discounted_returns, generalized_advantages, shaped_rewards
+
+ADVANTAGES = ("step", "gae", "td", "mc", "ddpo")
+SIGNALS = ("noisy", "terminal")
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """The settings of the formula above.
+
+    Attributes:
+        gamma: discount over denoising steps.
+        lam: lambda of GAE.
+        terminal_weight: w.
+        signal: "noisy" rewards every step with the change of its potential; "terminal" only the last one, with the finished image's.
+        uses_critic: whether values are asked for at all.
+    """
+
+    gamma: float
+    lam: float
+    terminal_weight: float = 0.0
+    signal: str = "noisy"
+    uses_critic: bool = True
+
+    @classmethod
+    def named(
+        cls, name: str, gae_lambda: float = 0.9, gamma: float | None = None, terminal_weight: float | None = None, signal: str = "noisy"
+    ) -> Estimator:
+        """One of `ADVANTAGES`; what is None is what the name says."""
+        default_gamma, lam, default_weight = {
+            "step": (0.0, 0.0, 1.0),
+            "gae": (1.0, gae_lambda, 0.0),
+            "td": (1.0, 0.0, 0.0),
+            "mc": (1.0, 1.0, 0.0),
+            "ddpo": (1.0, 1.0, 0.0),
+        }[name]
+        return cls(
+            default_gamma if gamma is None else gamma,
+            lam,
+            default_weight if terminal_weight is None else terminal_weight,
+            "terminal" if name == "ddpo" else signal,
+            uses_critic=name != "ddpo",
+        )
+
+    def rewards(self, potentials: torch.Tensor) -> torch.Tensor:
+        """(B, T+1) -> step rewards (B, T)."""
+        if self.signal == "noisy":
+            return shaped_rewards(potentials)
+        rewards = torch.zeros_like(potentials[:, 1:])
+        rewards[:, -1] = potentials[:, -1]
+        return rewards
+
+    def returns(self, potentials: torch.Tensor) -> torch.Tensor:
+        """(B, T+1) -> what the critic learns (B, T)."""
+        return discounted_returns(self.rewards(potentials), self.gamma)
+
+    def advantages(self, potentials: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """(B, T+1) potentials, (B, T) values -> (B, T), neither centred nor normalised."""
+        return generalized_advantages(self.rewards(potentials), values, self.gamma, self.lam) + self.terminal_weight * potentials[:, -1:]

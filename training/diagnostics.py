@@ -1,0 +1,36 @@
+"""The figures of every iteration in `diagnostics.jsonl`, one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class Diagnostics:
+    """Appends to the file; `begin` drops what a resumed run will write again.
+
+    A figure that is no finite number becomes null, so that every line is JSON.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def begin(self, iteration: int) -> None:
+        """Keep the lines of the iterations before this one; lines that a kill cut off are dropped."""
+        kept = []
+        if iteration and self.path.is_file():
+            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    if json.loads(line)["iteration"] < iteration:
+                        kept.append(line)
+                except (ValueError, KeyError, TypeError):
+                    continue
+        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def write(self, iteration: int, figures: Mapping[str, float]) -> None:
+        """One line."""
+        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"iteration": iteration, **finite}) + "\n")
