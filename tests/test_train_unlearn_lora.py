@@ -204,11 +204,23 @@ def test_a_run_is_a_function_of_its_seed(arguments: Callable[..., argparse.Names
     assert not same(adapter(tmp_path / "first"), adapter(tmp_path / "other"))
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+OPTIONS = {
+    "defaults": {},
+    "half precision": {"mixed_precision": "bf16", "gradient_checkpointing": True},
+    "gae": {"advantage": "gae"},
+    "td, blind critic": {"advantage": "td", "critic_type": "timestep_blind"},
+    "mc, clean critic": {"advantage": "mc", "critic_type": "clean_only", "reward_signal": "terminal"},
+    "ddpo": {"advantage": "ddpo"},
+    "replay": {"replay_iterations": 1, "inner_epochs": 2},
+    "adaptive KL, no critic": {"retain_kl_target": 1e-3, "critic_type": "none"},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_the_first_ratio_is_exactly_1_in_every_iteration(
-    precision: str, arguments: Callable[..., argparse.Namespace], tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], arguments: Callable[..., argparse.Namespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through the script as a whole: batches that do not divide the images, half precision, gradient checkpointing."""
+    """Through the script as a whole, whatever the objective; batches do not divide the images."""
     seen: list[UpdateStats] = []
     update = script.update_policy
 
@@ -217,7 +229,7 @@ def test_the_first_ratio_is_exactly_1_in_every_iteration(
         return seen[-1]
 
     monkeypatch.setattr(script, "update_policy", recorded)
-    script.main(arguments(mixed_precision=precision, gradient_checkpointing=precision == "bf16"))
+    script.main(arguments(**options))
     assert [(s.first_ratio_deviation, s.first_clip_fraction) for s in seen] == [(0.0, 0.0)] * 2
     assert all(norm > 0 for s in seen for norm in s.grad_norm)
     assert {t.dtype for t in adapter(tmp_path / "out").values()} == {torch.float32}
@@ -252,16 +264,21 @@ def test_blank_pictures_and_lost_retention_brake_too(arguments: Callable[..., ar
 # --- checkpoints ----------------------------------------------------------------------------------------------
 
 
-def test_a_resumed_run_is_the_run_that_was_never_interrupted(arguments: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
-    script.main(arguments(output_dir=tmp_path / "whole"))
-    script.main(arguments(max_train_iterations=1, checkpointing_steps=1))
+@pytest.mark.parametrize("options", [{}, {"replay_iterations": 2, "retain_kl_target": 1e-9}], ids=["defaults", "replay, adaptive KL"])
+def test_a_resumed_run_is_the_run_that_was_never_interrupted(
+    options: dict[str, Any], arguments: Callable[..., argparse.Namespace], tmp_path: Path
+) -> None:
+    script.main(arguments(output_dir=tmp_path / "whole", **options))
+    script.main(arguments(max_train_iterations=1, checkpointing_steps=1, **options))
     first = adapter(tmp_path / "out")
-    script.main(arguments(resume_from_checkpoint="latest"))
+    script.main(arguments(resume_from_checkpoint="latest", **options))
     assert not same(adapter(tmp_path / "out"), first)
     assert same(adapter(tmp_path / "out"), adapter(tmp_path / "whole"))
     assert same(load_file(tmp_path / "out" / "critic" / "model.safetensors"), load_file(tmp_path / "whole" / "critic" / "model.safetensors"))
     resumed, whole = (json.loads((tmp_path / name / "results.json").read_text())["training"] for name in ("out", "whole"))
     assert all(resumed[key] == whole[key] for key in ("iterations", "images", "unet_samples", "last_iteration"))
+    lines = [(tmp_path / name / "diagnostics.jsonl").read_text().splitlines() for name in ("out", "whole")]
+    assert lines[0] == lines[1] and [json.loads(line)["iteration"] for line in lines[0]] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("changes", [{"lr_scheduler": "linear"}, {"max_retain_kl": 0.0}], ids=["a learning rate that falls", "after a brake"])
