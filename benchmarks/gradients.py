@@ -69,7 +69,7 @@ def figures(gradients: torch.Tensor, reference: torch.Tensor) -> dict[str, float
     """What an estimator's gradients (n, P) come to beside the reference's (n, P)."""
     signal, noise = signal_and_noise(gradients)
     cosine = torch.cosine_similarity(gradients.mean(0), reference.mean(0), dim=0).item()
-    return {"agreement": agreement(gradients), "signal": signal, "noise": noise, "snr": signal / noise, "cosine_to_no_baseline": cosine}
+    return {"agreement": agreement(gradients), "signal": signal, "noise": noise, "snr": signal / max(noise, 1e-12), "cosine_to_no_baseline": cosine}
 
 
 def measure(concept: str, args: argparse.Namespace) -> dict[str, dict[str, float]]:
