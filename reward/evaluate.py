@@ -6,8 +6,9 @@ noisy latent; the teacher on the decoded one-step estimate of the finished laten
 the empty prompt, which like the predictor has nothing but the latent.
 
 They are compared on two sets that no predictor was trained on: finished latents of the base with noise added by the forward process
-("latents"), and the states of stochastic rollouts ("rollouts"), of the base or, with --adapter, of a trained policy. The figures
-are defined in `reward/figures.py`. Written are reward_predictor.json, .md and .png.
+("latents"), and the states of stochastic rollouts ("rollouts"), of the base or, with --adapter, of a trained policy, whose own x0-hat
+it then is. A rollout begins with pure noise, from which nothing can be told but by knowing the prompt: that state is in the curves
+and not in the means. The figures are defined in `reward/figures.py`. Written are reward_predictor.json, .md and .png.
 """
 
 from __future__ import annotations
@@ -121,10 +122,11 @@ def by_timestep(
     return result
 
 
-def means(figures: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Of each figure over all timesteps, and over the noisy half (t > 500)."""
-    halves = {"all": list(figures), "noisy": [t for t in figures if int(t) > NOISY_HALF]}
-    return {half: {name: mean_of([figures[t][name] for t in timesteps]) for name in FIGURES} for half, timesteps in halves.items()}
+def means(figures: Mapping[str, Mapping[str, float]], pure_noise: int = 0) -> dict[str, dict[str, float]]:
+    """Of each figure over all timesteps, and over the noisy half (t > 500), without the first `pure_noise` timesteps."""
+    timesteps = list(figures)[pure_noise:]
+    halves = {"all": timesteps, "noisy": [t for t in timesteps if int(t) > NOISY_HALF]}
+    return {half: {name: mean_of([figures[t][name] for t in of]) for name in FIGURES} for half, of in halves.items()}
 
 
 def bars(scorers: Mapping[str, Any], sets: list[str]) -> dict[str, dict[str, Any]]:
@@ -266,7 +268,9 @@ def load_predictors(args: argparse.Namespace, process: Process, teacher: Teacher
             timestep_conditioning=name != BLIND,
             clip_model=args.clip_model,
         )
-        found[name].save_pretrained(args.output_dir / name.replace(" ", "-"), dtype=torch.float16)
+        directory = args.output_dir / name.replace(" ", "-")
+        found[name].save_pretrained(directory, dtype=torch.float16)
+        found[name] = RewardPredictor.from_pretrained(directory)
     for name in found:
         check_fit(found[name], pipe.unet.config.in_channels, sample_size(pipe), pipe.scheduler, teacher)
     return {name: found[name].to(pipe.device).requires_grad_(False) for name in given if name in found}
@@ -305,7 +309,7 @@ def main(args: argparse.Namespace) -> None:
     def examine(of: str, states: States) -> int:
         for name, scorer in scorers.items():
             figures = by_timestep(scorer, states, texts, prompt_texts, process, args.eval_batch_size, f"{name} on {of}")
-            found[name][of] = {"means": means(figures), "by_timestep": figures}
+            found[name][of] = {"means": means(figures, int(of == "rollouts")), "by_timestep": figures}
         return len(states.truth)
 
     states = noised_states(process, teacher, prompts, args.num_latents, seed, args.eval_batch_size)

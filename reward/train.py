@@ -267,20 +267,21 @@ def main(args: argparse.Namespace) -> None:
         data = collect(source, teacher, count, args.cache_dir or args.output_dir / CACHE_NAME)
     if len(data) < 2:
         raise ValueError("One image is not enough: one is held out and at least one is learnt from.")
-    predictor = fit_predictor(
-        pipe,
-        teacher,
-        source,
-        data,
-        distil_config(args, noise_levels=args.noise_levels, use_8bit_adam=args.use_8bit_adam),
-        prompts=prompts,
-        base={"name": public_name(args.pretrained_model_name_or_path), "revision": args.revision},
-        width=args.width,
-        timestep_conditioning=args.timestep_conditioning,
-        clip_model=args.clip_model,
-        accelerator=accelerator,
-        checkpoints=Checkpointing(args.output_dir, args.checkpointing_steps or None, args.checkpoints_total_limit, args.resume_from_checkpoint),
-    )
+    with friendly_interrupts("If a checkpoint was saved, go on with --resume_from_checkpoint latest."):
+        predictor = fit_predictor(
+            pipe,
+            teacher,
+            source,
+            data,
+            distil_config(args, noise_levels=args.noise_levels, use_8bit_adam=args.use_8bit_adam),
+            prompts=prompts,
+            base={"name": public_name(args.pretrained_model_name_or_path), "revision": args.revision},
+            width=args.width,
+            timestep_conditioning=args.timestep_conditioning,
+            clip_model=args.clip_model,
+            accelerator=accelerator,
+            checkpoints=Checkpointing(args.output_dir, args.checkpointing_steps or None, args.checkpoints_total_limit, args.resume_from_checkpoint),
+        )
     if accelerator.is_main_process:
         predictor.save_pretrained(args.output_dir, dtype=torch.float16)
         print(f"Wrote {args.output_dir}; use it with --reward_model_name_or_path {args.output_dir}")
