@@ -24,6 +24,8 @@ from training.checkpoints import load_checkpoint, load_optimizer_tensors, optimi
 NOISE_LEVELS = ("all", "clean")
 CLEAN_SHARE = 0.1
 """So many of the latents of a step are left clean, at timestep 0."""
+ROLLOUT_SHARE = 0.5
+"""So many are states of rollouts instead, where there are any."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +72,26 @@ class Checkpointing:
     resume: str | None = None
 
 
-def noised_batch(
-    count: int, shape: torch.Size, scheduler: DDIMScheduler, batch_size: int, noise_levels: str, generator: torch.Generator
+def noisy_batch(
+    data: Latents, scheduler: DDIMScheduler, batch_size: int, noise_levels: str, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What a step learns from: rows (B,) of `count` latents of `shape` (C, h, w), timesteps (B,), noise (B, C, h, w); zero noise is a clean latent."""
-    rows = torch.randint(count, (batch_size,), generator=generator)
+    """What a step learns from: noisy latents (B, C, h, w), timesteps (B,), and the embeddings (B, D) to be told from them.
+
+    Finished latents with noise added by the scheduler, some of them left clean, and states of rollouts where there are any.
+    """
+    rows = torch.randint(len(data), (batch_size,), generator=generator)
     t = torch.randint(scheduler.config.num_train_timesteps, (batch_size,), generator=generator)
     clean = torch.rand(batch_size, generator=generator) < (1.0 if noise_levels == "clean" else CLEAN_SHARE)
-    noise = torch.randn((batch_size, *shape), generator=generator)
-    return rows, t.masked_fill(clean, 0), noise.masked_fill(clean[:, None, None, None], 0)
-
-
-def add_noise(x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, scheduler: DDIMScheduler) -> torch.Tensor:
-    """The scheduler's noisy latents; where the noise is zero, the latent as it is."""
-    clean = (noise == 0).all(dim=(1, 2, 3), keepdim=True)
-    return torch.where(clean, x0, scheduler.add_noise(x0, noise, t))
+    x0 = data.latents[rows]
+    noise = torch.randn(x0.shape, generator=generator)
+    t = t.masked_fill(clean, 0)
+    noisy = torch.where(clean[:, None, None, None], x0, scheduler.add_noise(x0, noise, t))
+    if len(data.timesteps) and noise_levels != "clean":
+        rolled = torch.rand(batch_size, generator=generator) < ROLLOUT_SHARE
+        step = torch.randint(len(data.timesteps), (batch_size,), generator=generator)
+        noisy[rolled] = data.states[rows[rolled], step[rolled]].float()
+        t = torch.where(rolled, data.timesteps[step], t)
+    return noisy, t, data.embeddings[rows]
 
 
 def create_optimizer(parameters: list[torch.nn.Parameter], config: DistilConfig) -> torch.optim.Optimizer:
@@ -125,19 +132,15 @@ def distil(
     start = 0
     if checkpoints and checkpoints.resume:
         start = _resume(checkpoints, config, data, predictor, optimizer, schedule, average)
-    device = accelerator.device
-    latents, embeddings = data.latents.to(device), data.embeddings.to(device)
-
     model.train()
     bar = tqdm(
         range(start, config.steps), initial=start, total=config.steps, desc=progress, mininterval=1, disable=not accelerator.is_local_main_process
     )
     for step in bar:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        batch = noised_batch(len(data), latents.shape[1:], scheduler, config.batch_size, config.noise_levels, generator)
-        rows, t, noise = (value[mine].to(device) for value in batch)
-        answer = model(add_noise(latents[rows], noise, t, scheduler), t).float()
-        loss = F.mse_loss(answer, embeddings[rows], reduction="none").sum(-1).mean()
+        batch = noisy_batch(data, scheduler, config.batch_size, config.noise_levels, generator)
+        noisy, t, embeddings = (value[mine].to(accelerator.device) for value in batch)
+        loss = F.mse_loss(model(noisy, t).float(), embeddings, reduction="none").sum(-1).mean()
         prepared.zero_grad(set_to_none=True)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
@@ -157,7 +160,7 @@ def distil(
 
 
 def _settings(config: DistilConfig, data: Latents) -> dict[str, Any]:
-    return asdict(config) | {"images": len(data)}
+    return asdict(config) | {"images": len(data), "rollout_steps": len(data.timesteps)}
 
 
 def _save(

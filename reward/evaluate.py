@@ -28,16 +28,17 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 import canvas
+from environment.arguments import uses_bundled_base
 from environment.base import encode_prompts, load_pipeline, sample_size
 from environment.errors import friendly_errors
 from evaluation.generate import load_adapter
 from evaluation.protocol import public_name
-from networks.checkpoint import write_aside
+from networks.checkpoint import CheckpointError, write_aside
 from policy.kernel import ReverseKernel
 from policy.rollout import rollout
 from policy.trajectory import PromptTable, Trajectory
 from reward.figures import foresight, mean_of, within_prompts
-from reward.latents import BaseSamples, collect
+from reward.latents import BaseRollouts, BaseSamples, collect
 from reward.origin import check_fit, versions
 from reward.predictor import RewardPredictor
 from reward.scorers import (
@@ -213,6 +214,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--guidance_scale", type=float, default=7.5, help="Guidance of both, and of x0-hat.")
     parser.add_argument("--eval_batch_size", type=int, default=64, help="Latents scored at a time, and timed at a time.")
     parser.add_argument("--num_images", type=int, default=DEFAULT_IMAGES, help="How many images the twins are trained on.")
+    parser.add_argument("--learn_from_rollouts", action="store_true", help="Train the twins on the states of rollouts, too.")
     parser.add_argument("--cache_dir", type=Path, help=f"Where these images' latents are kept. Default: {CACHE_NAME} in --output_dir.")
     add_distillation_arguments(parser)
     args = parser.parse_args(input_args)
@@ -234,7 +236,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     """
     if (args.output_dir / f"{NAME}.json").exists() and not args.overwrite_output_dir:
         raise ValueError(f"{args.output_dir} already holds an evaluation; choose another --output_dir or add --overwrite_output_dir.")
-    bundled = args.pretrained_model_name_or_path is None
+    bundled = uses_bundled_base(args)
     if not bundled and not args.clip_model:
         raise ValueError("This base needs a teacher: name an open_clip model with --clip_model (and --clip_pretrained).")
     if not bundled and not args.reward_model_name_or_path and not args.train_twins:
@@ -250,9 +252,11 @@ def load_predictors(args: argparse.Namespace, process: Process, teacher: Teacher
     pipe, prompts = process.pipe, process.table.prompts
     given = {OURS: known, BLIND: args.blind_twin, CLEAN: args.clean_twin}
     found = {name: RewardPredictor.from_pretrained(of) if isinstance(of, str) else of for name, of in given.items() if of is not None}
+    check_twins(found)
     missing = [name for name in given if name not in found] if args.train_twins else []
     if missing:
-        source = BaseSamples(pipe, prompts, args.num_inference_steps, args.guidance_scale, args.eval_batch_size, args.seed)
+        kind = BaseRollouts if args.learn_from_rollouts else BaseSamples
+        source = kind(pipe, prompts, args.num_inference_steps, args.guidance_scale, args.eval_batch_size, args.seed)
         data = collect(source, teacher, args.num_images, args.cache_dir or args.output_dir / CACHE_NAME)
     for name in missing:
         print(f"Training the {name}")
@@ -274,6 +278,18 @@ def load_predictors(args: argparse.Namespace, process: Process, teacher: Teacher
     for name in found:
         check_fit(found[name], pipe.unet.config.in_channels, sample_size(pipe), pipe.scheduler, teacher)
     return {name: found[name].to(pipe.device).requires_grad_(False) for name in given if name in found}
+
+
+def check_twins(predictors: Mapping[str, RewardPredictor]) -> None:
+    """Whether the twins lack what they are to lack.
+
+    Raises:
+        CheckpointError: one of them does not.
+    """
+    if BLIND in predictors and predictors[BLIND].config["timestep_conditioning"]:
+        raise CheckpointError("--blind_twin is told the timestep; make it with `python -m reward.train --no-timestep_conditioning`.")
+    if CLEAN in predictors and predictors[CLEAN].config["origin"].get("training", {}).get("noise_levels") != "clean":
+        raise CheckpointError("--clean_twin was trained on noisy latents; make it with `python -m reward.train --noise_levels clean`.")
 
 
 def main(args: argparse.Namespace) -> None:

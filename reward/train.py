@@ -23,7 +23,7 @@ from environment.errors import friendly_errors, friendly_interrupts
 from evaluation.protocol import public_name
 from networks.checkpoint import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
 from reward.distil import NOISE_LEVELS, Checkpointing, DistilConfig, cosine_by_noise, distil
-from reward.latents import BaseSamples, DatasetImages, EncodedImages, ImageFolder, Latents, Source, collect
+from reward.latents import BaseRollouts, BaseSamples, DatasetImages, EncodedImages, ImageFolder, Latents, Source, collect
 from reward.origin import describe_origin
 from reward.predictor import RewardPredictor
 from reward.spec import read_prompts
@@ -167,13 +167,18 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--num_inference_steps", type=int, default=16, help="Denoising steps of the base's samples.")
     parser.add_argument("--guidance_scale", type=float, default=7.5, help="Guidance of the base's samples; use that of the later rollouts.")
+    parser.add_argument(
+        "--learn_from_rollouts",
+        action="store_true",
+        help="Draw the base's samples by stochastic sampling and learn from the states it passes through, too. The cache grows with the number of steps.",
+    )
     parser.add_argument("--sample_batch_size", type=int, default=64, help="Images drawn or encoded at a time.")
     add_distillation_arguments(parser)
     parser.add_argument(
         "--timestep_conditioning",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="Tell the predictor the timestep. Without it is the timestep-blind twin of `python -m reward.evaluate`.",
+        help="Tell the predictor the timestep; one that is not told is the timestep-blind twin of `python -m reward.evaluate`.",
     )
     parser.add_argument(
         "--noise_levels", choices=NOISE_LEVELS, default="all", help="Noise of the latents it learns from; clean is the clean-only twin."
@@ -198,6 +203,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     given = [flag for flag in ("train_data_dir", "dataset_name") if getattr(args, flag)]
     if len(given) > 1:
         raise ValueError("Give --train_data_dir or --dataset_name, not both.")
+    if given and args.learn_from_rollouts:
+        raise ValueError("--learn_from_rollouts is for the base's own samples; leave it out where images are given.")
     if not given and not args.prompts:
         raise ValueError("There is nothing to learn from: give --prompts FILE, --train_data_dir DIR or --dataset_name NAME.")
     for name in ("num_images", "num_inference_steps", "sample_batch_size", "max_train_steps", "train_batch_size"):
@@ -234,7 +241,8 @@ def create_source(args: argparse.Namespace, pipe: StableDiffusionPipeline, promp
     if args.dataset_name:
         images = DatasetImages(args.dataset_name, args.dataset_config_name, args.dataset_split, args.image_column)
         return EncodedImages(pipe, images, images.label(), public_name(args.dataset_name), args.sample_batch_size)
-    return BaseSamples(pipe, prompts, args.num_inference_steps, args.guidance_scale, args.sample_batch_size, args.seed)
+    kind = BaseRollouts if args.learn_from_rollouts else BaseSamples
+    return kind(pipe, prompts, args.num_inference_steps, args.guidance_scale, args.sample_batch_size, args.seed)
 
 
 def distil_config(args: argparse.Namespace, **changes: Any) -> DistilConfig:

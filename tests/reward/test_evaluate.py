@@ -130,6 +130,8 @@ BAD = {
     "no prompts": (["--train_twins"], "no prompts to train on"),
     "one prompt": (["--train_twins", "--prompts", "one.txt"], "at least two prompts"),
     "other predictor": (["--reward_model_name_or_path", "wide"], "4x16x16 latents, the base has 4x8x8"),
+    "seeing twin": (["--reward_model_name_or_path", "fits", "--blind_twin", "fits"], "--blind_twin is told the timestep"),
+    "noisy twin": (["--reward_model_name_or_path", "fits", "--clean_twin", "fits"], "--clean_twin was trained on noisy latents"),
     "no twin": (["--reward_model_name_or_path", "fits", "--blind_twin", "/nowhere/twin"], "/nowhere/twin is neither"),
 }
 
