@@ -90,7 +90,11 @@ def noisy_batch(
         rolled = torch.rand(batch_size, generator=generator) < ROLLOUT_SHARE
         step = torch.randint(len(data.timesteps), (batch_size,), generator=generator)
         noisy[rolled] = data.states[rows[rolled], step[rolled]].float()
-        t = torch.where(rolled, data.timesteps[step], t)
+        # A rollout knows few timesteps: told exactly, they would say that this is a rollout, and nothing of the others would be learnt.
+        last = scheduler.config.num_train_timesteps - 1
+        apart = max(1, last // len(data.timesteps))
+        near = data.timesteps[step] + torch.randint(apart, (batch_size,), generator=generator) - apart // 2
+        t = torch.where(rolled, near.clamp(0, last), t)
     return noisy, t, data.embeddings[rows]
 
 
@@ -159,8 +163,10 @@ def distil(
     predictor.eval()
 
 
-def _settings(config: DistilConfig, data: Latents) -> dict[str, Any]:
-    return asdict(config) | {"images": len(data), "rollout_steps": len(data.timesteps)}
+def _settings(config: DistilConfig, data: Latents, predictor: RewardPredictor) -> dict[str, Any]:
+    network = {name: value for name, value in predictor.config.items() if name not in ("origin", "prompts", "clip_model")}
+    made_from = {"data": predictor.config["origin"].get("data"), "images": len(data), "rollout_steps": len(data.timesteps)}
+    return asdict(config) | made_from | {"network": network}
 
 
 def _save(
@@ -177,12 +183,7 @@ def _save(
         "optimizer": optimizer_tensors(optimizer),
         "average": {str(i): value for i, value in enumerate(average)},
     }
-    settings = _settings(config, data) | {"network": _shape(predictor)}
-    save_checkpoint(checkpoints.directory, step, groups, {"settings": settings}, checkpoints.total_limit)
-
-
-def _shape(predictor: RewardPredictor) -> dict[str, Any]:
-    return {name: value for name, value in predictor.config.items() if name not in ("origin", "prompts", "clip_model")}
+    save_checkpoint(checkpoints.directory, step, groups, {"settings": _settings(config, data, predictor)}, checkpoints.total_limit)
 
 
 def _resume(
@@ -195,14 +196,14 @@ def _resume(
     average: list[torch.Tensor],
 ) -> int:
     groups, numbers = load_checkpoint(checkpoints.directory, str(checkpoints.resume))
-    settings = _settings(config, data) | {"network": _shape(predictor)}
+    settings = _settings(config, data, predictor)
     made = numbers.get("settings")
     if not isinstance(made, dict):
         raise ValueError(f"The checkpoint in {checkpoints.directory} is none of a reward predictor.")
     if made != settings:
-        name = next(name for name in settings if made.get(name) != settings[name])
+        name = next(name for name in settings | made if made.get(name) != settings.get(name))
         raise ValueError(
-            f"The checkpoint in {checkpoints.directory} was made with other settings ({name}: {made.get(name)} there, {settings[name]} now); "
+            f"The checkpoint in {checkpoints.directory} was made with other settings ({name}: {made.get(name)} there, {settings.get(name)} now); "
             "resume with the same ones, or start without --resume_from_checkpoint."
         )
     try:

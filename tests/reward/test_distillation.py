@@ -132,7 +132,8 @@ def test_half_of_a_batch_are_states_of_rollouts_where_there_are_any() -> None:
     assert 0.45 < rolled.float().mean() < 0.55
     rows = torch.cdist(embeddings[rolled], plain.embeddings).argmin(dim=1)
     steps = (noisy[rolled] - 100 * (rows[:, None, None, None] + 1))[:, 0, 0, 0].long()
-    assert set(steps.tolist()) == {0, 1, 2} and torch.equal(t[rolled], data.timesteps[steps])
+    away = t[rolled] - data.timesteps[steps]
+    assert set(steps.tolist()) == {0, 1, 2} and away.abs().max() <= 167 and len(away.unique()) > 100 and 0 <= t.min() <= t.max() <= 999
     assert not (noisy_batch(data, DDIMScheduler(), 100, "clean", torch.Generator().manual_seed(0))[0] > 50).any()
 
 
