@@ -48,13 +48,14 @@ def train_predictor(
     learning_rate: float = 2e-3,
     width: int = 48,
     seed: int = 0,
+    learn_from_rollouts: bool = False,
     clip_model: str | None = None,
     base_name: str | Path | None = None,
     revision: str | None = None,
     cache_dir: Path | None = None,
 ) -> RewardPredictor:
     """Draw, embed, distil on the base's own samples; says at the end how well the predictor does on latents it was not trained on."""
-    source = BaseSamples(pipe, prompts, num_inference_steps, guidance_scale, batch_size, seed)
+    source = (BaseRollouts if learn_from_rollouts else BaseSamples)(pipe, prompts, num_inference_steps, guidance_scale, batch_size, seed)
     data = collect(source, teacher, num_images, cache_dir)
     config = DistilConfig(steps=steps, batch_size=train_batch_size, learning_rate=learning_rate, seed=seed)
     base = {"name": base_name and public_name(base_name), "revision": revision}
