@@ -104,9 +104,7 @@ def build_judge(work: Path, output_dir: Path, scale: float) -> None:
 def build_reward(work: Path, output_dir: Path, scale: float) -> None:
     weights = output_dir.parent
     teacher = Teacher.from_pretrained(f"local-dir:{weights / 'clip'}")
-    predictor = train_predictor(
-        load_pipeline(weights / "pipeline"), teacher, prompts(), num_images=2560, guidance_scale=5.0, steps=int(4000 * scale), seed=REWARD_SEED
-    )
+    predictor = train_predictor(load_pipeline(weights / "pipeline"), teacher, prompts(), num_images=2560, steps=int(4000 * scale), seed=REWARD_SEED)
     predictor.save_pretrained(output_dir, dtype=torch.float16)
 
 

@@ -24,6 +24,8 @@ from training.checkpoints import load_checkpoint, load_optimizer_tensors, optimi
 NOISE_LEVELS = ("all", "clean")
 CLEAN_SHARE = 0.1
 """So many of the latents of a step are left clean, at timestep 0."""
+ROLLOUT_SHARE = 0.5
+"""So many are states of rollouts instead, where there are any."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +72,30 @@ class Checkpointing:
     resume: str | None = None
 
 
-def noised_batch(
-    count: int, shape: torch.Size, scheduler: DDIMScheduler, batch_size: int, noise_levels: str, generator: torch.Generator
+def noisy_batch(
+    data: Latents, scheduler: DDIMScheduler, batch_size: int, noise_levels: str, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What a step learns from: rows (B,) of `count` latents of `shape` (C, h, w), timesteps (B,), noise (B, C, h, w); zero noise is a clean latent."""
-    rows = torch.randint(count, (batch_size,), generator=generator)
+    """What a step learns from: noisy latents (B, C, h, w), timesteps (B,), and the embeddings (B, D) to be told from them.
+
+    Finished latents with noise added by the scheduler, some of them left clean, and states of rollouts where there are any.
+    """
+    rows = torch.randint(len(data), (batch_size,), generator=generator)
     t = torch.randint(scheduler.config.num_train_timesteps, (batch_size,), generator=generator)
     clean = torch.rand(batch_size, generator=generator) < (1.0 if noise_levels == "clean" else CLEAN_SHARE)
-    noise = torch.randn((batch_size, *shape), generator=generator)
-    return rows, t.masked_fill(clean, 0), noise.masked_fill(clean[:, None, None, None], 0)
-
-
-def add_noise(x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, scheduler: DDIMScheduler) -> torch.Tensor:
-    """The scheduler's noisy latents; where the noise is zero, the latent as it is."""
-    clean = (noise == 0).all(dim=(1, 2, 3), keepdim=True)
-    return torch.where(clean, x0, scheduler.add_noise(x0, noise, t))
+    x0 = data.latents[rows]
+    noise = torch.randn(x0.shape, generator=generator)
+    t = t.masked_fill(clean, 0)
+    noisy = torch.where(clean[:, None, None, None], x0, scheduler.add_noise(x0, noise, t))
+    if len(data.timesteps) and noise_levels != "clean":
+        rolled = torch.rand(batch_size, generator=generator) < ROLLOUT_SHARE
+        step = torch.randint(len(data.timesteps), (batch_size,), generator=generator)
+        noisy[rolled] = data.states[rows[rolled], step[rolled]].float()
+        # A rollout knows few timesteps: told exactly, they would say that this is a rollout, and nothing of the others would be learnt.
+        last = scheduler.config.num_train_timesteps - 1
+        apart = max(1, last // len(data.timesteps))
+        near = data.timesteps[step] + torch.randint(apart, (batch_size,), generator=generator) - apart // 2
+        t = torch.where(rolled, near.clamp(0, last), t)
+    return noisy, t, data.embeddings[rows]
 
 
 def create_optimizer(parameters: list[torch.nn.Parameter], config: DistilConfig) -> torch.optim.Optimizer:
@@ -125,19 +136,15 @@ def distil(
     start = 0
     if checkpoints and checkpoints.resume:
         start = _resume(checkpoints, config, data, predictor, optimizer, schedule, average)
-    device = accelerator.device
-    latents, embeddings = data.latents.to(device), data.embeddings.to(device)
-
     model.train()
     bar = tqdm(
         range(start, config.steps), initial=start, total=config.steps, desc=progress, mininterval=1, disable=not accelerator.is_local_main_process
     )
     for step in bar:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        batch = noised_batch(len(data), latents.shape[1:], scheduler, config.batch_size, config.noise_levels, generator)
-        rows, t, noise = (value[mine].to(device) for value in batch)
-        answer = model(add_noise(latents[rows], noise, t, scheduler), t).float()
-        loss = F.mse_loss(answer, embeddings[rows], reduction="none").sum(-1).mean()
+        batch = noisy_batch(data, scheduler, config.batch_size, config.noise_levels, generator)
+        noisy, t, embeddings = (value[mine].to(accelerator.device) for value in batch)
+        loss = F.mse_loss(model(noisy, t).float(), embeddings, reduction="none").sum(-1).mean()
         prepared.zero_grad(set_to_none=True)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
@@ -156,8 +163,10 @@ def distil(
     predictor.eval()
 
 
-def _settings(config: DistilConfig, data: Latents) -> dict[str, Any]:
-    return asdict(config) | {"images": len(data)}
+def _settings(config: DistilConfig, data: Latents, predictor: RewardPredictor) -> dict[str, Any]:
+    network = {name: value for name, value in predictor.config.items() if name not in ("origin", "prompts", "clip_model")}
+    made_from = {"data": predictor.config["origin"].get("data"), "images": len(data), "rollout_steps": len(data.timesteps)}
+    return asdict(config) | made_from | {"network": network}
 
 
 def _save(
@@ -174,12 +183,7 @@ def _save(
         "optimizer": optimizer_tensors(optimizer),
         "average": {str(i): value for i, value in enumerate(average)},
     }
-    settings = _settings(config, data) | {"network": _shape(predictor)}
-    save_checkpoint(checkpoints.directory, step, groups, {"settings": settings}, checkpoints.total_limit)
-
-
-def _shape(predictor: RewardPredictor) -> dict[str, Any]:
-    return {name: value for name, value in predictor.config.items() if name not in ("origin", "prompts", "clip_model")}
+    save_checkpoint(checkpoints.directory, step, groups, {"settings": _settings(config, data, predictor)}, checkpoints.total_limit)
 
 
 def _resume(
@@ -192,14 +196,14 @@ def _resume(
     average: list[torch.Tensor],
 ) -> int:
     groups, numbers = load_checkpoint(checkpoints.directory, str(checkpoints.resume))
-    settings = _settings(config, data) | {"network": _shape(predictor)}
+    settings = _settings(config, data, predictor)
     made = numbers.get("settings")
     if not isinstance(made, dict):
         raise ValueError(f"The checkpoint in {checkpoints.directory} is none of a reward predictor.")
     if made != settings:
-        name = next(name for name in settings if made.get(name) != settings[name])
+        name = next(name for name in settings | made if made.get(name) != settings.get(name))
         raise ValueError(
-            f"The checkpoint in {checkpoints.directory} was made with other settings ({name}: {made.get(name)} there, {settings[name]} now); "
+            f"The checkpoint in {checkpoints.directory} was made with other settings ({name}: {made.get(name)} there, {settings.get(name)} now); "
             "resume with the same ones, or start without --resume_from_checkpoint."
         )
     try:

@@ -6,8 +6,9 @@ noisy latent; the teacher on the decoded one-step estimate of the finished laten
 the empty prompt, which like the predictor has nothing but the latent.
 
 They are compared on two sets that no predictor was trained on: finished latents of the base with noise added by the forward process
-("latents"), and the states of stochastic rollouts ("rollouts"), of the base or, with --adapter, of a trained policy. The figures
-are defined in `reward/figures.py`. Written are reward_predictor.json, .md and .png.
+("latents"), and the states of stochastic rollouts ("rollouts"), of the base or, with --adapter, of a trained policy, whose own x0-hat
+it then is. A rollout begins with pure noise, from which nothing can be told but by knowing the prompt: that state is in the curves
+and not in the means. The figures are defined in `reward/figures.py`. Written are reward_predictor.json, .md and .png.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 import canvas
+from environment.arguments import uses_bundled_base
 from environment.base import encode_prompts, load_pipeline, sample_size
 from environment.errors import friendly_errors
 from evaluation.generate import load_adapter
 from evaluation.protocol import public_name
-from networks.checkpoint import write_aside
+from networks.checkpoint import CheckpointError, write_aside
 from policy.kernel import ReverseKernel
 from policy.rollout import rollout
 from policy.trajectory import PromptTable, Trajectory
 from reward.figures import foresight, mean_of, within_prompts
-from reward.latents import BaseSamples, collect
+from reward.latents import BaseRollouts, BaseSamples, collect
 from reward.origin import check_fit, versions
 from reward.predictor import RewardPredictor
 from reward.scorers import (
@@ -121,10 +123,11 @@ def by_timestep(
     return result
 
 
-def means(figures: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Of each figure over all timesteps, and over the noisy half (t > 500)."""
-    halves = {"all": list(figures), "noisy": [t for t in figures if int(t) > NOISY_HALF]}
-    return {half: {name: mean_of([figures[t][name] for t in timesteps]) for name in FIGURES} for half, timesteps in halves.items()}
+def means(figures: Mapping[str, Mapping[str, float]], pure_noise: int = 0) -> dict[str, dict[str, float]]:
+    """Of each figure over all timesteps, and over the noisy half (t > 500), without the first `pure_noise` timesteps."""
+    timesteps = list(figures)[pure_noise:]
+    halves = {"all": timesteps, "noisy": [t for t in timesteps if int(t) > NOISY_HALF]}
+    return {half: {name: mean_of([figures[t][name] for t in of]) for name in FIGURES} for half, of in halves.items()}
 
 
 def bars(scorers: Mapping[str, Any], sets: list[str]) -> dict[str, dict[str, Any]]:
@@ -211,6 +214,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--guidance_scale", type=float, default=7.5, help="Guidance of both, and of x0-hat.")
     parser.add_argument("--eval_batch_size", type=int, default=64, help="Latents scored at a time, and timed at a time.")
     parser.add_argument("--num_images", type=int, default=DEFAULT_IMAGES, help="How many images the twins are trained on.")
+    parser.add_argument(
+        "--learn_from_rollouts", action=argparse.BooleanOptionalAction, default=True, help="Train the twins on the states of rollouts, too."
+    )
     parser.add_argument("--cache_dir", type=Path, help=f"Where these images' latents are kept. Default: {CACHE_NAME} in --output_dir.")
     add_distillation_arguments(parser)
     args = parser.parse_args(input_args)
@@ -232,7 +238,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     """
     if (args.output_dir / f"{NAME}.json").exists() and not args.overwrite_output_dir:
         raise ValueError(f"{args.output_dir} already holds an evaluation; choose another --output_dir or add --overwrite_output_dir.")
-    bundled = args.pretrained_model_name_or_path is None
+    bundled = uses_bundled_base(args)
     if not bundled and not args.clip_model:
         raise ValueError("This base needs a teacher: name an open_clip model with --clip_model (and --clip_pretrained).")
     if not bundled and not args.reward_model_name_or_path and not args.train_twins:
@@ -248,9 +254,11 @@ def load_predictors(args: argparse.Namespace, process: Process, teacher: Teacher
     pipe, prompts = process.pipe, process.table.prompts
     given = {OURS: known, BLIND: args.blind_twin, CLEAN: args.clean_twin}
     found = {name: RewardPredictor.from_pretrained(of) if isinstance(of, str) else of for name, of in given.items() if of is not None}
+    check_twins(found)
     missing = [name for name in given if name not in found] if args.train_twins else []
     if missing:
-        source = BaseSamples(pipe, prompts, args.num_inference_steps, args.guidance_scale, args.eval_batch_size, args.seed)
+        kind = BaseRollouts if args.learn_from_rollouts else BaseSamples
+        source = kind(pipe, prompts, args.num_inference_steps, args.guidance_scale, args.eval_batch_size, args.seed)
         data = collect(source, teacher, args.num_images, args.cache_dir or args.output_dir / CACHE_NAME)
     for name in missing:
         print(f"Training the {name}")
@@ -266,10 +274,24 @@ def load_predictors(args: argparse.Namespace, process: Process, teacher: Teacher
             timestep_conditioning=name != BLIND,
             clip_model=args.clip_model,
         )
-        found[name].save_pretrained(args.output_dir / name.replace(" ", "-"), dtype=torch.float16)
+        directory = args.output_dir / name.replace(" ", "-")
+        found[name].save_pretrained(directory, dtype=torch.float16)
+        found[name] = RewardPredictor.from_pretrained(directory)
     for name in found:
         check_fit(found[name], pipe.unet.config.in_channels, sample_size(pipe), pipe.scheduler, teacher)
     return {name: found[name].to(pipe.device).requires_grad_(False) for name in given if name in found}
+
+
+def check_twins(predictors: Mapping[str, RewardPredictor]) -> None:
+    """Whether the twins lack what they are to lack.
+
+    Raises:
+        CheckpointError: one of them does not.
+    """
+    if BLIND in predictors and predictors[BLIND].config["timestep_conditioning"]:
+        raise CheckpointError("--blind_twin is told the timestep; make it with `python -m reward.train --no-timestep_conditioning`.")
+    if CLEAN in predictors and predictors[CLEAN].config["origin"].get("training", {}).get("noise_levels") != "clean":
+        raise CheckpointError("--clean_twin was trained on noisy latents; make it with `python -m reward.train --noise_levels clean`.")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -305,7 +327,7 @@ def main(args: argparse.Namespace) -> None:
     def examine(of: str, states: States) -> int:
         for name, scorer in scorers.items():
             figures = by_timestep(scorer, states, texts, prompt_texts, process, args.eval_batch_size, f"{name} on {of}")
-            found[name][of] = {"means": means(figures), "by_timestep": figures}
+            found[name][of] = {"means": means(figures, int(of == "rollouts")), "by_timestep": figures}
         return len(states.truth)
 
     states = noised_states(process, teacher, prompts, args.num_latents, seed, args.eval_batch_size)

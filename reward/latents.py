@@ -1,6 +1,6 @@
 """What a predictor learns from: clean latents and what the teacher says of their images, made once and kept on disk.
 
-A source makes latents shard by shard: the base's own samples for a list of prompts, or images encoded by the base's VAE. Whatever the
+A source makes latents shard by shard: the base's own samples or rollouts for a list of prompts, or images encoded by the base's VAE. Whatever the
 source, the teacher sees the *decoded* latent, which is what it sees of a rollout's finished image.
 
 A cache is a directory `<kind>-<key>` with `source.json` and one safetensors file for each shard. The key is a digest of everything that
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,8 +25,11 @@ from safetensors.torch import save_file
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from tqdm.auto import tqdm
 
-from environment.base import check_window, decode, sample_size
+from environment.base import check_window, decode, encode_prompts, sample_size
 from networks.checkpoint import write_aside
+from policy.kernel import ReverseKernel
+from policy.rollout import rollout
+from policy.trajectory import PromptTable
 from reward.origin import fingerprint, key_of
 from reward.teacher import Teacher
 
@@ -36,21 +39,36 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 @dataclass(frozen=True)
 class Latents:
-    """N clean latents and their images' embeddings, float32 on the CPU.
+    """N clean latents and their images' embeddings on the CPU.
 
     Attributes:
-        latents: (N, C, h, w), scaled as the UNet sees them.
-        embeddings: (N, D), unit length.
+        latents: (N, C, h, w) float32, scaled as the UNet sees them.
+        embeddings: (N, D) float32, unit length.
+        states: (N, S, C, h, w) float16, noisy states of the rollouts that ended in them, or none: (N, 0, C, h, w).
+        timesteps: (S,) int64, the states' timesteps.
     """
 
     latents: torch.Tensor
     embeddings: torch.Tensor
+    states: torch.Tensor
+    timesteps: torch.Tensor
+
+    @classmethod
+    def without_states(cls, latents: torch.Tensor, embeddings: torch.Tensor) -> Latents:
+        count, *shape = latents.shape
+        return cls(latents, embeddings, torch.zeros(count, 0, *shape, dtype=torch.float16), torch.zeros(0, dtype=torch.int64))
+
+    @classmethod
+    def cat(cls, parts: list[Latents]) -> Latents:
+        """Join parts that share their timesteps."""
+        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("latents", "embeddings", "states")}
+        return cls(**joined, timesteps=parts[0].timesteps)
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def __getitem__(self, index: slice | torch.Tensor) -> Latents:
-        return Latents(self.latents[index], self.embeddings[index])
+        return Latents(self.latents[index], self.embeddings[index], self.states[index], self.timesteps)
 
     def held_out(self) -> tuple[Latents, Latents]:
         """What to learn from, and the first tenth, which is not learnt from."""
@@ -77,8 +95,23 @@ class Source(Protocol):
     def public(self) -> dict[str, Any]:
         """What a predictor's config says of it."""
 
-    def shard(self, index: int) -> torch.Tensor:
-        """(shard_size, C, h, w) float32, fewer at the end of what is available."""
+    def shard(self, index: int) -> Drawn:
+        """`shard_size` latents, fewer at the end of what is available."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a source makes.
+
+    Attributes:
+        latents: (n, C, h, w) float32.
+        states: (n, S, C, h, w), None for no states.
+        timesteps: (S,), None for no states.
+    """
+
+    latents: torch.Tensor
+    states: torch.Tensor | None = None
+    timesteps: torch.Tensor | None = None
 
 
 class BaseSamples:
@@ -118,8 +151,8 @@ class BaseSamples:
         return {"kind": "base samples", "num_inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale, "seed": self.seed}
 
     @torch.no_grad()
-    def shard(self, index: int) -> torch.Tensor:
-        prompts = [self.prompts[i % len(self.prompts)] for i in range(index * self.shard_size, (index + 1) * self.shard_size)]
+    def shard(self, index: int) -> Drawn:
+        prompts = [self.prompts[row] for row in self.rows(index)]
         own, self.pipe.scheduler = self.pipe.scheduler, self.scheduler
         try:
             out = self.pipe(
@@ -132,11 +165,38 @@ class BaseSamples:
             )
         finally:
             self.pipe.scheduler = own
-        return out.images.float()
+        return Drawn(out.images.float())
+
+    def rows(self, index: int) -> list[int]:
+        """The shard's prompts."""
+        return [i % len(self.prompts) for i in range(index * self.shard_size, (index + 1) * self.shard_size)]
+
+
+class BaseRollouts(BaseSamples):
+    """What the base draws for the prompts in turn by the policy's own stochastic sampling, and the noisy states it passes through.
+
+    Guidance, and few steps, lead through states that differ from the finished latent with noise added: less noisy than their timestep says.
+    """
+
+    def public(self) -> dict[str, Any]:
+        return super().public() | {"kind": "base rollouts"}
+
+    @torch.no_grad()
+    def shard(self, index: int) -> Drawn:
+        prompts = [self.prompts[row] for row in self.rows(index)]
+        embeds, negative = encode_prompts(self.pipe, prompts), encode_prompts(self.pipe, [""])
+        table = PromptTable(prompts, embeds, negative, torch.zeros(len(prompts), dtype=torch.bool))
+        kernel = ReverseKernel.from_scheduler(self.scheduler, self.num_inference_steps, device=self.pipe.device)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        rows = torch.arange(len(prompts), device=self.pipe.device)
+        trajectory = rollout(self.pipe.unet, kernel, table, rows, self.guidance_scale, generator)
+        return Drawn(trajectory.latents[:, -1], trajectory.latents[:, :-1], kernel.timesteps[:-1])
 
 
 class EncodedImages:
-    """Images resized and cropped to the base's resolution and encoded by its VAE.
+    """Images resized and cropped to the base's resolution and encoded by its VAE, in an order that is random but always the same.
+
+    A folder's own order goes by classes, and the first tenth is held out.
 
     Args:
         images: anything of a length whose items are PIL images.
@@ -147,6 +207,7 @@ class EncodedImages:
     def __init__(self, pipe: StableDiffusionPipeline, images: Any, label: dict[str, Any], name: str, shard_size: int = 64) -> None:
         self.vae, self.images, self.label, self.name, self.shard_size = pipe.vae, images, label, name, shard_size
         self.available = len(images)
+        self.order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
         self.resolution = sample_size(pipe) * pipe.vae_scale_factor
 
     def description(self) -> dict[str, Any]:
@@ -157,12 +218,12 @@ class EncodedImages:
         return {"kind": "images", "name": self.name, "resolution": self.resolution}
 
     @torch.no_grad()
-    def shard(self, index: int) -> torch.Tensor:
-        rows = range(index * self.shard_size, min((index + 1) * self.shard_size, self.available))
+    def shard(self, index: int) -> Drawn:
+        rows = self.order[index * self.shard_size : (index + 1) * self.shard_size]
         pixels = torch.stack([to_square(self.images[i], self.resolution) for i in rows])
         moments = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
         shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        return (moments.mode().float() - shift) * self.vae.config.scaling_factor
+        return Drawn((moments.mode().float() - shift) * self.vae.config.scaling_factor)
 
 
 def to_square(image: Image.Image, resolution: int) -> torch.Tensor:
@@ -262,14 +323,16 @@ def collect(source: Source, teacher: Teacher, count: int | None, cache_dir: Path
         parts = [_make(source, teacher, i) for i in tqdm(shards, desc="latents and embeddings")]
     else:
         parts = _through_cache(source, teacher, shards, cache_dir)
-    joined = Latents(torch.cat([p.latents for p in parts]), torch.cat([p.embeddings for p in parts]))
-    return joined[:total]
+    return Latents.cat(parts)[:total]
 
 
 def _make(source: Source, teacher: Teacher, index: int) -> Latents:
-    latents = source.shard(index)
-    embeddings = teacher.encode_images(decode(source.vae, latents.to(source.vae.device)))
-    return Latents(latents.cpu().contiguous(), embeddings.cpu().contiguous())
+    drawn = source.shard(index)
+    embeddings = teacher.encode_images(decode(source.vae, drawn.latents.to(source.vae.device)))
+    made = Latents.without_states(drawn.latents.cpu().contiguous(), embeddings.cpu().contiguous())
+    if drawn.states is None or drawn.timesteps is None:
+        return made
+    return replace(made, states=drawn.states.cpu().half().contiguous(), timesteps=drawn.timesteps.cpu())
 
 
 def _through_cache(source: Source, teacher: Teacher, shards: range, cache_dir: Path) -> list[Latents]:
@@ -311,7 +374,7 @@ def shard_path(directory: Path, index: int) -> Path:
 
 def _digest(part: Latents) -> str:
     digest = hashlib.sha256()
-    for tensor in (part.latents, part.embeddings):
+    for tensor in vars(part).values():
         digest.update(f"{tuple(tensor.shape)}".encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
@@ -319,8 +382,7 @@ def _digest(part: Latents) -> str:
 
 def write_shard(path: Path, part: Latents) -> None:
     """Complete or not at all, with the digest of its tensors in the header."""
-    tensors = {"latents": part.latents, "embeddings": part.embeddings}
-    write_aside(path, lambda aside: save_file(tensors, aside, metadata={"sha256": _digest(part)}))
+    write_aside(path, lambda aside: save_file(vars(part), aside, metadata={"sha256": _digest(part)}))
 
 
 def read_shard(path: Path, say: bool = True) -> Latents | None:
@@ -329,7 +391,7 @@ def read_shard(path: Path, say: bool = True) -> Latents | None:
         return None
     try:
         with safe_open(path, "pt") as file:
-            part = Latents(file.get_tensor("latents"), file.get_tensor("embeddings"))
+            part = Latents(**{field.name: file.get_tensor(field.name) for field in fields(Latents)})
             if (file.metadata() or {}).get("sha256") == _digest(part):
                 return part
     except (OSError, SafetensorError):

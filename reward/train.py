@@ -24,7 +24,7 @@ from evaluation.protocol import public_name
 from networks.checkpoint import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
 from reward.classifier import ClassifierTeacher
 from reward.distil import NOISE_LEVELS, Checkpointing, DistilConfig, cosine_by_noise, distil
-from reward.latents import BaseSamples, DatasetImages, EncodedImages, ImageFolder, Latents, Source, collect
+from reward.latents import BaseRollouts, BaseSamples, DatasetImages, EncodedImages, ImageFolder, Latents, Source, collect
 from reward.origin import describe_origin
 from reward.predictor import RewardPredictor
 from reward.spec import read_prompts
@@ -51,13 +51,14 @@ def train_predictor(
     learning_rate: float = 2e-3,
     width: int = 48,
     seed: int = 0,
+    learn_from_rollouts: bool = True,
     clip_model: str | None = None,
     base_name: str | Path | None = None,
     revision: str | None = None,
     cache_dir: Path | None = None,
 ) -> RewardPredictor:
     """Draw, embed, distil on the base's own samples; says at the end how well the predictor does on latents it was not trained on."""
-    source = BaseSamples(pipe, prompts, num_inference_steps, guidance_scale, batch_size, seed)
+    source = (BaseRollouts if learn_from_rollouts else BaseSamples)(pipe, prompts, num_inference_steps, guidance_scale, batch_size, seed)
     data = collect(source, teacher, num_images, cache_dir)
     config = DistilConfig(steps=steps, batch_size=train_batch_size, learning_rate=learning_rate, seed=seed)
     base = {"name": base_name and public_name(base_name), "revision": revision}
@@ -176,13 +177,19 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--num_inference_steps", type=int, default=16, help="Denoising steps of the base's samples.")
     parser.add_argument("--guidance_scale", type=float, default=7.5, help="Guidance of the base's samples; use that of the later rollouts.")
+    parser.add_argument(
+        "--learn_from_rollouts",
+        action=argparse.BooleanOptionalAction,
+        help="Learn from the noisy states that stochastic sampling passes through, too, which is what a policy is rewarded on. They are kept with "
+        "the latents: --num_inference_steps times as much memory and disk. Default: yes, unless images are given.",
+    )
     parser.add_argument("--sample_batch_size", type=int, default=64, help="Images drawn or encoded at a time.")
     add_distillation_arguments(parser)
     parser.add_argument(
         "--timestep_conditioning",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="Tell the predictor the timestep. Without it is the timestep-blind twin of `python -m reward.evaluate`.",
+        help="Tell the predictor the timestep; one that is not told is the timestep-blind twin of `python -m reward.evaluate`.",
     )
     parser.add_argument(
         "--noise_levels", choices=NOISE_LEVELS, default="all", help="Noise of the latents it learns from; clean is the clean-only twin."
@@ -207,6 +214,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     given = [flag for flag in ("train_data_dir", "dataset_name") if getattr(args, flag)]
     if len(given) > 1:
         raise ValueError("Give --train_data_dir or --dataset_name, not both.")
+    if given and args.learn_from_rollouts:
+        raise ValueError("--learn_from_rollouts is for the base's own samples; leave it out where images are given.")
     for name in ("num_images", "num_inference_steps", "sample_batch_size", "max_train_steps", "train_batch_size"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}.")
@@ -241,7 +250,8 @@ def create_source(args: argparse.Namespace, pipe: StableDiffusionPipeline, promp
     if args.dataset_name:
         images = DatasetImages(args.dataset_name, args.dataset_config_name, args.dataset_split, args.image_column)
         return EncodedImages(pipe, images, images.label(), public_name(args.dataset_name), args.sample_batch_size)
-    return BaseSamples(pipe, prompts, args.num_inference_steps, args.guidance_scale, args.sample_batch_size, args.seed)
+    kind = BaseSamples if args.learn_from_rollouts is False else BaseRollouts
+    return kind(pipe, prompts, args.num_inference_steps, args.guidance_scale, args.sample_batch_size, args.seed)
 
 
 def known_prompts(args: argparse.Namespace) -> list[str]:
@@ -292,20 +302,21 @@ def main(args: argparse.Namespace) -> None:
         data = collect(source, teacher, count, args.cache_dir or args.output_dir / CACHE_NAME)
     if len(data) < 2:
         raise ValueError("One image is not enough: one is held out and at least one is learnt from.")
-    predictor = fit_predictor(
-        pipe,
-        teacher,
-        source,
-        data,
-        distil_config(args, noise_levels=args.noise_levels, use_8bit_adam=args.use_8bit_adam),
-        prompts=prompts,
-        base={"name": public_name(args.pretrained_model_name_or_path), "revision": args.revision},
-        width=args.width,
-        timestep_conditioning=args.timestep_conditioning,
-        clip_model=None if args.classifier_name_or_path else args.clip_model,
-        accelerator=accelerator,
-        checkpoints=Checkpointing(args.output_dir, args.checkpointing_steps or None, args.checkpoints_total_limit, args.resume_from_checkpoint),
-    )
+    with friendly_interrupts("If a checkpoint was saved, go on with --resume_from_checkpoint latest."):
+        predictor = fit_predictor(
+            pipe,
+            teacher,
+            source,
+            data,
+            distil_config(args, noise_levels=args.noise_levels, use_8bit_adam=args.use_8bit_adam),
+            prompts=prompts,
+            base={"name": public_name(args.pretrained_model_name_or_path), "revision": args.revision},
+            width=args.width,
+            timestep_conditioning=args.timestep_conditioning,
+            clip_model=None if args.classifier_name_or_path else args.clip_model,
+            accelerator=accelerator,
+            checkpoints=Checkpointing(args.output_dir, args.checkpointing_steps or None, args.checkpoints_total_limit, args.resume_from_checkpoint),
+        )
     if accelerator.is_main_process:
         predictor.save_pretrained(args.output_dir, dtype=torch.float16)
         print(f"Wrote {args.output_dir}; use it with --reward_model_name_or_path {args.output_dir}")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler
 
 import canvas
-from reward.distil import Checkpointing, DistilConfig, cosine_by_noise, distil, noised_batch
+from reward.distil import Checkpointing, DistilConfig, cosine_by_noise, distil, noisy_batch
 from reward.latents import Latents
 from reward.predictor import RewardPredictor
 from reward.spec import read_prompts
@@ -33,7 +33,7 @@ def learnable(count: int, seed: int) -> Latents:
     generator = torch.Generator().manual_seed(seed)
     means = torch.randn(count, 4, generator=generator)
     latents = means[:, :, None, None] + 0.3 * torch.randn(count, 4, 8, 8, generator=generator)
-    return Latents(latents, F.normalize(torch.cat([means, means[:, :2] * means[:, 2:]], dim=1), dim=-1))
+    return Latents.without_states(latents, F.normalize(torch.cat([means, means[:, :2] * means[:, 2:]], dim=1), dim=-1))
 
 
 def weights(predictor: RewardPredictor) -> torch.Tensor:
@@ -112,13 +112,31 @@ def test_a_checkpoint_of_other_settings_is_refused(change: dict[str, object], sa
 
 
 def test_batches_hold_all_noise_levels_or_none() -> None:
-    shape, scheduler = torch.Size([4, 8, 8]), DDIMScheduler()
-    rows, t, noise = noised_batch(5, shape, scheduler, 4000, "all", torch.Generator().manual_seed(0))
-    clean = (noise == 0).all(dim=(1, 2, 3))
-    assert 0.07 < clean.float().mean() < 0.13 and (t[clean] == 0).all()
-    assert set(rows.tolist()) == set(range(5)) and t.min() == 0 and t.max() == 999 and 400 < t[~clean].float().mean() < 600
-    _, t, noise = noised_batch(5, shape, scheduler, 50, "clean", torch.Generator().manual_seed(0))
-    assert not t.any() and not noise.any()
+    data, scheduler = learnable(5, seed=1), DDIMScheduler()
+    noisy, t, embeddings = noisy_batch(data, scheduler, 4000, "all", torch.Generator().manual_seed(0))
+    rows = torch.cdist(embeddings, data.embeddings).argmin(dim=1)
+    clean = (noisy == data.latents[rows]).all(dim=(1, 2, 3))
+    assert 0.07 < clean.float().mean() < 0.13 and (t[clean] == 0).all() and set(rows.tolist()) == set(range(5))
+    assert t.min() == 0 and t.max() == 999 and 400 < t[~clean].float().mean() < 600
+    alpha = scheduler.alphas_cumprod[t[~clean]][:, None, None, None]
+    noise = (noisy[~clean] - alpha.sqrt() * data.latents[rows[~clean]]) / (1 - alpha).sqrt()
+    assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
+    noisy, t, embeddings = noisy_batch(data, scheduler, 50, "clean", torch.Generator().manual_seed(0))
+    assert not t.any() and torch.equal(noisy, data.latents[torch.cdist(embeddings, data.embeddings).argmin(dim=1)])
+
+
+def test_half_of_a_batch_are_states_of_rollouts_where_there_are_any() -> None:
+    plain = learnable(5, seed=1)
+    states = 100 * torch.arange(1, 6)[:, None, None, None, None] + torch.arange(3)[:, None, None, None] + torch.zeros(5, 3, 4, 8, 8)
+    data = replace(plain, states=states.half(), timesteps=torch.tensor([900, 500, 100]))
+    noisy, t, embeddings = noisy_batch(data, DDIMScheduler(), 1000, "all", torch.Generator().manual_seed(0))
+    rolled = noisy[:, 0, 0, 0] > 50
+    assert 0.45 < rolled.float().mean() < 0.55
+    rows = torch.cdist(embeddings[rolled], plain.embeddings).argmin(dim=1)
+    steps = (noisy[rolled] - 100 * (rows[:, None, None, None] + 1))[:, 0, 0, 0].long()
+    away = t[rolled] - data.timesteps[steps]
+    assert set(steps.tolist()) == {0, 1, 2} and away.abs().max() <= 167 and len(away.unique()) > 100 and 0 <= t.min() <= t.max() <= 999
+    assert not (noisy_batch(data, DDIMScheduler(), 100, "clean", torch.Generator().manual_seed(0))[0] > 50).any()
 
 
 def test_a_clean_twin_knows_clean_latents_and_a_blind_one_treats_all_timesteps_alike() -> None:
@@ -220,6 +238,7 @@ BAD = {
     "one image": (["--num_images", "1"], "at least 2"),
     "two sources": (["--train_data_dir", "a", "--dataset_name", "b"], "not both"),
     "no folder": (["--train_data_dir", "/nowhere"], "is not a directory"),
+    "rollouts of images": (["--train_data_dir", "a", "--learn_from_rollouts"], "is for the base's own samples"),
     "no checkpoint": (["--resume_from_checkpoint", "latest"], "no checkpoint in"),
 }
 

@@ -17,7 +17,7 @@ from policy.adapter import add_lora
 from policy.kernel import ReverseKernel
 from policy.rollout import step_mean
 from policy.trajectory import PromptTable
-from reward.evaluate import main, parse_args
+from reward.evaluate import FIGURES, bars, main, means, parse_args
 from reward.predictor import RewardPredictor
 from reward.scorers import BLIND, CLEAN, NOISY_DECODE, OURS, X0_ALONE, X0_PROMPT, Process, noisy_decode_scorer, x0_scorer
 from reward.teacher import Teacher
@@ -96,6 +96,20 @@ def test_rollouts_can_be_of_a_trained_policy_and_concepts_be_named(tiny_pipeline
         assert adapted["scorers"][name]["rollouts"] != base["scorers"][name]["rollouts"]
 
 
+def test_means_are_over_timesteps_and_bars_say_which_are_met() -> None:
+    curve = {str(t): dict.fromkeys(FIGURES, t / 1000) for t in (900, 600, 500, 100)}
+    for pure_noise, everywhere, noisy in ((0, 0.525, 0.75), (1, 0.4, 0.6)):
+        found = means(curve, pure_noise)
+        assert found["all"] == pytest.approx(dict.fromkeys(FIGURES, everywhere)) and found["noisy"] == pytest.approx(dict.fromkeys(FIGURES, noisy))
+
+    def scorer(value: float, time: float) -> dict[str, Any]:
+        return {"latents": {"means": {half: {"auc": value} for half in ("all", "noisy")}}, "ms_per_latent": time}
+
+    scorers = {OURS: scorer(0.9, 1.0), BLIND: scorer(0.9, 1.0), X0_PROMPT: scorer(0.93, 10.0), X0_ALONE: scorer(0.91, 9.0)}
+    met = {bar: found["met"] for bar, found in bars(scorers, ["latents"]).items()}
+    assert list(met.values()) == [False, False, True, True, False] and not any(CLEAN in bar for bar in met)
+
+
 def test_x0_hat_is_where_the_last_step_goes(tiny_pipeline_dir: Path, teacher: Teacher) -> None:
     """At the last step, without noise, the reverse process ends at its own estimate of the finished latent."""
     pipe, prompts = load_pipeline(tiny_pipeline_dir), ["a cat", "a tree"]
@@ -116,6 +130,8 @@ BAD = {
     "no prompts": (["--train_twins"], "no prompts to train on"),
     "one prompt": (["--train_twins", "--prompts", "one.txt"], "at least two prompts"),
     "other predictor": (["--reward_model_name_or_path", "wide"], "4x16x16 latents, the base has 4x8x8"),
+    "seeing twin": (["--reward_model_name_or_path", "fits", "--blind_twin", "fits"], "--blind_twin is told the timestep"),
+    "noisy twin": (["--reward_model_name_or_path", "fits", "--clean_twin", "fits"], "--clean_twin was trained on noisy latents"),
     "no twin": (["--reward_model_name_or_path", "fits", "--blind_twin", "/nowhere/twin"], "/nowhere/twin is neither"),
 }
 

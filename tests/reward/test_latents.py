@@ -12,7 +12,7 @@ from PIL import Image
 
 import canvas
 from environment.base import decode, load_pipeline
-from reward.latents import BaseSamples, DatasetImages, EncodedImages, ImageFolder, collect, to_square
+from reward.latents import BaseRollouts, BaseSamples, DatasetImages, Drawn, EncodedImages, ImageFolder, collect, to_square
 from reward.teacher import Teacher
 
 PROMPTS = ["a cat", "a tree", "a car"]
@@ -33,7 +33,7 @@ class Counted(BaseSamples):
 
     drawn: list[int]
 
-    def shard(self, index: int) -> torch.Tensor:
+    def shard(self, index: int) -> Drawn:
         self.drawn = [*getattr(self, "drawn", []), index]
         return super().shard(index)
 
@@ -59,10 +59,25 @@ def test_base_samples_are_not_clipped_unless_the_base_says_so(tiny_pipeline_dir:
     pipe.scheduler = EulerDiscreteScheduler.from_config(DDIMScheduler(beta_schedule="scaled_linear").config)
     config = {k: v for k, v in pipe.scheduler.config.items() if k != "clip_sample"}
     pipe.scheduler = own = EulerDiscreteScheduler.from_config(config)
-    assert BaseSamples(pipe, ["a cat"], 3, 5.0, 4).shard(0).abs().max() > 1.5
+    assert BaseSamples(pipe, ["a cat"], 3, 5.0, 4).shard(0).latents.abs().max() > 1.5
     assert pipe.scheduler is own
     pipe.scheduler = DDIMScheduler(clip_sample=True)
-    assert BaseSamples(pipe, ["a cat"], 3, 5.0, 4).shard(0).abs().max() < 1.5
+    assert BaseSamples(pipe, ["a cat"], 3, 5.0, 4).shard(0).latents.abs().max() < 1.5
+
+
+def test_rollouts_keep_the_states_that_end_in_each_latent(pipe: StableDiffusionPipeline, teacher: Teacher, tmp_path: Path) -> None:
+    source = BaseRollouts(pipe, PROMPTS, num_inference_steps=3, guidance_scale=3.0, shard_size=4)
+    made = collect(source, teacher, 6, tmp_path)
+    assert made.states.shape == (6, 3, 4, 8, 8) and made.states.dtype == torch.float16
+    assert made.timesteps.tolist() == sorted(made.timesteps.tolist(), reverse=True) and len(made.timesteps) == 3
+    # The prompt's own rollout from the kept pure noise with the same noises ends in the kept latent.
+    again = source.shard(1)
+    assert again.states is not None
+    assert torch.equal(again.latents[:2], made.latents[4:]) and torch.equal(again.states[:2].half(), made.states[4:])
+    assert abs(made.states[:, 0].float().std() - 1) < 0.1
+    read = collect(source, teacher, 6, tmp_path)
+    assert torch.equal(read.states, made.states) and torch.equal(read.timesteps, made.timesteps)
+    assert len(collect(samples(pipe), teacher, 6, tmp_path).timesteps) == 0 and len(list(tmp_path.iterdir())) == 2
 
 
 def test_what_is_cached_is_not_drawn_again(pipe: StableDiffusionPipeline, teacher: Teacher, tmp_path: Path) -> None:
@@ -156,15 +171,17 @@ def test_images_of_a_folder_are_encoded_at_the_bases_resolution(
     source = EncodedImages(pipe, images, images.label(), "images", shard_size=2)
     made = collect(source, teacher, None, tmp_path / "cache")
     assert made.latents.shape == (5, 4, 8, 8) and collect(source, teacher, 3).latents.shape == (3, 4, 8, 8)
+    row = source.order.index(0)
+    assert sorted(source.order) == list(range(5))
     with torch.no_grad():
         pixels = torch.from_numpy(np.array(Image.open(folder / "0.png"))).permute(2, 0, 1)[None].float() / 127.5 - 1
         expected = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
-    torch.testing.assert_close(made.latents[:1], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(made.latents[row : row + 1], expected, atol=1e-4, rtol=1e-4)
     assert torch.equal(collect(source, teacher, None, tmp_path / "cache").latents, made.latents)
     Image.new("RGB", (16, 16)).save(folder / "0.png")
     changed = ImageFolder(folder)
     other = collect(EncodedImages(pipe, changed, changed.label(), "images", shard_size=2), teacher, None, tmp_path / "cache")
-    assert not torch.equal(other.latents[0], made.latents[0])
+    assert not torch.equal(other.latents[row], made.latents[row])
 
 
 def test_the_middle_of_an_upright_image_is_taken() -> None:
