@@ -14,6 +14,7 @@ import logging
 import math
 import shutil
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ import canvas
 from critic.advantages import centre_within, discounted_returns, explained_variance, generalized_advantages, normalize, shaped_rewards
 from critic.critic import Critic
 from critic.network import ValueNetwork
-from environment.arguments import add_environment_arguments, build_environment, positive_int, uses_bundled_base
+from environment.arguments import add_environment_arguments, build_environment
 from environment.base import sample_size
+from environment.concept_arguments import positive_int, uses_bundled_base
 from environment.environment import Environment, ForgetScore
 from environment.errors import friendly_errors, friendly_interrupts
 from evaluation.examination import Examination, JudgeExamination, TeacherExamination
@@ -137,7 +139,10 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         help="Retain states beside every batch of an update, and retain images judged an iteration.",
     )
     parser.add_argument(
-        "--max_retain_drop", type=float, default=0.1, help="Brake: how far the retain reward may fall below the base's, in cosine units."
+        "--max_retain_drop",
+        type=float,
+        default=0.2,
+        help="Brake: how far the retain reward may fall below the base's, as a share of the distance between the concept and its anchors.",
     )
     parser.add_argument("--max_retain_kl", type=float, default=0.3, help="Brake: bound of the KL to the base on retain states.")
     parser.add_argument("--max_brakes", type=int, default=3, help="How often the brake may return to the last good state before the run ends there.")
@@ -231,22 +236,16 @@ def create_critic(args: argparse.Namespace, env: Environment) -> Critic:
     return Critic(network, len(env.table.prompts), env.kernel.num_steps, args.critic_learning_rate, args.critic_buffer_iterations)
 
 
-def warm_up_critic(args: argparse.Namespace, accelerator: Accelerator, env: Environment, critic: Critic) -> dict[str, float]:
-    """Roll the base out on forget prompts, fit the critic to the returns, and say what the base's figures are."""
-    generator = generator_for(args, accelerator, WARMUP)
-    trajectory = env.collect(env.draw(env.forget_ids, args.critic_warmup_rollouts, generator), generator)
-    score = env.score_forget(trajectory)
+def warm_up_critic(
+    args: argparse.Namespace, env: Environment, critic: Critic, trajectory: Trajectory, score: ForgetScore, generator: torch.Generator
+) -> None:
+    """Fit the critic to what became of the base's trajectories of forget prompts."""
     order = torch.randperm(len(trajectory), generator=generator)
     held_out, learnt = order[: len(order) // 4], order[len(order) // 4 :]
     observe(args, env, critic, trajectory[learnt], score.potentials[learnt])
     # A critic that was given is trained already; only its baselines and its trust belong to this run.
     critic.fit(0 if args.critic_model_name_or_path else args.critic_warmup_steps, args.critic_batch_size, generator)
     observe(args, env, critic, trajectory[held_out], score.potentials[held_out])
-    return {
-        "forgotten": score.forgotten.float().mean().item(),
-        "forget_reward": score.terminal.mean().item(),
-        "contrast": score.contrast.mean().item(),
-    }
 
 
 def observe(args: argparse.Namespace, env: Environment, critic: Critic, trajectory: Trajectory, potentials: torch.Tensor) -> None:
@@ -421,6 +420,8 @@ LOCAL_ARGUMENTS = {
     "forget_prompts",
     "retain_prompts",
     "anchor_prompts",
+    "reward_spec",
+    "concept_images",
     "clip_pretrained",
 }
 
@@ -504,7 +505,7 @@ def train(
         retain, base = measure_base(args, accelerator, env, critic)
         prompts = validation_prompts(args, env)
         before = draw_previews(args, env, [p for p, _ in prompts]) if accelerator.is_main_process and args.validation_steps else []
-    brake = Brake(base["retain_reward"], base["contrast"], args.max_retain_drop, args.max_retain_kl)
+    brake = Brake(base["contrast"], args.max_retain_drop, args.max_retain_kl)
     stop = StopSignal(args.target_unlearning_accuracy, args.patience)
     rollouts = args.retain_rollouts + args.critic_warmup_rollouts
     progress = Progress(images=rollouts, unet_samples=2 * env.kernel.num_steps * rollouts, seconds=time.perf_counter() - started)
@@ -530,11 +531,11 @@ def train(
     while True:
         started = time.perf_counter()
         iteration = progress.iteration
-        trajectory, score, logs = measure_policy(args, accelerator, env, iteration, RECOGNISABLE * base["retain_reward"])
+        trajectory, score, logs = measure_policy(args, accelerator, env, iteration, base["retain_reward"] - RECOGNISABLE * env.reward.contrast)
         progress.images += args.images_per_iteration + args.retain_batch_size
         progress.unet_samples += 2 * env.kernel.num_steps * (args.images_per_iteration + args.retain_batch_size)
 
-        reason = brake.reason(logs["retain_reward"], progress.retain_kl, logs["contrast"])
+        reason = brake.reason(logs["retain_drop"], progress.retain_kl, logs["contrast"])
         if reason:
             progress.brakes += 1
             logger.warning(f"Brake: {reason}; back to the last good state at half the learning rate.")
@@ -605,12 +606,23 @@ BAR = {
 
 
 def measure_base(args: argparse.Namespace, accelerator: Accelerator, env: Environment, critic: Critic) -> tuple[Trajectory, dict[str, float]]:
-    """Roll the base out: its retain trajectories, which the KL holds to, and its own figures; warms the critic up."""
+    """Roll the base out: its retain trajectories, which the KL holds to, and its own figures; calibrates the reward and warms the critic up."""
     generator = generator_for(args, accelerator, RETAIN)
     retain = env.collect(env.draw(env.retain_ids, args.retain_rollouts, generator), generator)
-    score = env.score_retain(retain)
-    figures = {"retain_reward": score.reward.mean().item(), "recognised": score.recognised.float().mean().item()}
-    return retain, mean_over_processes(accelerator, figures | warm_up_critic(args, accelerator, env, critic))
+    generator = generator_for(args, accelerator, WARMUP)
+    forget = env.collect(env.draw(env.forget_ids, args.critic_warmup_rollouts, generator), generator)
+    env.calibrate(forget, retain)
+    score, check = env.score_forget(forget), env.score_retain(retain)
+    warm_up_critic(args, env, critic, forget, score, generator)
+    warn_of_other_things(env, score)
+    figures = {
+        "retain_reward": check.reward.mean().item(),
+        "recognised": check.recognised.float().mean().item(),
+        "forgotten": score.forgotten.float().mean().item(),
+        "forget_reward": score.terminal.mean().item(),
+        "contrast": score.contrast.mean().item(),
+    }
+    return retain, mean_over_processes(accelerator, figures)
 
 
 def measure_policy(
@@ -631,6 +643,7 @@ def measure_policy(
         "replacement": score.replacement.mean().item(),
         "contrast": score.contrast.mean().item(),
         "retain_reward": check.reward.mean().item(),
+        "retain_drop": check.drop.mean().item(),
         "recognised": check.recognised.float().mean().item(),
     }
     return trajectory, score, mean_over_processes(accelerator, figures)
@@ -647,6 +660,21 @@ def why_stop(args: argparse.Namespace, progress: Progress, target_reached: bool)
     return ""
 
 
+def warn_of_other_things(env: Environment, base: ForgetScore) -> None:
+    """Say what else the base draws for the concept's prompts, if it often does: an ambiguous word, or one it does not know."""
+    seen = Counter(env.table.prompts[i] for i in base.anchor_ids[base.forgotten].tolist())
+    for text, count in seen.most_common(3):
+        if count >= OTHER_THINGS * len(base.forgotten):
+            logger.warning(
+                f'{100 * count / len(base.forgotten):.0f} % of what the base draws for the concept looks rather like "{text}". '
+                "If that is to go too, name it in --concept; if not, say what you mean in --forget_prompts FILE."
+            )
+
+
+OTHER_THINGS = 0.1
+"""Share of the base's images of a concept from which on what else they show is worth a warning."""
+
+
 def log_start(accelerator: Accelerator, env: Environment, base: dict[str, float]) -> None:
     """Say what is about to be trained, and warn of a concept that the base does not draw."""
     shown = 100 * (1 - base["forgotten"])
@@ -658,7 +686,13 @@ def log_start(accelerator: Accelerator, env: Environment, base: dict[str, float]
     logger.info(f"  Base: {shown:.1f} % of its images of the concept show it, {100 * base['recognised']:.1f} % of the others their own prompt")
     for concept in env.spec.unnamed:
         logger.warning(
-            f'No known prompt names "{concept}"; it is asked for in general wordings. Give prompts the base draws with --forget_prompts FILE.'
+            f'No known prompt names "{concept}"; it is asked for as one asks for its kind, {env.spec.kinds[env.spec.concepts.index(concept)]}. '
+            "Give prompts the base draws with --forget_prompts FILE, or the kind with --concept_kind."
+        )
+    for concept, texts in env.spec.confusable.items():
+        logger.warning(
+            f'CLIP hardly tells "{concept}" from {", ".join(texts[:5])}; these are neither erased nor retained. '
+            "Name them in --concept to erase them too, or in --retain_prompts FILE to keep them."
         )
     if shown < 50:
         logger.warning(

@@ -17,26 +17,53 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from tqdm.auto import tqdm
 
+from canvas.draw import OBJECTS, STYLES, draw
 from evaluation.metrics import HEADLINE, summarize
 
-CONCEPTS = ["Van Gogh style", "Neon style", "cat", "boat"]
+EXEMPLAR_SEED = 7
+CONCEPTS = ["Van Gogh style", "Neon style", "Mosaic style", "cat", "boat", "flower"]
 
 
-def run(concept: str, seed: int, output_dir: Path, extra: list[str]) -> dict[str, Any]:
+def slug(concept: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", concept.casefold())
+
+
+def what_to_erase(concept: str, args: argparse.Namespace) -> list[str]:
+    """The flags that say it: by its name, by a spec written by hand, or by drawings of it alone. "a + b" names two concepts."""
+    if args.specs:
+        return ["--reward_spec", str(args.specs / f"{slug(concept)}.yaml")]
+    if args.num_drawings:
+        return ["--concept_images", str(draw_exemplars(concept, args.num_drawings, args.output_dir / "drawings" / slug(concept)))]
+    return ["--concept", *concept.split(" + ")]
+
+
+def draw_exemplars(concept: str, count: int, directory: Path) -> Path:
+    """`count` drawings of a style on objects in turn, or of an object in styles in turn."""
+    directory.mkdir(parents=True, exist_ok=True)
+    style = concept.removesuffix(" style")
+    for i in range(count):
+        pair = (style, OBJECTS[i % len(OBJECTS)]) if style in STYLES else (list(STYLES)[i % len(STYLES)], concept)
+        Image.fromarray(draw(*pair, np.random.default_rng([EXEMPLAR_SEED, i]))).save(directory / f"{i:02d}.png")
+    return directory
+
+
+def run(concept: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate one adapter, unless it has been; its results.
 
     Raises:
         RuntimeError: the training script failed; the message names its log.
     """
-    directory = output_dir / f"{re.sub(r'[^a-z0-9]+', '-', concept.casefold())}-{seed}"
+    directory = args.output_dir / f"{slug(concept)}-{seed}"
     results = directory / "results.json"
     if not results.is_file():
-        log = output_dir / f"{directory.name}.log"
-        command = [sys.executable, "train_unlearn_lora.py", "--concept", concept, "--seed", str(seed), "--output_dir", str(directory)]
+        log = args.output_dir / f"{directory.name}.log"
+        command = [sys.executable, "train_unlearn_lora.py", *what_to_erase(concept, args), "--seed", str(seed), "--output_dir", str(directory)]
         with log.open("w") as file:
-            code = subprocess.run([*command, "--overwrite_output_dir", *extra], stdout=file, stderr=subprocess.STDOUT).returncode
+            code = subprocess.run([*command, "--overwrite_output_dir", *args.extra], stdout=file, stderr=subprocess.STDOUT).returncode
         if code:
             raise RuntimeError(f"{' '.join(command)} ended with exit code {code}; see {log}")
     return json.loads(results.read_text(encoding="utf-8"))
@@ -65,7 +92,13 @@ def table(by_concept: dict[str, dict[str, Any]]) -> str:
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.canvas", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--concepts", nargs="+", default=CONCEPTS, help="What to erase, each in runs of its own.")
+    parser.add_argument(
+        "--concepts", nargs="+", default=CONCEPTS, help='What to erase, each in runs of its own; "cat + boat" erases both in one adapter.'
+    )
+    parser.add_argument(
+        "--specs", type=Path, metavar="DIR", help="Use the specs in this folder, named after the concepts, in place of the automatic ones."
+    )
+    parser.add_argument("--num_drawings", type=int, help="Show the concepts by so many drawings of them, without a word, instead of naming them.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Training seeds.")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/benchmark"), help="Where runs, table and JSON are written.")
     parser.add_argument("--jobs", type=int, default=2, help="Runs at a time, each with an equal share of the cores.")
@@ -79,7 +112,7 @@ def main(args: argparse.Namespace) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     jobs = [(concept, seed) for seed in args.seeds for concept in args.concepts]
     with ThreadPoolExecutor(args.jobs) as pool:
-        done = list(tqdm(pool.map(lambda job: run(*job, args.output_dir, args.extra), jobs), total=len(jobs), desc="runs"))
+        done = list(tqdm(pool.map(lambda job: run(*job, args), jobs), total=len(jobs), desc="runs"))
     by_concept = {c: summary([r for (concept, _), r in zip(jobs, done, strict=True) if concept == c]) for c in args.concepts}
     (args.output_dir / "summary.json").write_text(json.dumps({"seeds": args.seeds, "concepts": by_concept}, indent=2) + "\n", encoding="utf-8")
     text = table(by_concept)

@@ -1,57 +1,33 @@
-"""The flags that name base, CLIP, reward, concept and prompts, and the environment they make."""
+"""The flags that name the base and its reward, and the environment they make."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 
 import canvas
 from environment.base import check_window, encode_prompts, load_pipeline, sample_size
+from environment.concept_arguments import add_concept_arguments, load_teachers, positive_int, read_given, resolve_spec, uses_bundled_base
 from environment.environment import Environment
 from policy.kernel import ReverseKernel
 from policy.trajectory import PromptTable
-from reward.margin import ConceptReward
+from reward.margin import FIDELITY_WEIGHT, ConceptReward
 from reward.origin import check_fit
 from reward.predictor import RewardPredictor
-from reward.spec import make_spec, read_prompts
-from reward.teacher import Teacher
+from reward.spec.vocabulary import general_prompts
 from reward.train import train_predictor
-
-
-def positive_int(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def add_environment_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that `build_environment` reads."""
-    parser.add_argument(
-        "--concept",
-        nargs="+",
-        required=True,
-        metavar="TEXT",
-        help='What to erase, for example "Van Gogh style"; several texts erase several concepts.',
-    )
+    add_concept_arguments(parser)
     parser.add_argument("--pretrained_model_name_or_path", help="Base pipeline: a diffusers directory or a Hub id. Default: the bundled canvas.")
     parser.add_argument("--revision", help="Revision of the base pipeline on the Hub.")
     parser.add_argument("--variant", help="Variant of the base pipeline's weight files, for example fp16.")
-    parser.add_argument(
-        "--reward_model_name_or_path", help="Reward predictor made by `python -m reward.train` for this base. Default: the bundled one."
-    )
-    parser.add_argument("--clip_model", help="Teacher of the reward: an open_clip name, hf-hub:ID or local-dir:DIR. Default: the bundled one.")
-    parser.add_argument("--clip_pretrained", help="open_clip's pretrained tag or a safetensors file, when --clip_model is an architecture name.")
     parser.add_argument("--train_reward", action="store_true", help="Train a reward predictor for this base first, on the given prompts.")
-    parser.add_argument("--forget_prompts", type=Path, help="Prompts that ask for the concept, one a line. Default: made from the concept.")
     parser.add_argument(
-        "--retain_prompts", type=Path, help="Prompts to go on drawing as before, one a line. Default: the reward's prompts without the concept."
-    )
-    parser.add_argument(
-        "--anchor_prompts", type=Path, help="Texts the concept may turn into, one a line. Default: each forget prompt's nearest retain prompts."
+        "--fidelity_weight", type=float, default=FIDELITY_WEIGHT, help="Weight of the prompt without the concept, for one of the concept's absence."
     )
     parser.add_argument("--num_inference_steps", type=positive_int, default=16, help="Denoising steps of a rollout.")
     parser.add_argument(
@@ -64,22 +40,14 @@ def add_environment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train_batch_size", type=positive_int, default=64, help="Trajectories rolled out and updated together.")
 
 
-def uses_bundled_base(args: argparse.Namespace) -> bool:
-    """Whether the base is the bundled canvas."""
-    name = args.pretrained_model_name_or_path
-    return name is None or Path(name).resolve() == canvas.PIPELINE.resolve()
-
-
 def build_environment(args: argparse.Namespace, device: torch.device, dtype: torch.dtype = torch.float32) -> Environment:
     """Load what the arguments name and check that it fits together, cheapest checks first.
 
     Raises:
         ValueError: something named does not exist or does not fit; the message says what to do.
     """
-    given = {name: read_prompts(path) if (path := getattr(args, name)) else None for name in ("forget_prompts", "retain_prompts", "anchor_prompts")}
-    if not all(concept.strip() for concept in args.concept):
-        raise ValueError('The concept is empty; name what to erase, for example --concept "Van Gogh style".')
-    if not uses_bundled_base(args) and not args.clip_model:
+    given = read_given(args)
+    if not uses_bundled_base(args) and not args.clip_model and args.reward_type == "clip":
         raise ValueError("This base needs a teacher: name an open_clip model with --clip_model (and --clip_pretrained).")
     if not uses_bundled_base(args) and not args.reward_model_name_or_path and not args.train_reward:
         raise ValueError(
@@ -88,24 +56,19 @@ def build_environment(args: argparse.Namespace, device: torch.device, dtype: tor
             "--reward_model_name_or_path DIR, or add --train_reward."
         )
     pipe = load_pipeline(args.pretrained_model_name_or_path or canvas.PIPELINE, args.revision, args.variant, dtype).to(device)
-    for text in [*args.concept, *(p for prompts in given.values() if prompts for p in prompts)]:
+    for text in given.texts():
         check_window(pipe.tokenizer, text)
-    clip_model = args.clip_model or f"local-dir:{canvas.CLIP}"
-    teacher = Teacher.from_pretrained(clip_model, args.clip_pretrained, device)
+    teacher, text_teacher = load_teachers(args, given, device)
 
     if args.train_reward:
-        prompts = [*(given["forget_prompts"] or []), *(given["retain_prompts"] or [])]
-        if not given["retain_prompts"]:
-            raise ValueError("--train_reward needs prompts that the base draws: give --retain_prompts FILE (and --forget_prompts FILE).")
-        if not given["forget_prompts"]:
-            prompts += make_spec(args.concept, prompts, None, prompts).forget_prompts
+        spec, exemplars = resolve_spec(args, given, text_teacher, given.forget or ([] if given.retain else general_prompts()))
         predictor = train_predictor(
             pipe,
             teacher,
-            prompts,
+            [*spec.forget_prompts, *spec.retain_prompts],
             num_inference_steps=args.num_inference_steps,
             guidance_scale=args.guidance_scale,
-            clip_model=clip_model,
+            clip_model=args.clip_model if args.reward_type == "clip" else None,
             base_name=args.pretrained_model_name_or_path or canvas.PIPELINE,
             revision=args.revision,
         )
@@ -114,7 +77,8 @@ def build_environment(args: argparse.Namespace, device: torch.device, dtype: tor
     check_fit(predictor, pipe.unet.config.in_channels, sample_size(pipe), pipe.scheduler, teacher)
     predictor.to(device).requires_grad_(False)
 
-    spec = make_spec(args.concept, predictor.config["prompts"], given["forget_prompts"], given["retain_prompts"], given["anchor_prompts"])
+    if not args.train_reward:
+        spec, exemplars = resolve_spec(args, given, text_teacher, predictor.config["prompts"])
     prompts = [*spec.forget_prompts, *spec.retain_prompts]
     prompts += sorted({text for row in spec.anchors for text in row} - set(prompts))
     row_of = {prompt: row for row, prompt in reversed(list(enumerate(prompts)))}
@@ -126,7 +90,7 @@ def build_environment(args: argparse.Namespace, device: torch.device, dtype: tor
         table=PromptTable(prompts, encode_prompts(pipe, prompts), encode_prompts(pipe, [""]), forget),
         teacher=teacher,
         predictor=predictor,
-        reward=ConceptReward.from_spec(spec, teacher),
+        reward=ConceptReward.from_spec(spec, teacher, args.fidelity_weight, exemplars),
         anchor_rows=torch.tensor([[row_of[text] for text in row] for row in spec.padded_anchors()], device=device),
         prompt_text=teacher.encode_text([*spec.forget_prompts, *spec.retain_prompts]),
         guidance_scale=args.guidance_scale,

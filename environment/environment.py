@@ -47,10 +47,12 @@ class RetainScore:
 
     Attributes:
         reward: (B,) cosine of the image and its own prompt.
+        drop: (B,) how far that lies below what the base has on the same prompt, in units of the reward's contrast.
         recognised: (B,) bool, whether its own prompt is nearer than every other forget or retain prompt.
     """
 
     reward: torch.Tensor
+    drop: torch.Tensor
     recognised: torch.Tensor
 
 
@@ -69,6 +71,8 @@ class Environment:
     prompt_text: torch.Tensor
     guidance_scale: float
     rollout_batch_size: int
+    base_cosine: torch.Tensor | None = None
+    """(N,) the base's mean cosine of image and prompt on every prompt, once calibrated."""
 
     @property
     def forget_ids(self) -> torch.Tensor:
@@ -91,6 +95,22 @@ class Environment:
         return torch.cat([ids.repeat(count // len(ids)), order[: count % len(ids)]])
 
     @torch.no_grad()
+    def calibrate(self, forget: Trajectory, retain: Trajectory) -> None:
+        """Put the reward on the scale of the base's own images: its trajectories of forget and of retain prompts."""
+        concept, others = self.embed(forget), self.embed(retain)
+        is_anchor = (self.anchor_rows[..., None] == retain.prompt_ids).any(dim=1)
+        self.reward = self.reward.calibrated(concept, forget.prompt_ids, others, is_anchor)
+        ids = torch.cat([forget.prompt_ids, retain.prompt_ids])
+        own = (torch.cat([concept, others]) * self.prompt_text[ids]).sum(-1)
+        count = torch.zeros(len(self.prompt_text), device=own.device).index_add(0, ids, torch.ones_like(own))
+        total = torch.zeros_like(count).index_add(0, ids, own)
+        self.base_cosine = torch.where(count > 0, total / count.clamp(min=1), own[len(concept) :].mean())
+
+    def embed(self, trajectory: Trajectory) -> torch.Tensor:
+        """The teacher's embeddings (B, D) of the finished images."""
+        return self.teacher.encode_images(decode(self.pipe.vae, trajectory.latents[:, -1]))
+
+    @torch.no_grad()
     def score_forget(self, trajectory: Trajectory) -> ForgetScore:
         """Margins of every state of trajectories of forget prompts (the first rows of the table)."""
         rows = trajectory.prompt_ids
@@ -104,7 +124,8 @@ class Environment:
     @torch.no_grad()
     def score_retain(self, trajectory: Trajectory) -> RetainScore:
         """The teacher's view of the finished images of retain prompts."""
-        images = self.teacher.encode_images(decode(self.pipe.vae, trajectory.latents[:, -1]))
-        cosine = images @ self.prompt_text.T
-        own = cosine.gather(1, trajectory.prompt_ids[:, None]).squeeze(1)
-        return RetainScore(own, own >= cosine.amax(dim=1))
+        ids = trajectory.prompt_ids
+        cosine = self.embed(trajectory) @ self.prompt_text.T
+        own = cosine.gather(1, ids[:, None]).squeeze(1)
+        base = own if self.base_cosine is None else self.base_cosine[ids]
+        return RetainScore(own, (base - own) / self.reward.contrast, own >= cosine.amax(dim=1))

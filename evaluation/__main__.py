@@ -145,8 +145,12 @@ def choose_examination(args: argparse.Namespace, concepts: list[str], base: str 
             "(and --forget_prompts FILE)."
         )
     forget, retain = args.forget_prompts and read_prompts(args.forget_prompts), read_prompts(args.retain_prompts)
-    spec = make_spec(concepts, [*(forget or []), *retain], forget, None if forget is None else retain)
-    return TeacherExamination(Teacher.from_pretrained(args.clip_model, args.clip_pretrained, device), spec)
+    teacher = Teacher.from_pretrained(args.clip_model, args.clip_pretrained, device)
+    known = [*(forget or []), *retain]
+    spec = make_spec(
+        concepts, known, teacher.encode_text, forget_prompts=forget, retain_prompts=None if forget is None else retain, num_retain_prompts=len(known)
+    )
+    return TeacherExamination(teacher, spec)
 
 
 def write_results(results: dict[str, Any], path: Path) -> None:

@@ -19,9 +19,6 @@ from networks.checkpoint import CheckpointError
 from reward.predictor import RewardPredictor
 from reward.teacher import Teacher
 
-PROBE = "a photo of a cat"
-PROBE_LENGTH = 8
-"""So many numbers of the teacher's embedding of `PROBE` are recorded: two CLIPs of one width agree in none of them."""
 PROBE_TOLERANCE = 0.02
 NOISE_TOLERANCE = 1e-3
 
@@ -53,11 +50,6 @@ def noise_schedule(scheduler: SchedulerMixin) -> dict[str, Any]:
     }
 
 
-def teacher_probe(teacher: Teacher) -> list[float]:
-    """The first numbers of the teacher's embedding of `PROBE`."""
-    return [round(value, 4) for value in teacher.encode_text([PROBE])[0, :PROBE_LENGTH].tolist()]
-
-
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
     return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "diffusers", "transformers", "open_clip_torch")}
@@ -77,7 +69,7 @@ def describe_origin(
     return {
         "base": base,
         "noise_schedule": noise_schedule(scheduler),
-        "teacher": {"probe": PROBE, "embedding": teacher_probe(teacher)},
+        "teacher": teacher.identity(),
         "data": data,
         "training": training,
         "versions": versions(),
@@ -104,6 +96,15 @@ def check_fit(predictor: RewardPredictor, channels: int, size: int, scheduler: S
             f"{named} was made for {have['in_channels']}x{have['sample_size']}x{have['sample_size']} latents, "
             f"the base has {channels}x{size}x{size}; {advice}"
         )
+    recorded, identity = origin.get("teacher", {}), teacher.identity()
+    if ("labels" in recorded) != ("labels" in identity):
+        kind = "a classifier; give it with --reward_type classifier" if "labels" in recorded else "a CLIP; leave --reward_type classifier out"
+        raise CheckpointError(f"{named} was distilled from {kind}, or train one from {teacher.name} with `python -m reward.train`.")
+    if recorded.get("labels") != identity.get("labels"):
+        raise CheckpointError(
+            f"{named} knows the labels {_shown(recorded['labels'])}, the classifier {teacher.name} has {_shown(identity['labels'])}; "
+            "give the classifier it was distilled from, or train one from this classifier with `python -m reward.train`."
+        )
     width = teacher.encode_text(["a"]).shape[-1]
     if have["embed_dim"] != width:
         raise CheckpointError(
@@ -112,13 +113,17 @@ def check_fit(predictor: RewardPredictor, channels: int, size: int, scheduler: S
         )
     if schedule := origin.get("noise_schedule"):
         _check_schedule(named, schedule, noise_schedule(scheduler), advice)
-    if recorded := origin.get("teacher", {}).get("embedding"):
-        found = teacher.encode_text([origin["teacher"]["probe"]])[0, : len(recorded)].cpu()
-        if (found - torch.tensor(recorded)).abs().max() > PROBE_TOLERANCE:
+    if "embedding" in recorded:
+        found = teacher.encode_text([recorded["probe"]])[0, : len(recorded["embedding"])].cpu()
+        if (found - torch.tensor(recorded["embedding"])).abs().max() > PROBE_TOLERANCE:
             raise CheckpointError(
                 f"{named} was distilled from {have['clip_model'] or 'another CLIP'}, the CLIP model {teacher.name} has embeddings of the same length "
                 "that mean something else; give the CLIP it was distilled from, or train one for this CLIP with `python -m reward.train`."
             )
+
+
+def _shown(labels: list[str]) -> str:
+    return ", ".join(labels[:5]) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
 
 
 def _check_schedule(named: str, made: dict[str, Any], used: dict[str, Any], advice: str) -> None:

@@ -16,7 +16,7 @@ from networks.film import FiLMTrunk, timestep_embedding, widths_for
 
 
 class RewardPredictor(Checkpoint):
-    """f(x_t, t) -> unit-length embedding (B, D), on latents, without a decode.
+    """f(x_t, t) -> the teacher's embedding of the finished image (B, D), on latents, without a decode.
 
     Args:
         in_channels: channels of the latent.
@@ -27,6 +27,7 @@ class RewardPredictor(Checkpoint):
         clip_model: the teacher it was distilled from, as open_clip names it (None for a local directory).
         prompts: the prompts its training images were drawn for, which the base is thereby known to draw.
         timestep_conditioning: whether it is told the timestep; without, the condition vector is the same for every latent.
+        unit_length: whether it answers with embeddings of length one, as a CLIP's are; a classifier's logits are not.
         origin: what it was made from and with, for the record and for `reward.origin.check_fit`: base, noise_schedule, teacher,
             data, training, versions.
     """
@@ -43,6 +44,7 @@ class RewardPredictor(Checkpoint):
         clip_model: str | None = None,
         prompts: list[str] | None = None,
         timestep_conditioning: bool = True,
+        unit_length: bool = True,
         origin: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -55,10 +57,11 @@ class RewardPredictor(Checkpoint):
             "clip_model": clip_model,
             "prompts": prompts or [],
             "timestep_conditioning": timestep_conditioning,
+            "unit_length": unit_length,
             "origin": origin or {},
         }
         self.condition_dim = condition_dim
-        self.timestep_conditioning = timestep_conditioning
+        self.timestep_conditioning, self.unit_length = timestep_conditioning, unit_length
         self.condition = nn.Sequential(nn.Linear(condition_dim, condition_dim), nn.SiLU(), nn.Linear(condition_dim, condition_dim), nn.SiLU())
         self.trunk = FiLMTrunk(in_channels, widths_for(sample_size, width), condition_dim)
         self.head = nn.Sequential(nn.Linear(self.trunk.out_features, 2 * embed_dim), nn.SiLU(), nn.Linear(2 * embed_dim, embed_dim))
@@ -68,7 +71,8 @@ class RewardPredictor(Checkpoint):
         if not self.timestep_conditioning:
             timesteps = torch.zeros_like(timesteps)
         condition = self.condition(timestep_embedding(timesteps, self.condition_dim))
-        return F.normalize(self.head(self.trunk(latents.float(), condition)), dim=-1)
+        embeddings = self.head(self.trunk(latents.float(), condition))
+        return F.normalize(embeddings, dim=-1) if self.unit_length else embeddings
 
     @torch.no_grad()
     def score_trajectory(self, latents: torch.Tensor, timesteps: torch.Tensor, batch_size: int = 2048) -> torch.Tensor:

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors import SafetensorError
 from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
+from torchvision.transforms.functional import pil_to_tensor
+
+PROBE = "a photo of a cat"
+PROBE_LENGTH = 8
 
 
 class Teacher:
-    """Image and text embeddings of an open_clip model, unit length, float32."""
+    """Image and text embeddings of an open_clip model, unit length, float32.
+
+    Attributes:
+        name: as it was given.
+        unit_length: whether its embeddings have length one, so that a predictor's should.
+    """
+
+    unit_length = True
 
     def __init__(self, model: open_clip.CLIP, preprocess: Compose, tokenizer: open_clip.tokenizer.SimpleTokenizer, name: str) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -57,3 +70,20 @@ class Teacher:
         """(B, 3, H, W) in [-1, 1] -> (B, D)."""
         chunks = pixels.to(self.device).split(batch_size)
         return torch.cat([F.normalize(self.model.encode_image(self.preprocess((c.clamp(-1, 1) + 1) / 2)).float(), dim=-1) for c in chunks])
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this teacher from another, JSON: the first numbers of a text's embedding, in which two CLIPs of one width never agree."""
+        return {"probe": PROBE, "embedding": [round(value, 4) for value in self.encode_text([PROBE])[0, :PROBE_LENGTH].tolist()]}
+
+    def encode_pictures(self, pictures: list[Image.Image]) -> torch.Tensor:
+        """Pictures of any sizes -> (B, D)."""
+        return torch.cat([self.encode_images(to_pixels(picture)) for picture in pictures])
+
+    def encode_targets(self, texts: list[str]) -> torch.Tensor:
+        """N prompts that ask for the concept -> (N, D): a prompt is its own target, since it differs from its anchors by the concept alone."""
+        return self.encode_text(texts)
+
+
+def to_pixels(picture: Image.Image) -> torch.Tensor:
+    """A picture -> (1, 3, H, W) in [-1, 1]."""
+    return pil_to_tensor(picture.convert("RGB"))[None].float() / 127.5 - 1

@@ -22,6 +22,7 @@ from environment.base import load_pipeline
 from environment.errors import friendly_errors, friendly_interrupts
 from evaluation.protocol import public_name
 from networks.checkpoint import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
+from reward.classifier import ClassifierTeacher
 from reward.distil import NOISE_LEVELS, Checkpointing, DistilConfig, cosine_by_noise, distil
 from reward.latents import BaseRollouts, BaseSamples, DatasetImages, EncodedImages, ImageFolder, Latents, Source, collect
 from reward.origin import describe_origin
@@ -98,6 +99,7 @@ def fit_predictor(
         clip_model=None if clip_model is None or clip_model.startswith("local-dir:") else clip_model,
         prompts=prompts,
         timestep_conditioning=timestep_conditioning,
+        unit_length=teacher.unit_length,
         origin=describe_origin(
             base | {"latent_shape": [channels, side, side]}, pipe.scheduler, teacher, source.public() | {"count": len(data)}, asdict(config)
         ),
@@ -146,6 +148,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         "--clip_model", default=f"local-dir:{canvas.CLIP}", help="Teacher: open_clip name, hf-hub:ID or local-dir:DIR. Default: bundled."
     )
     parser.add_argument("--clip_pretrained", help="open_clip's pretrained tag or a safetensors file, for an architecture name.")
+    parser.add_argument(
+        "--classifier_name_or_path", help="Distil the logits of this transformers image classifier (directory or Hub id) instead of a CLIP."
+    )
     parser.add_argument(
         "--prompts",
         type=Path,
@@ -267,7 +272,10 @@ def main(args: argparse.Namespace) -> None:
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
     pipe = load_pipeline(args.pretrained_model_name_or_path, args.revision, args.variant, dtype).to(accelerator.device)
     source = create_source(args, pipe, prompts)
-    teacher = Teacher.from_pretrained(args.clip_model, args.clip_pretrained, accelerator.device)
+    if args.classifier_name_or_path:
+        teacher: Teacher = ClassifierTeacher.from_pretrained(args.classifier_name_or_path, device=accelerator.device)
+    else:
+        teacher = Teacher.from_pretrained(args.clip_model, args.clip_pretrained, accelerator.device)
     count = args.num_images or (DEFAULT_IMAGES if source.available is None else None)
     if args.overwrite_output_dir and not args.resume_from_checkpoint and accelerator.is_main_process:
         for old in list_checkpoints(args.output_dir):
@@ -287,7 +295,7 @@ def main(args: argparse.Namespace) -> None:
             base={"name": public_name(args.pretrained_model_name_or_path), "revision": args.revision},
             width=args.width,
             timestep_conditioning=args.timestep_conditioning,
-            clip_model=args.clip_model,
+            clip_model=None if args.classifier_name_or_path else args.clip_model,
             accelerator=accelerator,
             checkpoints=Checkpointing(args.output_dir, args.checkpointing_steps or None, args.checkpoints_total_limit, args.resume_from_checkpoint),
         )

@@ -109,7 +109,7 @@ def test_the_shipped_canvas_knows_its_own_words_and_asks_for_others_in_general_o
     assert known[2].name == "bundled canvas judge"
     AcceleratorState._reset_state(reset_partial_state=True)
     unknown = script.prepare(script.parse_args(["--concept", "dragon", "--output_dir", str(tmp_path / "unknown"), "--report_to", "none"]))
-    assert unknown[1].spec.unnamed == ["dragon"] and "dragon" in unknown[1].spec.forget_prompts
+    assert unknown[1].spec.unnamed == ["dragon"] and "a dragon" in unknown[1].spec.forget_prompts
     assert "not independent" in unknown[2].name
 
 

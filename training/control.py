@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-RECOGNISABLE = 0.8
-"""An image shows something that has a name if its best cosine is at least this share of the base's own on retain prompts."""
+RECOGNISABLE = 0.35
+"""An image shows something that has a name if its best cosine is at most this far below the base's own on retain prompts, in units of
+the reward's contrast."""
 
 
 @dataclass
@@ -27,23 +28,21 @@ class Brake:
     """Tells forgetting from destruction, against the base model's own figures.
 
     Attributes:
-        base_retain_reward: the base's mean reward on retain prompts (cosines).
         base_contrast: the base's mean pixel standard deviation on forget prompts.
-        max_retain_drop: how far the retain reward may fall below the base's, in cosine units.
+        max_retain_drop: how far images of retain prompts may fall below the base's own on these prompts, in units of the reward's contrast.
         max_kl: bound of the KL to the base on retain states.
         min_contrast: share of the base's contrast below which images count as blank.
     """
 
-    base_retain_reward: float
     base_contrast: float
     max_retain_drop: float
     max_kl: float
     min_contrast: float = 0.25
 
-    def reason(self, retain_reward: float, retain_kl: float, contrast: float) -> str | None:
+    def reason(self, retain_drop: float, retain_kl: float, contrast: float) -> str | None:
         """Why the last update must be taken back, or None."""
-        if not retain_reward >= self.base_retain_reward - self.max_retain_drop:
-            return f"the retain reward fell to {retain_reward:.3f} (base {self.base_retain_reward:.3f})"
+        if not retain_drop <= self.max_retain_drop:
+            return f"the retain reward fell by {retain_drop:.2f} of the distance between the concept and its anchors (bound {self.max_retain_drop:g})"
         if not retain_kl <= self.max_kl:
             return f"the KL to the base on retain prompts rose to {retain_kl:.3f} (bound {self.max_kl:g})"
         if not contrast >= self.min_contrast * self.base_contrast:

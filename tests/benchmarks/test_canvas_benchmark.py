@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.canvas import main, parse_args, summary, table
+from benchmarks.canvas import CONCEPTS, main, parse_args, slug, summary, table, what_to_erase
+from reward.spec import read_spec
 
 
 def results(ua: float, ira: float, seconds: float) -> dict:
@@ -28,3 +29,21 @@ def test_runs_that_are_done_are_not_repeated(tmp_path: Path, capsys: pytest.Capt
     main(parse_args(["--concepts", "Van Gogh style", "--seeds", "0", "1", "--output_dir", str(tmp_path)]))
     assert "| Van Gogh style | 100.0 ± 0.0 |" in capsys.readouterr().out
     assert json.loads((tmp_path / "summary.json").read_text())["seeds"] == [0, 1]
+
+
+@pytest.mark.parametrize("concept", CONCEPTS)
+def test_the_specs_written_by_hand_are_specs_of_their_concept(concept: str) -> None:
+    spec = read_spec(Path("benchmarks/specs") / f"{slug(concept)}.yaml")
+    assert spec.concepts == [concept] and len(spec.forget_prompts) == 8 and len(spec.retain_prompts) == 56
+    assert all(len(row) == 1 and row[0] in spec.retain_prompts for row in spec.anchors)
+
+
+def test_a_concept_is_named_written_or_drawn(tmp_path: Path) -> None:
+    def said(*given: str) -> list[str]:
+        return what_to_erase("Neon style + cat", parse_args(["--output_dir", str(tmp_path), *given]))
+
+    assert said() == ["--concept", "Neon style", "cat"]
+    assert said("--specs", "specs") == ["--reward_spec", "specs/neon-style-cat.yaml"]
+    for concept in ("Neon style", "cat"):
+        flag, folder = what_to_erase(concept, parse_args(["--output_dir", str(tmp_path), "--num_drawings", "3"]))
+        assert flag == "--concept_images" and len(list(Path(folder).glob("*.png"))) == 3

@@ -3,10 +3,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import canvas
+from canvas.draw import OBJECTS, draw
 from environment.arguments import add_environment_arguments, build_environment
 from environment.base import decode
 from environment.environment import Environment
@@ -98,6 +101,74 @@ def test_retained_images_are_scored_against_their_own_prompt(env: Environment) -
     assert score.recognised.tolist() == (cosines.argmax(dim=1) == env.retain_ids).tolist()
 
 
+def test_calibration_measures_every_prompt_on_the_bases_own_images(base: list[str], tiny_reward_dir: Path) -> None:
+    env = build_environment(arguments("--concept", "Van Gogh style", *base, "--reward_model_name_or_path", str(tiny_reward_dir)), CPU)
+    generator = torch.Generator().manual_seed(0)
+    forget, retain = env.collect(env.forget_ids, generator), env.collect(env.retain_ids, generator)
+    env.calibrate(forget, retain)
+    images = env.teacher.encode_images(decode(env.pipe.vae, retain.latents[:, -1]))
+    for row, anchors in enumerate(env.spec.anchors):
+        drawn = [i for i, prompt in enumerate(env.spec.retain_prompts) if prompt in anchors]
+        torch.testing.assert_close(env.reward.natural[row], (images[drawn] @ env.reward.target[row]).mean())
+    assert env.base_cosine is not None and env.base_cosine.shape == (9,)
+    torch.testing.assert_close(env.base_cosine[3:], (images * env.prompt_text[3:]).sum(-1))
+    torch.testing.assert_close(env.score_retain(retain).drop, torch.zeros(6), atol=1e-5, rtol=0)
+    mixed = retain[torch.arange(6)]
+    mixed.latents = mixed.latents.roll(1, dims=0)  # every prompt's image belongs to another
+    assert env.score_retain(mixed).drop.abs().max() > 0
+
+
+def save_images(directory: Path, count: int) -> Path:
+    """Drawings of different things in one style."""
+    directory.mkdir()
+    for i in range(count):
+        Image.fromarray(draw("Van Gogh", OBJECTS[i], np.random.default_rng(i))).save(directory / f"{i}.png")
+    return directory
+
+
+def test_images_of_a_concept_name_it_by_the_prompts_they_are_near_to(base: list[str], tiny_reward_dir: Path, tmp_path: Path) -> None:
+    folder = save_images(tmp_path / "images", 6)
+    env = build_environment(arguments("--concept_images", str(folder), *base, "--reward_model_name_or_path", str(tiny_reward_dir)), CPU)
+    assert env.spec.concepts == ["van gogh"] and env.spec.forget_prompts == [p for p in env.table.prompts if "Van Gogh" in p]
+    assert env.reward.exemplars is not None and env.reward.exemplars.text_share == 0
+
+
+def test_images_join_a_concept_that_is_named(base: list[str], tiny_reward_dir: Path, tmp_path: Path) -> None:
+    folder = save_images(tmp_path / "images", 2)
+    given = ["--concept", "Neon style", "--concept_images", str(folder), "--reward_model_name_or_path", str(tiny_reward_dir)]
+    env = build_environment(arguments(*given, *base), CPU)
+    assert env.spec.concepts == ["Neon style"] and env.reward.exemplars is not None and env.reward.exemplars.text_share == 0.5
+
+
+def test_a_spec_file_says_it_all(base: list[str], tiny_reward_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text("concepts: [cat]\nforget: [my cat]\nretain: [a dog]\nanchors: [an animal]\n")
+    env = build_environment(arguments("--reward_spec", str(path), *base, "--reward_model_name_or_path", str(tiny_reward_dir)), CPU)
+    assert env.table.prompts == ["my cat", "a dog", "an animal"] and env.spec.concepts == ["cat"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "Nothing says what to erase"),
+        (["--reward_spec", "spec.yaml", "--concept", "cat"], "--reward_spec holds"),
+        (["--reward_spec", "absent.yaml"], "absent.yaml"),
+        (["--concept_images", "absent"], "absent does not exist"),
+        (["--concept_images", "."], "holds no image"),
+    ],
+)
+def test_what_to_erase_must_be_said_once(given: list[str], message: str, base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        build_environment(arguments(*given, *base), CPU)
+
+
+def test_an_image_that_cannot_be_read_is_named(base: list[str], tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n not an image")
+    with pytest.raises(ValueError, match=r"broken\.png cannot be read"):
+        build_environment(arguments("--concept_images", str(tmp_path), *base), CPU)
+
+
 def test_prompt_files_replace_what_the_concept_would_give(base: list[str], tiny_reward_dir: Path, tmp_path: Path) -> None:
     given: list[str] = []
     for name, text in (("forget", "my kitten\nyour cat\n"), ("retain", "a dog\n# none\na cow\n"), ("anchor", "an animal\n")):
@@ -119,8 +190,9 @@ def test_a_reward_can_be_trained_first(base: list[str], tmp_path: Path, monkeypa
     env = build_environment(arguments("--concept", "cat", *base, "--train_reward", "--retain_prompts", str(tmp_path / "retain")), CPU)
     assert env.spec.retain_prompts == ["a tree", "a car"] and any("cat" in p for p in env.spec.forget_prompts)
     assert env.score_forget(env.collect(env.forget_ids[:2], torch.Generator().manual_seed(0))).potentials.isfinite().all()
-    with pytest.raises(ValueError, match="--retain_prompts"):
-        build_environment(arguments("--concept", "cat", *base, "--train_reward"), CPU)
+    general = build_environment(arguments("--concept", "cat", *base, "--train_reward", "--num_retain_prompts", "16"), CPU)
+    assert len(general.spec.retain_prompts) == 16 and any("cat" in p for p in general.spec.forget_prompts)
+    assert general.predictor.config["prompts"] == [*general.spec.forget_prompts, *general.spec.retain_prompts]
 
 
 def test_a_base_without_a_reward_says_how_to_train_one(base: list[str]) -> None:

@@ -50,7 +50,7 @@ def test_batches_and_other_resolutions_change_little(teacher: Teacher, drawings:
 
 
 def test_the_reward_of_an_anchor_is_far_above_that_of_the_concept(teacher: Teacher, drawings: torch.Tensor) -> None:
-    spec = make_spec(["Neon style"], prompts())
+    spec = make_spec(["Neon style"], prompts(), teacher.encode_text)
     reward, embeddings = ConceptReward.from_spec(spec, teacher), teacher.encode_images(drawings)
     rows = torch.arange(len(spec.forget_prompts))
     neon = embeddings[[COMBINATIONS.index(("Neon", p.split()[1])) for p in spec.forget_prompts]]

@@ -22,24 +22,24 @@ def test_a_stop_signal_goes_on_from_where_it_was() -> None:
     assert StopSignal(target=0.9, patience=3, reached=2).update(0.9)
 
 
-BRAKE = Brake(base_retain_reward=0.8, base_contrast=0.4, max_retain_drop=0.1, max_kl=0.3, min_contrast=0.25)
+BRAKE = Brake(base_contrast=0.4, max_retain_drop=0.2, max_kl=0.3, min_contrast=0.25)
 
 
 @pytest.mark.parametrize(
-    ("retain_reward", "retain_kl", "contrast", "reason"),
+    ("retain_drop", "retain_kl", "contrast", "reason"),
     [
-        (0.8, 0.0, 0.4, None),
-        (0.71, 0.29, 0.11, None),
-        (0.9, 0.0, 0.9, None),
-        (0.69, 0.0, 0.4, "retain reward"),
-        (0.8, 0.31, 0.4, "KL"),
-        (0.8, 0.0, 0.09, "blank"),
+        (0.0, 0.0, 0.4, None),
+        (0.19, 0.29, 0.11, None),
+        (-0.5, 0.0, 0.9, None),
+        (0.21, 0.0, 0.4, "retain reward"),
+        (0.0, 0.31, 0.4, "KL"),
+        (0.0, 0.0, 0.09, "blank"),
         (math.nan, 0.0, 0.4, "retain reward"),
-        (0.8, math.nan, 0.4, "KL"),
-        (0.8, math.inf, 0.4, "KL"),
-        (0.8, 0.0, math.nan, "blank"),
+        (0.0, math.nan, 0.4, "KL"),
+        (0.0, math.inf, 0.4, "KL"),
+        (0.0, 0.0, math.nan, "blank"),
     ],
 )
-def test_the_brake_names_what_was_destroyed(retain_reward: float, retain_kl: float, contrast: float, reason: str | None) -> None:
-    said = BRAKE.reason(retain_reward, retain_kl, contrast)
+def test_the_brake_names_what_was_destroyed(retain_drop: float, retain_kl: float, contrast: float, reason: str | None) -> None:
+    said = BRAKE.reason(retain_drop, retain_kl, contrast)
     assert said is None if reason is None else said is not None and reason in said
