@@ -1,0 +1,112 @@
+"""Tables and pictures of an ablation, from the JSON of its runs. Pure functions but for the writing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from evaluation.metrics import HEADLINE, summarize
+
+Run = Mapping[str, Any]
+
+TARGET_UA, MARGIN, COLLAPSE = 95.0, 3.0, 5.0
+
+
+def reached(run: Run) -> int | None:
+    """Images drawn until UA is at the target with IRA and CRA within the margin of the base's; None if they never were."""
+    for point in run["curve"]:
+        if point["UA"] >= TARGET_UA and all(point[name] >= run["base"][name] - MARGIN for name in ("IRA", "CRA")):
+            return int(point["images"])
+    return None
+
+
+def collapsed(run: Run) -> bool:
+    """Whether it ended with IRA or CRA further below the base than can be tolerated."""
+    return any(run["curve"][-1][name] < run["base"][name] - COLLAPSE for name in ("IRA", "CRA"))
+
+
+def spent(run: Run) -> float:
+    """Images to the target; a run that never got there counts twice its budget, so that it can be averaged."""
+    images = reached(run)
+    return 2.0 * run["curve"][-1]["images"] if images is None else float(images)
+
+
+def best_learning_rate(runs: Sequence[Run]) -> float:
+    """Of runs of one variant: the rate with the fewest images to the target, then the fewest collapses, then the highest UA at the end."""
+    rates = sorted({run["learning_rate"] for run in runs})
+
+    def cost(rate: float) -> tuple[float, int, float]:
+        of_rate = [run for run in runs if run["learning_rate"] == rate]
+        ua = sum(run["curve"][-1]["UA"] for run in of_rate) / len(of_rate)
+        return sum(map(spent, of_rate)) / len(of_rate), sum(map(collapsed, of_rate)), -ua
+
+    return min(rates, key=cost)
+
+
+def table(runs: Sequence[Run]) -> str:
+    """One row a variant: images to the target, figures at the end of the budget, collapses; mean and 95 % interval over concepts and seeds."""
+    lines = [
+        "| variant | learning rate | images to the target | reached | UA | IRA - base | CRA - base | collapsed |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for variant in dict.fromkeys(run["variant"] for run in runs):
+        of = [run for run in runs if run["variant"] == variant]
+        rows = []
+        for run in of:
+            end, base = run["curve"][-1], run["base"]
+            rows.append({"images": spent(run), "UA": end["UA"], "IRA": end["IRA"] - base["IRA"], "CRA": end["CRA"] - base["CRA"]})
+        cells = {name: _cell(value) for name, value in summarize(rows).items()}
+        got = sum(reached(run) is not None for run in of)
+        rates = ", ".join(f"{rate:g}" for rate in sorted({run["learning_rate"] for run in of}))
+        lines.append(
+            f"| {variant} | {rates} | {cells['images']} | {got} of {len(of)} | {cells['UA']} | {cells['IRA']} | {cells['CRA']} | {sum(map(collapsed, of))} |"
+        )
+    return "\n".join(lines)
+
+
+def _cell(value: Mapping[str, float | None]) -> str:
+    mean, half = value["mean"], value["ci95"]
+    assert mean is not None
+    digits = 0 if abs(mean) >= 200 else 1
+    return f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
+
+
+def explained_variance(runs: Sequence[Run]) -> dict[int, float]:
+    """Within prompts, on rollouts the critic has not learnt from: mean over runs and iterations, by timestep."""
+    values: dict[int, list[float]] = {}
+    for run in runs:
+        for line in run["diagnostics"]:
+            for name, value in line.items():
+                if name.startswith("explained_variance/t") and value is not None:
+                    values.setdefault(int(name.removeprefix("explained_variance/t")), []).append(value)
+    return {t: sum(v) / len(v) for t, v in sorted(values.items())}
+
+
+def plot(runs: Sequence[Run], path: Path) -> None:
+    """UA, IRA and CRA against images, and the critic's explained variance against the timestep; a line for each variant."""
+    figure = Figure(figsize=(16, 4.2), dpi=80, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 4)
+    for k, variant in enumerate(dict.fromkeys(run["variant"] for run in runs)):
+        of = [run for run in runs if run["variant"] == variant]
+        style = {"color": f"C{k % 10}", "linestyle": "-" if k < 10 else "--", "linewidth": 2.5 if variant == "default" else 1.3}
+        points = min(len(run["curve"]) for run in of)
+        for axis, name in zip(axes, HEADLINE, strict=False):
+            means = [sum(run["curve"][i][name] for run in of) / len(of) for i in range(points)]
+            axis.plot([of[0]["curve"][i]["images"] for i in range(points)], means, label=variant, **style)
+            axis.set_title(f"{name} (percent)", fontsize=10)
+            axis.set_xlabel("images drawn", fontsize=8)
+        explained = explained_variance(of)
+        if explained and any(not math.isclose(v, 0, abs_tol=1e-9) for v in explained.values()):
+            axes[3].plot(list(explained), list(explained.values()), **style)
+    axes[3].set_title("explained variance within prompts", fontsize=10)
+    axes[3].set_xlabel("timestep (1000 is noise)", fontsize=8)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=5, fontsize=8, frameon=False)
+    figure.savefig(path)

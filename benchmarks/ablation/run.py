@@ -1,0 +1,81 @@
+"""One run of one variant: train on a fixed budget, judge the adapter on the way, write one JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from diffusers import StableDiffusionPipeline
+
+import train_unlearn_lora as script
+from benchmarks.ablation.variants import VARIANTS
+from evaluation.examination import Examination
+from evaluation.generate import evaluation_mode, generate
+from networks.checkpoint import write_aside
+from policy.adapter import base_policy, load_lora_state
+from training.checkpoints import list_checkpoints, load_checkpoint
+
+
+def judged(pipe: StableDiffusionPipeline, examination: Examination, seeds: list[int]) -> dict[str, float | None]:
+    """UA, IRA and CRA of the pipeline as it is now."""
+    with evaluation_mode(pipe):
+        drawn = list(generate(pipe, examination.prompts, seeds))
+    ids = [i for i, _, _ in drawn]
+    return examination.figures(examination.examine([image for _, _, image in drawn], ids), ids)
+
+
+def train_and_judge(variant: str, concept: str, seed: int, learning_rate: float, budget: int, every: int, seeds: list[int]) -> dict[str, Any]:
+    """Train without a stop signal until `budget` images are drawn, and judge every so many iterations; the judge decides nothing."""
+    with tempfile.TemporaryDirectory() as directory:
+        flags = ["--concept", *concept.split(" + "), "--seed", str(seed), "--learning_rate", str(learning_rate), "--output_dir", f"{directory}/run"]
+        flags += ["--report_to", "none", "--validation_steps", "0", "--target_unlearning_accuracy", "1.01", "--evaluation_seeds", "0"]
+        flags += ["--checkpointing_steps", str(every), "--checkpoints_total_limit", "1000000", *VARIANTS[variant]]
+        args = script.parse_args(flags)
+        start, each = args.retain_rollouts + args.critic_warmup_rollouts, args.images_per_iteration + args.retain_batch_size
+        args.max_train_iterations = every * max(1, (budget - start) // (each * every))
+        accelerator, env, examination, optimizer, critic = script.prepare(args)
+        assert examination is not None
+        args.evaluation_seeds = []  # the figures come from here
+        results = script.train(args, accelerator, env, None, optimizer, critic)
+        unet, curve = env.pipe.unet, []
+        with base_policy(unet):
+            base = judged(env.pipe, examination, seeds)
+        for checkpoint in list_checkpoints(args.output_dir):
+            groups, numbers = load_checkpoint(args.output_dir, str(checkpoint))
+            load_lora_state(unet, groups["lora"])
+            curve.append({"images": numbers["progress"]["images"], "iteration": numbers["iteration"], **judged(env.pipe, examination, seeds)})
+        lines = (args.output_dir / "diagnostics.jsonl").read_text(encoding="utf-8").splitlines()
+    return {
+        "variant": variant,
+        "concept": concept,
+        "seed": seed,
+        "learning_rate": learning_rate,
+        "flags": VARIANTS[variant],
+        "base": base,
+        "curve": curve,
+        "training": results["training"],
+        "diagnostics": [json.loads(line) for line in lines],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation.run", description=__doc__)
+    parser.add_argument("--variant", choices=list(VARIANTS), required=True, help="What is varied.")
+    parser.add_argument("--concept", required=True, help="What is erased.")
+    parser.add_argument("--seed", type=int, required=True, help="Training seed.")
+    parser.add_argument("--learning_rate", type=float, required=True, help="Learning rate of the adapter.")
+    parser.add_argument("--budget", type=int, required=True, help="Images drawn in all, warm-up included.")
+    parser.add_argument("--every", type=int, required=True, help="Iterations between two judgements.")
+    parser.add_argument("--judge_seeds", type=int, nargs="+", required=True, help="One image a prompt and seed in every judgement.")
+    parser.add_argument("--output", type=Path, required=True, help="The JSON file.")
+    args = parser.parse_args()
+    found = train_and_judge(args.variant, args.concept, args.seed, args.learning_rate, args.budget, args.every, args.judge_seeds)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(args.output, lambda path: path.write_text(json.dumps(found) + "\n", encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
