@@ -198,7 +198,7 @@ def test_from_prompts_to_a_checkpoint(tiny_pipeline_dir: Path, prompts: Path, tm
     assert config["clip_model"] is None  # a local directory means nothing on another machine
     origin = config["origin"]
     assert origin["base"] == {"name": tiny_pipeline_dir.name, "revision": None, "latent_shape": [4, 8, 8]}
-    assert origin["data"] == {"kind": "base samples", "num_inference_steps": 2, "guidance_scale": 7.5, "seed": 0, "count": 8}
+    assert origin["data"] == {"kind": "base rollouts", "num_inference_steps": 2, "guidance_scale": 7.5, "seed": 0, "count": 8}
     assert origin["training"]["steps"] == 3 and "torch" in origin["versions"]
     text = (tmp_path / "reward" / "config.json").read_text()
     assert str(canvas.CLIP) not in text and str(tmp_path) not in text and str(tiny_pipeline_dir.parent) not in text
@@ -209,6 +209,15 @@ def test_from_prompts_to_a_checkpoint(tiny_pipeline_dir: Path, prompts: Path, tm
     before = (tmp_path / "reward" / "model.safetensors").read_bytes()
     main(parse_args([*arguments, "--overwrite_output_dir"]))
     assert (tmp_path / "reward" / "model.safetensors").read_bytes() == before
+
+
+def test_it_learns_from_rollouts_unless_told_not_to(tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path) -> None:
+    made = {}
+    for name, flags in (("default", []), ("without", ["--no-learn_from_rollouts"])):
+        main(parse_args([*tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / name), *flags]))
+        made[name] = RewardPredictor.from_pretrained(tmp_path / name)
+    assert [made[name].config["origin"]["data"]["kind"] for name in made] == ["base rollouts", "base samples"]
+    assert not torch.equal(weights(made["default"]), weights(made["without"]))
 
 
 def test_an_interrupted_command_goes_on_where_it_was(tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path) -> None:
