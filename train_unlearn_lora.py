@@ -667,8 +667,8 @@ def measure_base(args: argparse.Namespace, accelerator: Accelerator, env: Enviro
     retain = env.collect(env.draw(env.retain_ids, args.retain_rollouts, generator), generator)
     generator = generator_for(args, accelerator, WARMUP)
     forget = env.collect(env.draw(env.forget_ids, args.critic_warmup_rollouts, generator), generator)
-    env.calibrate(forget, retain)
-    score, check = env.score_forget(forget), env.score_retain(retain)
+    forget_images, retain_images = env.calibrate(forget, retain)
+    score, check = env.score_forget(forget, forget_images), env.score_retain(retain, retain_images)
     warm_up_critic(args, env, critic, forget, score, generator)
     warn_of_other_things(env, score)
     figures = {

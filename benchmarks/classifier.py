@@ -2,7 +2,7 @@
 
 A small ResNet of transformers', trained on drawings of its own seed and saved as anyone would save one. It shows the reward by a classifier:
 
-    python -m reward.train --classifier_name_or_path DIR --prompts PROMPTS --output_dir REWARD
+    python -m reward.train --classifier_name_or_path DIR --num_images 2560 --output_dir REWARD
     python train_unlearn_lora.py --concept cat --reward_type classifier --classifier_name_or_path DIR --target_label cat \\
         --reward_model_name_or_path REWARD
 """

@@ -96,8 +96,8 @@ def measure(concept: str, args: argparse.Namespace) -> dict[str, dict[str, float
     generator = torch.Generator().manual_seed(args.seed)
     retain = env.collect(env.draw(env.retain_ids, settings.retain_rollouts, generator), generator)
     warmup = env.collect(env.draw(env.forget_ids, settings.critic_warmup_rollouts, generator), generator)
-    env.calibrate(warmup, retain)
-    warmup_score = env.score_forget(warmup)
+    warmup_images, _ = env.calibrate(warmup, retain)
+    warmup_score = env.score_forget(warmup, warmup_images)
     batches = [
         env.collect(env.draw(env.forget_ids, settings.images_per_iteration, generator), generator)
         for _ in tqdm(range(args.num_batches), desc=f"{concept}: rollouts")

@@ -47,8 +47,8 @@ def main(args: argparse.Namespace) -> None:
     generator = torch.Generator().manual_seed(args.seed)
     print(f"Rolling the base out {args.num_rollouts} times on {len(env.spec.forget_prompts)} forget prompts")
     trajectory = env.collect(env.draw(env.forget_ids, args.num_rollouts, generator), generator)
-    env.calibrate(trajectory, env.collect(env.draw(env.retain_ids, args.num_rollouts // 2, generator), generator))
-    potentials = env.score_forget(trajectory).potentials
+    finished, _ = env.calibrate(trajectory, env.collect(env.draw(env.retain_ids, args.num_rollouts // 2, generator), generator))
+    potentials = env.score_forget(trajectory, finished).potentials
     returns = Estimator.named(args.advantage, gamma=args.gamma).returns(potentials)
     text = env.table.pooled[trajectory.prompt_ids]
 

@@ -50,9 +50,11 @@ def build_environment(args: argparse.Namespace, device: torch.device, dtype: tor
     if not uses_bundled_base(args) and not args.clip_model and args.reward_type == "clip":
         raise ValueError("This base needs a teacher: name an open_clip model with --clip_model (and --clip_pretrained).")
     if not uses_bundled_base(args) and not args.reward_model_name_or_path and not args.train_reward:
+        by_clip = args.reward_type == "clip"
+        teacher_flag = f"--clip_model {args.clip_model}" if by_clip else f"--classifier_name_or_path {args.classifier_name_or_path}"
         raise ValueError(
             "This base needs a reward predictor: train one with `python -m reward.train --pretrained_model_name_or_path "
-            f"{args.pretrained_model_name_or_path} --clip_model {args.clip_model} --prompts FILE --output_dir DIR` and give it with "
+            f"{args.pretrained_model_name_or_path} {teacher_flag} --prompts FILE --output_dir DIR` and give it with "
             "--reward_model_name_or_path DIR, or add --train_reward."
         )
     pipe = load_pipeline(args.pretrained_model_name_or_path or canvas.PIPELINE, args.revision, args.variant, dtype).to(device)

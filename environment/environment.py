@@ -18,6 +18,19 @@ from reward.teacher import Teacher
 
 
 @dataclass
+class Finished:
+    """What B finished images come to.
+
+    Attributes:
+        embeddings: (B, D), the teacher's.
+        contrast: (B,) standard deviation of the pixels in [-1, 1], mean over the channels; near 0 is a blank image of any colour.
+    """
+
+    embeddings: torch.Tensor
+    contrast: torch.Tensor
+
+
+@dataclass
 class ForgetScore:
     """What the reward says of B trajectories of forget prompts.
 
@@ -26,7 +39,7 @@ class ForgetScore:
         forgotten: (B,) bool, whether the teacher finds an anchor nearer than the concept in the finished image.
         replacement: (B,) cosine of the finished image and its nearest anchor; small if it shows nothing that has a name.
         anchor_ids: (B,) the prompt of that anchor, as a row of the prompt table.
-        contrast: (B,) standard deviation of the finished image's pixels in [-1, 1], mean over the channels; near 0 is a blank image of any colour.
+        contrast: (B,) as in `Finished`.
     """
 
     potentials: torch.Tensor
@@ -95,9 +108,10 @@ class Environment:
         return torch.cat([ids.repeat(count // len(ids)), order[: count % len(ids)]])
 
     @torch.no_grad()
-    def calibrate(self, forget: Trajectory, retain: Trajectory) -> None:
-        """Put the reward on the scale of the base's own images: its trajectories of forget and of retain prompts."""
-        concept, others = self.embed(forget), self.embed(retain)
+    def calibrate(self, forget: Trajectory, retain: Trajectory) -> tuple[Finished, Finished]:
+        """Put the reward on the scale of the base's own images: its trajectories of forget and of retain prompts, whose images are returned."""
+        finished = self.finish(forget), self.finish(retain)
+        concept, others = (images.embeddings for images in finished)
         is_anchor = (self.anchor_rows[..., None] == retain.prompt_ids).any(dim=1)
         self.reward = self.reward.calibrated(concept, forget.prompt_ids, others, is_anchor)
         ids = torch.cat([forget.prompt_ids, retain.prompt_ids])
@@ -105,27 +119,30 @@ class Environment:
         count = torch.zeros(len(self.prompt_text), device=own.device).index_add(0, ids, torch.ones_like(own))
         total = torch.zeros_like(count).index_add(0, ids, own)
         self.base_cosine = torch.where(count > 0, total / count.clamp(min=1), own[len(concept) :].mean())
-
-    def embed(self, trajectory: Trajectory) -> torch.Tensor:
-        """The teacher's embeddings (B, D) of the finished images."""
-        return self.teacher.encode_images(decode(self.pipe.vae, trajectory.latents[:, -1]))
+        return finished
 
     @torch.no_grad()
-    def score_forget(self, trajectory: Trajectory) -> ForgetScore:
-        """Margins of every state of trajectories of forget prompts (the first rows of the table)."""
+    def finish(self, trajectory: Trajectory) -> Finished:
+        """Decode the last latents and let the teacher look at them."""
+        pixels = decode(self.pipe.vae, trajectory.latents[:, -1])
+        return Finished(self.teacher.encode_images(pixels), pixels.std(dim=(2, 3)).mean(dim=1))
+
+    @torch.no_grad()
+    def score_forget(self, trajectory: Trajectory, finished: Finished | None = None) -> ForgetScore:
+        """Margins of every state of trajectories of forget prompts (the first rows of the table); `finished` if they are finished already."""
         rows = trajectory.prompt_ids
         noisy = self.predictor.score_trajectory(trajectory.latents[:, :-1], trajectory.timesteps[:-1])
-        pixels = decode(self.pipe.vae, trajectory.latents[:, -1])
-        clean = self.teacher.encode_images(pixels)
+        finished = finished or self.finish(trajectory)
+        clean = finished.embeddings
         potentials = torch.cat([self.reward.margin(noisy, rows), self.reward.margin(clean[:, None], rows)], dim=1)
         gone, nearest, column = self.reward.forgotten(clean, rows)
-        return ForgetScore(potentials, gone, nearest, self.anchor_rows[rows, column], pixels.std(dim=(2, 3)).mean(dim=1))
+        return ForgetScore(potentials, gone, nearest, self.anchor_rows[rows, column], finished.contrast)
 
     @torch.no_grad()
-    def score_retain(self, trajectory: Trajectory) -> RetainScore:
-        """The teacher's view of the finished images of retain prompts."""
+    def score_retain(self, trajectory: Trajectory, finished: Finished | None = None) -> RetainScore:
+        """The teacher's view of the finished images of retain prompts; `finished` if they are finished already."""
         ids = trajectory.prompt_ids
-        cosine = self.embed(trajectory) @ self.prompt_text.T
+        cosine = (finished or self.finish(trajectory)).embeddings @ self.prompt_text.T
         own = cosine.gather(1, ids[:, None]).squeeze(1)
         base = own if self.base_cosine is None else self.base_cosine[ids]
         return RetainScore(own, (base - own) / self.reward.contrast, own >= cosine.amax(dim=1))

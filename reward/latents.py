@@ -30,11 +30,11 @@ from networks.checkpoint import write_aside
 from policy.kernel import ReverseKernel
 from policy.rollout import rollout
 from policy.trajectory import PromptTable
+from reward.images import IMAGE_SUFFIXES, read_image
 from reward.origin import fingerprint, key_of
 from reward.teacher import Teacher
 
 SOURCE_NAME = "source.json"
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -257,16 +257,6 @@ class ImageFolder:
         """Names, sizes and times of the files: an image that is replaced makes another cache."""
         files = [(p.relative_to(self.directory).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in self.paths]
         return {"files": hashlib.sha256(json.dumps(files).encode()).hexdigest()}
-
-
-def read_image(path: Path) -> Image.Image:
-    """Raises: ValueError: the file is no readable image."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"The image {path} cannot be read ({error}); repair it or take it out of the folder.") from error
 
 
 class DatasetImages:

@@ -88,7 +88,7 @@ def make_spec(
     if retain_prompts is None:
         others = [p for p in known_prompts if not asks_for_concept(p) and p not in forget]
         candidates, too_near = apart_from(forget, others, encode_text)
-        confusable = {forget[0]: too_near} if too_near else {}
+        confusable = {", ".join(concepts): too_near} if too_near else {}
     if not candidates and not seldom:
         raise SpecError("No prompt is left to retain; give prompts the model must go on drawing with --retain_prompts FILE.")
     anchors = [nearest_anchors(p, concepts, candidates, corpus, encode_text) if candidates else [] for p in forget]

@@ -23,7 +23,7 @@ class ConceptSpec:
         anchors: for each forget prompt the texts its image may become.
         kinds: for each concept "style", "object", "identity" or "unsafe".
         unnamed: concepts that no known prompt names, asked for in the wordings of their kind.
-        confusable: for a concept the texts so near to it that they are neither erased nor retained, nearest first.
+        confusable: for a concept, or all of them together, the texts so near to it that they are neither erased nor retained, nearest first.
     """
 
     concepts: list[str]

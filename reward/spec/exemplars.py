@@ -5,34 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from reward.images import IMAGE_SUFFIXES, read_image
 from reward.spec.automatic import TextEncoder
 from reward.spec.concept import SpecError
 from reward.spec.words import shared_words
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-
 
 def read_images(directory: str | Path) -> list[Image.Image]:
-    """The images of a folder, in the order of their names, as RGB.
+    """The images of a folder, in the order of their names.
 
     Raises:
-        SpecError: there is no such folder, it holds no image, or one cannot be read.
+        ValueError: there is no such folder, it holds no image, or one cannot be read.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise SpecError(f"The image folder {directory} does not exist.")
-    paths = sorted(p for p in directory.iterdir() if p.suffix.casefold() in SUFFIXES)
+    paths = sorted(p for p in directory.iterdir() if p.suffix.casefold() in IMAGE_SUFFIXES)
     if not paths:
-        raise SpecError(f"{directory} holds no image ({', '.join(sorted(SUFFIXES))}).")
-    images = []
-    for path in paths:
-        try:
-            images.append(Image.open(path).convert("RGB"))
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise SpecError(f"The image {path} cannot be read: {error}") from error
-    return images
+        raise SpecError(f"{directory} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+    return [read_image(path) for path in paths]
 
 
 def name_images(embeddings: torch.Tensor, known_prompts: list[str], encode_text: TextEncoder) -> str:

@@ -118,6 +118,18 @@ def test_calibration_measures_every_prompt_on_the_bases_own_images(base: list[st
     assert env.score_retain(mixed).drop.abs().max() > 0
 
 
+def test_images_that_calibrated_the_reward_are_not_decoded_again(base: list[str], tiny_reward_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = build_environment(arguments("--concept", "Van Gogh style", *base, "--reward_model_name_or_path", str(tiny_reward_dir)), CPU)
+    generator = torch.Generator().manual_seed(0)
+    forget, retain = env.collect(env.forget_ids, generator), env.collect(env.retain_ids, generator)
+    forget_images, retain_images = env.calibrate(forget, retain)
+    anew = env.score_forget(forget), env.score_retain(retain)
+    monkeypatch.setattr(env.pipe.vae, "decode", None)
+    again = env.score_forget(forget, forget_images), env.score_retain(retain, retain_images)
+    for one, other in zip(anew, again, strict=True):
+        assert all(torch.equal(value, vars(other)[name]) for name, value in vars(one).items())
+
+
 def save_images(directory: Path, count: int) -> Path:
     """Drawings of different things in one style."""
     directory.mkdir()
@@ -193,6 +205,12 @@ def test_a_reward_can_be_trained_first(base: list[str], tmp_path: Path, monkeypa
     general = build_environment(arguments("--concept", "cat", *base, "--train_reward", "--num_retain_prompts", "16"), CPU)
     assert len(general.spec.retain_prompts) == 16 and any("cat" in p for p in general.spec.forget_prompts)
     assert general.predictor.config["prompts"] == [*general.spec.forget_prompts, *general.spec.retain_prompts]
+
+
+def test_a_base_without_a_reward_from_its_classifier_says_how_to_train_one(base: list[str]) -> None:
+    given = ["--target_label", "cat", "--reward_type", "classifier", "--classifier_name_or_path", "some/classifier"]
+    with pytest.raises(ValueError, match=r"reward\.train .*--classifier_name_or_path some/classifier --prompts"):
+        build_environment(arguments(*given, *base[:2]), CPU)
 
 
 def test_a_base_without_a_reward_says_how_to_train_one(base: list[str]) -> None:
