@@ -35,6 +35,7 @@ from critic.advantages import centre_within, explained_variance, normalize
 from critic.critic import CRITICS, Critic
 from critic.estimators import ADVANTAGES, SIGNALS, Estimator
 from critic.network import ValueNetwork
+from critic.pathwise import linear_advantages, scaled, slope_scale, value_slopes
 from environment.arguments import add_environment_arguments, build_environment
 from environment.base import sample_size
 from environment.concept_arguments import positive_int, uses_bundled_base
@@ -83,7 +84,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
     parser.add_argument("--max_train_iterations", type=positive_int, default=40, help="Iterations of rollout and update at most.")
     parser.add_argument(
-        "--images_per_iteration", type=positive_int, default=64, help="Trajectories of forget prompts in an iteration, on each process."
+        "--images_per_iteration", type=positive_int, default=32, help="Trajectories of forget prompts in an iteration, on each process."
     )
     parser.add_argument(
         "--target_unlearning_accuracy",
@@ -110,7 +111,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--lr_warmup_steps", type=int, default=0, help="Iterations over which the learning rate rises.")
     parser.add_argument("--use_8bit_adam", action="store_true", help="Use bitsandbytes' 8-bit AdamW. A LoRA is small, so this saves little.")
-    parser.add_argument("--adam_beta1", type=float, default=0.9, help="Decay of AdamW's first moment.")
+    parser.add_argument("--adam_beta1", type=float, default=0.5, help="Decay of AdamW's first moment; what was right an iteration ago soon is not.")
     parser.add_argument("--adam_beta2", type=float, default=0.99, help="Decay of AdamW's second moment.")
     parser.add_argument("--adam_weight_decay", type=float, default=1e-4, help="Weight decay of the adapter.")
     parser.add_argument("--adam_epsilon", type=float, default=1e-8, help="Epsilon of AdamW.")
@@ -125,12 +126,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--advantage",
         choices=ADVANTAGES,
-        default="step",
-        help="What a denoising step is credited with: the change it made and how the image turned out (step), generalized advantage estimation (gae) "
-        "and its ends (td, mc), or the finished image's reward alone, without a critic (ddpo).",
+        default="pathwise",
+        help="What a denoising step is credited with: the slope of the noisy reward in the state it led to (pathwise), the change it made and how the "
+        "image turned out (step), generalized advantage estimation (gae) and its ends (td, mc), or the finished image's reward alone (ddpo).",
     )
     parser.add_argument("--gae_lambda", type=float, default=0.9, help="Lambda of --advantage gae.")
-    parser.add_argument("--gamma", type=float, help="Discount over denoising steps. Default: 0 for --advantage step, else 1.")
+    parser.add_argument("--gamma", type=float, help="Discount over denoising steps. Default: 0 for --advantage pathwise and step, else 1.")
     parser.add_argument(
         "--terminal_weight", type=float, help="Weight of the finished image's reward beside the advantage. Default: 1 for --advantage step, else 0."
     )
@@ -139,7 +140,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--critic_type", choices=CRITICS, default="film", help="The critic, or a lesser one, for ablation.")
     parser.add_argument("--advantage_clip", type=float, default=5.0, help="Clip of the normalised advantages.")
-    parser.add_argument("--clip_range", type=float, default=0.2, help="Clip of the importance ratio, in units of a step's own noise.")
+    parser.add_argument(
+        "--clip_range",
+        type=float,
+        default=0.2,
+        help="Clip of the importance ratio, in units of a step's own noise; with --advantage pathwise, of how far a mean may move.",
+    )
     parser.add_argument("--inner_epochs", type=positive_int, default=1, help="Passes over an iteration's trajectories.")
     parser.add_argument(
         "--replay_iterations",
@@ -158,12 +164,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         type=float,
         help="Adapt that weight to this KL: twice as much where it is passed, half as much far below. Default: fixed.",
     )
-    parser.add_argument("--anchor_kl_coef", type=float, default=0.3, help="Weight of the KL to the base under the nearest anchor, on forget prompts.")
-    parser.add_argument("--retain_rollouts", type=positive_int, default=128, help="Rollouts of the base on retain prompts that the KL is taken on.")
+    parser.add_argument("--anchor_kl_coef", type=float, default=0.2, help="Weight of the KL to the base under the nearest anchor, on forget prompts.")
+    parser.add_argument("--retain_rollouts", type=positive_int, default=64, help="Rollouts of the base on retain prompts that the KL is taken on.")
     parser.add_argument(
         "--retain_batch_size",
         type=positive_int,
-        default=32,
+        default=16,
         help="Retain states beside every batch of an update, and retain images judged an iteration.",
     )
     parser.add_argument(
@@ -176,7 +182,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max_brakes", type=int, default=3, help="How often the brake may return to the last good state before the run ends there.")
 
     parser.add_argument("--critic_learning_rate", type=float, default=1e-3, help="Learning rate of the critic.")
-    parser.add_argument("--critic_warmup_rollouts", type=positive_int, default=128, help="Rollouts of the base that warm the critic up.")
+    parser.add_argument(
+        "--warmup_rollouts",
+        type=positive_int,
+        default=64,
+        help="Rollouts of the base on forget prompts that the reward is calibrated on and the critic is warmed up with.",
+    )
     parser.add_argument("--critic_warmup_steps", type=int, default=300, help="Optimizer steps of the warm-up.")
     parser.add_argument("--critic_steps", type=int, default=30, help="Optimizer steps of the critic after every iteration.")
     parser.add_argument("--critic_batch_size", type=positive_int, default=256, help="States in an optimizer step of the critic.")
@@ -251,6 +262,14 @@ def choose_estimator(args: argparse.Namespace) -> Estimator:
     return Estimator.named(args.advantage, args.gae_lambda, args.gamma, args.terminal_weight, args.reward_signal)
 
 
+def check_objective(args: argparse.Namespace) -> None:
+    """Refuse settings of which one has no effect."""
+    if args.advantage == "pathwise" and args.terminal_weight:
+        raise ValueError("--terminal_weight has no slope that --advantage pathwise could use; choose --gamma, or another --advantage.")
+    if args.critic_model_name_or_path and not choose_estimator(args).uses_critic:
+        raise ValueError(f"--advantage {args.advantage} asks no critic at its discount; add --gamma 0.5, or leave --critic_model_name_or_path out.")
+
+
 def create_critic(args: argparse.Namespace, env: Environment) -> Critic:
     """Load the critic that is named, or make a new one for this base and concept."""
     unet = env.pipe.unet
@@ -297,6 +316,18 @@ def estimate_advantages(
     return normalize(centre_within(estimator.advantages(potentials, values), groups), args.advantage_clip), explained
 
 
+def slopes_of_values(args: argparse.Namespace, env: Environment, critic: Critic, trajectory: Trajectory) -> torch.Tensor:
+    """(B, T, C, H, W): how the value of each step changes with the state it led to (`critic.pathwise`)."""
+    estimator, ids = choose_estimator(args), trajectory.prompt_ids
+    text = env.table.pooled[ids]
+
+    def value(x: torch.Tensor, state: int) -> torch.Tensor:
+        potential = env.potential(x, state, ids)
+        return estimator.action_value(potential, critic.state_value(x, state, env.kernel.timesteps[state], text, potential))
+
+    return value_slopes(trajectory, value)
+
+
 def update_logs(env: Environment, stats: UpdateStats, explained: torch.Tensor) -> dict[str, float]:
     """Diagnostics of an update, as a whole and for every denoising step, under stable names."""
     logs = {
@@ -304,7 +335,7 @@ def update_logs(env: Environment, stats: UpdateStats, explained: torch.Tensor) -
         "first_ratio_deviation": stats.first_ratio_deviation,
         "skipped_updates": float(stats.skipped),
     }
-    for name in ("clip_fraction", "approx_kl", "retain_kl", "anchor_kl", "grad_norm"):
+    for name in ("clip_fraction", "approx_kl", "step_kl", "retain_kl", "anchor_kl", "grad_norm"):
         values = getattr(stats, name)
         logs[name] = sum(values) / len(values)
     for step, t in enumerate(env.kernel.timesteps[:-1].tolist()):
@@ -480,6 +511,7 @@ def prepare(args: argparse.Namespace) -> tuple[Accelerator, Environment, Examina
     check_output_dir(args)
     if args.masked_steps >= args.num_inference_steps:
         raise ValueError(f"--masked_steps {args.masked_steps} leaves none of the {args.num_inference_steps} denoising steps to train.")
+    check_objective(args)
     checkpoint = load_checkpoint(args.output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
     project = ProjectConfiguration(project_dir=str(args.output_dir), logging_dir=str(args.output_dir / args.logging_dir))
     accelerator = Accelerator(
@@ -534,12 +566,12 @@ def train(
 
     started = time.perf_counter()
     with base_policy(unet):
-        retain, base = measure_base(args, accelerator, env, critic)
+        retain, base, scale = measure_base(args, accelerator, env, critic)
         prompts = validation_prompts(args, env)
         before = draw_previews(args, env, [p for p, _ in prompts]) if accelerator.is_main_process and args.validation_steps else []
     brake = Brake(base["contrast"], args.max_retain_drop, args.max_retain_kl)
     stop = StopSignal(args.target_unlearning_accuracy, args.patience)
-    rollouts = args.retain_rollouts + args.critic_warmup_rollouts
+    rollouts = args.retain_rollouts + args.warmup_rollouts
     elapsed = time.perf_counter() - started
     progress = Progress(images=rollouts, unet_samples=2 * env.kernel.num_steps * rollouts, seconds=elapsed, kl_coef=args.kl_coef)
     replay: deque[Experience] = deque(maxlen=args.replay_iterations)
@@ -594,9 +626,13 @@ def train(
             break
 
         advantages, explained = estimate_advantages(args, env, critic, trajectory, score.potentials)
+        slopes = None
+        if scale is not None:
+            slopes = scaled(slopes_of_values(args, env, critic, trajectory), scale)
+            advantages = linear_advantages(trajectory, slopes)
         if not reason:
             generator = generator_for(args, accelerator, UPDATE, iteration)
-            fresh = Experience(trajectory, advantages, score.anchor_ids)
+            fresh = Experience(trajectory, advantages, score.anchor_ids, slopes)
             stats = update_policy(
                 unet,
                 env.kernel,
@@ -642,7 +678,8 @@ def train(
     results: dict[str, Any] = {}
     if accelerator.is_main_process:
         save_adapter(args.output_dir, unet, ADAPTER, adapter_metadata(args, env))
-        critic.network.save_pretrained(args.output_dir / "critic")
+        if critic.kind != "none":
+            critic.network.save_pretrained(args.output_dir / "critic")
         results = write_results(args, env, examination, progress, logs)
         logger.info(f"Wrote {args.output_dir}: load it with pipe.load_lora_weights({str(args.output_dir)!r})")
     accelerator.end_training()
@@ -661,12 +698,17 @@ BAR = {
 """The figures that matter, by their name in the progress bar."""
 
 
-def measure_base(args: argparse.Namespace, accelerator: Accelerator, env: Environment, critic: Critic) -> tuple[Trajectory, dict[str, float]]:
-    """Roll the base out: its retain trajectories, which the KL holds to, and its own figures; calibrates the reward and warms the critic up."""
+def measure_base(
+    args: argparse.Namespace, accelerator: Accelerator, env: Environment, critic: Critic
+) -> tuple[Trajectory, dict[str, float], torch.Tensor | None]:
+    """Roll the base out: its retain trajectories, which the KL holds to, its own figures, and the scale of its slopes if these are asked for.
+
+    Calibrates the reward and warms the critic up.
+    """
     generator = generator_for(args, accelerator, RETAIN)
     retain = env.collect(env.draw(env.retain_ids, args.retain_rollouts, generator), generator)
     generator = generator_for(args, accelerator, WARMUP)
-    forget = env.collect(env.draw(env.forget_ids, args.critic_warmup_rollouts, generator), generator)
+    forget = env.collect(env.draw(env.forget_ids, args.warmup_rollouts, generator), generator)
     forget_images, retain_images = env.calibrate(forget, retain)
     score, check = env.score_forget(forget, forget_images), env.score_retain(retain, retain_images)
     warm_up_critic(args, env, critic, forget, score, generator)
@@ -678,7 +720,10 @@ def measure_base(args: argparse.Namespace, accelerator: Accelerator, env: Enviro
         "forget_reward": score.terminal.mean().item(),
         "contrast": score.contrast.mean().item(),
     }
-    return retain, mean_over_processes(accelerator, figures)
+    scale = slope_scale(slopes_of_values(args, env, critic, forget), env.kernel.stds) if choose_estimator(args).pathwise else None
+    if scale is not None and accelerator.num_processes > 1:
+        scale = accelerator.reduce(scale, reduction="mean")
+    return retain, mean_over_processes(accelerator, figures), scale
 
 
 def measure_policy(

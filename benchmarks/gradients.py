@@ -23,15 +23,19 @@ from tqdm.auto import tqdm
 
 import train_unlearn_lora as script
 from critic.advantages import normalize
+from critic.pathwise import scaled, slope_scale
 from networks.checkpoint import write_aside
 from policy.adapter import load_lora_state
 from policy.trajectory import Experience
 from policy.update import UpdateConfig, update_policy
 
 ESTIMATORS = {
+    "pathwise": ["--advantage", "pathwise"],
+    "pathwise, with a critic": ["--advantage", "pathwise", "--gamma", "0.5"],
+    "pathwise, critic alone": ["--advantage", "pathwise", "--gamma", "1", "--reward_signal", "terminal"],
     "step": ["--advantage", "step"],
     "step, no critic": ["--advantage", "step", "--critic_type", "none"],
-    "step, no finished image": ["--advantage", "step", "--terminal_weight", "0"],
+    "step, no finished image": ["--advantage", "step", "--terminal_weight", "0"],  # the likelihood ratio's twin of "pathwise"
     "td": ["--advantage", "td"],
     "gae 0.9": ["--advantage", "gae"],
     "mc": ["--advantage", "mc"],
@@ -95,7 +99,7 @@ def measure(concept: str, args: argparse.Namespace) -> dict[str, dict[str, float
         load_lora_state(unet, script.load_checkpoint(args.adapter.parent, str(args.adapter))[0]["lora"])
     generator = torch.Generator().manual_seed(args.seed)
     retain = env.collect(env.draw(env.retain_ids, settings.retain_rollouts, generator), generator)
-    warmup = env.collect(env.draw(env.forget_ids, settings.critic_warmup_rollouts, generator), generator)
+    warmup = env.collect(env.draw(env.forget_ids, settings.warmup_rollouts, generator), generator)
     warmup_images, _ = env.calibrate(warmup, retain)
     warmup_score = env.score_forget(warmup, warmup_images)
     batches = [
@@ -118,8 +122,8 @@ def measure(concept: str, args: argparse.Namespace) -> dict[str, dict[str, float
         max_grad_norm=float("inf"),
     )
 
-    def gradient(batch: int, advantages: torch.Tensor) -> torch.Tensor:
-        experience = Experience(batches[batch], advantages, scores[batch].anchor_ids)
+    def gradient(batch: int, advantages: torch.Tensor, slopes: torch.Tensor | None = None) -> torch.Tensor:
+        experience = Experience(batches[batch], advantages, scores[batch].anchor_ids, slopes)
         update_policy(unet, env.kernel, env.table, [experience], retain, prepared, accelerator, config, torch.Generator().manual_seed(0))
         return recorder.gradient.clone()
 
@@ -130,8 +134,13 @@ def measure(concept: str, args: argparse.Namespace) -> dict[str, dict[str, float
         chosen = script.parse_args([*given, *flags])
         critic = script.create_critic(chosen, env)
         script.warm_up_critic(chosen, env, critic, warmup, warmup_score, torch.Generator().manual_seed(args.seed))
-        advantages = [script.estimate_advantages(chosen, env, critic, b, s.potentials)[0] for b, s in zip(batches, scores, strict=True)]
-        found[name] = torch.stack([gradient(i, a) for i, a in enumerate(tqdm(advantages, desc=f"{concept}: {name}"))])
+        scale = slope_scale(script.slopes_of_values(chosen, env, critic, warmup), env.kernel.stds)
+        gradients = []
+        for i, (batch, score) in enumerate(zip(tqdm(batches, desc=f"{concept}: {name}"), scores, strict=True)):
+            advantages, _ = script.estimate_advantages(chosen, env, critic, batch, score.potentials)
+            pathwise = script.choose_estimator(chosen).pathwise
+            gradients.append(gradient(i, advantages, scaled(script.slopes_of_values(chosen, env, critic, batch), scale) if pathwise else None))
+        found[name] = torch.stack(gradients)
     halves = found[REFERENCE].split(args.num_batches // 2)
     result = {name: figures(gradients, found[REFERENCE]) for name, gradients in found.items()}
     result[REFERENCE]["cosine_to_no_baseline"] = torch.cosine_similarity(halves[0].mean(0), halves[1].mean(0), dim=0).item()

@@ -51,6 +51,13 @@ class Critic:
         """(B, T): the value of every state that is still acted on. `text` is (B, E), `potentials` (B, T+1)."""
         return self.baseline[trajectory.prompt_ids] + self.trust * self.scale * self._predict(trajectory, text, potentials)
 
+    def state_value(self, latents: torch.Tensor, state: int, timestep: torch.Tensor, text: torch.Tensor, potential: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) states at index `state` of their trajectories, their (B, E) text and (B,) potential -> what the network adds to the
+        prompt's baseline (B,), differentiable."""
+        if self.kind == "none":
+            return torch.zeros_like(potential)
+        return self.trust[state] * self.scale[state] * self.network(latents, timestep.expand(len(latents)), text, potential)
+
     def _predict(self, trajectory: Trajectory, text: torch.Tensor, potentials: torch.Tensor, batch_size: int = 2048) -> torch.Tensor:
         count, steps = trajectory.log_probs.shape
         if self.kind == "none":

@@ -2,6 +2,7 @@
 
     A_t = GAE(gamma, lambda; r, V)_t + w phi(x_0)
 
+    pathwise  gamma 0: not the advantage itself but its slope in the state that the step led to (`critic.pathwise`)
     step   gamma 0, w 1: the change of the potential that the step made, above what the critic expected, and how the image turned out
     gae    gamma 1: the trade-off between the next two by lambda
     td     gamma 1, lambda 0: r_t + V(x_{t-1}) - V(x_t)
@@ -19,7 +20,7 @@ import torch
 
 from critic.advantages import discounted_returns, generalized_advantages, shaped_rewards
 
-ADVANTAGES = ("step", "gae", "td", "mc", "ddpo")
+ADVANTAGES = ("pathwise", "step", "gae", "td", "mc", "ddpo")
 SIGNALS = ("noisy", "terminal")
 
 
@@ -33,6 +34,7 @@ class Estimator:
         terminal_weight: w.
         signal: "noisy" rewards every step with the change of its potential; "terminal" only the last one, with the finished image's.
         uses_critic: whether values are asked for at all.
+        pathwise: whether steps are credited with slopes rather than with numbers.
     """
 
     gamma: float
@@ -40,6 +42,7 @@ class Estimator:
     terminal_weight: float = 0.0
     signal: str = "noisy"
     uses_critic: bool = True
+    pathwise: bool = False
 
     @classmethod
     def named(
@@ -47,18 +50,21 @@ class Estimator:
     ) -> Estimator:
         """One of `ADVANTAGES`; what is None is what the name says."""
         default_gamma, lam, default_weight = {
+            "pathwise": (0.0, 0.0, 0.0),
             "step": (0.0, 0.0, 1.0),
             "gae": (1.0, gae_lambda, 0.0),
             "td": (1.0, 0.0, 0.0),
             "mc": (1.0, 1.0, 0.0),
             "ddpo": (1.0, 1.0, 0.0),
         }[name]
+        gamma = default_gamma if gamma is None else gamma
         return cls(
-            default_gamma if gamma is None else gamma,
+            gamma,
             lam,
             default_weight if terminal_weight is None else terminal_weight,
             "terminal" if name == "ddpo" else signal,
-            uses_critic=name != "ddpo",
+            uses_critic=gamma > 0 if name == "pathwise" else name != "ddpo",
+            pathwise=name == "pathwise",
         )
 
     def rewards(self, potentials: torch.Tensor) -> torch.Tensor:
@@ -72,6 +78,10 @@ class Estimator:
     def returns(self, potentials: torch.Tensor) -> torch.Tensor:
         """(B, T+1) -> what the critic learns (B, T)."""
         return discounted_returns(self.rewards(potentials), self.gamma)
+
+    def action_value(self, potential: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+        """Q of the step that led to a state, up to what does not depend on it: the state's potential (B,) and value (B,) -> (B,)."""
+        return (potential if self.signal == "noisy" else torch.zeros_like(potential)) + self.gamma * following
 
     def advantages(self, potentials: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """(B, T+1) potentials, (B, T) values -> (B, T), neither centred nor normalised."""

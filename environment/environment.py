@@ -127,6 +127,11 @@ class Environment:
         pixels = decode(self.pipe.vae, trajectory.latents[:, -1])
         return Finished(self.teacher.encode_images(pixels), pixels.std(dim=(2, 3)).mean(dim=1))
 
+    def potential(self, latents: torch.Tensor, state: int, prompt_ids: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) noisy states at index `state` of trajectories of forget prompts -> margins (B,), differentiable."""
+        timesteps = self.kernel.timesteps[state].expand(len(latents))
+        return self.reward.margin(self.predictor(latents, timesteps)[:, None], prompt_ids).squeeze(1)
+
     @torch.no_grad()
     def score_forget(self, trajectory: Trajectory, finished: Finished | None = None) -> ForgetScore:
         """Margins of every state of trajectories of forget prompts (the first rows of the table); `finished` if they are finished already."""

@@ -1,4 +1,4 @@
-"""The clipped surrogate objective of PPO (Schulman et al., 2017, arXiv 1707.06347) for Gaussian denoising steps."""
+"""Surrogate objectives of Gaussian denoising steps: PPO's clipped one (Schulman et al., 2017, arXiv 1707.06347), and the pathwise one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Surrogate:
         loss: scalar to minimise.
         ratio_mean: mean importance ratio; exactly 1 before the first update.
         ratio_std: its standard deviation.
-        clip_fraction: share of samples whose ratio is outside the clip range, in [0, 1].
+        clip_fraction: share of samples that have moved beyond the clip range, in [0, 1].
         approx_kl: k3 estimate of KL(old || new), non-negative (Schulman, "Approximating KL divergence").
     """
 
@@ -43,11 +43,39 @@ def clipped_surrogate(log_prob: torch.Tensor, old_log_prob: torch.Tensor, advant
     ratio = difference.exp()
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
-    with torch.no_grad():
-        return Surrogate(
-            loss=loss,
-            ratio_mean=ratio.mean(),
-            ratio_std=ratio.std(unbiased=False),
-            clip_fraction=((ratio - 1).abs() > clip_range).float().mean(),
-            approx_kl=(ratio - 1 - difference).mean(),
-        )
+    return _with_diagnostics(loss, difference, (ratio - 1).abs() > clip_range)
+
+
+def pathwise_surrogate(
+    mean: torch.Tensor, old_mean: torch.Tensor, slope: torch.Tensor, log_prob: torch.Tensor, old_log_prob: torch.Tensor, std: float, clip_range: float
+) -> Surrogate:
+    """-E[<slope, mean - old mean>] / sqrt(D): how much of the action's value the step gains, to first order, by having moved its mean.
+
+    By Stein's identity E[grad log p(a) Q(a)] = E[grad mean . dQ/da] for a Gaussian p: this has the gradient that `clipped_surrogate` has for
+    the advantage Q, in the same units, without the noise of the action it was tried with (Mohamed et al., 2020, arXiv 1906.10652, section 5).
+    A sample whose mean has moved by more than `clip_range` standard deviations (root mean square) is left out, as clipping does.
+
+    Args:
+        mean: (B, C, H, W), with gradient.
+        old_mean: (B, C, H, W), of the policy that acted.
+        slope: (B, C, H, W), dQ/da at the action that was taken.
+        log_prob, old_log_prob: (B,), for the diagnostics alone.
+        std: of the step.
+        clip_range: how far a mean may move.
+    """
+    moved = mean - old_mean
+    inside = moved.detach().square().mean(dim=(1, 2, 3)).sqrt() <= clip_range * std
+    gain = (slope * moved).sum(dim=(1, 2, 3)) / moved[0].numel() ** 0.5
+    return _with_diagnostics(-(inside * gain).mean(), log_ratio(log_prob, old_log_prob, moved[0].numel()), ~inside)
+
+
+@torch.no_grad()
+def _with_diagnostics(loss: torch.Tensor, difference: torch.Tensor, outside: torch.Tensor) -> Surrogate:
+    ratio = difference.exp()
+    return Surrogate(
+        loss=loss,
+        ratio_mean=ratio.mean(),
+        ratio_std=ratio.std(unbiased=False),
+        clip_fraction=outside.float().mean(),
+        approx_kl=(ratio - 1 - difference).mean(),
+    )

@@ -73,8 +73,10 @@ class Experience:
         trajectory: with the log-probabilities of the policy that acted.
         advantages: (B, T).
         anchor_ids: (B,) rows of the prompt table: what each image came nearest to.
+        slopes: (B, T, C, H, W), the slopes of the steps' values in the state they led to; None if the advantages are used as they are.
     """
 
     trajectory: Trajectory
     advantages: torch.Tensor
     anchor_ids: torch.Tensor
+    slopes: torch.Tensor | None = None

@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 from policy.adapter import base_policy
 from policy.kernel import ReverseKernel
 from policy.rollout import step_mean
-from policy.surrogate import clipped_surrogate
+from policy.surrogate import clipped_surrogate, pathwise_surrogate
 from policy.trajectory import Experience, PromptTable, Trajectory
 
 
@@ -21,10 +21,10 @@ class UpdateConfig:
     """How the policy is moved by one batch of trajectories.
 
     Attributes:
-        clip_range: clip of the importance ratio, in units of the step's own noise (`policy.surrogate.log_ratio`).
+        clip_range: clip of the importance ratio, or of how far a mean may move, in units of the step's own noise (`policy.surrogate`).
         kl_coef: weight of the KL to the base on retain states.
         anchor_kl_coef: weight of the KL to the base under the anchor prompt, on forget states.
-        target_kl: the inner loop stops once the approximate KL to the acting policy exceeds it.
+        target_kl: the inner loop stops once the KL to the acting policy, averaged over the latent's numbers, exceeds it.
         inner_epochs: passes over the trajectories.
         batch_size: trajectories in a forward pass, as many as acted together in the rollout.
         retain_batch_size: retain states beside them.
@@ -53,6 +53,7 @@ class UpdateConfig:
 class UpdateStats:
     """Diagnostics of an update; the lists have one entry an optimizer step, `by_step` one a denoising step.
 
+    `approx_kl` is the k3 estimate from the actions that were taken, `step_kl` the KL between the Gaussians themselves.
     `first_ratio_deviation` is the largest |ratio - 1| before anything moved, which must be 0.
     """
 
@@ -60,6 +61,7 @@ class UpdateStats:
     first_clip_fraction: float = 0.0
     clip_fraction: list[float] = field(default_factory=list)
     approx_kl: list[float] = field(default_factory=list)
+    step_kl: list[float] = field(default_factory=list)
     retain_kl: list[float] = field(default_factory=list)
     anchor_kl: list[float] = field(default_factory=list)
     grad_norm: list[float] = field(default_factory=list)
@@ -110,16 +112,22 @@ def update_policy(
     ]
     for start in range(0, len(terms), config.accumulation):
         chunk = terms[start : start + config.accumulation]
-        kls, clips, retain_kls, anchor_kls = [], [], [], []
+        kls, moves, clips, retain_kls, anchor_kls = [], [], [], [], []
         for experience, rows, step in chunk:
             batch = experience.trajectory[rows]
             mean = step_mean(unet, kernel, batch.latents[:, step], step, table.embeds[batch.prompt_ids], table.negative, config.guidance_scale)
             log_prob = kernel.log_prob(batch.latents[:, step + 1], mean, step)
-            surrogate = clipped_surrogate(log_prob, batch.log_probs[:, step], experience.advantages[rows, step], config.clip_range, dim)
+            old_log_prob, old_mean = batch.log_probs[:, step], batch.means[:, step].float()
+            if experience.slopes is None:
+                surrogate = clipped_surrogate(log_prob, old_log_prob, experience.advantages[rows, step], config.clip_range, dim)
+            else:
+                std, slope = kernel.stds[step].item(), experience.slopes[rows, step]
+                surrogate = pathwise_surrogate(mean, old_mean, slope, log_prob, old_log_prob, std, config.clip_range)
             if start == 0:
-                deviation = ((log_prob - batch.log_probs[:, step]).exp() - 1).abs().max()
+                deviation = ((log_prob - old_log_prob).exp() - 1).abs().max()
                 stats.first_ratio_deviation = max(stats.first_ratio_deviation, deviation.item())
                 stats.first_clip_fraction = max(stats.first_clip_fraction, surrogate.clip_fraction.item())
+            kl_moved = kernel.kl(mean.detach(), old_mean, step).mean().item()
             loss = weights[step] * surrogate.loss
             if config.anchor_kl_coef > 0:
                 anchor_embeds = table.embeds[experience.anchor_ids[rows]]
@@ -139,6 +147,7 @@ def update_policy(
                 retain_kls.append(retain_kl.item())
                 stats.unet_samples += 2 * len(held)
             kls.append(surrogate.approx_kl.item())
+            moves.append(kl_moved)
             clips.append(surrogate.clip_fraction.item())
             stats.by_step.setdefault(step, []).append((surrogate.ratio_mean.item(), surrogate.ratio_std.item(), clips[-1]))
         average_gradients(accelerator, parameters)
@@ -151,9 +160,10 @@ def update_policy(
         stats.grad_norm.append(norm)
         stats.clip_fraction.append(sum(clips) / len(clips))
         stats.approx_kl.append(sum(kls) / len(kls))
+        stats.step_kl.append(sum(moves) / len(moves))
         stats.retain_kl.append(sum(retain_kls) / max(1, len(retain_kls)))
         stats.anchor_kl.append(sum(anchor_kls) / max(1, len(anchor_kls)))
-        mean_kl = accelerator.reduce(torch.tensor(stats.approx_kl[-1], device=accelerator.device), reduction="mean").item()
+        mean_kl = accelerator.reduce(torch.tensor(stats.step_kl[-1], device=accelerator.device), reduction="mean").item()
         if mean_kl > config.target_kl:
             stats.stopped_early = True
             break

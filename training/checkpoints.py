@@ -71,6 +71,8 @@ def replay_tensors(replay: deque[Experience]) -> dict[str, torch.Tensor]:
     tensors = {}
     for i, experience in enumerate(replay):
         entry = {"advantages": experience.advantages, "anchor_ids": experience.anchor_ids} | vars(experience.trajectory)
+        if experience.slopes is not None:
+            entry["slopes"] = experience.slopes
         tensors |= {f"{i}.{name}": value for name, value in entry.items()}
     return tensors
 
@@ -79,8 +81,8 @@ def load_replay_tensors(replay: deque[Experience], tensors: dict[str, torch.Tens
     """Put back what `replay_tensors` returned."""
     replay.clear()
     for entry in _by_index(tensors, device):
-        advantages, anchor_ids = entry.pop("advantages"), entry.pop("anchor_ids")
-        replay.append(Experience(Trajectory(**entry), advantages, anchor_ids))
+        advantages, anchor_ids, slopes = entry.pop("advantages"), entry.pop("anchor_ids"), entry.pop("slopes", None)
+        replay.append(Experience(Trajectory(**entry), advantages, anchor_ids, slopes))
 
 
 def _by_index(tensors: dict[str, torch.Tensor], device: torch.device) -> list[dict[str, torch.Tensor]]:

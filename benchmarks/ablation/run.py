@@ -34,7 +34,7 @@ def train_and_judge(variant: str, concept: str, seed: int, learning_rate: float,
         flags += ["--report_to", "none", "--validation_steps", "0", "--target_unlearning_accuracy", "1.01", "--evaluation_seeds", "0"]
         flags += ["--checkpointing_steps", str(every), "--checkpoints_total_limit", "1000000", *VARIANTS[variant]]
         args = script.parse_args(flags)
-        start, each = args.retain_rollouts + args.critic_warmup_rollouts, args.images_per_iteration + args.retain_batch_size
+        start, each = args.retain_rollouts + args.warmup_rollouts, args.images_per_iteration + args.retain_batch_size
         args.max_train_iterations = every * max(1, (budget - start) // (each * every))
         accelerator, env, examination, optimizer, critic = script.prepare(args)
         assert examination is not None

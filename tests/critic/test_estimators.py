@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -43,6 +45,17 @@ def test_a_terminal_signal_forgets_the_noisy_states() -> None:
     torch.testing.assert_close(estimator.advantages(POTENTIALS, VALUES), POTENTIALS[:, -1:] - VALUES)
     other = torch.cat([torch.randn(6, 8), POTENTIALS[:, -1:]], dim=1)
     torch.testing.assert_close(estimator.returns(other), estimator.returns(POTENTIALS))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, 3.0), ({"gamma": 0.5}, 5.0), ({"gamma": 1.0, "signal": "terminal"}, 4.0)],
+    ids=["potential", "both", "critic alone"],
+)
+def test_the_value_of_a_step_is_the_potential_it_led_to_and_the_critics_value_of_it(settings: dict[str, Any], expected: float) -> None:
+    estimator = Estimator.named("pathwise", **settings)
+    assert estimator.pathwise and estimator.uses_critic == bool(settings)
+    assert estimator.action_value(torch.tensor([3.0]), torch.tensor([4.0])).item() == expected
 
 
 @pytest.mark.parametrize("name", ADVANTAGES)
