@@ -153,7 +153,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         default=0,
         help="Train on the trajectories of so many earlier iterations too, off policy, by importance ratios.",
     )
-    parser.add_argument("--target_kl", type=float, default=0.2, help="Stop an iteration's updates once the KL to the acting policy exceeds this.")
+    parser.add_argument("--target_kl", type=float, default=0.02, help="Stop an iteration's updates once the KL to the acting policy exceeds this.")
     parser.add_argument(
         "--train_timestep_fraction", type=float, default=0.5, help="Share of the timesteps that is trained, drawn anew for every batch."
     )
