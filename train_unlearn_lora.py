@@ -2,8 +2,8 @@
 """Train a LoRA adapter that makes a Stable Diffusion pipeline unable to draw a concept.
 
 Critic-guided reinforcement unlearning (arXiv 2601.03213): denoising is a sequential decision process, a
-noise-conditioned reward predictor scores every noisy latent, a timestep-aware critic turns the scores into
-per-step advantages, and clipped policy-gradient updates move the adapter along them.
+noise-conditioned reward predictor, and a timestep-aware critic if asked, say what the noisy latent is worth that
+a step leads to, and clipped policy-gradient updates move the adapter along the slopes of that value.
 """
 
 from __future__ import annotations

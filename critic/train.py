@@ -15,7 +15,7 @@ from accelerate.utils import set_seed
 
 from critic.advantages import centre_within, explained_variance
 from critic.critic import Critic
-from critic.estimators import ADVANTAGES, Estimator
+from critic.estimators import SIGNALS, Estimator
 from critic.network import ValueNetwork
 from environment.arguments import add_environment_arguments, build_environment
 from environment.base import sample_size
@@ -30,8 +30,8 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max_train_steps", type=int, default=1000, help="Optimizer steps.")
     parser.add_argument("--train_states", type=int, default=256, help="States in an optimizer step.")
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="Learning rate of AdamW.")
-    parser.add_argument("--advantage", choices=ADVANTAGES, default="step", help="The advantage of the later run, whose returns it learns.")
-    parser.add_argument("--gamma", type=float, help="Discount over denoising steps, if the later run has its own.")
+    parser.add_argument("--gamma", type=float, default=0.5, help="Discount over denoising steps of the later run, whose returns it learns.")
+    parser.add_argument("--reward_signal", choices=SIGNALS, default="noisy", help="Reward signal of the later run.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of rollouts and weights.")
     return parser.parse_args(input_args)
 
@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
     trajectory = env.collect(env.draw(env.forget_ids, args.num_rollouts, generator), generator)
     finished, _ = env.calibrate(trajectory, env.collect(env.draw(env.retain_ids, args.num_rollouts // 2, generator), generator))
     potentials = env.score_forget(trajectory, finished).potentials
-    returns = Estimator.named(args.advantage, gamma=args.gamma).returns(potentials)
+    returns = Estimator(args.gamma, 0.0, signal=args.reward_signal).returns(potentials)
     text = env.table.pooled[trajectory.prompt_ids]
 
     network = ValueNetwork(unet.config.in_channels, sample_size(env.pipe), text.shape[-1], concepts=env.spec.concepts).to(accelerator.device)
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
     explained = explained_variance(centre_within(values, groups), centre_within(returns[held_out], groups))
     print(f"loss {loss:.4f}; explained variance within prompts on {len(held_out)} held-out rollouts, by timestep:")
     print("  ".join(f"t={t}: {ev:.2f}" for t, ev in zip(trajectory.timesteps[:-1].tolist(), explained.tolist(), strict=True)))
-    print(f"Wrote {args.output_dir}; use it with --critic_model_name_or_path {args.output_dir}")
+    print(f"Wrote {args.output_dir}; use it with --critic_model_name_or_path {args.output_dir} --gamma {args.gamma:g}")
 
 
 if __name__ == "__main__":
