@@ -134,13 +134,13 @@ def measure(concept: str, args: argparse.Namespace) -> dict[str, dict[str, float
         chosen = script.parse_args([*given, *flags])
         critic = script.create_critic(chosen, env)
         script.warm_up_critic(chosen, env, critic, warmup, warmup_score, torch.Generator().manual_seed(args.seed))
-        scale = slope_scale(script.slopes_of_values(chosen, env, critic, warmup), env.kernel.stds)
-        gradients = []
-        for i, (batch, score) in enumerate(zip(tqdm(batches, desc=f"{concept}: {name}"), scores, strict=True)):
-            advantages, _ = script.estimate_advantages(chosen, env, critic, batch, score.potentials)
-            pathwise = script.choose_estimator(chosen).pathwise
-            gradients.append(gradient(i, advantages, scaled(script.slopes_of_values(chosen, env, critic, batch), scale) if pathwise else None))
-        found[name] = torch.stack(gradients)
+        advantages = [script.estimate_advantages(chosen, env, critic, b, s.potentials)[0] for b, s in zip(batches, scores, strict=True)]
+        slopes: list[torch.Tensor | None] = [None] * len(batches)
+        if script.choose_estimator(chosen).pathwise:
+            scale = slope_scale(script.slopes_of_values(chosen, env, critic, warmup), env.kernel.stds)
+            slopes = [scaled(script.slopes_of_values(chosen, env, critic, batch), scale) for batch in batches]
+        pairs = zip(tqdm(advantages, desc=f"{concept}: {name}"), slopes, strict=True)
+        found[name] = torch.stack([gradient(i, *pair) for i, pair in enumerate(pairs)])
     halves = found[REFERENCE].split(args.num_batches // 2)
     result = {name: figures(gradients, found[REFERENCE]) for name, gradients in found.items()}
     result[REFERENCE]["cosine_to_no_baseline"] = torch.cosine_similarity(halves[0].mean(0), halves[1].mean(0), dim=0).item()
