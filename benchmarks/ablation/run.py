@@ -27,12 +27,15 @@ def judged(pipe: StableDiffusionPipeline, examination: Examination, seeds: list[
     return examination.figures(examination.examine([image for _, _, image in drawn], ids), ids)
 
 
-def train_and_judge(variant: str, concept: str, seed: int, learning_rate: float, budget: int, every: int, seeds: list[int]) -> dict[str, Any]:
-    """Train without a stop signal until `budget` images are drawn, and judge every so many iterations; the judge decides nothing."""
+def train_and_judge(concept: str, seed: int, learning_rate: float, varied: list[str], budget: int, every: int, seeds: list[int]) -> dict[str, Any]:
+    """Train without a stop signal until `budget` images are drawn, and judge every so many iterations; the judge decides nothing.
+
+    `varied` are further flags of the training script.
+    """
     with tempfile.TemporaryDirectory() as directory:
         flags = ["--concept", *concept.split(" + "), "--seed", str(seed), "--learning_rate", str(learning_rate), "--output_dir", f"{directory}/run"]
         flags += ["--report_to", "none", "--validation_steps", "0", "--target_unlearning_accuracy", "1.01", "--evaluation_seeds", "0"]
-        flags += ["--checkpointing_steps", str(every), "--checkpoints_total_limit", "1000000", *VARIANTS[variant]]
+        flags += ["--checkpointing_steps", str(every), "--checkpoints_total_limit", "1000000", *varied]
         args = script.parse_args(flags)
         start, each = args.retain_rollouts + args.warmup_rollouts, args.images_per_iteration + args.retain_batch_size
         args.max_train_iterations = every * max(1, (budget - start) // (each * every))
@@ -46,14 +49,14 @@ def train_and_judge(variant: str, concept: str, seed: int, learning_rate: float,
         for checkpoint in list_checkpoints(args.output_dir):
             groups, numbers = load_checkpoint(args.output_dir, str(checkpoint))
             load_lora_state(unet, groups["lora"])
-            curve.append({"images": numbers["progress"]["images"], "iteration": numbers["iteration"], **judged(env.pipe, examination, seeds)})
+            progress = {name: numbers["progress"][name] for name in ("images", "seconds")}
+            curve.append({"iteration": numbers["iteration"], **progress, **judged(env.pipe, examination, seeds)})
         lines = (args.output_dir / "diagnostics.jsonl").read_text(encoding="utf-8").splitlines()
     return {
-        "variant": variant,
         "concept": concept,
         "seed": seed,
         "learning_rate": learning_rate,
-        "flags": VARIANTS[variant],
+        "flags": varied,
         "base": base,
         "curve": curve,
         "training": results["training"],
@@ -72,9 +75,10 @@ def main() -> None:
     parser.add_argument("--judge_seeds", type=int, nargs="+", required=True, help="One image a prompt and seed in every judgement.")
     parser.add_argument("--output", type=Path, required=True, help="The JSON file.")
     args = parser.parse_args()
-    found = train_and_judge(args.variant, args.concept, args.seed, args.learning_rate, args.budget, args.every, args.judge_seeds)
+    varied = VARIANTS[args.variant]
+    found = train_and_judge(args.concept, args.seed, args.learning_rate, varied, args.budget, args.every, args.judge_seeds)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(args.output, lambda path: path.write_text(json.dumps(found) + "\n", encoding="utf-8"))
+    write_aside(args.output, lambda path: path.write_text(json.dumps({"variant": args.variant, **found}) + "\n", encoding="utf-8"))
 
 
 if __name__ == "__main__":

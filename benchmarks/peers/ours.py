@@ -1,0 +1,40 @@
+"""One run of our trainer beside the peer's; one JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import train_unlearn_lora as script
+from benchmarks.ablation.run import train_and_judge
+from benchmarks.peers.settings import MATCHED
+from benchmarks.peers.stopwatch import Stopwatch
+from environment.environment import Environment
+from networks.checkpoint import write_aside
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.ours", description=__doc__)
+    parser.add_argument("--matched", action="store_true", help="With the algorithm of the peer in place of the defaults.")
+    parser.add_argument("--concept", required=True, help="What is erased.")
+    parser.add_argument("--seed", type=int, required=True, help="Training seed.")
+    parser.add_argument("--learning_rate", type=float, required=True, help="Learning rate of the adapter.")
+    parser.add_argument("--budget", type=int, required=True, help="Images drawn in all, warm-up included.")
+    parser.add_argument("--every", type=int, required=True, help="Iterations between two judgements.")
+    parser.add_argument("--judge_seeds", type=int, nargs="+", required=True, help="One image a prompt and seed in every judgement.")
+    parser.add_argument("--output", type=Path, required=True, help="The JSON file.")
+    args = parser.parse_args()
+    watch = Stopwatch()
+    Environment.collect = watch.timed("rollout", Environment.collect)  # type: ignore[method-assign]
+    script.update_policy = watch.timed("update", script.update_policy)
+    flags = MATCHED if args.matched else []
+    found = train_and_judge(args.concept, args.seed, args.learning_rate, flags, args.budget, args.every, args.judge_seeds)
+    images, seconds = (found["training"][name] for name in ("images", "seconds"))
+    kept = {"base": found["base"], "curve": found["curve"], "images": images, "seconds": seconds, "parts": dict(watch.seconds)}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(args.output, lambda path: path.write_text(json.dumps(kept) + "\n", encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
