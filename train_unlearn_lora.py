@@ -45,10 +45,11 @@ from evaluation.examination import Examination, JudgeExamination, TeacherExamina
 from evaluation.generate import adapter_disabled, evaluation_mode, generate
 from evaluation.grid import Pair, before_after
 from evaluation.judge import Judge
-from evaluation.protocol import evaluate, grid_title, public_name, table, versions
+from evaluation.protocol import evaluate, grid_title, public_name, table
 from hub.adapter import save_adapter
 from hub.card import save_model_card
 from networks.checkpoint import CheckpointError, write_aside
+from networks.versions import versions
 from policy.adapter import ADAPTER, add_lora, base_policy, load_lora_state, lora_state
 from policy.trajectory import Experience, Trajectory
 from policy.update import UpdateConfig, UpdateStats, update_policy

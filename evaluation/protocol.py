@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from evaluation.examination import Examination, JudgeExamination
 from evaluation.generate import adapter_disabled, evaluation_mode, generate
 from evaluation.grid import Pair
 from evaluation.metrics import FIGURES, HEADLINE, summarize
+from networks.versions import versions
 
 BUNDLED_PIPELINE, BUNDLED_JUDGE = "bundled canvas", "bundled canvas judge"
 
@@ -114,11 +113,6 @@ def default_guidance(pipe: DiffusionPipeline) -> float | None:
     """The guidance scale the pipeline uses when none is given."""
     parameter = inspect.signature(pipe.__call__).parameters.get("guidance_scale")
     return None if parameter is None else parameter.default
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the pixels."""
-    return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")}
 
 
 def table(results: Mapping[str, Any]) -> str:

@@ -34,12 +34,13 @@ from environment.errors import friendly_errors
 from evaluation.generate import load_adapter
 from evaluation.protocol import public_name
 from networks.checkpoint import CheckpointError, write_aside
+from networks.versions import versions
 from policy.kernel import ReverseKernel
 from policy.rollout import rollout
 from policy.trajectory import PromptTable, Trajectory
 from reward.figures import foresight, mean_of, within_prompts
 from reward.latents import BaseRollouts, BaseSamples, collect
-from reward.origin import check_fit, versions
+from reward.origin import check_fit
 from reward.predictor import RewardPredictor
 from reward.scorers import (
     BLIND,

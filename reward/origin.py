@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from diffusers import DDIMScheduler, SchedulerMixin
 from torch import nn
 
 from networks.checkpoint import CheckpointError
+from networks.versions import versions
 from reward.predictor import RewardPredictor
 from reward.teacher import Teacher
 
@@ -48,11 +47,6 @@ def noise_schedule(scheduler: SchedulerMixin) -> dict[str, Any]:
         **{name: config[name] for name in ("prediction_type", "num_train_timesteps", "beta_schedule", "beta_start", "beta_end")},
         "alphas_cumprod": {str(t): round(alphas[t].item(), 6) for t in (0, last // 4, last // 2, 3 * last // 4, last)},
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "diffusers", "transformers", "open_clip_torch")}
 
 
 def describe_origin(
