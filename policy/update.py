@@ -127,7 +127,7 @@ def update_policy(
                 deviation = ((log_prob - old_log_prob).exp() - 1).abs().max()
                 stats.first_ratio_deviation = max(stats.first_ratio_deviation, deviation.item())
                 stats.first_clip_fraction = max(stats.first_clip_fraction, surrogate.clip_fraction.item())
-            kl_moved = kernel.kl(mean.detach(), old_mean, step).mean().item()
+            moves.append(kernel.kl(mean.detach(), old_mean, step).mean().item())
             loss = weights[step] * surrogate.loss
             if config.anchor_kl_coef > 0:
                 anchor_embeds = table.embeds[experience.anchor_ids[rows]]
@@ -147,7 +147,6 @@ def update_policy(
                 retain_kls.append(retain_kl.item())
                 stats.unet_samples += 2 * len(held)
             kls.append(surrogate.approx_kl.item())
-            moves.append(kl_moved)
             clips.append(surrogate.clip_fraction.item())
             stats.by_step.setdefault(step, []).append((surrogate.ratio_mean.item(), surrogate.ratio_std.item(), clips[-1]))
         average_gradients(accelerator, parameters)

@@ -64,16 +64,21 @@ def train_and_judge(concept: str, seed: int, learning_rate: float, varied: list[
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation.run", description=__doc__)
-    parser.add_argument("--variant", choices=list(VARIANTS), required=True, help="What is varied.")
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of one run that is judged on the way, whoever trains it."""
     parser.add_argument("--concept", required=True, help="What is erased.")
     parser.add_argument("--seed", type=int, required=True, help="Training seed.")
     parser.add_argument("--learning_rate", type=float, required=True, help="Learning rate of the adapter.")
-    parser.add_argument("--budget", type=int, required=True, help="Images drawn in all, warm-up included.")
+    parser.add_argument("--budget", type=int, required=True, help="Images drawn in all, those of a warm-up included.")
     parser.add_argument("--every", type=int, required=True, help="Iterations between two judgements.")
     parser.add_argument("--judge_seeds", type=int, nargs="+", required=True, help="One image a prompt and seed in every judgement.")
     parser.add_argument("--output", type=Path, required=True, help="The JSON file.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation.run", description=__doc__)
+    parser.add_argument("--variant", choices=list(VARIANTS), required=True, help="What is varied.")
+    add_run_arguments(parser)
     args = parser.parse_args()
     varied = VARIANTS[args.variant]
     found = train_and_judge(args.concept, args.seed, args.learning_rate, varied, args.budget, args.every, args.judge_seeds)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 import train_unlearn_lora as script
-from benchmarks.ablation.run import train_and_judge
+from benchmarks.ablation.run import add_run_arguments, train_and_judge
 from benchmarks.peers.settings import MATCHED
 from benchmarks.peers.stopwatch import Stopwatch
 from environment.environment import Environment
@@ -17,13 +16,7 @@ from networks.checkpoint import write_aside
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.ours", description=__doc__)
     parser.add_argument("--matched", action="store_true", help="With the algorithm of the peer in place of the defaults.")
-    parser.add_argument("--concept", required=True, help="What is erased.")
-    parser.add_argument("--seed", type=int, required=True, help="Training seed.")
-    parser.add_argument("--learning_rate", type=float, required=True, help="Learning rate of the adapter.")
-    parser.add_argument("--budget", type=int, required=True, help="Images drawn in all, warm-up included.")
-    parser.add_argument("--every", type=int, required=True, help="Iterations between two judgements.")
-    parser.add_argument("--judge_seeds", type=int, nargs="+", required=True, help="One image a prompt and seed in every judgement.")
-    parser.add_argument("--output", type=Path, required=True, help="The JSON file.")
+    add_run_arguments(parser)
     args = parser.parse_args()
     watch = Stopwatch()
     Environment.collect = watch.timed("rollout", Environment.collect)  # type: ignore[method-assign]

@@ -7,7 +7,6 @@ import itertools
 import json
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from trl import DDPOConfig, DDPOTrainer, DefaultDDPOStableDiffusionPipeline
 
 import canvas
 import train_unlearn_lora as script
-from benchmarks.ablation.run import judged
+from benchmarks.ablation.run import add_run_arguments, judged
 from benchmarks.peers.settings import ADVANTAGE_CLIP, CLIP_RANGE, GUIDANCE_SCALE, IMAGES, STEPS
 from benchmarks.peers.stopwatch import Stopwatch
 from environment.base import sample_size
@@ -75,13 +74,7 @@ def train_and_judge(concept: str, seed: int, learning_rate: float, budget: int, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.trl_ddpo", description=__doc__)
-    parser.add_argument("--concept", required=True, help="What is erased.")
-    parser.add_argument("--seed", type=int, required=True, help="Training seed.")
-    parser.add_argument("--learning_rate", type=float, required=True, help="Learning rate of the adapter.")
-    parser.add_argument("--budget", type=int, required=True, help="Images drawn in all.")
-    parser.add_argument("--every", type=int, required=True, help="Epochs between two judgements.")
-    parser.add_argument("--judge_seeds", type=int, nargs="+", required=True, help="One image a prompt and seed in every judgement.")
-    parser.add_argument("--output", type=Path, required=True, help="The JSON file.")
+    add_run_arguments(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         found = train_and_judge(args.concept, args.seed, args.learning_rate, args.budget, args.every, args.judge_seeds, directory)
