@@ -140,7 +140,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         "--reward_signal", choices=SIGNALS, default="noisy", help="Reward every step with the change of its potential, or the last one alone."
     )
     parser.add_argument("--critic_type", choices=CRITICS, default="film", help="The critic, or a lesser one, for ablation.")
-    parser.add_argument("--advantage_clip", type=float, default=5.0, help="Clip of the normalised advantages.")
+    parser.add_argument("--advantage_clip", type=float, default=5.0, help="Clip of the normalised advantages; slopes are not clipped.")
     parser.add_argument(
         "--clip_range",
         type=float,
