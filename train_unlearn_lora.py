@@ -180,6 +180,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         help="Brake: how far the retain reward may fall below the base's, as a share of the distance between the concept and its anchors.",
     )
     parser.add_argument("--max_retain_kl", type=float, default=0.3, help="Brake: bound of the KL to the base on retain states.")
+    parser.add_argument("--max_step_kl", type=float, default=1.0, help="Brake: bound of the KL by which one iteration may move the policy.")
     parser.add_argument("--max_brakes", type=int, default=3, help="How often the brake may return to the last good state before the run ends there.")
 
     parser.add_argument("--critic_learning_rate", type=float, default=1e-3, help="Learning rate of the critic.")
@@ -223,6 +224,7 @@ class Progress:
     brakes: int = 0
     stop_count: int = 0
     retain_kl: float = 0.0
+    step_kl: float = 0.0
     kl_coef: float = 0.0
     first_ratio_deviation: float | None = None
     stopped_by: str = ""
@@ -570,7 +572,7 @@ def train(
         retain, base, scale = measure_base(args, accelerator, env, critic)
         prompts = validation_prompts(args, env)
         before = draw_previews(args, env, [p for p, _ in prompts]) if accelerator.is_main_process and args.validation_steps else []
-    brake = Brake(base["contrast"], args.max_retain_drop, args.max_retain_kl)
+    brake = Brake(base["contrast"], args.max_retain_drop, args.max_retain_kl, args.max_step_kl)
     stop = StopSignal(args.target_unlearning_accuracy, args.patience)
     rollouts = args.retain_rollouts + args.warmup_rollouts
     elapsed = time.perf_counter() - started
@@ -606,7 +608,7 @@ def train(
         progress.images += args.images_per_iteration + args.retain_batch_size
         progress.unet_samples += 2 * env.kernel.num_steps * (args.images_per_iteration + args.retain_batch_size)
 
-        reason = brake.reason(logs["retain_drop"], progress.retain_kl, logs["contrast"])
+        reason = brake.reason(logs["retain_drop"], progress.retain_kl, progress.step_kl, logs["contrast"])
         if reason:
             progress.brakes += 1
             logger.warning(f"Brake: {reason}; back to the last good state at half the learning rate.")
@@ -615,10 +617,10 @@ def train(
             lr_scheduler.base_lrs = [lr / 2 for lr in lr_scheduler.base_lrs]
             for group in optimizer.param_groups:
                 group["lr"] /= 2
-            progress.retain_kl = 0.0
+            progress.retain_kl = progress.step_kl = 0.0
         else:
             good = lora_state(unet)
-        progress.stopped_by = why_stop(args, progress, reason is None and stop.update(logs["replaced"]))
+        progress.stopped_by = why_stop(args, progress, reason, reason is None and stop.update(logs["replaced"]))
         progress.stop_count = stop.reached
         if progress.stopped_by:
             accelerator.log(logs, step=iteration)
@@ -629,7 +631,8 @@ def train(
         advantages, explained = estimate_advantages(args, env, critic, trajectory, score.potentials)
         slopes = None
         if scale is not None:
-            slopes = scaled(slopes_of_values(args, env, critic, trajectory), scale)
+            left = env.reward.shortfall(score.terminal)
+            slopes = left[:, None, None, None, None] * scaled(slopes_of_values(args, env, critic, trajectory), scale)
             advantages = linear_advantages(trajectory, slopes)
         if not reason:
             generator = generator_for(args, accelerator, UPDATE, iteration)
@@ -647,7 +650,9 @@ def train(
             )
             replay.append(fresh)
             lr_scheduler.step()
-            progress.retain_kl = stats.retain_kl[-1]
+            last = mean_over_processes(accelerator, {"retain_kl": stats.retain_kl[-1], "step_kl": stats.step_kl[-1]})
+            progress.retain_kl = last["retain_kl"]
+            progress.step_kl = last["step_kl"] if stats.skipped < len(stats.grad_norm) else math.nan
             if progress.first_ratio_deviation is None:
                 progress.first_ratio_deviation = stats.first_ratio_deviation
             progress.unet_samples += stats.unet_samples
@@ -740,6 +745,7 @@ def measure_policy(
     check = env.score_retain(env.collect(env.draw(env.retain_ids, args.retain_batch_size, generator), generator))
     figures = {
         "forget_reward": score.terminal.mean().item(),
+        "shortfall": env.reward.shortfall(score.terminal).mean().item(),
         "forgotten": score.forgotten.float().mean().item(),
         "replaced": (score.forgotten & (score.replacement >= recognisable)).float().mean().item(),
         "replacement": score.replacement.mean().item(),
@@ -751,12 +757,12 @@ def measure_policy(
     return trajectory, score, mean_over_processes(accelerator, figures)
 
 
-def why_stop(args: argparse.Namespace, progress: Progress, target_reached: bool) -> str:
-    """The reason to end the run here, or an empty text."""
+def why_stop(args: argparse.Namespace, progress: Progress, brake: str | None, target_reached: bool) -> str:
+    """The reason to end the run here, or an empty text; `brake` is that of a brake in this iteration."""
     if target_reached:
         return f"{100 * args.target_unlearning_accuracy:g} % of the images showed something else instead, {args.patience} times running"
     if progress.brakes > args.max_brakes:
-        return f"the brake was needed more than {args.max_brakes} times; the adapter is the last good state"
+        return f"the brake was needed more than {args.max_brakes} times, the last time because {brake}; the adapter is the last good state"
     if progress.iteration >= args.max_train_iterations:
         return "--max_train_iterations"
     return ""

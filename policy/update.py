@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -151,10 +152,10 @@ def update_policy(
             stats.by_step.setdefault(step, []).append((surrogate.ratio_mean.item(), surrogate.ratio_std.item(), clips[-1]))
         average_gradients(accelerator, parameters)
         norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
-        if norm == norm and norm != float("inf"):
+        finite = math.isfinite(norm)
+        stats.skipped += not finite
+        if finite or accelerator.scaler is not None:  # a gradient scaler leaves such a step out itself, and lowers its scale
             optimizer.step()
-        else:
-            stats.skipped += 1
         optimizer.zero_grad(set_to_none=True)
         stats.grad_norm.append(norm)
         stats.clip_fraction.append(sum(clips) / len(clips))

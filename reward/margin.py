@@ -58,6 +58,7 @@ class ConceptReward:
         anchors: (N, K, D), embeddings of what may appear instead, padded by repetition.
         natural: (N,), the target's score on images of the anchors.
         contrast: how much higher it is on images of the concept, mean over the rows; the unit of every threshold.
+        from_concept, to_anchors: the reward of images of the concept and of images of the anchors, mean over the rows.
         fidelity_weight: how much the anchors count for one of the target.
         exemplars: images that stand in for the target's text or join it.
     """
@@ -66,6 +67,8 @@ class ConceptReward:
     anchors: torch.Tensor
     natural: torch.Tensor
     contrast: float
+    from_concept: float = 0.0
+    to_anchors: float = 0.0
     fidelity_weight: float = FIDELITY_WEIGHT
     exemplars: Exemplars | None = None
 
@@ -75,7 +78,8 @@ class ConceptReward:
     ) -> ConceptReward:
         """Not yet calibrated: the texts' embeddings stand for the images they describe."""
         natural = torch.einsum("nd,nkd->nk", target, anchors).mean(-1)
-        return cls(target, anchors, natural, max(1 - natural.mean().item(), 1e-6), fidelity_weight, exemplars)
+        contrast = max(1 - natural.mean().item(), 1e-6)
+        return cls(target, anchors, natural, contrast, fidelity_weight=fidelity_weight, exemplars=exemplars)
 
     @classmethod
     def from_spec(
@@ -102,11 +106,22 @@ class ConceptReward:
             reward = replace(self, exemplars=self._fitted(concept_images, rows, other_images))
         weights = torch.where(is_anchor.any(1, keepdim=True), is_anchor, True).float()
         every_row = torch.arange(len(self.target), device=rows.device).repeat_interleave(len(other_images))
-        scores = reward.target_score(other_images.repeat(len(self.target), 1)[:, None], every_row).reshape(len(self.target), -1)
+        every_image = other_images.repeat(len(self.target), 1)[:, None]
+        scores = reward.target_score(every_image, every_row).reshape(len(self.target), -1)
         natural = (scores * weights).sum(1) / weights.sum(1)
         contrast = (reward.target_score(concept_images[:, None], rows).squeeze(1) - natural[rows]).mean().item()
         # A base that does not draw the concept has no contrast to speak of; thresholds must not shrink to nothing with it.
-        return replace(reward, natural=natural, contrast=max(contrast, MIN_CONTRAST * self.contrast))
+        reward = replace(reward, natural=natural, contrast=max(contrast, MIN_CONTRAST * self.contrast))
+        from_concept = reward.margin(concept_images[:, None], rows).mean().item()
+        margins = reward.margin(every_image, every_row).reshape(len(self.target), -1)
+        # Where no image of an anchor is at hand: the target falls by the contrast, and an anchor rises by as much.
+        to_anchors = margins[is_anchor].mean().item() if is_anchor.any() else from_concept + (1 + self.fidelity_weight) * reward.contrast
+        return replace(reward, from_concept=from_concept, to_anchors=to_anchors)
+
+    def shortfall(self, margins: torch.Tensor) -> torch.Tensor:
+        """Rewards of finished images (B,) -> the share in [0, 1] of the way from images of the concept to images of its anchors that is left."""
+        way = max(self.to_anchors - self.from_concept, MIN_CONTRAST * self.contrast)
+        return ((self.to_anchors - margins) / way).clamp(0, 1)
 
     def _fitted(self, concept_images: torch.Tensor, rows: torch.Tensor, other_images: torch.Tensor) -> Exemplars:
         """The exemplars on the scale of the text: equal means on images of the concept, and equal means on other images."""

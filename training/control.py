@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 RECOGNISABLE = 0.35
@@ -31,22 +32,34 @@ class Brake:
         base_contrast: the base's mean pixel standard deviation on forget prompts.
         max_retain_drop: how far images of retain prompts may fall below the base's own on these prompts, in units of the reward's contrast.
         max_kl: bound of the KL to the base on retain states.
+        max_step_kl: bound of the KL by which one iteration may move the policy.
         min_contrast: share of the base's contrast below which images count as blank.
     """
 
     base_contrast: float
     max_retain_drop: float
     max_kl: float
+    max_step_kl: float
     min_contrast: float = 0.25
 
-    def reason(self, retain_drop: float, retain_kl: float, contrast: float) -> str | None:
-        """Why the last update must be taken back, or None."""
+    def reason(self, retain_drop: float, retain_kl: float, step_kl: float, contrast: float) -> str | None:
+        """Why the last update must be taken back, and which flag to turn should it come to that again; or None. What is no number is too much."""
+        if not math.isfinite(step_kl):
+            return "the last update had no finite gradient (lower --learning_rate; with --mixed_precision fp16, take bf16)"
+        if not step_kl <= self.max_step_kl:
+            return f"one iteration moved the policy by a KL of {step_kl:.2f}, bound {self.max_step_kl:g} (lower --learning_rate)"
         if not retain_drop <= self.max_retain_drop:
-            return f"the retain reward fell by {retain_drop:.2f} of the distance between the concept and its anchors (bound {self.max_retain_drop:g})"
+            return (
+                f"the retain reward fell by {retain_drop:.2f} of the distance between the concept and its anchors, bound {self.max_retain_drop:g} "
+                "(raise --kl_coef, or lower --learning_rate)"
+            )
         if not retain_kl <= self.max_kl:
-            return f"the KL to the base on retain prompts rose to {retain_kl:.3f} (bound {self.max_kl:g})"
+            return f"the KL to the base on retain prompts rose to {retain_kl:.3f}, bound {self.max_kl:g} (raise --kl_coef, or lower --learning_rate)"
         if not contrast >= self.min_contrast * self.base_contrast:
-            return f"the images of the concept went blank (contrast {contrast:.3f}, base {self.base_contrast:.3f})"
+            return (
+                f"the images of the concept went blank: contrast {contrast:.3f}, the base's {self.base_contrast:.3f} "
+                "(raise --anchor_kl_coef, or lower --learning_rate)"
+            )
         return None
 
 

@@ -39,8 +39,8 @@ UNSAFE_WORDS = {
 }
 VOTES = 8
 """How many neighbours of a concept tell its kind."""
-ENOUGH = 3
-"""A concept that fewer known prompts name is asked for in the wordings of its kind too."""
+ENOUGH, ENOUGH_SHARE = 3, 0.05
+"""A concept that fewer known prompts name, and a smaller share of them, is asked for in the wordings of its kind too."""
 NEIGHBOURS = 8
 """How many names of its kind stand beside such a concept."""
 MAX_ANCHORS = 8
@@ -83,7 +83,8 @@ def make_spec(
 
     forget = [p for p in known_prompts if asks_for_concept(p)] if forget_prompts is None else list(forget_prompts)
     times = {c: sum(contains_concept(p, c, corpus) for p in forget) for c in concepts} if forget_prompts is None else {}
-    seldom, unnamed = [c for c, n in times.items() if n < ENOUGH], [c for c, n in times.items() if n == 0]
+    enough = min(ENOUGH, ENOUGH_SHARE * len(known_prompts))
+    seldom, unnamed = [c for c, n in times.items() if n == 0 or n < enough], [c for c, n in times.items() if n == 0]
     candidates, confusable = retain_prompts or [], {}
     if retain_prompts is None:
         others = [p for p in known_prompts if not asks_for_concept(p) and p not in forget]

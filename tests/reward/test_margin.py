@@ -148,3 +148,17 @@ def test_exemplars_that_tell_nothing_apart_are_not_blown_up() -> None:
     same = torch.ones(2, 3) / math.sqrt(3)
     made = replace(reward(NEAR), exemplars=shown).calibrated(same, torch.zeros(2, dtype=torch.int64), same, torch.ones(1, 2, dtype=torch.bool))
     assert made.exemplars is not None and made.exemplars.scale == 1.0 and made.contrast > 0
+
+
+def test_the_shortfall_goes_from_images_of_the_concept_to_images_of_its_anchors() -> None:
+    rows = torch.zeros(2, dtype=torch.int64)
+    made = reward(NEAR).calibrated(CONCEPT_IMAGES, rows, OTHER_IMAGES, IS_ANCHOR)
+    concept, anchors = (made.margin(images[:, None], rows).squeeze(1) for images in (CONCEPT_IMAGES, OTHER_IMAGES[:2]))
+    ends = torch.stack([concept.mean(), anchors.mean()])
+    torch.testing.assert_close(made.shortfall(torch.cat([ends, ends.mean()[None], ends[:1] - 1, ends[1:] + 1])), torch.tensor([1.0, 0.0, 0.5, 1.0, 0.0]))
+
+
+def test_without_images_of_the_anchors_the_way_to_them_is_that_of_both_cosines() -> None:
+    nowhere = torch.zeros(1, 3, dtype=torch.bool)
+    made = reward(NEAR).calibrated(CONCEPT_IMAGES, torch.zeros(2, dtype=torch.int64), OTHER_IMAGES, nowhere)
+    assert math.isclose(made.to_anchors - made.from_concept, 3 * made.contrast, abs_tol=1e-6)

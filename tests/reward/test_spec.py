@@ -96,6 +96,13 @@ def test_a_concept_that_few_prompts_name_is_asked_for_in_more_wordings() -> None
     assert len(spec.anchors) == len(spec.forget_prompts) and all(spec.anchors)
 
 
+def test_one_prompt_is_enough_where_few_are_known() -> None:
+    """A base that knows ten prompts would be asked for ceilings and kelpies it cannot draw."""
+    known = [f"a photo of a {name}" for name in ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")]
+    spec = make_spec(["frog"], known, encode_text)
+    assert spec.forget_prompts == ["a photo of a frog"] and set(spec.retain_prompts) < set(known)
+
+
 def test_general_prompts_are_enough_for_any_concept_and_every_text_is_encoded_once() -> None:
     asked: list[str] = []
 

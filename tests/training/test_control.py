@@ -22,27 +22,30 @@ def test_a_stop_signal_goes_on_from_where_it_was() -> None:
     assert StopSignal(target=0.9, patience=3, reached=2).update(0.9)
 
 
-BRAKE = Brake(base_contrast=0.4, max_retain_drop=0.2, max_kl=0.3, min_contrast=0.25)
+BRAKE = Brake(base_contrast=0.4, max_retain_drop=0.2, max_kl=0.3, max_step_kl=1.0, min_contrast=0.25)
+HEALTHY = {"retain_drop": 0.0, "retain_kl": 0.0, "step_kl": 0.0, "contrast": 0.4}
 
 
 @pytest.mark.parametrize(
-    ("retain_drop", "retain_kl", "contrast", "reason"),
+    ("changes", "reason", "flag"),
     [
-        (0.0, 0.0, 0.4, None),
-        (0.19, 0.29, 0.11, None),
-        (-0.5, 0.0, 0.9, None),
-        (0.21, 0.0, 0.4, "retain reward"),
-        (0.0, 0.31, 0.4, "KL"),
-        (0.0, 0.0, 0.09, "blank"),
-        (math.nan, 0.0, 0.4, "retain reward"),
-        (0.0, math.nan, 0.4, "KL"),
-        (0.0, math.inf, 0.4, "KL"),
-        (0.0, 0.0, math.nan, "blank"),
+        ({}, None, ""),
+        ({"retain_drop": 0.19, "retain_kl": 0.29, "step_kl": 0.99, "contrast": 0.11}, None, ""),
+        ({"retain_drop": -0.5, "contrast": 0.9}, None, ""),
+        ({"retain_drop": 0.21}, "retain reward", "--kl_coef"),
+        ({"retain_kl": 0.31}, "KL to the base", "--kl_coef"),
+        ({"step_kl": 1.1}, "moved the policy", "--learning_rate"),
+        ({"contrast": 0.09}, "blank", "--anchor_kl_coef"),
+        ({"retain_drop": math.nan}, "retain reward", "--kl_coef"),
+        ({"retain_kl": math.nan}, "KL to the base", "--kl_coef"),
+        ({"retain_kl": math.inf}, "KL to the base", "--kl_coef"),
+        ({"step_kl": math.nan}, "no finite gradient", "--learning_rate"),
+        ({"contrast": math.nan}, "blank", "--anchor_kl_coef"),
     ],
 )
-def test_the_brake_names_what_was_destroyed(retain_drop: float, retain_kl: float, contrast: float, reason: str | None) -> None:
-    said = BRAKE.reason(retain_drop, retain_kl, contrast)
-    assert said is None if reason is None else said is not None and reason in said
+def test_the_brake_names_what_was_destroyed_and_the_flag_to_turn(changes: dict[str, float], reason: str | None, flag: str) -> None:
+    said = BRAKE.reason(**HEALTHY | changes)
+    assert said is None if reason is None else said is not None and reason in said and flag in said
 
 
 @pytest.mark.parametrize(("kl", "expected"), [(0.2, 8.0), (0.13, 4.0), (0.1, 4.0), (0.07, 4.0), (0.05, 2.0), (math.nan, 4.0)])
