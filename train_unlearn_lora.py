@@ -39,7 +39,7 @@ from critic.pathwise import linear_advantages, scaled, slope_scale, value_slopes
 from environment.arguments import add_environment_arguments, build_environment
 from environment.base import sample_size
 from environment.concept_arguments import positive_int, uses_bundled_base
-from environment.environment import Environment, ForgetScore
+from environment.environment import Environment, ForgetScore, RetainScore
 from environment.errors import friendly_errors, friendly_interrupts
 from evaluation.examination import Examination, JudgeExamination, TeacherExamination
 from evaluation.generate import adapter_disabled, evaluation_mode, generate
@@ -165,7 +165,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         type=float,
         help="Adapt that weight to this KL: twice as much where it is passed, half as much far below. Default: fixed.",
     )
-    parser.add_argument("--anchor_kl_coef", type=float, default=0.2, help="Weight of the KL to the base under the nearest anchor, on forget prompts.")
+    parser.add_argument("--anchor_kl_coef", type=float, default=1.0, help="Weight of the KL to the base under the nearest anchor, on forget prompts.")
     parser.add_argument("--retain_rollouts", type=positive_int, default=64, help="Rollouts of the base on retain prompts that the KL is taken on.")
     parser.add_argument(
         "--retain_batch_size",
@@ -188,7 +188,8 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         "--warmup_rollouts",
         type=positive_int,
         default=64,
-        help="Rollouts of the base on forget prompts that the reward is calibrated on and the critic is warmed up with.",
+        help="Rollouts of the base on forget prompts: the reward is calibrated on them, and the critic warmed up; "
+        "without a critic the first iteration learns from them.",
     )
     parser.add_argument("--critic_warmup_steps", type=int, default=300, help="Optimizer steps of the warm-up.")
     parser.add_argument("--critic_steps", type=int, default=30, help="Optimizer steps of the critic after every iteration.")
@@ -569,10 +570,11 @@ def train(
 
     started = time.perf_counter()
     with base_policy(unet):
-        retain, base, scale = measure_base(args, accelerator, env, critic)
+        base = measure_base(args, accelerator, env, critic)
         prompts = validation_prompts(args, env)
         before = draw_previews(args, env, [p for p, _ in prompts]) if accelerator.is_main_process and args.validation_steps else []
-    brake = Brake(base["contrast"], args.max_retain_drop, args.max_retain_kl, args.max_step_kl)
+    figures = base.acted[-1]
+    brake = Brake(figures["contrast"], args.max_retain_drop, args.max_retain_kl, args.max_step_kl)
     stop = StopSignal(args.target_unlearning_accuracy, args.patience)
     rollouts = args.retain_rollouts + args.warmup_rollouts
     elapsed = time.perf_counter() - started
@@ -599,14 +601,17 @@ def train(
 
     if accelerator.is_main_process:
         diagnostics.begin(progress.iteration)
-    log_start(accelerator, env, base)
+    log_start(accelerator, env, figures)
     bar = tqdm(total=args.max_train_iterations, initial=progress.iteration, desc="Iterations", disable=not accelerator.is_local_main_process)
     while True:
         started = time.perf_counter()
         iteration = progress.iteration
-        trajectory, score, logs = measure_policy(args, accelerator, env, iteration, base["retain_reward"] - RECOGNISABLE * env.reward.contrast)
-        progress.images += args.images_per_iteration + args.retain_batch_size
-        progress.unet_samples += 2 * env.kernel.num_steps * (args.images_per_iteration + args.retain_batch_size)
+        if iteration == 0 and not choose_estimator(args).uses_critic:  # a critic would be asked about what it has learnt by heart
+            trajectory, score, logs = base.acted
+        else:
+            trajectory, score, logs = measure_policy(args, accelerator, env, iteration, base.recognisable)
+            progress.images += args.images_per_iteration + args.retain_batch_size
+            progress.unet_samples += 2 * env.kernel.num_steps * (args.images_per_iteration + args.retain_batch_size)
 
         reason = brake.reason(logs["retain_drop"], progress.retain_kl, progress.step_kl, logs["contrast"])
         if reason:
@@ -630,9 +635,9 @@ def train(
 
         advantages, explained = estimate_advantages(args, env, critic, trajectory, score.potentials)
         slopes = None
-        if scale is not None:
+        if base.slope_scale is not None:
             left = env.reward.shortfall(score.terminal)
-            slopes = left[:, None, None, None, None] * scaled(slopes_of_values(args, env, critic, trajectory), scale)
+            slopes = left[:, None, None, None, None] * scaled(slopes_of_values(args, env, critic, trajectory), base.slope_scale)
             advantages = linear_advantages(trajectory, slopes)
         if not reason:
             generator = generator_for(args, accelerator, UPDATE, iteration)
@@ -642,7 +647,7 @@ def train(
                 env.kernel,
                 env.table,
                 [fresh, *replay],
-                retain,
+                base.retain,
                 optimizer,
                 accelerator,
                 replace(config, kl_coef=progress.kl_coef),
@@ -704,13 +709,27 @@ BAR = {
 """The figures that matter, by their name in the progress bar."""
 
 
-def measure_base(
-    args: argparse.Namespace, accelerator: Accelerator, env: Environment, critic: Critic
-) -> tuple[Trajectory, dict[str, float], torch.Tensor | None]:
-    """Roll the base out: its retain trajectories, which the KL holds to, its own figures, and the scale of its slopes if these are asked for.
+@dataclass
+class Base:
+    """What the base is before anything is learnt.
 
-    Calibrates the reward and warms the critic up.
+    Attributes:
+        retain: its trajectories of retain prompts, which the KL holds to.
+        retain_reward: mean reward of their images.
+        recognisable: the cosine with its nearest anchor from which on an image counts as showing something.
+        acted: its trajectories of forget prompts, with score and figures; without a critic the first iteration learns from these.
+        slope_scale: (T,) the scale of its slopes if these are asked for.
     """
+
+    retain: Trajectory
+    retain_reward: float
+    recognisable: float
+    acted: tuple[Trajectory, ForgetScore, dict[str, float]]
+    slope_scale: torch.Tensor | None
+
+
+def measure_base(args: argparse.Namespace, accelerator: Accelerator, env: Environment, critic: Critic) -> Base:
+    """Roll the base out, calibrate the reward on its images and warm the critic up."""
     generator = generator_for(args, accelerator, RETAIN)
     retain = env.collect(env.draw(env.retain_ids, args.retain_rollouts, generator), generator)
     generator = generator_for(args, accelerator, WARMUP)
@@ -719,30 +738,30 @@ def measure_base(
     score, check = env.score_forget(forget, forget_images), env.score_retain(retain, retain_images)
     warm_up_critic(args, env, critic, forget, score, generator)
     warn_of_other_things(env, score)
-    figures = {
-        "retain_reward": check.reward.mean().item(),
-        "recognised": check.recognised.float().mean().item(),
-        "forgotten": score.forgotten.float().mean().item(),
-        "forget_reward": score.terminal.mean().item(),
-        "contrast": score.contrast.mean().item(),
-    }
+    retain_reward = mean_over_processes(accelerator, {"": check.reward.mean().item()})[""]
+    recognisable = retain_reward - RECOGNISABLE * env.reward.contrast
     scale = slope_scale(slopes_of_values(args, env, critic, forget), env.kernel.stds) if choose_estimator(args).pathwise else None
     if scale is not None and accelerator.num_processes > 1:
         scale = accelerator.reduce(scale, reduction="mean")
-    return retain, mean_over_processes(accelerator, figures), scale
+    return Base(retain, retain_reward, recognisable, (forget, score, iteration_figures(accelerator, env, score, check, recognisable)), scale)
 
 
 def measure_policy(
     args: argparse.Namespace, accelerator: Accelerator, env: Environment, iteration: int, recognisable: float
 ) -> tuple[Trajectory, ForgetScore, dict[str, float]]:
-    """Roll the policy out on forget prompts, to learn from, and on a few retain prompts, to watch.
-
-    An image counts as replaced if the concept is gone and its nearest anchor's cosine is at least `recognisable`.
-    """
+    """Roll the policy out on forget prompts, to learn from, and on a few retain prompts, to watch."""
     generator = generator_for(args, accelerator, ROLLOUT, iteration)
     trajectory = env.collect(env.draw(env.forget_ids, args.images_per_iteration, generator), generator)
     score = env.score_forget(trajectory)
     check = env.score_retain(env.collect(env.draw(env.retain_ids, args.retain_batch_size, generator), generator))
+    return trajectory, score, iteration_figures(accelerator, env, score, check, recognisable)
+
+
+def iteration_figures(accelerator: Accelerator, env: Environment, score: ForgetScore, check: RetainScore, recognisable: float) -> dict[str, float]:
+    """Mean figures of an iteration's images.
+
+    An image counts as replaced if the concept is gone and its nearest anchor's cosine is at least `recognisable`.
+    """
     figures = {
         "forget_reward": score.terminal.mean().item(),
         "shortfall": env.reward.shortfall(score.terminal).mean().item(),
@@ -754,7 +773,7 @@ def measure_policy(
         "retain_drop": check.drop.mean().item(),
         "recognised": check.recognised.float().mean().item(),
     }
-    return trajectory, score, mean_over_processes(accelerator, figures)
+    return mean_over_processes(accelerator, figures)
 
 
 def why_stop(args: argparse.Namespace, progress: Progress, brake: str | None, target_reached: bool) -> str:

@@ -155,7 +155,9 @@ def test_the_shortfall_goes_from_images_of_the_concept_to_images_of_its_anchors(
     made = reward(NEAR).calibrated(CONCEPT_IMAGES, rows, OTHER_IMAGES, IS_ANCHOR)
     concept, anchors = (made.margin(images[:, None], rows).squeeze(1) for images in (CONCEPT_IMAGES, OTHER_IMAGES[:2]))
     ends = torch.stack([concept.mean(), anchors.mean()])
-    torch.testing.assert_close(made.shortfall(torch.cat([ends, ends.mean()[None], ends[:1] - 1, ends[1:] + 1])), torch.tensor([1.0, 0.0, 0.5, 1.0, 0.0]))
+    torch.testing.assert_close(
+        made.shortfall(torch.cat([ends, ends.mean()[None], ends[:1] - 1, ends[1:] + 1])), torch.tensor([1.0, 0.0, 0.5, 1.0, 0.0])
+    )
 
 
 def test_without_images_of_the_anchors_the_way_to_them_is_that_of_both_cosines() -> None:
