@@ -275,11 +275,11 @@ def check_objective(args: argparse.Namespace) -> None:
 
 
 def create_critic(args: argparse.Namespace, env: Environment) -> Critic:
-    """Load the critic that is named, or make a new one for this base and concept."""
-    unet = env.pipe.unet
-    shape = (unet.config.in_channels, sample_size(env.pipe), env.table.embeds.shape[-1])
+    """Load the critic that is named, or make one for this concept that begins with the reward predictor's trunk."""
+    text_dim = env.table.embeds.shape[-1]
     if args.critic_model_name_or_path:
         network = ValueNetwork.from_pretrained(args.critic_model_name_or_path)
+        shape = (env.pipe.unet.config.in_channels, sample_size(env.pipe), text_dim)
         have = tuple(network.config[name] for name in ("in_channels", "sample_size", "text_dim"))
         if have != shape:
             raise CheckpointError(
@@ -287,7 +287,7 @@ def create_critic(args: argparse.Namespace, env: Environment) -> Critic:
             )
     else:
         torch.manual_seed(args.seed)
-        network = ValueNetwork(*shape, concepts=env.spec.concepts, timestep_conditioning=args.critic_type != "timestep_blind")
+        network = ValueNetwork.from_predictor(env.predictor, text_dim, env.spec.concepts, timestep_conditioning=args.critic_type != "timestep_blind")
     network.to(env.kernel.stds.device)
     kind = args.critic_type if choose_estimator(args).uses_critic else "none"
     return Critic(network, len(env.table.prompts), env.kernel.num_steps, args.critic_learning_rate, args.critic_buffer_iterations, kind=kind)
@@ -330,6 +330,18 @@ def slopes_of_values(args: argparse.Namespace, env: Environment, critic: Critic,
         return estimator.action_value(potential, critic.state_value(x, state, env.kernel.timesteps[state], text, potential))
 
     return value_slopes(trajectory, value)
+
+
+def weighed_slopes(
+    args: argparse.Namespace, env: Environment, critic: Critic, trajectory: Trajectory, score: ForgetScore, scale: torch.Tensor
+) -> torch.Tensor:
+    """The same in units of `scale` (T,), times the share of the way to the anchors that each finished image still has to go.
+
+    The push on a trajectory is the slope of -shortfall^2 / 2 rather than that of the reward: a reward predictor can be climbed for ever, by images
+    that nobody would draw, but nothing is better than images of the anchors are.
+    """
+    left = env.reward.shortfall(score.terminal)
+    return left[:, None, None, None, None] * scaled(slopes_of_values(args, env, critic, trajectory), scale)
 
 
 def update_logs(env: Environment, stats: UpdateStats, explained: torch.Tensor) -> dict[str, float]:
@@ -636,8 +648,7 @@ def train(
         advantages, explained = estimate_advantages(args, env, critic, trajectory, score.potentials)
         slopes = None
         if base.slope_scale is not None:
-            left = env.reward.shortfall(score.terminal)
-            slopes = left[:, None, None, None, None] * scaled(slopes_of_values(args, env, critic, trajectory), base.slope_scale)
+            slopes = weighed_slopes(args, env, critic, trajectory, score, base.slope_scale)
             advantages = linear_advantages(trajectory, slopes)
         if not reason:
             generator = generator_for(args, accelerator, UPDATE, iteration)

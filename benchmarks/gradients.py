@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 import train_unlearn_lora as script
 from critic.advantages import normalize
-from critic.pathwise import scaled, slope_scale
+from critic.pathwise import slope_scale
 from networks.checkpoint import write_aside
 from policy.adapter import load_lora_state
 from policy.trajectory import Experience
@@ -138,7 +138,7 @@ def measure(concept: str, args: argparse.Namespace) -> dict[str, dict[str, float
         slopes: list[torch.Tensor | None] = [None] * len(batches)
         if script.choose_estimator(chosen).pathwise:
             scale = slope_scale(script.slopes_of_values(chosen, env, critic, warmup), env.kernel.stds)
-            slopes = [scaled(script.slopes_of_values(chosen, env, critic, batch), scale) for batch in batches]
+            slopes = [script.weighed_slopes(chosen, env, critic, b, s, scale) for b, s in zip(batches, scores, strict=True)]
         pairs = zip(tqdm(advantages, desc=f"{concept}: {name}"), slopes, strict=True)
         found[name] = torch.stack([gradient(i, *pair) for i, pair in enumerate(pairs)])
     halves = found[REFERENCE].split(args.num_batches // 2)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
 from networks.checkpoint import Checkpoint
 from networks.film import FiLMTrunk, timestep_embedding, widths_for
+
+if TYPE_CHECKING:
+    from reward.predictor import RewardPredictor
 
 
 class ValueNetwork(Checkpoint):
@@ -56,6 +61,24 @@ class ValueNetwork(Checkpoint):
         self.head = nn.Sequential(nn.Linear(self.trunk.out_features + condition_dim, 2 * condition_dim), nn.SiLU(), nn.Linear(2 * condition_dim, 1))
         nn.init.zeros_(self.head[-1].weight)
         nn.init.zeros_(self.head[-1].bias)
+
+    @classmethod
+    def from_predictor(
+        cls, predictor: RewardPredictor, text_dim: int, concepts: list[str] | None = None, timestep_conditioning: bool = True
+    ) -> ValueNetwork:
+        """A critic that begins with what a reward predictor has learnt: its trunk and how this is told the timestep.
+
+        Prompt and potential change nothing at first, and the last layer is zero as ever.
+        """
+        shared = {name: predictor.config[name] for name in ("in_channels", "sample_size", "width", "condition_dim")}
+        network = cls(text_dim=text_dim, concepts=concepts, timestep_conditioning=timestep_conditioning, **shared)
+        network.trunk.load_state_dict(predictor.trunk.state_dict())
+        network.time.load_state_dict(predictor.condition[0].state_dict())
+        network.condition[1].load_state_dict(predictor.condition[2].state_dict())
+        for layer in (network.text, network.potential):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        return network
 
     def forward(self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, potentials: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W), (B,), (B, text_dim), (B,) -> (B,), in units of the target's standard deviation."""

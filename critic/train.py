@@ -1,4 +1,4 @@
-"""Train a critic by itself on the base model's rollouts: `python -m critic.train`.
+"""Train a critic by itself on the base model's rollouts, from the reward predictor's trunk on: `python -m critic.train`.
 
 The training script warms a critic up in the run; one trained here, on more rollouts, can be given to it
 with `--critic_model_name_or_path` and reused over runs.
@@ -18,7 +18,6 @@ from critic.critic import Critic
 from critic.estimators import SIGNALS, Estimator
 from critic.network import ValueNetwork
 from environment.arguments import add_environment_arguments, build_environment
-from environment.base import sample_size
 from environment.errors import friendly_errors
 
 
@@ -43,7 +42,6 @@ def main(args: argparse.Namespace) -> None:
         if args.num_rollouts < 6:
             raise ValueError("--num_rollouts must be at least 6, one to hold out and five to learn from.")
         env = build_environment(args, accelerator.device)
-    unet = env.pipe.unet
     generator = torch.Generator().manual_seed(args.seed)
     print(f"Rolling the base out {args.num_rollouts} times on {len(env.spec.forget_prompts)} forget prompts")
     trajectory = env.collect(env.draw(env.forget_ids, args.num_rollouts, generator), generator)
@@ -52,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
     returns = Estimator(args.gamma, 0.0, signal=args.reward_signal).returns(potentials)
     text = env.table.pooled[trajectory.prompt_ids]
 
-    network = ValueNetwork(unet.config.in_channels, sample_size(env.pipe), text.shape[-1], concepts=env.spec.concepts).to(accelerator.device)
+    network = ValueNetwork.from_predictor(env.predictor, text.shape[-1], env.spec.concepts).to(accelerator.device)
     critic = Critic(network, len(env.table.prompts), env.kernel.num_steps, args.learning_rate, buffer_iterations=1)
     order = torch.randperm(args.num_rollouts, generator=generator)
     held_out, train = order[: args.num_rollouts // 6], order[args.num_rollouts // 6 :]

@@ -41,7 +41,14 @@ def run_all(jobs: list[Job], args: argparse.Namespace, stage: str) -> list[dict[
             output.parent.mkdir(parents=True, exist_ok=True)
             log = output.with_suffix(".log")
             given = ["--variant", variant, "--concept", concept, "--seed", str(seed), "--learning_rate", str(rate), "--output", str(output)]
-            given += ["--budget", str(args.budget), "--every", str(args.every), "--judge_seeds", *map(str, args.judge_seeds)]
+            given += [
+                "--budget",
+                str(args.sweep_budget if stage == "sweep" else args.budget),
+                "--every",
+                str(args.every),
+                "--judge_seeds",
+                *map(str, args.judge_seeds),
+            ]
             with log.open("w") as file:
                 code = subprocess.run([sys.executable, "-m", "benchmarks.ablation.run", *given], stdout=file, stderr=subprocess.STDOUT).returncode
             if code:
@@ -59,7 +66,8 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sweep_concepts", nargs="+", default=["Watercolour style", "star"], help="What the learning rates are chosen on.")
     parser.add_argument("--learning_rates", nargs="+", type=float, default=[2.5e-3, 5e-3, 1e-2], help="Which ones are tried.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Training seeds.")
-    parser.add_argument("--budget", type=int, default=1000, help="Images that a run may draw, warm-up included.")
+    parser.add_argument("--sweep_budget", type=int, default=704, help="Images that a run of the sweep may draw.")
+    parser.add_argument("--budget", type=int, default=1200, help="Images that a run may draw, warm-up included.")
     parser.add_argument("--every", type=int, default=2, help="Iterations between two judgements.")
     parser.add_argument("--judge_seeds", nargs="+", type=int, default=[0, 1], help="One image a prompt and seed in every judgement.")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="Runs at a time, one thread each.")

@@ -31,9 +31,9 @@ def collapsed(run: Run) -> bool:
 
 
 def spent(run: Run) -> float:
-    """Images to the target; a run that never got there counts twice its budget, so that it can be averaged."""
+    """Images to the target; of a run that never got there its budget, which is the least that it can have needed."""
     images = reached(run)
-    return 2.0 * run["curve"][-1]["images"] if images is None else float(images)
+    return float(run["curve"][-1]["images"] if images is None else images)
 
 
 def best_learning_rate(runs: Sequence[Run]) -> float:
@@ -62,9 +62,10 @@ def table(runs: Sequence[Run]) -> str:
             rows.append({"images": spent(run), "UA": end["UA"], "IRA": end["IRA"] - base["IRA"], "CRA": end["CRA"] - base["CRA"]})
         cells = {name: _cell(value) for name, value in summarize(rows).items()}
         got = sum(reached(run) is not None for run in of)
+        least = "" if got == len(of) else "≥ "
         rates = ", ".join(f"{rate:g}" for rate in sorted({run["learning_rate"] for run in of}))
         lines.append(
-            f"| {variant} | {rates} | {cells['images']} | {got} of {len(of)} | {cells['UA']} | {cells['IRA']} | {cells['CRA']} | {sum(map(collapsed, of))} |"
+            f"| {variant} | {rates} | {least}{cells['images']} | {got} of {len(of)} | {cells['UA']} | {cells['IRA']} | {cells['CRA']} | {sum(map(collapsed, of))} |"
         )
     return "\n".join(lines)
 

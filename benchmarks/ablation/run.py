@@ -18,11 +18,14 @@ from networks.checkpoint import write_aside
 from policy.adapter import base_policy, load_lora_state
 from training.checkpoints import list_checkpoints, load_checkpoint
 
+JUDGED_STEPS = 16
+"""Denoising steps of the images that are judged on the way: as many as a rollout's."""
+
 
 def judged(pipe: StableDiffusionPipeline, examination: Examination, seeds: list[int]) -> dict[str, float | None]:
     """UA, IRA and CRA of the pipeline as it is now."""
     with evaluation_mode(pipe):
-        drawn = list(generate(pipe, examination.prompts, seeds))
+        drawn = list(generate(pipe, examination.prompts, seeds, JUDGED_STEPS))
     ids = [i for i, _, _ in drawn]
     return examination.figures(examination.examine([image for _, _, image in drawn], ids), ids)
 
@@ -38,7 +41,8 @@ def train_and_judge(concept: str, seed: int, learning_rate: float, varied: list[
         flags += ["--checkpointing_steps", str(every), "--checkpoints_total_limit", "1000000", *varied]
         args = script.parse_args(flags)
         start, each = args.retain_rollouts + args.warmup_rollouts, args.images_per_iteration + args.retain_batch_size
-        args.max_train_iterations = every * max(1, (budget - start) // (each * every))
+        iterations = (budget - start) // each + (not script.choose_estimator(args).uses_critic)  # the first one draws none without a critic
+        args.max_train_iterations = every * max(1, iterations // every)
         accelerator, env, examination, optimizer, critic = script.prepare(args)
         assert examination is not None
         args.evaluation_seeds = []  # the figures come from here

@@ -7,6 +7,7 @@ from critic.advantages import centre_within, discounted_returns, explained_varia
 from critic.critic import Critic
 from critic.network import ValueNetwork
 from policy.trajectory import Trajectory
+from reward.predictor import RewardPredictor
 
 PROMPTS, STEPS, TEXT = 4, 3, 6
 
@@ -151,3 +152,18 @@ def test_the_network_sees_latent_time_text_and_potential(side: int) -> None:
     for i in range(4):
         changed = [*inputs[:i], others[i], *inputs[i + 1 :]]
         assert (network(*changed) - network(*inputs)).abs().min() > 1e-4
+
+
+def test_it_begins_with_what_the_reward_predictor_has_learnt() -> None:
+    torch.manual_seed(0)
+    predictor = RewardPredictor(4, 8, 12, width=8, condition_dim=16)
+    for p in predictor.parameters():
+        torch.nn.init.normal_(p, std=0.3)  # FiLM no longer is the identity
+    network = ValueNetwork.from_predictor(predictor, TEXT, ["cat"])
+    features: dict[ValueNetwork | RewardPredictor, torch.Tensor] = {}
+    for module in (network, predictor):
+        module.trunk.register_forward_hook(lambda _, __, output, module=module: features.update({module: output}))
+    latents, timesteps = torch.randn(3, 4, 8, 8), torch.tensor([900, 500, 20])
+    predictor(latents, timesteps)
+    assert network(latents, timesteps, torch.randn(3, TEXT), torch.randn(3)).abs().max() == 0
+    assert torch.equal(features[network], features[predictor])
