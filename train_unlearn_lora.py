@@ -310,14 +310,15 @@ def observe(args: argparse.Namespace, env: Environment, critic: Critic, trajecto
     critic.observe(trajectory, env.table.pooled[trajectory.prompt_ids], potentials, choose_estimator(args).returns(potentials))
 
 
-def estimate_advantages(
-    args: argparse.Namespace, env: Environment, critic: Critic, trajectory: Trajectory, potentials: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Advantages (B, T), centred within prompts and normalised, and the critic's explained variance within prompts at each step (T,)."""
-    estimator, groups = choose_estimator(args), trajectory.prompt_ids
-    values = critic.values(trajectory, env.table.pooled[groups], potentials)
-    explained = explained_variance(centre_within(values, groups), centre_within(estimator.returns(potentials), groups))
-    return normalize(centre_within(estimator.advantages(potentials, values), groups), args.advantage_clip), explained
+def values_of(env: Environment, critic: Critic, trajectory: Trajectory, potentials: torch.Tensor) -> torch.Tensor:
+    """(B, T): the critic's value of every state that is acted on."""
+    return critic.values(trajectory, env.table.pooled[trajectory.prompt_ids], potentials)
+
+
+def estimate_advantages(args: argparse.Namespace, trajectory: Trajectory, potentials: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Advantages (B, T), centred within prompts and normalised."""
+    advantages = choose_estimator(args).advantages(potentials, values)
+    return normalize(centre_within(advantages, trajectory.prompt_ids), args.advantage_clip)
 
 
 def slopes_of_values(args: argparse.Namespace, env: Environment, critic: Critic, trajectory: Trajectory) -> torch.Tensor:
@@ -344,10 +345,16 @@ def weighed_slopes(
     return left[:, None, None, None, None] * scaled(slopes_of_values(args, env, critic, trajectory), scale)
 
 
-def update_logs(env: Environment, stats: UpdateStats, explained: torch.Tensor) -> dict[str, float]:
+def critic_logs(env: Environment, values: torch.Tensor, returns: torch.Tensor, groups: torch.Tensor) -> dict[str, float]:
+    """The critic's explained variance within prompts, as a whole and for every denoising step; of values and returns (B, T), and prompts (B,)."""
+    explained = explained_variance(centre_within(values, groups), centre_within(returns, groups)).tolist()
+    steps = zip(env.kernel.timesteps[:-1].tolist(), explained, strict=True)
+    return {"explained_variance": sum(explained) / len(explained)} | {f"explained_variance/t{t:04d}": value for t, value in steps}
+
+
+def update_logs(env: Environment, stats: UpdateStats) -> dict[str, float]:
     """Diagnostics of an update, as a whole and for every denoising step, under stable names."""
     logs = {
-        "explained_variance": explained.mean().item(),
         "first_ratio_deviation": stats.first_ratio_deviation,
         "skipped_updates": float(stats.skipped),
     }
@@ -355,7 +362,6 @@ def update_logs(env: Environment, stats: UpdateStats, explained: torch.Tensor) -
         values = getattr(stats, name)
         logs[name] = sum(values) / len(values)
     for step, t in enumerate(env.kernel.timesteps[:-1].tolist()):
-        logs[f"explained_variance/t{t:04d}"] = explained[step].item()
         if step in stats.by_step:
             rows = torch.tensor(stats.by_step[step]).mean(dim=0).tolist()
             logs |= dict(zip((f"ratio_mean/t{t:04d}", f"ratio_std/t{t:04d}", f"clip_fraction/t{t:04d}"), rows, strict=True))
@@ -645,12 +651,15 @@ def train(
                 diagnostics.write(iteration, logs)
             break
 
-        advantages, explained = estimate_advantages(args, env, critic, trajectory, score.potentials)
-        slopes = None
-        if base.slope_scale is not None:
-            slopes = weighed_slopes(args, env, critic, trajectory, score, base.slope_scale)
-            advantages = linear_advantages(trajectory, slopes)
+        values = values_of(env, critic, trajectory, score.potentials)
+        if critic.kind != "none":
+            logs |= critic_logs(env, values, choose_estimator(args).returns(score.potentials), trajectory.prompt_ids)
         if not reason:
+            if base.slope_scale is None:
+                slopes, advantages = None, estimate_advantages(args, trajectory, score.potentials, values)
+            else:
+                slopes = weighed_slopes(args, env, critic, trajectory, score, base.slope_scale)
+                advantages = linear_advantages(trajectory, slopes)
             generator = generator_for(args, accelerator, UPDATE, iteration)
             fresh = Experience(trajectory, advantages, score.anchor_ids, slopes)
             stats = update_policy(
@@ -672,12 +681,13 @@ def train(
             if progress.first_ratio_deviation is None:
                 progress.first_ratio_deviation = stats.first_ratio_deviation
             progress.unet_samples += stats.unet_samples
-            logs |= update_logs(env, stats, explained) | advantage_logs(env, advantages)
+            logs |= update_logs(env, stats) | advantage_logs(env, advantages)
             logs |= {"learning_rate": lr_scheduler.get_last_lr()[0], "kl_coef": progress.kl_coef}
             if args.retain_kl_target:
                 progress.kl_coef = adapt_coefficient(progress.kl_coef, progress.retain_kl, args.retain_kl_target)
         observe(args, env, critic, trajectory, score.potentials)
-        logs["critic_loss"] = critic.fit(args.critic_steps, args.critic_batch_size, generator_for(args, accelerator, CRITIC, iteration))
+        if critic.kind != "none":
+            logs["critic_loss"] = critic.fit(args.critic_steps, args.critic_batch_size, generator_for(args, accelerator, CRITIC, iteration))
 
         progress.iteration += 1
         progress.seconds += time.perf_counter() - started

@@ -134,7 +134,8 @@ def measure(concept: str, args: argparse.Namespace) -> dict[str, dict[str, float
         chosen = script.parse_args([*given, *flags])
         critic = script.create_critic(chosen, env)
         script.warm_up_critic(chosen, env, critic, warmup, warmup_score, torch.Generator().manual_seed(args.seed))
-        advantages = [script.estimate_advantages(chosen, env, critic, b, s.potentials)[0] for b, s in zip(batches, scores, strict=True)]
+        values = [script.values_of(env, critic, b, s.potentials) for b, s in zip(batches, scores, strict=True)]
+        advantages = [script.estimate_advantages(chosen, b, s.potentials, v) for b, s, v in zip(batches, scores, values, strict=True)]
         slopes: list[torch.Tensor | None] = [None] * len(batches)
         if script.choose_estimator(chosen).pathwise:
             scale = slope_scale(script.slopes_of_values(chosen, env, critic, warmup), env.kernel.stds)

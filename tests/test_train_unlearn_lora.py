@@ -257,10 +257,28 @@ def test_the_brake_returns_to_the_last_good_state(
     assert all(t.abs().max() == 0 for name, t in adapter(tmp_path / "out").items() if "lora_B" in name or "lora.up" in name)
 
 
-def test_blank_pictures_and_lost_retention_brake_too(arguments: Callable[..., argparse.Namespace], caplog: pytest.LogCaptureFixture) -> None:
-    args = arguments(max_retain_drop=-10.0, max_brakes=0)
-    assert "brake" in script.train(args, *script.prepare(args))["training"]["stopped_by"]
-    assert "the retain reward fell" in caplog.text
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"max_retain_drop": -10.0}, "the retain reward fell"),
+        ({"max_step_kl": 0.0}, "moved the policy"),
+        ({"learning_rate": 1e30}, "no finite gradient"),
+    ],
+)
+def test_a_run_that_degenerates_ends_with_what_happened_and_the_flag_to_turn(
+    changes: dict[str, float], says: str, arguments: Callable[..., argparse.Namespace], tmp_path: Path
+) -> None:
+    args = arguments(max_brakes=0, max_train_iterations=9, **changes)
+    stopped_by = script.train(args, *script.prepare(args))["training"]["stopped_by"]
+    assert "brake" in stopped_by and says in stopped_by and "--" in stopped_by
+    assert all(torch.isfinite(t).all() for t in adapter(tmp_path / "out").values())
+
+
+@pytest.mark.parametrize(("advantage", "drawn"), [("pathwise", 12), ("ddpo", 12), ("step", 12 + 9)])
+def test_without_a_critic_the_first_iteration_draws_no_image(advantage: str, drawn: int, arguments: Callable[..., argparse.Namespace]) -> None:
+    args = arguments(advantage=advantage, max_train_iterations=1)
+    training = script.train(args, *script.prepare(args))["training"]
+    assert training["images"] == drawn + 9 and training["first_ratio_deviation"] == 0  # the last 9 are those that say how it came out
 
 
 # --- checkpoints ----------------------------------------------------------------------------------------------
