@@ -67,7 +67,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning_rates", nargs="+", type=float, default=[2.5e-3, 5e-3, 1e-2], help="Which ones are tried.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Training seeds.")
     parser.add_argument("--sweep_budget", type=int, default=704, help="Images that a run of the sweep may draw.")
-    parser.add_argument("--budget", type=int, default=1200, help="Images that a run may draw, warm-up included.")
+    parser.add_argument("--budget", type=int, default=1000, help="Images that a run may draw, warm-up included.")
     parser.add_argument("--every", type=int, default=2, help="Iterations between two judgements.")
     parser.add_argument("--judge_seeds", nargs="+", type=int, default=[0, 1], help="One image a prompt and seed in every judgement.")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="Runs at a time, one thread each.")
