@@ -15,7 +15,7 @@ import math
 import shutil
 import time
 from collections import Counter, deque
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +91,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         "--target_unlearning_accuracy",
         type=float,
         default=0.95,
-        help="Stop once this share of an iteration's images shows something else, recognisably, in place of the concept.",
+        help="Stop once this share of the last iterations' images shows something else, recognisably, in place of the concept.",
     )
-    parser.add_argument("--patience", type=positive_int, default=3, help="How many iterations running the target must be reached.")
+    parser.add_argument("--patience", type=positive_int, default=3, help="Over how many iterations the target must be reached.")
     parser.add_argument("--rank", type=int, default=8, help="Rank of the LoRA matrices.")
     parser.add_argument("--lora_alpha", type=float, help="Scale of the LoRA update before division by the rank. Default: the rank.")
     parser.add_argument(
@@ -223,7 +223,7 @@ class Progress:
     unet_samples: int = 0
     seconds: float = 0.0
     brakes: int = 0
-    stop_count: int = 0
+    replaced: list[float] = field(default_factory=list)
     retain_kl: float = 0.0
     step_kl: float = 0.0
     kl_coef: float = 0.0
@@ -611,7 +611,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = numbers["learning_rate"]
         progress, good = Progress(**numbers["progress"]), groups["good"]
-        stop.reached = progress.stop_count
+        stop.recent = progress.replaced
         logger.info(f"Resuming after iteration {progress.iteration}")
     elif accelerator.is_main_process:
         for stale in list_checkpoints(args.output_dir):  # of a run that is being overwritten
@@ -643,8 +643,10 @@ def train(
             progress.retain_kl = progress.step_kl = 0.0
         else:
             good = lora_state(unet)
+        if reason:
+            stop.recent = []
         progress.stopped_by = why_stop(args, progress, reason, reason is None and stop.update(logs["replaced"]))
-        progress.stop_count = stop.reached
+        progress.replaced = stop.recent
         if progress.stopped_by:
             accelerator.log(logs, step=iteration)
             if accelerator.is_main_process:
@@ -800,7 +802,7 @@ def iteration_figures(accelerator: Accelerator, env: Environment, score: ForgetS
 def why_stop(args: argparse.Namespace, progress: Progress, brake: str | None, target_reached: bool) -> str:
     """The reason to end the run here, or an empty text; `brake` is that of a brake in this iteration."""
     if target_reached:
-        return f"{100 * args.target_unlearning_accuracy:g} % of the images showed something else instead, {args.patience} times running"
+        return f"{100 * args.target_unlearning_accuracy:g} % of the images of the last {args.patience} iterations showed something else instead"
     if progress.brakes > args.max_brakes:
         return f"the brake was needed more than {args.max_brakes} times, the last time because {brake}; the adapter is the last good state"
     if progress.iteration >= args.max_train_iterations:

@@ -243,7 +243,7 @@ def test_the_first_ratio_is_exactly_1_in_every_iteration(
 def test_it_stops_once_the_target_was_held(arguments: Callable[..., argparse.Namespace]) -> None:
     args = arguments(target_unlearning_accuracy=0.0, patience=2, max_train_iterations=9)
     results = script.train(args, *script.prepare(args))
-    assert results["training"]["iterations"] == 1 and "2 times running" in results["training"]["stopped_by"]
+    assert results["training"]["iterations"] == 1 and "last 2 iterations" in results["training"]["stopped_by"]
 
 
 def test_the_brake_returns_to_the_last_good_state(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 RECOGNISABLE = 0.35
 """An image shows something that has a name if its best cosine is at most this far below the base's own on retain prompts, in units of
@@ -12,16 +12,16 @@ the reward's contrast."""
 
 @dataclass
 class StopSignal:
-    """Says stop once the share of replaced images has been at the target for `patience` iterations running."""
+    """Says stop once the share of replaced images, over the last `patience` iterations, is at the target."""
 
     target: float
     patience: int
-    reached: int = 0
+    recent: list[float] = field(default_factory=list)
 
     def update(self, replaced: float) -> bool:
         """`replaced` is the share in [0, 1] of this iteration's images that show something else instead of the concept."""
-        self.reached = self.reached + 1 if replaced >= self.target else 0
-        return self.reached >= self.patience
+        self.recent = [*self.recent, replaced][-self.patience :]
+        return len(self.recent) == self.patience and sum(self.recent) / self.patience >= self.target
 
 
 @dataclass(frozen=True)

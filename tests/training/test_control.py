@@ -7,19 +7,19 @@ import pytest
 from training.control import Brake, StopSignal, adapt_coefficient
 
 
-def test_it_stops_after_the_target_was_held_for_the_patience() -> None:
-    stop = StopSignal(target=0.95, patience=3)
-    assert [stop.update(x) for x in (0.95, 1.0, 0.94, 0.96, 0.97, 0.99, 1.0)] == [False, False, False, False, False, True, True]
+def test_it_stops_once_the_images_of_the_last_iterations_are_at_the_target() -> None:
+    stop = StopSignal(target=0.9, patience=3)
+    assert [stop.update(x) for x in (1.0, 1.0, 0.5, 0.9, 1.0, 0.8, 0.9, 1.0)] == [False, False, False, False, False, True, True, True]
 
 
 def test_a_figure_that_is_no_number_is_not_the_target() -> None:
-    stop = StopSignal(target=0.0, patience=1)
-    assert not stop.update(math.nan)
-    assert stop.update(0.0)
+    stop = StopSignal(target=0.0, patience=2)
+    assert [stop.update(x) for x in (0.5, math.nan, 0.5, 0.5)] == [False, False, False, True]
 
 
 def test_a_stop_signal_goes_on_from_where_it_was() -> None:
-    assert StopSignal(target=0.9, patience=3, reached=2).update(0.9)
+    assert StopSignal(target=0.9, patience=3, recent=[0.9, 1.0]).update(0.9)
+    assert not StopSignal(target=0.9, patience=3, recent=[0.9, 1.0]).update(0.7)
 
 
 BRAKE = Brake(base_contrast=0.4, max_retain_drop=0.2, max_kl=0.3, max_step_kl=1.0, min_contrast=0.25)
