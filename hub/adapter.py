@@ -12,6 +12,7 @@ from typing import Any
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -41,11 +42,14 @@ def save_adapter(directory: str | Path, unet: UNet2DConditionModel, adapter_name
         raise ValueError(f"The header key {min(taken)!r} belongs to diffusers.")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=adapter_name))
+    # diffusers renames the matrices of attention layers alone, and where it finds both spellings it loads the other layers alone.
+    layers = {name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up."): tensor for name, tensor in layers.items()}
     with tempfile.TemporaryDirectory(dir=directory, prefix=".adapter-") as aside:
         StableDiffusionPipeline.save_lora_weights(
             aside,
-            unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=adapter_name)),
-            unet_lora_adapter_metadata=config.to_dict(),
+            unet_lora_layers=layers,
+            unet_lora_adapter_metadata=_decisive(config),
         )
         written = Path(aside) / LORA_WEIGHT_NAME_SAFE
         header = _header(written) | dict(metadata or {})
@@ -69,6 +73,12 @@ def read_adapter_metadata(directory: str | Path) -> dict[str, Any]:
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not an adapter: {error}") from error
     return header
+
+
+def _decisive(config: LoraConfig) -> dict[str, Any]:
+    """Rank, alpha and whatever is not peft's default; releases of peft before this one refuse settings that they do not know."""
+    defaults = LoraConfig().to_dict()
+    return {name: value for name, value in config.to_dict().items() if name in ("r", "lora_alpha") or value != defaults[name]}
 
 
 def _header(path: Path) -> dict[str, str]:

@@ -55,6 +55,16 @@ def test_round_trip_through_a_stock_pipeline(trained: UNet2DConditionModel, tiny
     assert torch.equal(output(pipe.unet), base)
 
 
+def test_every_kind_of_layer_is_restored(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel.from_pretrained(tiny_pipeline_dir, subfolder="unet")
+    unet.add_adapter(LoraConfig(r=4, lora_alpha=6, init_lora_weights=False, target_modules=["to_q", "to_out.0", "proj_in", "conv_in", "ff.net.2"]))
+    save_adapter(tmp_path, unet)
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline_dir)
+    pipe.load_lora_weights(tmp_path)
+    assert torch.allclose(output(pipe.unet), output(unet), atol=1e-5, rtol=0)
+
+
 def test_header(trained: UNet2DConditionModel, tmp_path: Path) -> None:
     save_adapter(tmp_path, trained, "default", HEADER)
     header = read_adapter_metadata(tmp_path)
@@ -62,6 +72,7 @@ def test_header(trained: UNet2DConditionModel, tmp_path: Path) -> None:
     lora = header["lora_adapter_metadata"]
     assert (lora["unet.r"], lora["unet.lora_alpha"]) == (4, 8)
     assert set(lora["unet.target_modules"]) == {"to_q", "to_k", "to_v", "to_out.0"}
+    assert lora.keys() <= {f"unet.{name}" for name in ("r", "lora_alpha", "target_modules", "init_lora_weights")}  # older peft knows no others
 
 
 def test_only_the_file_is_left(trained: UNet2DConditionModel, tmp_path: Path) -> None:
