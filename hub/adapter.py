@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +14,11 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_N
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+
+from hub.files import HASH_KEY, read_file, read_header, write_file
+
+RESERVED = {LORA_ADAPTER_METADATA_KEY, "format", HASH_KEY}
+"""Header keys that are made with the tensors."""
 
 
 def save_adapter(directory: str | Path, unet: UNet2DConditionModel, adapter_name: str = "default", metadata: Mapping[str, str] | None = None) -> Path:
@@ -25,38 +28,40 @@ def save_adapter(directory: str | Path, unet: UNet2DConditionModel, adapter_name
 
     Args:
         unet: the bare UNet (not a distributed wrapper) that carries the adapter.
-        metadata: our keys at the top level of the header: `concept` (a text, or several as a JSON list),
-            `base_model_name_or_path`, method, versions.
+        metadata: keys at the top level of the header, as `hub.header` makes them.
 
     Returns:
         The path of the file.
 
     Raises:
-        ValueError: the UNet has no such adapter, or a key of the metadata is taken by diffusers.
+        ValueError: the UNet has no such adapter, or a key of the metadata is taken.
     """
     config = getattr(unet, "peft_config", {}).get(adapter_name)
     if config is None:
         raise ValueError(f"The UNet has no adapter named {adapter_name!r}.")
-    taken = {LORA_ADAPTER_METADATA_KEY, "format"} & set(metadata or {})
-    if taken:
-        raise ValueError(f"The header key {min(taken)!r} belongs to diffusers.")
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    _check_keys(metadata or {})
+    path = Path(directory) / LORA_WEIGHT_NAME_SAFE
+    path.parent.mkdir(parents=True, exist_ok=True)
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=adapter_name))
     # diffusers renames the matrices of attention layers alone, and where it finds both spellings it loads the other layers alone.
     layers = {name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up."): tensor for name, tensor in layers.items()}
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".adapter-") as aside:
-        StableDiffusionPipeline.save_lora_weights(
-            aside,
-            unet_lora_layers=layers,
-            unet_lora_adapter_metadata=_decisive(config),
-        )
-        written = Path(aside) / LORA_WEIGHT_NAME_SAFE
-        header = _header(written) | dict(metadata or {})
-        complete = written.with_suffix(".complete")
-        save_file(load_file(written), complete, metadata=header)
-        os.replace(complete, directory / LORA_WEIGHT_NAME_SAFE)
-    return directory / LORA_WEIGHT_NAME_SAFE
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".adapter-") as aside:
+        StableDiffusionPipeline.save_lora_weights(aside, unet_lora_layers=layers, unet_lora_adapter_metadata=_decisive(config))
+        tensors, header = read_file(Path(aside) / LORA_WEIGHT_NAME_SAFE)
+    write_file(path, tensors, header | {"modelspec.date": datetime.date.today().isoformat()} | dict(metadata or {}))
+    return path
+
+
+def update_adapter_metadata(directory: str | Path, metadata: Mapping[str, str]) -> None:
+    """Put keys into the header of a directory's adapter; a kill leaves the old file or the new one.
+
+    Raises:
+        ValueError: there is no adapter, or a key is taken.
+    """
+    _check_keys(metadata)
+    path = Path(directory) / LORA_WEIGHT_NAME_SAFE
+    tensors, header = read_file(path)
+    write_file(path, tensors, header | dict(metadata))
 
 
 def read_adapter_metadata(directory: str | Path) -> dict[str, Any]:
@@ -66,12 +71,12 @@ def read_adapter_metadata(directory: str | Path) -> dict[str, Any]:
         ValueError: there is no adapter, or its file is not safetensors.
     """
     path = Path(directory) / LORA_WEIGHT_NAME_SAFE
-    try:
-        header: dict[str, Any] = _header(path)
-        if LORA_ADAPTER_METADATA_KEY in header:
+    header: dict[str, Any] = read_header(path)
+    if LORA_ADAPTER_METADATA_KEY in header:
+        try:
             header[LORA_ADAPTER_METADATA_KEY] = json.loads(header[LORA_ADAPTER_METADATA_KEY])
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not an adapter: {error}") from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not an adapter: {error}") from error
     return header
 
 
@@ -81,6 +86,7 @@ def _decisive(config: LoraConfig) -> dict[str, Any]:
     return {name: value for name, value in config.to_dict().items() if name in ("r", "lora_alpha") or value != defaults[name]}
 
 
-def _header(path: Path) -> dict[str, str]:
-    with safe_open(path, "pt") as file:
-        return dict(file.metadata() or {})
+def _check_keys(metadata: Mapping[str, str]) -> None:
+    taken = RESERVED & set(metadata)
+    if taken:
+        raise ValueError(f"The header key {min(taken)!r} is made with the tensors and cannot be given.")

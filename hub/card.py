@@ -40,7 +40,7 @@ def model_card(results: Mapping[str, Any], output_dir: str | Path) -> ModelCard:
 
     The base is named in the metadata only if it is a Hub id, and the picture is shown only if `output_dir` holds it.
     """
-    concepts = _listed(results.get("concept"))
+    concepts = listed(results.get("concept"))
     base = str(results.get("base_model_name_or_path") or "")
     picture = (Path(output_dir) / GRID_NAME).is_file()
     base_id = hub_id(base)
@@ -98,7 +98,7 @@ def _figures_section(results: Mapping[str, Any]) -> str:
     if not names:
         return ""
     rows = [[label, *(_cell(side, name) for name in names)] for label, side in (("base", base), ("with this adapter", adapter))]
-    seeds = _listed(results.get("seeds"))
+    seeds = listed(results.get("seeds"))
     judge = f"Judge: {escape(str(results.get('judge') or 'unknown'))}."
     if len(seeds) > 1:
         judge += f" Mean over {len(seeds)} seeds ({', '.join(seeds)}); ± is the 95 % interval over seeds."
@@ -219,10 +219,11 @@ def _value(value: object) -> str:
         return ", ".join(_value(item) for item in value)
     if isinstance(value, float):
         return f"{value:g}"
-    return escape(_without_path(str(value)))
+    return escape(without_path(str(value)))
 
 
-def _without_path(text: str) -> str:
+def without_path(text: str) -> str:
+    """A local path cut to its last part; any other text as it is."""
     prefix = "local-dir:" if text.startswith("local-dir:") else ""
     path = text.removeprefix(prefix)
     local = path.startswith(("/", "~", ".")) or PureWindowsPath(path).drive or ("/" in path and Path(path).exists())
@@ -241,7 +242,8 @@ def _shown_path(path: str | Path) -> str:
     return resolved.relative_to(Path.cwd()).as_posix() if below else resolved.name
 
 
-def _listed(value: object) -> list[str]:
+def listed(value: object) -> list[str]:
+    """One value or several or none, as texts."""
     if value is None:
         return []
     return [str(item) for item in value] if isinstance(value, list | tuple) else [str(value)]

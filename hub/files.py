@@ -1,0 +1,60 @@
+"""Safetensors files with a header of texts, written complete or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save, save_file
+
+HASH_KEY = "modelspec.hash_sha256"
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """The header alone.
+
+    Raises:
+        ValueError: there is no such file, or it is not safetensors.
+    """
+    with _readable(path), safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})
+
+
+def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and header.
+
+    Raises:
+        ValueError: there is no such file, or it is not safetensors.
+    """
+    with _readable(path):
+        return load_file(path), read_header(path)
+
+
+def write_file(path: Path, tensors: dict[str, torch.Tensor], header: Mapping[str, str]) -> None:
+    """Write aside and rename, so that a kill or a full disk leaves the old file or the new one; the header's hash is that of the tensors."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".adapter-") as aside:
+        complete = Path(aside) / path.name
+        save_file(tensors, complete, metadata={**header, HASH_KEY: tensor_hash(tensors)})
+        os.replace(complete, path)
+
+
+def tensor_hash(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of what follows the header in the file that these tensors make, spelt as ModelSpec spells it."""
+    data = memoryview(save(tensors))
+    header_length = int.from_bytes(data[:8], "little")
+    return "0x" + hashlib.sha256(data[8 + header_length :]).hexdigest()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is not an adapter: {error}") from error

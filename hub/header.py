@@ -1,0 +1,96 @@
+"""What the header of an adapter file says: ModelSpec 1.0.1 and our own keys, beside rank, alpha and targets, which diffusers writes.
+
+ModelSpec: https://github.com/Stability-AI/ModelSpec. Every value is a text; whatever has parts is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from hub.card import FIGURES, LICENCES, listed, without_path
+
+METHOD = "critic-guided reinforcement unlearning (arXiv 2601.03213)"
+ARCHITECTURES = {
+    (768, None): "stable-diffusion-v1",
+    (1024, None): "stable-diffusion-v2-512",
+    (2048, "text_time"): "stable-diffusion-xl-v1-base",
+    (1280, "text_time"): "stable-diffusion-xl-v1-refiner",
+}
+"""ModelSpec's identifiers, by the UNet's width of text and what else it is conditioned on."""
+
+
+def architecture(unet_config: Mapping[str, Any], prediction_type: str) -> str:
+    """ModelSpec's identifier of a base; one that it has no identifier for is `stable-diffusion-custom-` and its width of text."""
+    width = unet_config["cross_attention_dim"]
+    width = width if isinstance(width, int) else max(width)
+    known = ARCHITECTURES.get((width, unet_config.get("addition_embed_type")), f"stable-diffusion-custom-{width}")
+    return "stable-diffusion-v2-768-v" if known == "stable-diffusion-v2-512" and prediction_type == "v_prediction" else known
+
+
+def base_header(pipe: DiffusionPipeline) -> dict[str, str]:
+    """The keys that the base decides: what kind of model the adapter is for, and at which size it draws."""
+    prediction_type = pipe.scheduler.config.get("prediction_type", "epsilon")
+    size = pipe.unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{architecture(pipe.unet.config, prediction_type)}/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.prediction_type": "v" if prediction_type == "v_prediction" else prediction_type,
+        "modelspec.resolution": f"{width * pipe.vae_scale_factor}x{height * pipe.vae_scale_factor}",
+    }
+
+
+def results_header(results: Mapping[str, Any]) -> dict[str, str]:
+    """The keys that `results` (as results.json has them, all or some) decides.
+
+    Local paths are cut to their last part, and settings about tokens are left out.
+    """
+    concepts = [" ".join(concept.split()) for concept in listed(results.get("concept"))]
+    base = without_path(results.get("base_model_name_or_path") or "")
+    settings = {name: _public(value) for name, value in (results.get("settings") or {}).items() if "token" not in name}
+    figures = _figures(results)
+    header = {
+        "concept": concepts and _json(concepts),
+        "base_model_name_or_path": base,
+        "base_model_revision": results.get("revision"),
+        "method": METHOD,
+        "settings": settings and _json(settings),
+        "results": figures and _json(figures),
+        "versions": results.get("versions") and _json(results["versions"]),
+        "modelspec.title": concepts and f"LoRA that erases {', '.join(concepts)}",
+        "modelspec.description": concepts and _description(concepts, base, figures),
+        "modelspec.license": results.get("license") or LICENCES.get(base),
+    }
+    return {key: value for key, value in header.items() if value}
+
+
+def _figures(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Headline figures of base and adapter, who judged and on which seeds; empty before the evaluation."""
+    if not (results.get("base") and results.get("adapter")):
+        return {}
+    sides = {side: {name: results[side].get(name) for name in FIGURES} for side in ("base", "adapter")}
+    return sides | {"judge": without_path(str(results.get("judge") or "unknown")), "seeds": results.get("seeds")}
+
+
+def _description(concepts: list[str], base: str, figures: Mapping[str, Any]) -> str:
+    text = f"Erases {', '.join(concepts)} from {base or 'a Stable Diffusion pipeline'} and leaves the rest as it was, by {METHOD}."
+    if figures:
+        before, after = figures["base"], figures["adapter"]
+        shown = ", ".join(f"{name} {after[name]:.1f} ({before[name]:.1f})" for name in FIGURES if None not in (before[name], after[name]))
+        text += f" Percent, the base's in parentheses: {shown}; judge: {figures['judge']}."
+    return text
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_public(item) for item in value]
+    return without_path(value) if isinstance(value, str) else value
