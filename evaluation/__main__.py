@@ -18,11 +18,10 @@ import canvas
 from environment.base import load_pipeline
 from environment.errors import friendly_errors
 from evaluation.examination import Examination, JudgeExamination, TeacherExamination
-from evaluation.generate import load_adapter
 from evaluation.grid import before_after
 from evaluation.judge import Judge
 from evaluation.protocol import BUNDLED_PIPELINE, evaluate, grid_title, public_name, table
-from hub.adapter import read_adapter_metadata
+from hub.adapter import load_adapter, read_adapter_metadata
 from reward.spec import make_spec, read_prompts
 from reward.teacher import Teacher
 

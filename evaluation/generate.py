@@ -3,37 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from PIL import Image
 from tqdm.auto import tqdm
-
-
-def load_adapter(pipe: DiffusionPipeline, directory: str | Path) -> None:
-    """Load the adapter of a directory as a user would, and make sure that it is there.
-
-    Raises:
-        ValueError: the directory holds no adapter, or none that fits the pipeline.
-    """
-    if not any(Path(directory).glob("*.safetensors")):
-        raise ValueError(f"{directory} holds no adapter: a directory with pytorch_lora_weights.safetensors is needed.")
-    # An adapter of the UNet alone makes this logger warn that the text encoder got nothing.
-    logger = logging.getLogger("diffusers.loaders.lora_base")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        pipe.load_lora_weights(str(directory), use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise ValueError(f"The adapter in {directory} does not fit this pipeline: {first_line(error)}") from error
-    finally:
-        logger.setLevel(level)
-    if not any(pipe.get_list_adapters().values()):
-        raise ValueError(f"The adapter in {directory} has no weights for this pipeline; was it trained on another kind of model?")
 
 
 def ddim(pipe: DiffusionPipeline) -> DDIMScheduler:
@@ -107,8 +83,3 @@ def generate(
             bar.update(len(batch))
             for (i, seed), image in zip(batch, images, strict=True):
                 yield i, seed, image
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line and without its trailing period."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + "."

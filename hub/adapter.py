@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import tempfile
-from collections.abc import Mapping
+import textwrap
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
-from diffusers.utils import convert_state_dict_to_diffusers
+from diffusers.utils import convert_state_dict_to_diffusers, get_adapter_name
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
+from hub.checks import find_fault, loaded_adapters
 from hub.files import HASH_KEY, read_file, read_header, write_file
+from networks.checkpoint import resolve_directory
 
 RESERVED = {LORA_ADAPTER_METADATA_KEY, "format", HASH_KEY}
 """Header keys that are made with the tensors."""
@@ -80,6 +86,57 @@ def read_adapter_metadata(directory: str | Path) -> dict[str, Any]:
     return header
 
 
+def load_adapter(pipe: DiffusionPipeline, name_or_path: str | Path, weight_name: str | None = None, revision: str | None = None) -> str:
+    """Load an adapter as any user would, with `pipe.load_lora_weights`, and make sure that all of it is there and does something.
+
+    Args:
+        name_or_path: a directory, or an id on the Hub.
+        weight_name: which safetensors file. Default: `pytorch_lora_weights.safetensors`, or the only one of a directory.
+        revision: of the Hub.
+
+    Returns:
+        The adapter's name in the pipeline.
+
+    Raises:
+        ValueError: there is no adapter, it does not fit the pipeline as a whole, or it changes nothing; the pipeline is as before then.
+    """
+    path = find_adapter(name_or_path, weight_name, revision)
+    tensors, header = read_file(path)
+    if not tensors:
+        raise ValueError(f"The adapter {path} holds no tensors; train it again, or fetch it again from where it came.")
+    adapter, cause = get_adapter_name(pipe.unet), None
+    with _quiet_loaders():
+        try:
+            pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=adapter, use_safetensors=True)
+            fault = find_fault(pipe, adapter, path, tensors)
+        except (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
+            fault, cause = f"does not fit this pipeline ({textwrap.shorten(str(error), 240)}); load it into its own base.", error
+        if fault and adapter in loaded_adapters(pipe):
+            pipe.delete_adapters(adapter)
+    if fault:
+        base = header.get("base_model_name_or_path")
+        raise ValueError(f"The adapter {path} {fault}" + (f" It says that it is for {base}." if base else "")) from cause
+    return adapter
+
+
+def find_adapter(name_or_path: str | Path, weight_name: str | None = None, revision: str | None = None) -> Path:
+    """The adapter's file in a directory, or fetched from the Hub.
+
+    Raises:
+        ValueError: there is none, or there are several and none has the usual name.
+    """
+    name = weight_name or LORA_WEIGHT_NAME_SAFE
+    directory = resolve_directory(name_or_path, revision, [name])
+    if (directory / name).is_file():
+        return directory / name
+    found = sorted(directory.glob("*.safetensors"))
+    if weight_name or not found:
+        raise ValueError(f"{name_or_path} holds no adapter: a directory with {name} is needed.")
+    if len(found) > 1:
+        raise ValueError(f"{name_or_path} holds {len(found)} safetensors files and none is called {name}; rename the adapter to that.")
+    return found[0]
+
+
 def _decisive(config: LoraConfig) -> dict[str, Any]:
     """Rank, alpha and whatever is not peft's default; releases of peft before this one refuse settings that they do not know."""
     defaults = LoraConfig().to_dict()
@@ -90,3 +147,17 @@ def _check_keys(metadata: Mapping[str, str]) -> None:
     taken = RESERVED & set(metadata)
     if taken:
         raise ValueError(f"The header key {min(taken)!r} is made with the tensors and cannot be given.")
+
+
+@contextmanager
+def _quiet_loaders() -> Iterator[None]:
+    """diffusers and peft warn of what is checked here, and also where an adapter of the UNet alone gives the text encoder nothing."""
+    logger = logging.getLogger("diffusers")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

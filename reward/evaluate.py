@@ -31,8 +31,8 @@ import canvas
 from environment.arguments import uses_bundled_base
 from environment.base import encode_prompts, load_pipeline, sample_size
 from environment.errors import friendly_errors
-from evaluation.generate import load_adapter
 from evaluation.protocol import public_name
+from hub.adapter import load_adapter
 from networks.checkpoint import CheckpointError, write_aside
 from networks.versions import versions
 from policy.kernel import ReverseKernel

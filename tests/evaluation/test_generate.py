@@ -1,4 +1,4 @@
-"""Images depend on prompt and seed alone; an adapter loads as a user would load it, or the user is told."""
+"""Images depend on prompt and seed alone."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from peft import LoraConfig
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from environment.base import load_pipeline
-from evaluation.generate import adapter_disabled, ddim, evaluation_mode, generate, load_adapter
+from evaluation.generate import adapter_disabled, ddim, evaluation_mode, generate
 
 PROMPTS = ["a cat", "a boat", "a house in mosaic style"]
 
@@ -82,35 +80,6 @@ def test_ddim_clips_latents_only_if_the_pipeline_does(tiny_pipeline_dir: Path) -
     assert ddim(pipe).config.clip_sample is False
     pipe.scheduler = DDIMScheduler(clip_sample=True)
     assert ddim(pipe).config.clip_sample is True
-
-
-def save_lora(pipe, directory: Path) -> Path:
-    from hub.adapter import save_adapter
-
-    pipe.unet.add_adapter(LoraConfig(r=2, lora_alpha=4, init_lora_weights=False, target_modules=["to_q", "to_v"]))
-    return save_adapter(directory, pipe.unet)
-
-
-def test_load_adapter(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
-    trained = load_pipeline(tiny_pipeline_dir)
-    save_lora(trained, tmp_path)
-    pipe = load_pipeline(tiny_pipeline_dir)
-    load_adapter(pipe, tmp_path)
-    assert_same(draw(pipe, PROMPTS, [0]), draw(trained, PROMPTS, [0]))
-
-
-def test_adapter_errors(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
-    pipe = load_pipeline(tiny_pipeline_dir)
-    with pytest.raises(ValueError, match="holds no adapter"):
-        load_adapter(pipe, tmp_path)
-    path = save_lora(load_pipeline(tiny_pipeline_dir), tmp_path)
-    tensors = load_file(path)
-    save_file({f"transformer.{name}": tensor for name, tensor in tensors.items()}, path)
-    with pytest.raises(ValueError, match=r"no weights for this pipeline|does not fit"):
-        load_adapter(pipe, tmp_path)
-    save_file({name: torch.zeros(tensor.shape[0], 3 * tensor.shape[1]) for name, tensor in tensors.items()}, path)
-    with pytest.raises(ValueError, match="does not fit"):
-        load_adapter(load_pipeline(tiny_pipeline_dir), tmp_path)
 
 
 def test_a_directory_that_is_no_pipeline(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from environment.base import load_pipeline
 from environment.errors import friendly_errors
 from evaluation.__main__ import find_base, main, parse_args
 from evaluation.examination import JudgeExamination
-from evaluation.generate import load_adapter
 from evaluation.judge import Judge
 from evaluation.protocol import evaluate, public_name
+from hub.adapter import load_adapter
 
 QUICK = ["--num_inference_steps", "2", "--seeds", "0", "1"]
 
@@ -72,9 +72,12 @@ def test_scale_zero_is_the_base(adapter_dir: Path, base: list[str], tmp_path: Pa
 
 def test_an_adapter_that_does_nothing_is_noticed(adapter_dir: Path, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = adapter_dir / "pytorch_lora_weights.safetensors"
-    save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(path).items()}, path)
+    save_file({name: 1e-9 * tensor for name, tensor in load_file(path).items()}, path)
     run(adapter_dir, tmp_path / "out", *base, "--concept", "cat")
     assert "changes no image" in capsys.readouterr().err
+    save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(ValueError, match="changes nothing"):
+        run(adapter_dir, tmp_path / "none", *base, "--concept", "cat")
 
 
 def test_results_beside_the_adapter_go_before_its_header(adapter_dir: Path, base: list[str], tmp_path: Path) -> None:

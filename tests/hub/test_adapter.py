@@ -1,4 +1,4 @@
-"""An adapter file restores what was trained, and the base once it is scaled to nothing."""
+"""An adapter file restores what was trained, and the base once it is scaled to nothing; what would restore something else is refused."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 
 from environment.base import load_pipeline
-from hub.adapter import read_adapter_metadata, save_adapter, update_adapter_metadata
+from hub.adapter import load_adapter, read_adapter_metadata, save_adapter, update_adapter_metadata
 from hub.files import read_file
 
 Output = Callable[[UNet2DConditionModel], torch.Tensor]
@@ -46,7 +50,8 @@ def test_every_kind_of_adapter_is_restored(
 ) -> None:
     save_adapter(tmp_path, trained_otherwise)
     pipe = load_pipeline(tiny_pipeline_dir)
-    pipe.load_lora_weights(tmp_path)
+    name = load_adapter(pipe, tmp_path)
+    assert pipe.get_active_adapters() == [name]
     assert (output(trained_otherwise) - base_output).abs().max() > 1e-3
     assert (output(pipe.unet) - output(trained_otherwise)).abs().max() <= 1e-5
 
@@ -121,3 +126,122 @@ def test_errors(trained: UNet2DConditionModel, tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(b"half a file")
     with pytest.raises(ValueError, match="is not an adapter"):
         read_adapter_metadata(tmp_path)
+
+
+# --- loading --------------------------------------------------------------------------------------------
+
+DOWN, UP = (f"unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_q.lora.{side}.weight" for side in ("down", "up"))
+FAULTS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], str]] = {
+    "wrong prefix": (lambda tensors: {name.replace("unet.", "transformer."): t for name, t in tensors.items()}, "no weights for this pipeline"),
+    "no prefix": (lambda tensors: {name.removeprefix("unet."): t for name, t in tensors.items()}, "no weights for this pipeline"),
+    "empty": (lambda tensors: {}, "holds no tensors; train it again"),
+    "unknown layer": (
+        lambda tensors: tensors | {DOWN.replace("to_q", "to_z"): tensors[DOWN].clone()},
+        "to_z.lora_A.weight; load it into its own base",
+    ),
+    "unknown component": (lambda tensors: tensors | {"critic.lora_A.weight": tensors[DOWN].clone()}, "has 1 of 65 tensors .* such as critic"),
+    "not of a LoRA": (
+        lambda tensors: tensors | {"unet.conv_in.weight": tensors[DOWN].clone()},
+        r"does not fit this pipeline \(Invalid LoRA checkpoint",
+    ),
+    "one layer misnamed": (
+        lambda tensors: {name.replace("mid_block", "mid_blok"): t for name, t in tensors.items()},
+        "no place for, such as unet.mid_blok",
+    ),
+    "incomplete": (lambda tensors: {name: t for name, t in tensors.items() if name != UP}, "lacks 1 of 64 tensors.*to_q.lora_B"),
+    "another width": (lambda tensors: {name: t.repeat(1, 3) for name, t in tensors.items()}, "does not fit this pipeline"),
+    "all zero": (lambda tensors: {name: t * (".down." in name) for name, t in tensors.items()}, "changes nothing.*train it again"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), FAULTS.values(), ids=FAULTS)
+def test_what_does_not_fit_as_a_whole_is_refused_and_the_pipeline_is_as_before(
+    damage: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    message: str,
+    trained: UNet2DConditionModel,
+    tiny_pipeline_dir: Path,
+    output: Output,
+    base_output: torch.Tensor,
+    tmp_path: Path,
+) -> None:
+    path = save_adapter(tmp_path, trained, metadata=HEADER)
+    tensors, header = read_file(path)
+    save_file(damage(tensors), path, metadata=header)
+    pipe = load_pipeline(tiny_pipeline_dir)
+    with pytest.raises(ValueError, match=message) as refused:
+        load_adapter(pipe, tmp_path)
+    assert "\n" not in str(refused.value)
+    assert len(tensors) == 64 and (not damage(tensors) or "for bundled canvas" in str(refused.value))
+    assert not any(pipe.get_list_adapters().values())
+    assert torch.equal(output(pipe.unet), base_output)
+
+
+def test_a_second_adapter_that_is_refused_leaves_the_first(
+    trained: UNet2DConditionModel, tiny_pipeline_dir: Path, output: Output, tmp_path: Path
+) -> None:
+    save_adapter(tmp_path / "good", trained)
+    path = save_adapter(tmp_path / "zero", trained)
+    save_file({name: torch.zeros_like(t) for name, t in load_file(path).items()}, path)
+    pipe = load_pipeline(tiny_pipeline_dir)
+    name = load_adapter(pipe, tmp_path / "good")
+    with pytest.raises(ValueError, match="changes nothing"):
+        load_adapter(pipe, tmp_path / "zero")
+    assert pipe.get_list_adapters() == {"unet": [name]}
+    pipe.set_adapters(name)
+    assert (output(pipe.unet) - output(trained)).abs().max() <= 1e-5
+
+
+def test_half_a_file_no_file_and_several_files(trained: UNet2DConditionModel, tiny_pipeline_dir: Path, output: Output, tmp_path: Path) -> None:
+    pipe = load_pipeline(tiny_pipeline_dir)
+    with pytest.raises(ValueError, match="holds no adapter"):
+        load_adapter(pipe, tmp_path)
+    path = save_adapter(tmp_path, trained)
+    with pytest.raises(ValueError, match="holds no adapter"):
+        load_adapter(pipe, tmp_path, weight_name="other.safetensors")
+    path.rename(tmp_path / "one.safetensors")
+    load_adapter(pipe, tmp_path)
+    assert (output(pipe.unet) - output(trained)).abs().max() <= 1e-5
+    (tmp_path / "two.safetensors").write_bytes(b"half a file")
+    with pytest.raises(ValueError, match="holds 2 safetensors files"):
+        load_adapter(pipe, tmp_path)
+    with pytest.raises(ValueError, match="is not an adapter"):
+        load_adapter(pipe, tmp_path, weight_name="two.safetensors")
+
+
+def test_the_hub_is_asked_for_the_one_file_at_the_revision(
+    trained: UNet2DConditionModel, tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_adapter(tmp_path / "snapshot", trained)
+    asked: list[Any] = []
+
+    def snapshot_download(repo: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((repo, revision, allow_patterns))
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr("networks.checkpoint.snapshot_download", snapshot_download)
+    assert load_adapter(load_pipeline(tiny_pipeline_dir), "owner/adapter", revision="v1")
+    assert asked == [("owner/adapter", "v1", [NAME])]
+
+
+def test_an_adapter_of_the_text_encoder_too_is_loaded_and_checked(
+    trained: UNet2DConditionModel, tiny_pipeline_dir: Path, output: Output, tmp_path: Path
+) -> None:
+    both = load_pipeline(tiny_pipeline_dir)
+    both.text_encoder.add_adapter(LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=["q_proj", "out_proj"]))
+    StableDiffusionPipeline.save_lora_weights(
+        tmp_path,
+        unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(trained)),
+        text_encoder_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(both.text_encoder)),
+        unet_lora_adapter_metadata={"r": 4, "lora_alpha": 8, "target_modules": ["to_q", "to_k", "to_v", "to_out.0"]},
+        text_encoder_lora_adapter_metadata={"r": 2, "lora_alpha": 2, "target_modules": ["q_proj", "out_proj"]},
+    )
+    pipe = load_pipeline(tiny_pipeline_dir)
+    load_adapter(pipe, tmp_path)
+    assert pipe.get_list_adapters().keys() == {"unet", "text_encoder"}
+    assert (output(pipe.unet) - output(trained)).abs().max() <= 1e-5
+
+    tensors, header = read_file(tmp_path / NAME)
+    removed = next(name for name in tensors if name.startswith("text_encoder.") and ".up." in name)
+    save_file({name: t for name, t in tensors.items() if name != removed}, tmp_path / NAME, metadata=header)
+    with pytest.raises(ValueError, match="lacks 1 of"):
+        load_adapter(load_pipeline(tiny_pipeline_dir), tmp_path)
