@@ -23,12 +23,14 @@ from hub.checks import find_fault, loaded_adapters
 from hub.files import HASH_KEY, read_file, read_header, write_file
 from networks.checkpoint import resolve_directory
 
+KOHYA_NAME = "pytorch_lora_weights_kohya.safetensors"
+"""The same adapter in kohya's format, beside the one in diffusers'."""
 RESERVED = {LORA_ADAPTER_METADATA_KEY, "format", HASH_KEY}
 """Header keys that are made with the tensors."""
 
 
 def save_adapter(directory: str | Path, unet: UNet2DConditionModel, adapter_name: str = "default", metadata: Mapping[str, str] | None = None) -> Path:
-    """Write the UNet's adapter as `pytorch_lora_weights.safetensors`, complete or not at all.
+    """Write the UNet's adapter as `pytorch_lora_weights.safetensors`, complete or not at all; a twin of an older one is removed.
 
     `pipe.load_lora_weights(directory)` restores it as it was trained, also where alpha differs from rank.
 
@@ -55,19 +57,22 @@ def save_adapter(directory: str | Path, unet: UNet2DConditionModel, adapter_name
         StableDiffusionPipeline.save_lora_weights(aside, unet_lora_layers=layers, unet_lora_adapter_metadata=_decisive(config))
         tensors, header = read_file(Path(aside) / LORA_WEIGHT_NAME_SAFE)
     write_file(path, tensors, header | {"modelspec.date": datetime.date.today().isoformat()} | dict(metadata or {}))
+    path.with_name(KOHYA_NAME).unlink(missing_ok=True)
     return path
 
 
 def update_adapter_metadata(directory: str | Path, metadata: Mapping[str, str]) -> None:
-    """Put keys into the header of a directory's adapter; a kill leaves the old file or the new one.
+    """Put keys into the header of a directory's adapter, and of its twin if there is one; a kill leaves the old file or the new one.
 
     Raises:
         ValueError: there is no adapter, or a key is taken.
     """
     _check_keys(metadata)
     path = Path(directory) / LORA_WEIGHT_NAME_SAFE
-    tensors, header = read_file(path)
-    write_file(path, tensors, header | dict(metadata))
+    twin = path.with_name(KOHYA_NAME)
+    for file in (path, twin) if twin.exists() else (path,):
+        tensors, header = read_file(file)
+        write_file(file, tensors, header | dict(metadata))
 
 
 def read_adapter_metadata(directory: str | Path) -> dict[str, Any]:

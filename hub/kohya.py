@@ -1,0 +1,96 @@
+"""The same adapter in kohya's format, which ComfyUI and AUTOMATIC1111 load: `lora_unet_<module>.lora_down.weight`, `.lora_up.weight`, `.alpha`.
+
+These add alpha / rank * up @ down to a module's weight; keys and header are those of kohya-ss/sd-scripts.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
+from diffusers.utils import convert_state_dict_to_kohya, convert_unet_state_dict_to_peft
+from peft.utils.other import get_pattern_key
+
+from hub.adapter import KOHYA_NAME, read_adapter_metadata
+from hub.files import read_file, write_file
+
+BASE_VERSIONS = {
+    "stable-diffusion-v1": "sd_v1",
+    "stable-diffusion-v2-512": "sd_v2",
+    "stable-diffusion-v2-768-v": "sd_v2_v",
+    "stable-diffusion-xl-v1-base": "sdxl_base_v1-0",
+}
+"""sd-scripts' names of the bases, by ModelSpec's."""
+
+
+def save_kohya(directory: str | Path, path: str | Path | None = None) -> Path:
+    """Write a directory's adapter in kohya's format too, complete or not at all.
+
+    Args:
+        path: the file. Default: `pytorch_lora_weights_kohya.safetensors` in the directory.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: there is no adapter, or it has parts that the format has no keys for.
+    """
+    path = Path(path or Path(directory) / KOHYA_NAME)
+    header = read_adapter_metadata(directory)
+    config = header.pop(LORA_ADAPTER_METADATA_KEY, {})
+    tensors, _ = read_file(Path(directory) / LORA_WEIGHT_NAME_SAFE)
+    converted = to_kohya(tensors, {name.removeprefix("unet."): value for name, value in config.items() if name.startswith("unet.")})
+    write_file(path, converted, header | kohya_header(header, converted))
+    return path
+
+
+def to_kohya(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """LoRA matrices of a UNet by kohya's names, with the alphas they were trained with.
+
+    Args:
+        tensors: as diffusers names them, `unet.<module>.lora.down.weight` (rank, in, ...) and `.lora.up.weight` (out, rank, ...).
+        config: peft's, as diffusers keeps it in the header; without one alpha is the rank, as diffusers reads it.
+
+    Raises:
+        ValueError: there is something else than pairs of such matrices.
+    """
+    state = convert_unet_state_dict_to_peft(dict(tensors))
+    modules = [name.removesuffix(".lora_A.weight") for name in state if name.endswith(".lora_A.weight")]
+    pairs = {f"{module}.lora_{matrix}.weight" for module in modules for matrix in "AB" if module.startswith("unet.")}
+    if not pairs or pairs != state.keys():
+        strange = min(pairs ^ state.keys(), default="nothing at all")
+        raise ValueError(f"Only pairs of LoRA matrices of a UNet can be written in kohya's format, and the adapter has {strange}.")
+    ranks = {module: len(state[f"{module}.lora_A.weight"]) for module in modules}
+    alphas = {
+        f"lora_{module.replace('.', '_')}.alpha": torch.tensor(module_alpha(module.removeprefix("unet."), ranks[module], config))
+        for module in modules
+    }
+    return convert_state_dict_to_kohya(state) | alphas
+
+
+def module_alpha(module: str, rank: int, config: Mapping[str, Any]) -> float:
+    """The alpha for which alpha / rank is what peft multiplies this module's update by."""
+    patterns = config.get("alpha_pattern") or {}
+    alpha = patterns.get(get_pattern_key(patterns, module), config.get("lora_alpha", rank))
+    return alpha * math.sqrt(rank) if config.get("use_rslora") else float(alpha)
+
+
+def kohya_header(header: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """sd-scripts' keys, from an adapter's header and its tensors by kohya's names."""
+    ranks = {len(tensor) for name, tensor in tensors.items() if name.endswith(".lora_down.weight")}
+    alphas = {tensor.item() for name, tensor in tensors.items() if name.endswith(".alpha")}
+    base = header.get("modelspec.architecture", "unknown").removesuffix("/lora")
+    title = header.get("modelspec.title", "LoRA")
+    return {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
+        "ss_network_alpha": str(alphas.pop()) if len(alphas) == 1 else "Dynamic",
+        "ss_base_model_version": BASE_VERSIONS.get(base, base),
+        "ss_v2": str(base.startswith("stable-diffusion-v2")),
+        "ss_output_name": re.sub(r"\W+", "-", title).strip("-"),
+    }

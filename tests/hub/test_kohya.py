@@ -1,0 +1,137 @@
+"""The file for ComfyUI and AUTOMATIC1111 does what the adapter does, by diffusers' reading of it and by theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+
+from environment.base import load_pipeline
+from hub.adapter import KOHYA_NAME, load_adapter, save_adapter
+from hub.files import read_file
+from hub.kohya import kohya_header, save_kohya, to_kohya
+
+Output = Callable[[UNet2DConditionModel], torch.Tensor]
+NAME = "pytorch_lora_weights.safetensors"
+
+
+@torch.no_grad()
+def merged_as_kohya_does(unet: UNet2DConditionModel, file: Path) -> UNet2DConditionModel:
+    """Each module's weight + alpha / rank * up @ down, the modules found by their names with underscores; nothing of diffusers or peft."""
+    tensors = load_file(file)
+    modules = {"lora_unet_" + name.replace(".", "_"): module for name, module in unet.named_modules()}
+    for name in {key.split(".")[0] for key in tensors}:
+        down, up, alpha = (tensors.pop(f"{name}.{part}") for part in ("lora_down.weight", "lora_up.weight", "alpha"))
+        change = (up.flatten(1) @ down.flatten(1)).reshape(modules[name].weight.shape)
+        modules[name].weight += alpha / len(down) * change
+    assert not tensors
+    return unet
+
+
+def test_it_does_what_was_trained_where_modules_are_found_by_name(
+    trained_otherwise: UNet2DConditionModel, tiny_pipeline_dir: Path, output: Output, base_output: torch.Tensor, tmp_path: Path
+) -> None:
+    save_adapter(tmp_path, trained_otherwise)
+    file = save_kohya(tmp_path)
+    unet = merged_as_kohya_does(UNet2DConditionModel.from_pretrained(tiny_pipeline_dir, subfolder="unet"), file)
+    assert (output(trained_otherwise) - base_output).abs().max() > 1e-3
+    assert (output(unet) - output(trained_otherwise)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("settings", ["attention", "every kind of layer", "rank-stabilised"])
+def test_it_does_what_was_trained_in_diffusers(
+    settings: str, train: Callable[..., UNet2DConditionModel], lora_settings: dict, tiny_pipeline_dir: Path, output: Output, tmp_path: Path
+) -> None:
+    trained = train(**lora_settings[settings])
+    save_adapter(tmp_path, trained)
+    save_kohya(tmp_path)
+    pipe = load_pipeline(tiny_pipeline_dir)
+    load_adapter(pipe, tmp_path, weight_name=KOHYA_NAME)
+    assert (output(pipe.unet) - output(trained)).abs().max() <= 1e-5
+
+
+def test_several_alphas_which_diffusers_would_misread_are_refused_there(
+    train: Callable[..., UNet2DConditionModel], lora_settings: dict, tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    save_adapter(tmp_path, train(**lora_settings["patterns"]))
+    save_kohya(tmp_path)
+    with pytest.raises(ValueError, match=f"several alphas.*load {NAME} instead"):
+        load_adapter(load_pipeline(tiny_pipeline_dir), tmp_path, weight_name=KOHYA_NAME)
+    load_adapter(load_pipeline(tiny_pipeline_dir), tmp_path)
+
+
+def test_parts_of_a_file_that_diffusers_leaves_out_are_refused_there(trained: UNet2DConditionModel, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    save_adapter(tmp_path, trained)
+    tensors, _ = read_file(save_kohya(tmp_path))
+    module = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_q"
+    save_file(tensors | {f"{module}.dora_scale": torch.ones(16, 1)}, tmp_path / KOHYA_NAME)
+    with pytest.raises(ValueError, match=r"no place for, such as .*dora_scale"):
+        load_adapter(load_pipeline(tiny_pipeline_dir), tmp_path, weight_name=KOHYA_NAME)
+
+
+def test_keys_are_kohyas(trained: UNet2DConditionModel, tmp_path: Path) -> None:
+    save_adapter(tmp_path, trained)
+    tensors, _ = read_file(save_kohya(tmp_path))
+    module = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q"
+    assert {key for key in tensors if key.startswith(module)} == {f"{module}.{part}" for part in ("lora_down.weight", "lora_up.weight", "alpha")}
+    assert tensors[f"{module}.lora_down.weight"].shape == (4, 8) and tensors[f"{module}.lora_up.weight"].shape == (8, 4)
+    assert {t.item() for key, t in tensors.items() if key.endswith(".alpha")} == {8.0}
+    assert f"{module.replace('to_q', 'to_out_0')}.alpha" in tensors
+
+
+def test_header(train: Callable[..., UNet2DConditionModel], lora_settings: dict, tmp_path: Path) -> None:
+    described = {"concept": '["cat"]', "modelspec.title": "LoRA that erases cat", "modelspec.architecture": "stable-diffusion-v1/lora"}
+    save_adapter(tmp_path, train(**lora_settings["attention"]), metadata=described)
+    _, header = read_file(save_kohya(tmp_path))
+    assert header.items() >= described.items()
+    assert "lora_adapter_metadata" not in header  # diffusers takes alphas from the file or from there, and refuses both
+    assert header["modelspec.hash_sha256"] != read_file(tmp_path / NAME)[1]["modelspec.hash_sha256"]
+    assert {key: value for key, value in header.items() if key.startswith("ss_")} == {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "4",
+        "ss_network_alpha": "8.0",
+        "ss_base_model_version": "sd_v1",
+        "ss_v2": "False",
+        "ss_output_name": "LoRA-that-erases-cat",
+    }
+    save_adapter(tmp_path, train(**lora_settings["patterns"]))
+    _, header = read_file(save_kohya(tmp_path))
+    assert (header["ss_network_dim"], header["ss_network_alpha"], header["ss_base_model_version"]) == ("Dynamic", "Dynamic", "unknown")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "version", "v2"),
+    [
+        ("stable-diffusion-v2-512", "sd_v2", "True"),
+        ("stable-diffusion-v2-768-v", "sd_v2_v", "True"),
+        ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0", "False"),
+        ("stable-diffusion-custom-64", "stable-diffusion-custom-64", "False"),
+    ],
+)
+def test_versions_of_the_base(architecture: str, version: str, v2: str) -> None:
+    header = kohya_header({"modelspec.architecture": f"{architecture}/lora"}, {})
+    assert (header["ss_base_model_version"], header["ss_v2"]) == (version, v2)
+
+
+def test_without_settings_alpha_is_the_rank_as_diffusers_reads_it(trained: UNet2DConditionModel, tmp_path: Path) -> None:
+    path = save_adapter(tmp_path, trained)
+    save_file(load_file(path), path)
+    tensors, _ = read_file(save_kohya(tmp_path))
+    assert {t.item() for key, t in tensors.items() if key.endswith(".alpha")} == {4.0}
+
+
+def test_what_the_format_has_no_keys_for_is_refused() -> None:
+    pair = {f"unet.a.to_q.lora.{side}.weight": torch.ones(2, 2) for side in ("down", "up")}
+    assert len(to_kohya(pair, {})) == 3
+    for tensors, strange in [
+        ({}, "nothing at all"),
+        (pair | {"unet.a.to_q.lora_magnitude_vector": torch.ones(2)}, "unet.a.to_q.lora_magnitude_vector"),
+        ({"unet.a.to_q.lora.down.weight": torch.ones(2, 2)}, "unet.a.to_q.lora_B.weight"),
+        ({name.replace("unet", "text_encoder"): t for name, t in pair.items()}, "text_encoder.a"),
+    ]:
+        with pytest.raises(ValueError, match=rf"Only pairs .* has {strange}"):
+            to_kohya(tensors, {})
