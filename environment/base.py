@@ -12,9 +12,13 @@ from transformers import PreTrainedTokenizerBase
 
 
 def load_pipeline(
-    name_or_path: str | Path, revision: str | None = None, variant: str | None = None, dtype: torch.dtype = torch.float32
+    name_or_path: str | Path,
+    revision: str | None = None,
+    variant: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    safety_checker: bool = False,
 ) -> StableDiffusionPipeline:
-    """A Stable Diffusion pipeline from a diffusers directory or a Hub id, safetensors only, safety checker left out.
+    """A Stable Diffusion pipeline from a diffusers directory or a Hub id, safetensors only, its safety checker left out unless asked for.
 
     Raises:
         ValueError: there is no such pipeline, or it is of another class.
@@ -22,10 +26,9 @@ def load_pipeline(
     path = Path(name_or_path)
     if path.is_dir() and not (path / "model_index.json").is_file():
         raise ValueError(f"{name_or_path} is not a diffusers pipeline: it holds no model_index.json.")
+    left_out = {} if safety_checker else {"safety_checker": None}
     try:
-        pipe = DiffusionPipeline.from_pretrained(
-            str(name_or_path), revision=revision, variant=variant, dtype=dtype, use_safetensors=True, safety_checker=None
-        )
+        pipe = DiffusionPipeline.from_pretrained(str(name_or_path), revision=revision, variant=variant, dtype=dtype, use_safetensors=True, **left_out)
     except (OSError, ValueError, HFValidationError, AttributeError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"The pipeline {name_or_path} could not be loaded (a diffusers directory or Hub id with safetensors): {reason}") from error

@@ -21,11 +21,12 @@ from evaluation.examination import Examination, JudgeExamination, TeacherExamina
 from evaluation.grid import before_after
 from evaluation.judge import Judge
 from evaluation.protocol import BUNDLED_PIPELINE, evaluate, grid_title, public_name, table
-from hub.adapter import load_adapter, read_adapter_metadata
+from hub.adapter import load_adapter
+from hub.provenance import RESULTS_NAME, find_base, what_adapter_says
 from reward.spec import make_spec, read_prompts
 from reward.teacher import Teacher
 
-RESULTS_NAME, GRID_NAME = "results.json", "before_after.png"
+GRID_NAME = "before_after.png"
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
@@ -90,41 +91,6 @@ def main(args: argparse.Namespace) -> None:
         print("warning: the adapter changes no image; it does nothing on this base.", file=sys.stderr)
     if results["base"]["UA"] >= 50:
         print(f"warning: the base seldom draws the concept in the first place (its own UA is {results['base']['UA']:.1f} %).", file=sys.stderr)
-
-
-def what_adapter_says(directory: Path) -> dict[str, Any]:
-    """Concept (list), base and revision as the adapter's results.json or else its header has them; None where neither does.
-
-    Raises:
-        ValueError: there is no adapter in the directory, or its results.json is not JSON.
-    """
-    try:
-        beside = json.loads((directory / RESULTS_NAME).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        beside = {}
-    except ValueError as error:
-        raise ValueError(f"{directory / RESULTS_NAME} is not JSON: {error}") from error
-    said = read_adapter_metadata(directory) | beside
-    concept = said.get("concept")
-    if isinstance(concept, str):
-        concept = json.loads(concept) if concept.startswith("[") else [concept]
-    return {"concept": concept, "base": said.get("base_model_name_or_path"), "revision": said.get("revision") or None}
-
-
-def find_base(given: str | None, recorded: str | None) -> str | Path:
-    """The base to load: the one given, else the one the adapter records.
-
-    Raises:
-        ValueError: neither names a pipeline that can be found.
-    """
-    name = given or recorded
-    if name is None:
-        raise ValueError("The adapter does not say which base it is for; name it with --pretrained_model_name_or_path.")
-    if name == BUNDLED_PIPELINE:
-        return canvas.PIPELINE
-    if given is None and "/" not in name and not Path(name).is_dir():
-        raise ValueError(f"The adapter was trained on a local pipeline called {name!r}; say where it is with --pretrained_model_name_or_path DIR.")
-    return name
 
 
 def choose_examination(args: argparse.Namespace, concepts: list[str], base: str | Path, device: str) -> Examination:

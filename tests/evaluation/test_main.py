@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import canvas
 from environment.base import load_pipeline
 from environment.errors import friendly_errors
-from evaluation.__main__ import find_base, main, parse_args
+from evaluation.__main__ import main, parse_args
 from evaluation.examination import JudgeExamination
 from evaluation.judge import Judge
 from evaluation.protocol import evaluate, public_name
@@ -146,7 +146,3 @@ def test_names() -> None:
     assert public_name(canvas.JUDGE) == "bundled canvas judge"
     assert public_name("owner/model") == "owner/model"
     assert public_name("/somewhere/else/judge") == "judge"
-    assert find_base(None, "bundled canvas") == canvas.PIPELINE
-    assert find_base("owner/other", "owner/model") == "owner/other"
-    with pytest.raises(ValueError, match="does not say which base"):
-        find_base(None, None)

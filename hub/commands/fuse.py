@@ -1,0 +1,49 @@
+"""`python -m hub fuse`: a whole pipeline with the adapter in its weights."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+from environment.base import load_pipeline
+from hub.adapter import load_adapter
+from hub.card import hub_id
+from hub.fuse import fuse_adapter, save_pipeline
+from hub.provenance import find_base, what_adapter_says
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "fuse",
+        help="Write a whole pipeline with the adapter in its weights.",
+        description="Writes a whole pipeline, in the diffusers format and safetensors only, with the adapter in its weights.",
+    )
+    parser.add_argument("--adapter", type=Path, required=True, metavar="DIR", help="Directory with pytorch_lora_weights.safetensors.")
+    parser.add_argument(
+        "--pretrained_model_name_or_path", metavar="BASE", help="Base pipeline: diffusers directory or Hub id. Default: what the adapter says."
+    )
+    parser.add_argument("--revision", help="Revision of the base pipeline on the Hub. Default: what the adapter says.")
+    parser.add_argument("--variant", help="Variant of the base pipeline's weight files, for example fp16.")
+    parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="Where the pipeline is written: a new or an empty directory.")
+    parser.add_argument("--scale", type=float, default=1.0, help="Weight of the adapter. Default: 1; 0 is the base.")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Fuse.
+
+    Raises:
+        ValueError: adapter or base cannot be found, do not fit each other, or the output would replace something.
+    """
+    if not math.isfinite(args.scale):
+        raise ValueError(f"--scale {args.scale} is not a number to multiply by.")
+    if args.output_dir.exists() and not (args.output_dir.is_dir() and not any(args.output_dir.iterdir())):
+        raise ValueError(f"--output_dir {args.output_dir} is not an empty directory; choose another.")
+    said = what_adapter_says(args.adapter)
+    base = find_base(args.pretrained_model_name_or_path, said["base"])
+    revision = args.revision or (None if args.pretrained_model_name_or_path else said["revision"])
+    pipe = load_pipeline(base, revision, args.variant, safety_checker=True)
+    fuse_adapter(pipe, load_adapter(pipe, args.adapter), args.scale)
+    save_pipeline(pipe, args.output_dir, hub_id(str(base)) or "")
+    print(f"wrote {args.output_dir}: a pipeline with the adapter at scale {args.scale:g} in its weights.")

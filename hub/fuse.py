@@ -1,0 +1,38 @@
+"""A whole pipeline with the adapter in its weights, for programs that load no adapters and for giving away."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+
+
+def fuse_adapter(pipe: DiffusionPipeline, adapter: str, scale: float = 1.0) -> None:
+    """Add a loaded adapter to the weights, `scale` times, and take it off; the pipeline is a plain one afterwards.
+
+    Raises:
+        ValueError: the sum is not finite; the adapter is broken then.
+    """
+    components = [component for component, names in pipe.get_list_adapters().items() if adapter in names]
+    pipe.fuse_lora(components=components, lora_scale=scale, adapter_names=[adapter], safe_fusing=True)
+    pipe.unload_lora_weights()
+
+
+def save_pipeline(pipe: DiffusionPipeline, directory: Path, source: str = "") -> None:
+    """Write a pipeline as a diffusers directory of safetensors, complete or not at all.
+
+    Args:
+        directory: one that does not exist or is empty.
+        source: the public name that the configs give as where it came from; diffusers would name a local path.
+    """
+    for component in pipe.components.values():
+        if hasattr(component, "register_to_config"):
+            component.register_to_config(_name_or_path=source)
+    pipe.register_to_config(_name_or_path=source)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as aside:
+        complete = Path(aside) / "pipeline"
+        pipe.save_pretrained(complete, safe_serialization=True)
+        os.replace(complete, directory)

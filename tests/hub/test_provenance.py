@@ -1,0 +1,35 @@
+"""An adapter leads back to its concept and its base: by results.json first, then by its header."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from diffusers import UNet2DConditionModel
+
+import canvas
+from hub.adapter import save_adapter
+from hub.header import results_header
+from hub.provenance import find_base, what_adapter_says
+
+
+def test_results_go_before_the_header(trained: UNet2DConditionModel, tmp_path: Path) -> None:
+    save_adapter(tmp_path, trained)
+    assert what_adapter_says(tmp_path) == {"concept": None, "base": None, "revision": None}
+    save_adapter(tmp_path, trained, metadata=results_header({"concept": ["cat"], "base_model_name_or_path": "owner/model", "revision": "v1"}))
+    assert what_adapter_says(tmp_path) == {"concept": ["cat"], "base": "owner/model", "revision": "v1"}
+    (tmp_path / "results.json").write_text(json.dumps({"concept": "dog", "base_model_name_or_path": "owner/other", "revision": None}))
+    assert what_adapter_says(tmp_path) == {"concept": ["dog"], "base": "owner/other", "revision": None}
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        what_adapter_says(tmp_path)
+
+
+def test_find_base() -> None:
+    assert find_base(None, "bundled canvas") == canvas.PIPELINE
+    assert find_base("owner/other", "owner/model") == "owner/other"
+    with pytest.raises(ValueError, match="does not say which base"):
+        find_base(None, None)
+    with pytest.raises(ValueError, match="local pipeline called 'mine'"):
+        find_base(None, "mine")
