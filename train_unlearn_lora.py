@@ -46,8 +46,10 @@ from evaluation.generate import adapter_disabled, evaluation_mode, generate
 from evaluation.grid import Pair, before_after
 from evaluation.judge import Judge
 from evaluation.protocol import evaluate, grid_title, public_name, table
-from hub.adapter import save_adapter
+from hub.adapter import save_adapter, update_adapter_metadata
 from hub.card import save_model_card
+from hub.header import base_header, results_header
+from hub.kohya import save_kohya
 from networks.checkpoint import CheckpointError, write_aside
 from networks.versions import versions
 from policy.adapter import ADAPTER, add_lora, base_policy, load_lora_state, lora_state
@@ -81,6 +83,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         "--output_dir", type=Path, default=Path("unlearned-lora"), help="Where adapter, results, pictures and checkpoints are written."
     )
     parser.add_argument("--overwrite_output_dir", action="store_true", help="Write into an output directory that is not empty.")
+    parser.add_argument("--output_kohya_format", action="store_true", help="Write the adapter for ComfyUI and AUTOMATIC1111 too.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the whole run.")
 
     parser.add_argument("--max_train_iterations", type=positive_int, default=40, help="Iterations of rollout and update at most.")
@@ -466,8 +469,6 @@ def write_results(
         results |= evaluation.results
         pairs = evaluation.pairs
         print(table(results))
-    settings = {k: (public_name(v) if k.endswith("name_or_path") and v else v) for k, v in vars(args).items() if k not in LOCAL_ARGUMENTS}
-    settings["clip_model"] = args.clip_model and public_name(args.clip_model.removeprefix("local-dir:"))
     results |= {
         "reward_model": public_name(args.reward_model_name_or_path)
         if args.reward_model_name_or_path
@@ -476,7 +477,7 @@ def write_results(
         else "trained in the run",
         "critic_model": public_name(args.critic_model_name_or_path) if args.critic_model_name_or_path else None,
         "forget_prompts": env.spec.forget_prompts,
-        "settings": settings,
+        "settings": public_settings(args),
         "training": {
             "iterations": progress.iteration,
             "images": progress.images,
@@ -511,14 +512,23 @@ LOCAL_ARGUMENTS = {
 }
 
 
+def public_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The command line without what is local to this machine."""
+    settings = {k: (public_name(v) if k.endswith("name_or_path") and v else v) for k, v in vars(args).items() if k not in LOCAL_ARGUMENTS}
+    settings["clip_model"] = args.clip_model and public_name(args.clip_model.removeprefix("local-dir:"))
+    return settings
+
+
 def adapter_metadata(args: argparse.Namespace, env: Environment) -> dict[str, str]:
-    """Our keys in the header of the adapter file."""
-    return {
-        "concept": json.dumps(env.spec.concepts, ensure_ascii=False),
+    """What the header of the adapter file can say before the evaluation."""
+    known = {
+        "concept": env.spec.concepts,
         "base_model_name_or_path": public_name(args.pretrained_model_name_or_path or canvas.PIPELINE),
-        "method": "critic-guided reinforcement unlearning (arXiv 2601.03213)",
-        "versions": json.dumps(versions()),
+        "revision": args.revision,
+        "settings": public_settings(args),
+        "versions": versions(),
     }
+    return base_header(env.pipe) | results_header(known)
 
 
 # --- the run --------------------------------------------------------------------------------------------
@@ -712,9 +722,12 @@ def train(
     results: dict[str, Any] = {}
     if accelerator.is_main_process:
         save_adapter(args.output_dir, unet, ADAPTER, adapter_metadata(args, env))
+        if args.output_kohya_format:
+            save_kohya(args.output_dir)
         if critic.kind != "none":
             critic.network.save_pretrained(args.output_dir / "critic")
         results = write_results(args, env, examination, progress, logs)
+        update_adapter_metadata(args.output_dir, results_header(results))
         logger.info(f"Wrote {args.output_dir}: load it with pipe.load_lora_weights({str(args.output_dir)!r})")
     accelerator.end_training()
     return results

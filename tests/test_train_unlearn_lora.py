@@ -25,7 +25,7 @@ from critic.network import ValueNetwork
 from evaluation.judge import Judge
 from policy.update import UpdateStats
 
-ADAPTER = "pytorch_lora_weights.safetensors"
+ADAPTER, KOHYA_NAME = "pytorch_lora_weights.safetensors", "pytorch_lora_weights_kohya.safetensors"
 QUICK = {
     "num_inference_steps": 4,
     "train_batch_size": 4,
@@ -126,7 +126,8 @@ def test_counts_must_be_positive(flag: str, capsys: pytest.CaptureFixture[str]) 
 
 def test_a_whole_run_writes_all_that_is_promised(arguments: Callable[..., argparse.Namespace], tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     pictures = {"validation_steps": 1, "num_validation_images": 4, "evaluation_seeds": [0, 1]}
-    script.main(arguments(**pictures, gamma=0.5, checkpointing_steps=1, checkpoints_total_limit=1, report_to="tensorboard"))
+    kept = {"checkpointing_steps": 1, "checkpoints_total_limit": 1, "output_kohya_format": True}
+    script.main(arguments(**pictures, **kept, gamma=0.5, lora_alpha=5, report_to="tensorboard"))
     out = tmp_path / "out"
     assert {p.name for p in out.iterdir()} >= {ADAPTER, "results.json", "before_after.png", "README.md", "critic", "previews", "logs", "checkpoint-2"}
     assert not (out / "checkpoint-1").exists()  # --checkpoints_total_limit
@@ -151,9 +152,14 @@ def test_a_whole_run_writes_all_that_is_promised(arguments: Callable[..., argpar
         assert min(picture.size) > 50
     assert sorted(p.name for p in (out / "previews").iterdir()) == ["iteration-0001.png", "iteration-0002.png"]
     ValueNetwork.from_pretrained(out / "critic")
-    with safe_open(out / ADAPTER, "pt") as file:
-        header = file.metadata()
-    assert json.loads(header["concept"]) == ["Van Gogh style"]
+    for name in (ADAPTER, KOHYA_NAME):
+        with safe_open(out / name, "pt") as file:
+            header = file.metadata()
+        assert json.loads(header["concept"]) == ["Van Gogh style"] and json.loads(header["settings"]) == results["settings"]
+        assert json.loads(header["results"])["adapter"] == {figure: results["adapter"][figure] for figure in ("UA", "IRA", "CRA")}
+        assert {"modelspec.architecture", "modelspec.title", "modelspec.resolution", "modelspec.hash_sha256", "versions"} <= header.keys()
+        assert not any(str(tmp_path.parent) in text or str(tiny_pipeline_dir.parent) in text or str(canvas.CLIP) in text for text in header.values())
+    assert header["ss_network_alpha"] == "5.0"
     assert_works_in_a_stock_pipeline(tiny_pipeline_dir, out)
 
     events = EventAccumulator(str(next((out / "logs").rglob("events.out.tfevents.*")).parent)).Reload()
