@@ -69,7 +69,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sweep_budget", type=int, default=704, help="Images that a run of the sweep may draw.")
     parser.add_argument("--budget", type=int, default=1000, help="Images that a run may draw, warm-up included.")
     parser.add_argument("--every", type=int, default=2, help="Iterations between two judgements.")
-    parser.add_argument("--judge_seeds", nargs="+", type=int, default=[0, 1], help="One image a prompt and seed in every judgement.")
+    parser.add_argument("--judge_seeds", nargs="+", type=int, default=[0], help="One image a prompt and seed in every judgement.")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="Runs at a time, one thread each.")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/ablation"), help="Where runs, table, JSON and picture are written.")
     return parser.parse_args(input_args)

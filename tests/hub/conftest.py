@@ -1,14 +1,15 @@
-"""A trained UNet, what it draws, and what results.json says of it."""
+"""A trained UNet, what it draws, and what results.json says of it; a Hub on this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from loopback import LoopbackHub
 from peft import LoraConfig
 
 SETTINGS = {
@@ -99,3 +100,11 @@ def results() -> dict[str, Any]:
         },
         "versions": {"torch": "2.15.0"},
     }
+
+
+@pytest.fixture
+def loopback_hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """The only Hub that huggingface_hub in this process knows; `loopback_hub.environment()` is for other processes."""
+    with LoopbackHub(tmp_path_factory.mktemp("loopback_hub")) as hub:
+        hub.redirect_client(monkeypatch)
+        yield hub
