@@ -6,12 +6,12 @@ import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
+from loopback import LoopbackHub
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -211,19 +211,25 @@ def test_half_a_file_no_file_and_several_files(trained: UNet2DConditionModel, ti
         load_adapter(pipe, tmp_path, weight_name="two.safetensors")
 
 
-def test_the_hub_is_asked_for_the_one_file_at_the_revision(
-    trained: UNet2DConditionModel, tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_adapter_on_the_hub_is_loaded_at_its_revision_and_nothing_else_is_fetched(
+    trained: UNet2DConditionModel, tiny_pipeline_dir: Path, output: Output, loopback_hub: LoopbackHub, tmp_path: Path
 ) -> None:
-    save_adapter(tmp_path / "snapshot", trained)
-    asked: list[Any] = []
+    api = loopback_hub.api()
+    api.create_repo("someone/adapter")
+    path = save_adapter(tmp_path / "adapter", trained)
+    (path.parent / "before_after.png").write_bytes(b"a picture")
+    good = api.upload_folder(repo_id="someone/adapter", folder_path=path.parent).oid
+    save_file({name: torch.zeros_like(t) for name, t in load_file(path).items()}, path)
+    api.upload_folder(repo_id="someone/adapter", folder_path=path.parent)
 
-    def snapshot_download(repo: str, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((repo, revision, allow_patterns))
-        return str(tmp_path / "snapshot")
-
-    monkeypatch.setattr("networks.checkpoint.snapshot_download", snapshot_download)
-    assert load_adapter(load_pipeline(tiny_pipeline_dir), "owner/adapter", revision="v1")
-    assert asked == [("owner/adapter", "v1", [NAME])]
+    pipe = load_pipeline(tiny_pipeline_dir)
+    load_adapter(pipe, "someone/adapter", revision=good)
+    assert (output(pipe.unet) - output(trained)).abs().max() <= 1e-5
+    with pytest.raises(ValueError, match="changes nothing"):
+        load_adapter(load_pipeline(tiny_pipeline_dir), "someone/adapter")
+    assert loopback_hub.sent(NAME) and not loopback_hub.sent("before_after.png")
+    with pytest.raises(ValueError, match="neither a local directory nor a Hub repository"):
+        load_adapter(pipe, "someone/absent")
 
 
 def test_an_adapter_of_the_text_encoder_too_is_loaded_and_checked(
