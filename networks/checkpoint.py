@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any, Self
@@ -122,12 +123,23 @@ def require_hub_access(token: str | None = None) -> None:
     """Whether an upload can be tried at all, to be asked before hours of training.
 
     Raises:
-        CheckpointError: the Hub is switched off or there is no token; the message says what to do.
+        CheckpointError: the Hub is switched off, there is no token, or it cannot be one; the message says what to do.
     """
     if constants.HF_HUB_OFFLINE:
-        raise CheckpointError("Nothing can be uploaded while HF_HUB_OFFLINE is set; unset it, or leave --push_to_hub out.")
+        raise CheckpointError("Nothing can be uploaded while HF_HUB_OFFLINE is set; unset it.")
     if not (token or get_token()):
-        raise CheckpointError("There is no Hub token to upload with; run `hf auth login`, set HF_TOKEN, or leave --push_to_hub out.")
+        raise CheckpointError("There is no Hub token to upload with; run `hf auth login` or set HF_TOKEN.")
+    check_token(token)
+
+
+def check_token(token: str | None) -> None:
+    """Refuse what cannot be a token: HTTP's own error would show it.
+
+    Raises:
+        CheckpointError: it holds a space, a line break, or something else that no token holds.
+    """
+    if token and not re.fullmatch("[!-~]+", token):
+        raise CheckpointError("The Hub token holds characters that no token holds; copy it again, or run `hf auth login`.")
 
 
 def resolve_directory(name_or_path: str | Path, revision: str | None, files: list[str]) -> Path:
