@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub import HfApi, ModelCardData, constants, get_token, snapshot_download
+from huggingface_hub import HfApi, ModelCardData, constants, get_token, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -140,6 +140,14 @@ def check_token(token: str | None) -> None:
     """
     if token and not re.fullmatch("[!-~]+", token):
         raise CheckpointError("The Hub token holds characters that no token holds; copy it again, or run `hf auth login`.")
+
+
+def cached_revision(name_or_path: str | Path | None) -> str | None:
+    """The commit that a checkpoint was loaded from just now, if it was loaded from the Hub's main branch."""
+    if name_or_path is None or Path(name_or_path).exists():
+        return None
+    cached = try_to_load_from_cache(str(name_or_path), CONFIG_NAME)
+    return Path(cached).parent.name if isinstance(cached, str) else None
 
 
 def resolve_directory(name_or_path: str | Path, revision: str | None, files: list[str]) -> Path:
