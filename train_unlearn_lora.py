@@ -51,7 +51,7 @@ from hub.adapter import save_adapter, update_adapter_metadata
 from hub.card import hub_id, save_model_card
 from hub.header import base_header, results_header
 from hub.kohya import save_kohya
-from hub.push import push_adapter, push_command
+from hub.push import CRITIC_FILES, push_adapter, push_command
 from networks.checkpoint import CheckpointError, cached_revision, write_aside
 from networks.versions import versions
 from policy.adapter import ADAPTER, add_lora, base_policy, load_lora_state, lora_state
@@ -768,6 +768,9 @@ def train(
             save_kohya(args.output_dir)
         if critic.kind != "none":
             critic.network.save_pretrained(args.output_dir / "critic")
+        else:
+            for stale in CRITIC_FILES:  # of a run that is being overwritten
+                (args.output_dir / stale).unlink(missing_ok=True)
         results = write_results(args, env, examination, progress, logs)
         update_adapter_metadata(args.output_dir, results_header(results))
         logger.info(f"Wrote {args.output_dir}: load it with pipe.load_lora_weights({str(args.output_dir)!r})")

@@ -75,8 +75,12 @@ def hub_errors(what: str, then: str) -> Iterator[None]:
 def _reason(error: BaseException) -> str:
     if isinstance(error, HFValidationError):
         return "it is no repository id, which is NAME or OWNER/NAME in letters, digits, dots, - and _"
+    if isinstance(error, LookupError | json.JSONDecodeError):
+        return "the Hub gave an answer that cannot be understood"
+    if isinstance(error, ValueError):
+        return _said(error)
     for link in _causes(error):
-        if isinstance(link, HfHubHTTPError) and not isinstance(error, ValueError):
+        if isinstance(link, HfHubHTTPError):
             status = link.response.status_code
             refused = f"the Hub refused ({status}: {textwrap.shorten(link.server_message or 'it does not say why', 240)})"
             return REASONS.get(status, f"the Hub itself failed ({status})" if status >= 500 else refused)
@@ -84,8 +88,10 @@ def _reason(error: BaseException) -> str:
             return "HF_HUB_OFFLINE is set, so unset it"
         if isinstance(link, HTTPError):
             return f"the Hub cannot be reached or broke off ({type(link).__name__})"
-    if isinstance(error, LookupError | json.JSONDecodeError):
-        return "the Hub gave an answer that cannot be understood"
+    return _said(error)
+
+
+def _said(error: BaseException) -> str:
     return textwrap.shorten(str(error) or type(error).__name__, 480).rstrip(".")
 
 

@@ -17,6 +17,7 @@ from loopback import LoopbackHub
 
 import canvas
 import train_unlearn_lora as script
+from critic.network import ValueNetwork
 from hub.__main__ import main, parse_args
 from hub.adapter import read_adapter_metadata
 from networks.checkpoint import cached_revision
@@ -62,8 +63,9 @@ def test_a_run_ends_on_the_hub_and_its_token_stays_here(
     reward_commit = loopback_hub.history("someone/reward")[0].id
     flags = ["--push_to_hub", "--hub_token", "hf_write", "--hub_private_repo", "--report_to", "tensorboard"]
     named = ["--reward_model_name_or_path", "someone/reward", "--base_model_id", "runwayml/stable-diffusion-v1-5"]
+    ValueNetwork(4, 8, 16, width=8).save_pretrained(tmp_path / "out" / "critic")  # of a run that had one, and is overwritten
     caplog.set_level(logging.DEBUG)
-    script.main(arguments(*flags, *named))
+    script.main(arguments(*flags, *named, "--overwrite_output_dir"))
 
     uploaded = loopback_hub.files("someone/out")
     assert uploaded.keys() == {".gitattributes", "README.md", "results.json", "before_after.png", "pytorch_lora_weights.safetensors"}

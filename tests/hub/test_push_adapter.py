@@ -260,6 +260,18 @@ def test_without_a_token_or_offline_or_with_no_token_at_all_nothing_is_asked(
     assert not loopback_hub.sent("/api/models/") and not loopback_hub.sent("POST ")
 
 
+def test_a_card_that_the_hub_refuses_and_an_answer_of_something_else_are_named(bare_dir: Path, loopback_hub: LoopbackHub) -> None:
+    loopback_hub.fail("/api/validate-yaml", status=400)
+    with pytest.raises(HubError, match=r"uploaded to someone/adapter: Invalid metadata in README\.md; it is complete"):
+        push_adapter(bare_dir, REPO)
+    loopback_hub.fail("/api/repos/create", status=409)  # as of a repository that is there, but without its address
+    with pytest.raises(HubError, match="an answer that cannot be understood"):
+        push_adapter(bare_dir, REPO)
+    loopback_hub.fail("/api/repos/create", status=418)
+    with pytest.raises(HubError, match=r"the Hub refused \(418: I'm a Teapot\)"):
+        push_adapter(bare_dir, REPO)
+
+
 def test_what_is_no_adapter_makes_no_repository(bare_dir: Path, loopback_hub: LoopbackHub, tmp_path: Path) -> None:
     (bare_dir / KOHYA_NAME).write_bytes(b"half a file")
     with pytest.raises(ValueError, match=f"{KOHYA_NAME} is not an adapter"):
