@@ -46,11 +46,13 @@ from evaluation.generate import adapter_disabled, evaluation_mode, generate
 from evaluation.grid import Pair, before_after
 from evaluation.judge import Judge
 from evaluation.protocol import evaluate, grid_title, public_name, table
+from hub.access import check_push
 from hub.adapter import save_adapter, update_adapter_metadata
-from hub.card import save_model_card
+from hub.card import hub_id, save_model_card
 from hub.header import base_header, results_header
 from hub.kohya import save_kohya
-from networks.checkpoint import CheckpointError, write_aside
+from hub.push import CRITIC_FILES, push_adapter, push_command
+from networks.checkpoint import CheckpointError, cached_revision, write_aside
 from networks.versions import versions
 from policy.adapter import ADAPTER, add_lora, base_policy, load_lora_state, lora_state
 from policy.trajectory import Experience, Trajectory
@@ -75,6 +77,9 @@ logger = get_logger(__name__)
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_environment_arguments(parser)
+    parser.add_argument(
+        "--base_model_id", help="Hub id of a base that is loaded from a local copy: what results, card and header call it. Default: the copy's name."
+    )
     parser.add_argument("--critic_model_name_or_path", help="Critic made by `python -m critic.train`. Default: one is warmed up in the run.")
     parser.add_argument(
         "--judge_name_or_path", help="Judge of the final figures for a base that is not the bundled one. Default: the teacher, marked as such."
@@ -209,8 +214,13 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resume_from_checkpoint", help='A checkpoint of the output directory, or "latest".')
     parser.add_argument("--report_to", default="tensorboard", help='Tracker: "tensorboard", "wandb", ... or "none".')
     parser.add_argument("--logging_dir", default="logs", help="Directory of the tracker within the output directory.")
+    parser.add_argument("--push_to_hub", action="store_true", help="Upload the adapter to the Hub once everything is written.")
+    parser.add_argument("--hub_model_id", help="Repository to upload to, made if there is none. Default: the last part of --output_dir.")
+    parser.add_argument("--hub_private_repo", action="store_true", help="Make a new repository private.")
+    parser.add_argument("--hub_token", help="Token to upload with. Default: the one of `hf auth login`, which no process list shows.")
     args = parser.parse_args(input_args)
     args.lora_alpha = args.lora_alpha or args.rank
+    args.hub_model_id = args.hub_model_id or args.output_dir.resolve().name
     return args
 
 
@@ -275,6 +285,18 @@ def check_objective(args: argparse.Namespace) -> None:
         raise ValueError("--terminal_weight has no slope that --advantage pathwise could use; choose --gamma, or another --advantage.")
     if args.critic_model_name_or_path and not choose_estimator(args).uses_critic:
         raise ValueError(f"--advantage {args.advantage} asks no critic at its discount; add --gamma 0.5, or leave --critic_model_name_or_path out.")
+
+
+def check_hub_arguments(args: argparse.Namespace) -> None:
+    """Refuse a token that a tracker might publish, and a base id that is none."""
+    if args.hub_token and args.report_to in ("wandb", "all"):
+        raise ValueError(
+            f"--report_to {args.report_to} together with --hub_token might expose the token; run `hf auth login` in place of --hub_token."
+        )
+    if args.base_model_id and not args.pretrained_model_name_or_path:
+        raise ValueError("--base_model_id names what --pretrained_model_name_or_path is a copy of; give both or neither.")
+    if args.base_model_id and not hub_id(args.base_model_id):
+        raise ValueError(f"--base_model_id {args.base_model_id} is not the id of a model on the Hub, which is OWNER/NAME.")
 
 
 def create_critic(args: argparse.Namespace, env: Environment) -> Critic:
@@ -457,7 +479,7 @@ def write_results(
     """Evaluate base and adapter, write `results.json`, `before_after.png` and the model card."""
     results: dict[str, Any] = {
         "concept": env.spec.concepts,
-        "base_model_name_or_path": public_name(args.pretrained_model_name_or_path or canvas.PIPELINE),
+        "base_model_name_or_path": base_name(args),
         "revision": args.revision,
     }
     if examination is None:
@@ -475,8 +497,11 @@ def write_results(
         else "bundled"
         if uses_bundled_base(args)
         else "trained in the run",
+        "reward_model_revision": cached_revision(args.reward_model_name_or_path),
         "critic_model": public_name(args.critic_model_name_or_path) if args.critic_model_name_or_path else None,
+        "critic_model_revision": cached_revision(args.critic_model_name_or_path),
         "forget_prompts": env.spec.forget_prompts,
+        "retain_prompts": env.spec.retain_prompts,
         "settings": public_settings(args),
         "training": {
             "iterations": progress.iteration,
@@ -509,6 +534,10 @@ LOCAL_ARGUMENTS = {
     "reward_spec",
     "concept_images",
     "clip_pretrained",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_token",
 }
 
 
@@ -519,11 +548,21 @@ def public_settings(args: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
+def tracker_config(args: argparse.Namespace) -> dict[str, int | float | str]:
+    """The command line as a tracker shows it, which may be in public."""
+    return {k: v for k, v in vars(args).items() if isinstance(v, int | float | str) and k != "hub_token"}
+
+
+def base_name(args: argparse.Namespace) -> str:
+    """How results, card and header call the base."""
+    return args.base_model_id or public_name(args.pretrained_model_name_or_path or canvas.PIPELINE)
+
+
 def adapter_metadata(args: argparse.Namespace, env: Environment) -> dict[str, str]:
     """What the header of the adapter file can say before the evaluation."""
     known = {
         "concept": env.spec.concepts,
-        "base_model_name_or_path": public_name(args.pretrained_model_name_or_path or canvas.PIPELINE),
+        "base_model_name_or_path": base_name(args),
         "revision": args.revision,
         "settings": public_settings(args),
         "versions": versions(),
@@ -544,11 +583,14 @@ def prepare(args: argparse.Namespace) -> tuple[Accelerator, Environment, Examina
     if args.masked_steps >= args.num_inference_steps:
         raise ValueError(f"--masked_steps {args.masked_steps} leaves none of the {args.num_inference_steps} denoising steps to train.")
     check_objective(args)
+    check_hub_arguments(args)
     checkpoint = load_checkpoint(args.output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
     project = ProjectConfiguration(project_dir=str(args.output_dir), logging_dir=str(args.output_dir / args.logging_dir))
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision, log_with=None if args.report_to == "none" else args.report_to, project_config=project
     )
+    if args.push_to_hub and accelerator.is_main_process:
+        check_push(args.hub_model_id, args.hub_token)
     logging.basicConfig(format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     logging.getLogger(__name__).setLevel(logging.INFO)
     if not accelerator.is_local_main_process:
@@ -594,7 +636,7 @@ def train(
         max_grad_norm=args.max_grad_norm,
     )
     lr_scheduler = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_iterations)
-    accelerator.init_trackers("train_unlearn_lora", config={k: v for k, v in vars(args).items() if isinstance(v, int | float | str)})
+    accelerator.init_trackers("train_unlearn_lora", config=tracker_config(args))
 
     started = time.perf_counter()
     with base_policy(unet):
@@ -726,6 +768,9 @@ def train(
             save_kohya(args.output_dir)
         if critic.kind != "none":
             critic.network.save_pretrained(args.output_dir / "critic")
+        else:
+            for stale in CRITIC_FILES:  # of a run that is being overwritten
+                (args.output_dir / stale).unlink(missing_ok=True)
         results = write_results(args, env, examination, progress, logs)
         update_adapter_metadata(args.output_dir, results_header(results))
         logger.info(f"Wrote {args.output_dir}: load it with pipe.load_lora_weights({str(args.output_dir)!r})")
@@ -869,6 +914,17 @@ def main(args: argparse.Namespace) -> None:
     saved = f"What has been saved is in {args.output_dir}; go on with --resume_from_checkpoint latest."
     with friendly_interrupts(saved if args.checkpointing_steps else ""):
         train(args, *parts)
+    if args.push_to_hub and parts[0].is_main_process:
+        push(args)
+
+
+def push(args: argparse.Namespace) -> None:
+    """Upload what the run has written; where that fails the run ends with the reason and the command that tries again."""
+    private = args.hub_private_repo or None
+    again = f"`{push_command(args.output_dir, args.hub_model_id, private)}` uploads the adapter."
+    with friendly_errors(), friendly_interrupts(again):
+        address = push_adapter(args.output_dir, args.hub_model_id, token=args.hub_token, private=private)
+        logger.info(f"Uploaded to {address}")
 
 
 if __name__ == "__main__":

@@ -18,9 +18,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from hub.notes import notes_section, read_notes
+
 CARD_NAME, GRID_NAME = "README.md", "before_after.png"
 BUNDLED = "bundled canvas"
-TAGS = ["lora", "text-to-image", "diffusers", "diffusers-training", "concept-erasure", "unlearning"]
+TAGS = ["lora", "text-to-image", "diffusers", "diffusers-training", "stable-diffusion", "template:sd-lora", "concept-erasure", "unlearning"]
 PAPER = "[Critic-Guided Reinforcement Unlearning](https://arxiv.org/abs/2601.03213)"
 FIGURES = {
     "UA": "unlearning accuracy: how often the judge does not find the concept where the prompt asks for it",
@@ -30,26 +32,42 @@ FIGURES = {
 LICENCES = {
     BUNDLED: "apache-2.0",
     "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
+    "runwayml/stable-diffusion-v1-5": "creativeml-openrail-m",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
+    "stabilityai/stable-diffusion-2-1-base": "openrail++",
+    "stabilityai/stable-diffusion-2-1": "openrail++",
     "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
+    "stabilityai/sd-turbo": "other",
 }
+OTHER_LICENCES = {"stabilityai/sd-turbo": ("sai-nc-community", "https://huggingface.co/stabilityai/sd-turbo/blob/main/LICENSE.md")}
+"""Name and address of a licence that the Hub has no identifier for."""
+
+ADDRESS = re.compile(r"^pipe\.load_lora_weights\(.*\)  # a folder or an id on the Hub$", re.MULTILINE)
+WORST, SHOWN_PROMPTS = 5, 3
+"""How many classes that suffered, and how many prompts of a kind, the card shows."""
 
 
-def model_card(results: Mapping[str, Any], output_dir: str | Path) -> ModelCard:
+def model_card(results: Mapping[str, Any], output_dir: str | Path, notes: str = "") -> ModelCard:
     """The card of the adapter in `output_dir`; keys that `results` lacks are left out of it.
 
     The base is named in the metadata only if it is a Hub id, and the picture is shown only if `output_dir` holds it.
+
+    Args:
+        notes: what people wrote into an older card (`hub.notes`).
     """
     concepts = listed(results.get("concept"))
     base = str(results.get("base_model_name_or_path") or "")
     picture = (Path(output_dir) / GRID_NAME).is_file()
     base_id = hub_id(base)
+    licence_name, licence_link = OTHER_LICENCES.get(base, (None, None))
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag="text-to-image",
         base_model=base_id,
         base_model_relation="adapter" if base_id else None,
         license=results.get("license") or LICENCES.get(base),
+        license_name=results.get("license_name") or licence_name,
+        license_link=results.get("license_link") or licence_link,
         tags=list(TAGS),
         widget=[{"text": ", ".join(concepts) or "-", "output": {"url": GRID_NAME}}] if picture else None,
         model_name=_file_name(output_dir),
@@ -59,23 +77,32 @@ def model_card(results: Mapping[str, Any], output_dir: str | Path) -> ModelCard:
     sections = [
         f"# LoRA that erases: {erased}",
         f"An adapter for {_base_text(base, results.get('revision'))}, trained so that it no longer draws {erased} and goes on drawing the rest.",
-        f"![Images of the base above, with the adapter below]({GRID_NAME})" if picture else "",
+        f"<Gallery />\n\n![Images of the base above, with the adapter below]({GRID_NAME})" if picture else "",
         _figures_section(results),
+        _suffered_section(results),
         _use_section(base, base_id, concepts, results, output_dir),
-        _training_section(results),
         _limits_section(results),
+        _training_section(results),
+        notes_section(notes),
     ]
     body = "\n\n".join(section for section in sections if section)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
 
 
 def save_model_card(results: Mapping[str, Any], output_dir: str | Path) -> Path:
-    """Write the card as README.md, complete or not at all; one that is already there is replaced."""
+    """Write the card as README.md, complete or not at all; of one that is already there people's notes are kept."""
     path = Path(output_dir) / CARD_NAME
     aside = path.with_name(f".{CARD_NAME}.tmp")
-    model_card(results, output_dir).save(aside)
+    notes = read_notes(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else ""
+    model_card(results, output_dir, notes).save(aside)
     os.replace(aside, path)
     return path
+
+
+def addressed(card: str, repo_id: str, revision: str | None = None) -> str:
+    """A card whose example loads the adapter from a repository on the Hub."""
+    given = f", revision={json.dumps(revision)}" if revision else ""
+    return ADDRESS.sub(lambda _: f"pipe.load_lora_weights({json.dumps(repo_id)}{given})  # a folder or an id on the Hub", card)
 
 
 def hub_id(name: str) -> str | None:
@@ -117,6 +144,25 @@ def _figures_section(results: Mapping[str, Any]) -> str:
     )
 
 
+def _suffered_section(results: Mapping[str, Any]) -> str:
+    """The retained classes, or prompts, whose accuracy fell most; nothing where it is not known which were to be erased."""
+    erased = results.get("targets") or {"prompt": results.get("forget_prompts") or []}
+    if not any(erased.values()):
+        return ""
+    before, after = ((results.get(side) or {}).get("per_class") or {} for side in ("base", "adapter"))
+    pairs = [
+        (domain, name, before[domain][name], value)
+        for domain, classes in after.items()
+        for name, value in classes.items()
+        if name in before.get(domain, {}) and name not in erased.get(domain, [])
+    ]
+    fallen = sorted((pair for pair in pairs if pair[3] < pair[2]), key=lambda pair: pair[3] - pair[2])
+    if not fallen:
+        return ""
+    rows = [[escape(domain), escape(name), f"{base:.2f}", f"{adapter:.2f}"] for domain, name, base, adapter in fallen[:WORST]]
+    return "\n".join(["## What suffered most", "", _table(["kind", "retained", "base", "with this adapter"], rows), "", "Percent recognised."])
+
+
 def _use_section(base: str, base_id: str | None, concepts: Sequence[str], results: Mapping[str, Any], output_dir: str | Path) -> str:
     revision = results.get("revision")
     given = f", revision={json.dumps(revision)}" if base_id and revision else ""
@@ -133,11 +179,14 @@ def _use_section(base: str, base_id: str | None, concepts: Sequence[str], result
         *header,
         "",
         f"pipe = DiffusionPipeline.from_pretrained({source}{given})",
-        f"pipe.load_lora_weights({json.dumps(_shown_path(output_dir))})  # this folder, or its id on the Hub",
+        f"pipe.load_lora_weights({json.dumps(_shown_path(output_dir))})  # a folder or an id on the Hub",
         f"image = pipe({prompt}, generator=torch.Generator().manual_seed(0)).images[0]",
         "",
         "name = pipe.get_active_adapters()[0]",
         "pipe.set_adapters(name, 0.5)  # weaker; 0.0 gives the base's images back, bit for bit",
+        "pipe.set_adapters(name, 1.0)",
+        "pipe.fuse_lora(adapter_names=[name])  # adds it to the weights: as fast as the base",
+        "pipe.unfuse_lora()  # takes it out again",
         "pipe.unload_lora_weights()  # removes it",
     ]
     return "\n".join(["## Use", "", "```python", *code, "```"])
@@ -151,8 +200,11 @@ def _training_section(results: Mapping[str, Any]) -> str:
         "UNet samples": training.get("unet_samples"),
         "seconds": training.get("seconds"),
         "stopped by": training.get("stopped_by"),
-        "reward model": results.get("reward_model"),
-        "critic model": results.get("critic_model"),
+        "reward model": _at_revision(results.get("reward_model"), results.get("reward_model_revision")),
+        "critic model": _at_revision(results.get("critic_model"), results.get("critic_model_revision")),
+        "forget prompts": _prompts(results.get("forget_prompts")),
+        "retain prompts": _prompts(results.get("retain_prompts")),
+        "judged on": _judged(results.get("prompts") or {}),
         "versions": ", ".join(f"{name} {number}" for name, number in (results.get("versions") or {}).items()),
     }
     settings = {f"--{name}": value for name, value in (results.get("settings") or {}).items() if "token" not in name}
@@ -167,6 +219,7 @@ def _training_section(results: Mapping[str, Any]) -> str:
 
 def _limits_section(results: Mapping[str, Any]) -> str:
     limits = [
+        "It is meant for services and studies that want a base without the concept and all else as it was, by whoever runs the base.",
         "Whoever holds the weights can unload an adapter: it keeps a service from drawing a concept, but takes nothing out of a model that is "
         "given away.",
         "Fine-tuning, textual inversion or a roundabout prompt may bring the concept back; the figures above are about plain prompts.",
@@ -174,11 +227,12 @@ def _limits_section(results: Mapping[str, Any]) -> str:
     ]
     if str(results.get("judge") or "").startswith("teacher"):
         limits.append("The figures come from the CLIP model that was also the reward. They are not independent and flatter the adapter.")
-    return "\n".join(["## Limits", "", *(f"- {limit}" for limit in limits)])
+    return "\n".join(["## Intended use and limits", "", *(f"- {limit}" for limit in limits)])
 
 
 def _eval_results(results: Mapping[str, Any]) -> list[EvalResult] | None:
     judge, adapter = results.get("judge") or "unknown", results.get("adapter") or {}
+    intervals, seeds = adapter.get("ci95") or {}, {"seeds": results["seeds"]} if results.get("seeds") else {}
     found = [
         EvalResult(
             task_type="text-to-image",
@@ -187,6 +241,7 @@ def _eval_results(results: Mapping[str, Any]) -> list[EvalResult] | None:
             metric_type=name.lower(),
             metric_name=f"{name} in percent, judged by {judge}",
             metric_value=adapter[name],
+            metric_args=seeds | ({"ci95": intervals[name]} if intervals.get(name) is not None else {}) or None,
         )
         for name in FIGURES
         if adapter.get(name) is not None
@@ -212,6 +267,21 @@ def _cell(side: Mapping[str, Any], name: str) -> str:
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _at_revision(name: str | None, revision: str | None) -> str | None:
+    return f"{without_path(name)} at revision {revision}" if name and revision else name
+
+
+def _prompts(prompts: Sequence[str] | None) -> str | None:
+    if not prompts:
+        return None
+    shown = ", ".join(f'"{" ".join(prompt.split())}"' for prompt in prompts[:SHOWN_PROMPTS])
+    return f"{len(prompts)}: {shown}{', …' if len(prompts) > SHOWN_PROMPTS else ''}"
+
+
+def _judged(counts: Mapping[str, int]) -> str | None:
+    return f"{counts['forget']} prompts of the concept and {counts['retain']} others, an image a seed" if counts else None
 
 
 def _value(value: object) -> str:

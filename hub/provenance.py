@@ -13,20 +13,32 @@ from hub.card import BUNDLED
 RESULTS_NAME = "results.json"
 
 
+def read_results(directory: Path) -> dict[str, Any]:
+    """What results.json says; empty if there is none.
+
+    Raises:
+        ValueError: it is not a JSON object.
+    """
+    path = directory / RESULTS_NAME
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(results, dict):
+        raise ValueError(f"{path} is not a JSON object.")
+    return results
+
+
 def what_adapter_says(directory: Path) -> dict[str, Any]:
     """Concept (list), base and revision as the adapter's results.json or else its header has them; None where neither does.
 
     Raises:
         ValueError: there is no adapter in the directory, or its results.json is not JSON.
     """
-    try:
-        beside = json.loads((directory / RESULTS_NAME).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        beside = {}
-    except ValueError as error:
-        raise ValueError(f"{directory / RESULTS_NAME} is not JSON: {error}") from error
     header = read_adapter_metadata(directory)
-    said = header | {"revision": header.get("base_model_revision")} | beside
+    said = header | {"revision": header.get("base_model_revision")} | read_results(directory)
     concept = said.get("concept")
     if isinstance(concept, str):
         concept = json.loads(concept) if concept.startswith("[") else [concept]

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub import HfApi, ModelCardData, constants, get_token, snapshot_download
+from huggingface_hub import HfApi, ModelCardData, constants, get_token, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -122,12 +123,31 @@ def require_hub_access(token: str | None = None) -> None:
     """Whether an upload can be tried at all, to be asked before hours of training.
 
     Raises:
-        CheckpointError: the Hub is switched off or there is no token; the message says what to do.
+        CheckpointError: the Hub is switched off, there is no token, or it cannot be one; the message says what to do.
     """
     if constants.HF_HUB_OFFLINE:
-        raise CheckpointError("Nothing can be uploaded while HF_HUB_OFFLINE is set; unset it, or leave --push_to_hub out.")
+        raise CheckpointError("Nothing can be uploaded while HF_HUB_OFFLINE is set; unset it.")
     if not (token or get_token()):
-        raise CheckpointError("There is no Hub token to upload with; run `hf auth login`, set HF_TOKEN, or leave --push_to_hub out.")
+        raise CheckpointError("There is no Hub token to upload with; run `hf auth login` or set HF_TOKEN.")
+    check_token(token)
+
+
+def check_token(token: str | None) -> None:
+    """Refuse what cannot be a token: HTTP's own error would show it.
+
+    Raises:
+        CheckpointError: it holds a space, a line break, or something else that no token holds.
+    """
+    if token and not re.fullmatch("[!-~]+", token):
+        raise CheckpointError("The Hub token holds characters that no token holds; copy it again, or run `hf auth login`.")
+
+
+def cached_revision(name_or_path: str | Path | None) -> str | None:
+    """The commit that a checkpoint was loaded from just now, if it was loaded from the Hub's main branch."""
+    if name_or_path is None or Path(name_or_path).exists():
+        return None
+    cached = try_to_load_from_cache(str(name_or_path), CONFIG_NAME)
+    return Path(cached).parent.name if isinstance(cached, str) else None
 
 
 def resolve_directory(name_or_path: str | Path, revision: str | None, files: list[str]) -> Path:

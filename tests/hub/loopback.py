@@ -14,8 +14,10 @@ from loopback_api import Account, HubServer, StorageServer
 from loopback_http import Fault, FaultKind, Match, Request, Traffic
 from loopback_store import Commit, Repository, Store
 
-TOKENS = {"hf_write": ("someone", "write"), "hf_read": ("someone", "read")}
-"""User and role by token."""
+Owner = tuple[str, str] | tuple[str, str, Mapping[str, str]]
+"""User and role of a token ("read" or "write"), and the user's role in each organization if there are any."""
+
+TOKENS: dict[str, Owner] = {"hf_write": ("someone", "write"), "hf_read": ("someone", "read")}
 
 
 class LoopbackHub:
@@ -25,11 +27,11 @@ class LoopbackHub:
 
     Args:
         directory: repositories and the client's HF_HOME are kept in it; tokens never are.
-        tokens: (user, "read" or "write") by token.
+        tokens: whose they are.
         stall_seconds: for how long the fault "timeout" gives no answer before it hangs up.
     """
 
-    def __init__(self, directory: Path, tokens: Mapping[str, tuple[str, str]] = TOKENS, stall_seconds: float = 5.0) -> None:
+    def __init__(self, directory: Path, tokens: Mapping[str, Owner] = TOKENS, stall_seconds: float = 5.0) -> None:
         self.directory, self.home = directory, directory / "home"
         self.store = Store(directory / "hub")
         self._traffic = Traffic(stall_seconds)

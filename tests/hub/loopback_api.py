@@ -8,7 +8,7 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -29,10 +29,22 @@ ANONYMOUS = "Invalid username or password."
 
 @dataclass(frozen=True)
 class Account:
-    """Whose token came with a request, and whether it may write: `role` is "read" or "write"."""
+    """Whose token came with a request, and what it may do.
+
+    Attributes:
+        role: of the token, "read" or "write".
+        organizations: the user's own role, "admin", "write", "contributor" or "read", in each organization.
+    """
 
     user: str
     role: str
+    organizations: Mapping[str, str] = field(default_factory=dict)
+
+    def may_see(self, namespace: str) -> bool:
+        return namespace == self.user or namespace in self.organizations
+
+    def may_write(self, namespace: str) -> bool:
+        return self.role == "write" and (namespace == self.user or self.organizations.get(namespace, "read") != "read")
 
 
 class StorageServer(Server):
@@ -131,12 +143,12 @@ class HubHandler(Handler):
             Refusal: there is none, or it is private to another user.
         """
         repository = self.server.store.find(KINDS[self.named.get("kinds", "models")], self.named["repo"])
-        if repository is None or (repository.private and (self.account is None or self.account.user != repository.namespace)):
+        if repository is None or (repository.private and not (self.account and self.account.may_see(repository.namespace))):
             raise Refusal(401, ANONYMOUS, "RepoNotFound") if self.account is None else Refusal(404, "Repository not found", "RepoNotFound")
         return repository
 
     def writable_repository(self, pull_request: bool) -> Repository:
-        """The repository, which anybody with a write token may propose a change to but only its owner may change.
+        """The repository, which anybody with a write token may propose a change to but only those of its namespace may change.
 
         Raises:
             Refusal: it cannot be seen, or this account may not write to it.
@@ -146,7 +158,7 @@ class HubHandler(Handler):
             raise Refusal(401, ANONYMOUS, "RepoNotFound")
         if self.account.role != "write":
             raise Refusal(403, "Forbidden: you must use a write token to upload to a repository.")
-        if not pull_request and self.account.user != repository.namespace:
+        if not pull_request and not self.account.may_write(repository.namespace):
             raise Refusal(403, "Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request")
         return repository
 
@@ -166,7 +178,9 @@ def whoami(hub: HubHandler) -> None:
         raise Refusal(401, ANONYMOUS)
     user, role = hub.account.user, hub.account.role
     token = {"type": "access_token", "accessToken": {"displayName": role, "role": role}}
-    hub.answer_json({"type": "user", "id": user, "name": user, "fullname": user, "orgs": [], "auth": token})
+    member_of = hub.account.organizations.items()
+    organizations = [{"type": "org", "id": name, "name": name, "fullname": name, "roleInOrg": its_role} for name, its_role in member_of]
+    hub.answer_json({"type": "user", "id": user, "name": user, "fullname": user, "orgs": organizations, "auth": token})
 
 
 @on("POST", "/api/validate-yaml")
@@ -181,7 +195,7 @@ def create_repository(hub: HubHandler) -> None:
     if hub.account is None:
         raise Refusal(401, ANONYMOUS)
     namespace = asked.get("organization") or hub.account.user
-    if hub.account.role != "write" or hub.account.user != namespace:
+    if not hub.account.may_write(namespace):
         raise Refusal(403, f'You don\'t have the rights to create a {kind} under the namespace "{namespace}"')
     repo_id = f"{namespace}/{asked['name']}"
     private = asked.get("visibility") == "private" or bool(asked.get("private"))
@@ -190,6 +204,18 @@ def create_repository(hub: HubHandler) -> None:
         hub.answer_json({"error": f"You already created this {kind} repo", **address}, 409)
     else:
         hub.answer_json({"name": repo_id, **address})
+
+
+@on("GET", f"{API}/auth-check")
+def check_access(hub: HubHandler) -> None:
+    hub.repository()
+    hub.answer_json({})
+
+
+@on("GET", f"{API}/auth-check/write")
+def check_write_access(hub: HubHandler) -> None:
+    hub.writable_repository(pull_request=False)
+    hub.answer_json({})
 
 
 @on("GET", API)

@@ -38,6 +38,7 @@ class Request:
     method: str
     path: str
     headers: dict[str, str] = field(repr=False)
+    body: bytes = field(default=b"", repr=False)
     status: int | None = None
 
     def matches(self, match: Match) -> bool:
@@ -139,7 +140,7 @@ class Handler(BaseHTTPRequestHandler):
         self.record = Request(self.command, self.path, {name.lower(): value for name, value in self.headers.items()})
         self.fault = traffic.arrived(self.record)
         length = int(self.headers.get("Content-Length", 0))
-        self.body = self.rfile.read(length)
+        self.body = self.record.body = self.rfile.read(length)
         if len(self.body) < length:
             raise ConnectionAbortedError("The client went away within its request")
         if self.fault == "timeout":

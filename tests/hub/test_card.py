@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from huggingface_hub import ModelCard
 from peft import LoraConfig
 from PIL import Image
 
+from hub.__main__ import main, parse_args
 from hub.adapter import save_adapter
-from hub.card import escape, hub_id, model_card, save_model_card
+from hub.card import addressed, escape, hub_id, model_card, save_model_card
+from hub.notes import read_notes, with_notes
 
 HOSTILE = "<script>alert(1)</script> | **x** `y`\n# z ``` [a](http://b) {{ c }}"
 
@@ -58,6 +61,7 @@ def test_metadata(output_dir: Path) -> None:
     assert "base_model" not in data and "base_model_relation" not in data
     metrics = data["model-index"][0]["results"][0]["metrics"]
     assert {metric["type"]: metric["value"] for metric in metrics} == {"ua": 97.92, "ira": 98.81, "cra": 97.4}
+    assert metrics[0]["args"] == {"seeds": [0, 1, 2], "ci95": 1.5}
 
 
 def test_a_base_on_the_hub_is_named(output_dir: Path) -> None:
@@ -65,6 +69,63 @@ def test_a_base_on_the_hub_is_named(output_dir: Path) -> None:
     card = model_card(results(base_model_name_or_path=name, revision="main"), output_dir)
     assert (card.data.base_model, card.data.base_model_relation, card.data.license) == (name, "adapter", "creativeml-openrail-m")
     assert f'from_pretrained("{name}", revision="main")' in card.text
+
+
+def test_a_licence_that_has_no_identifier_is_named_with_its_address(output_dir: Path) -> None:
+    data = model_card(results(base_model_name_or_path="stabilityai/sd-turbo"), output_dir).data
+    assert (data.license, data.license_name) == ("other", "sai-nc-community") and data.license_link.startswith("https://")
+    given = {"license": "other", "license_name": "mine", "license_link": "https://example.org"}
+    data = model_card(results(base_model_name_or_path="owner/model", **given), output_dir).data
+    assert {name: getattr(data, name) for name in given} == given
+    unknown = model_card(results(base_model_name_or_path="owner/model"), output_dir)
+    assert "license" not in front_matter(str(unknown))
+
+
+def test_what_suffered_most_is_shown_worst_first_without_what_was_to_be_erased(output_dir: Path) -> None:
+    before = {"style": {"Van Gogh": 99.0, "Mosaic": 98.0, "Neon": 97.0}, "object": {f"thing {i}": 90.0 for i in range(8)}}
+    after = {"style": {"Van Gogh": 0.0, "Mosaic": 90.0, "Neon": 97.5}, "object": {f"thing {i}": 90.0 - i / 2 for i in range(8)}}
+    sides = {"base": {"UA": 1.0, "per_class": before}, "adapter": {"UA": 99.0, "per_class": after}}
+    text = model_card(results(**sides, targets={"style": ["Van Gogh"]}), output_dir).text
+    section = text.partition("## What suffered most")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (\w+) \| (.+?) \| ([\d.]+) \| ([\d.]+) \|$", section, re.MULTILINE)
+    assert rows == [("style", "Mosaic", "98.00", "90.00"), *(("object", f"thing {i}", "90.00", f"{90 - i / 2:.2f}") for i in (7, 6, 5, 4))]
+    assert "## What suffered most" not in model_card(results(**sides), output_dir).text
+
+
+def test_prompts_that_suffered_stand_in_for_classes_where_the_teacher_judged(output_dir: Path) -> None:
+    figures = {"base": {"a cat": 90.0, "a | tree": 80.0}, "adapter": {"a cat": 0.0, "a | tree": 70.0}}
+    sides = {side: {"UA": 1.0, "per_class": {"prompt": of_prompts}} for side, of_prompts in figures.items()}
+    text = model_card(results(**sides, forget_prompts=["a cat"]), output_dir).text
+    assert r"| prompt | a \| tree | 80.00 | 70.00 |" in text and "| a cat |" not in text
+
+
+def test_where_it_comes_from(output_dir: Path) -> None:
+    given = {
+        "reward_model": "owner/reward",
+        "reward_model_revision": "abc123",
+        "critic_model": "/home/someone/critic",
+        "forget_prompts": [f"prompt {i}\n# <b>{i}</b>" for i in range(5)],
+        "retain_prompts": ["a tree"],
+        "prompts": {"forget": 5, "retain": 59},
+    }
+    text = model_card(results(**given), output_dir).text
+    assert "| reward model | owner/reward at revision abc123 |" in text and "| critic model | critic |" in text
+    assert r'| forget prompts | 5: "prompt 0 \# &lt;b&gt;0&lt;/b&gt;", "prompt 1' in text and "prompt 3" not in text
+    assert '| retain prompts | 1: "a tree" |' in text
+    assert "5 prompts of the concept and 59 others" in text
+
+
+def test_the_gallery_is_there_with_the_picture(output_dir: Path, tmp_path: Path) -> None:
+    assert "<Gallery />" in model_card(results(), output_dir).text
+    assert "<Gallery />" not in model_card(results(), tmp_path).text
+
+
+def test_the_example_can_be_made_to_load_from_the_hub(output_dir: Path) -> None:
+    card = str(model_card(results(), output_dir))
+    assert 'pipe.load_lora_weights("someone/adapter")' in addressed(card, "someone/adapter")
+    other = addressed(addressed(card, "someone/adapter"), "someone/other", "a/branch")
+    assert 'pipe.load_lora_weights("someone/other", revision="a/branch")' in other and "someone/adapter" not in other
+    assert len(other.splitlines()) == len(card.splitlines())
 
 
 def test_body(output_dir: Path) -> None:
@@ -124,11 +185,14 @@ def test_scarce_results(tmp_path: Path) -> None:
     assert front_matter(str(model_card({}, tmp_path)))["pipeline_tag"] == "text-to-image"
 
 
-def test_save_replaces_an_older_card(output_dir: Path) -> None:
+def test_save_replaces_an_older_card_but_not_what_people_wrote_into_it(output_dir: Path) -> None:
     (output_dir / "README.md").write_text("old")
     path = save_model_card(results(), output_dir)
-    save_model_card(results(), output_dir)
+    assert "is kept when the card is made or uploaded again" in path.read_text() and "old" not in path.read_text().split()
+    path.write_text(with_notes(path.read_text(), "## Mine\n\nBy hand."))
+    save_model_card(results(judge="another judge"), output_dir)
     assert ModelCard.load(path).data.library_name == "diffusers"
+    assert read_notes(path.read_text()) == "## Mine\n\nBy hand." and "another judge" in path.read_text()
     assert sorted(p.name for p in output_dir.iterdir()) == ["README.md", "before_after.png"]
 
 
@@ -145,3 +209,14 @@ def test_the_snippet_runs(tiny_pipeline_dir: Path, output_dir: Path, monkeypatch
     namespace: dict[str, Any] = {}
     exec(code, namespace)
     assert namespace["image"].size == (16, 16)
+    assert not namespace["pipe"].get_list_adapters() and not namespace["pipe"].fused_loras
+
+
+def test_the_card_command_makes_it_again_and_keeps_what_people_wrote(output_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=r"holds no results\.json"):
+        main(parse_args(["card", str(output_dir)]))
+    (output_dir / "results.json").write_text(json.dumps(results()))
+    (output_dir / "README.md").write_text(with_notes("old", "By hand."))
+    main(parse_args(["card", str(output_dir)]))
+    assert capsys.readouterr().out == f"wrote {output_dir / 'README.md'}\n"
+    assert (output_dir / "README.md").read_text() == str(model_card(results(), output_dir, "By hand."))

@@ -528,3 +528,30 @@ print(json.dumps([whoami()["name"], made.oid, hf_hub_download(repo_id, "weights.
     assert (name, offline) == ("someone", False) and loopback_hub.history(REPO)[0].id == oid
     assert Path(path).read_bytes() == WEIGHTS and Path(path).is_relative_to(loopback_hub.home)
     assert "HF_TOKEN" not in loopback_hub.environment(token=None)
+
+
+def test_who_may_write_can_be_asked_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = {
+        "hf_write": ("someone", "write", {"makers": "contributor", "readers": "read"}),
+        "hf_read": ("someone", "read", {"makers": "admin"}),
+        "hf_other": ("other", "write"),
+    }
+    with LoopbackHub(tmp_path / "hub", tokens) as hub:
+        hub.redirect_client(monkeypatch)
+        assert [(org["name"], org["roleInOrg"]) for org in hub.api().whoami()["orgs"]] == [("makers", "contributor"), ("readers", "read")]
+        for repo_id in (REPO, "makers/adapter"):
+            hub.api().create_repo(repo_id, private=True)
+            hub.api().auth_check(repo_id, write=True)
+            hub.api("hf_read").auth_check(repo_id)
+            for token, error in (("hf_read", "403 Forbidden"), ("hf_other", "Repository Not Found"), (False, "Repository Not Found")):
+                with pytest.raises(HfHubHTTPError, match=error):
+                    hub.api(token).auth_check(repo_id, write=True)
+        with pytest.raises(HfHubHTTPError, match="rights to create a model under the namespace"):
+            hub.api().create_repo("readers/adapter")
+        with pytest.raises(RepositoryNotFoundError):
+            hub.api().auth_check("someone/absent", write=True)
+
+
+def test_a_request_is_kept_with_its_body(loopback_hub: LoopbackHub) -> None:
+    loopback_hub.api().create_repo(REPO)
+    assert json.loads(loopback_hub.sent("POST /api/repos/create")[0].body)["name"] == "adapter"

@@ -1,0 +1,103 @@
+"""Fetching an adapter, a reward predictor or a critic from the Hub: complete or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import tempfile
+from pathlib import Path
+
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from huggingface_hub import HfApi
+from huggingface_hub.utils import validate_repo_id
+
+from hub.access import HubError, hub_errors
+from hub.files import read_file
+from hub.push import ADAPTER_FILES
+from networks.checkpoint import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, check_token
+
+CHECKPOINT_FILES = (CONFIG_NAME, WEIGHTS_NAME, CARD_NAME)
+
+
+def pull(repo_id: str, directory: str | Path, *, revision: str | None = None, token: str | None = None) -> list[str]:
+    """Fetch what `python -m hub push` uploads, and nothing else that the repository holds.
+
+    Args:
+        repo_id: "owner/name".
+        directory: one that does not exist or is empty.
+        revision: a branch, a tag or a commit. Default: main.
+        token: None is the one of `hf auth login` or of the environment variable HF_TOKEN, if there is any.
+
+    Returns:
+        The names of the files, in the directory.
+
+    Raises:
+        ValueError: there is nothing to fetch, it is damaged, it could not be fetched, or the directory is not empty.
+    """
+    directory = Path(directory)
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise HubError(f"{directory} is not an empty directory; choose another.")
+    words = ["python", "-m", "hub", "pull", repo_id, "--output_dir", str(directory), *(["--revision", revision] if revision else [])]
+    with hub_errors(f"{repo_id} was not fetched", f"nothing was written and `{shlex.join(words)}` tries again"):
+        validate_repo_id(repo_id)
+        check_token(token)
+        api = HfApi(token=token)
+        info = api.model_info(repo_id, revision=revision)
+        names = files_to_pull({file.rfilename for file in info.siblings or []})
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as aside:
+            complete = Path(aside) / "complete"
+            for name in names:
+                # The client keeps its own records in the folder that it writes to.
+                fetched = Path(api.hf_hub_download(repo_id, name, revision=info.sha, local_dir=Path(aside) / "fetched"))
+                (complete / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(fetched, complete / name)
+            check_files(complete, names)
+            os.replace(complete, directory)
+    return names
+
+
+def files_to_pull(there: set[str]) -> list[str]:
+    """Which of a repository's files are fetched.
+
+    Raises:
+        HubError: it holds neither an adapter nor a checkpoint of ours.
+    """
+    if LORA_WEIGHT_NAME_SAFE in there:
+        return [name for name in ADAPTER_FILES if name in there]
+    if {CONFIG_NAME, WEIGHTS_NAME} <= there:
+        return [name for name in CHECKPOINT_FILES if name in there]
+    raise HubError(f"it holds neither {LORA_WEIGHT_NAME_SAFE} nor {CONFIG_NAME} with {WEIGHTS_NAME}")
+
+
+def check_files(directory: Path, names: list[str]) -> None:
+    """Refuse weights that cannot be read, and a checkpoint that is not ours.
+
+    Raises:
+        HubError: which file is at fault.
+    """
+    for name in names:
+        if name.endswith(".safetensors"):
+            try:
+                read_file(directory / name)
+            except ValueError as error:
+                raise HubError(f"{name} is not readable safetensors") from error
+    if LORA_WEIGHT_NAME_SAFE not in names:
+        checkpoint_kind(directory)
+
+
+def checkpoint_kind(directory: Path) -> str:
+    """What a checkpoint's config.json says it is, such as "critic".
+
+    Raises:
+        HubError: it does not say.
+    """
+    try:
+        config = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HubError(f"{CONFIG_NAME} is missing or not JSON") from error
+    kind = config.get("kind") if isinstance(config, dict) else None
+    if not isinstance(kind, str):
+        raise HubError(f"{CONFIG_NAME} does not say what kind of checkpoint it is")
+    return kind

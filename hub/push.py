@@ -1,0 +1,142 @@
+"""Uploading an adapter: one commit of what others need, and nothing else of the directory it was trained in."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from pathlib import Path
+
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import RevisionNotFoundError
+from huggingface_hub.hf_api import ModelInfo
+
+from hub.access import HubError, hub_errors
+from hub.adapter import KOHYA_NAME
+from hub.card import CARD_NAME, GRID_NAME, addressed, model_card
+from hub.files import read_header
+from hub.notes import merge_notes, read_notes, with_notes
+from hub.provenance import RESULTS_NAME, read_results, what_adapter_says
+from networks.checkpoint import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
+
+CRITIC_FILES = (f"critic/{CONFIG_NAME}", f"critic/{WEIGHTS_NAME}")
+ADAPTER_FILES = (LORA_WEIGHT_NAME_SAFE, KOHYA_NAME, CARD_NAME, RESULTS_NAME, GRID_NAME, *CRITIC_FILES)
+"""All that is ever uploaded of an adapter's directory, and all that is fetched back."""
+
+
+def push_adapter(
+    directory: str | Path,
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+) -> str:
+    """Upload a directory's adapter in one commit, making the repository if there is none. The directory stays as it is.
+
+    The card names the repository and keeps what people wrote into that on the Hub (`hub.notes`). What an earlier push brought and the
+    directory no longer has is deleted; other files of the repository are left alone.
+
+    Args:
+        repo_id: "owner/name", or "name" under the token's own user.
+        token: None is the one of `hf auth login` or of the environment variable HF_TOKEN.
+        private: whether a new repository is private; None is the Hub's default.
+        revision: the branch, made from main if there is none. Default: main.
+        create_pr: open a pull request against main instead.
+        commit_message: None says what is uploaded.
+
+    Returns:
+        The address of the commit, or of the pull request.
+
+    Raises:
+        ValueError: there is no adapter, or it could not be uploaded; the message says why and how to try again.
+    """
+    directory = Path(directory)
+    files = files_to_push(directory)
+    card = local_card(directory)
+    if create_pr and revision:
+        raise HubError("A pull request is against main; leave --revision or --create_pr out.")
+    again = push_command(directory, repo_id, private, revision, create_pr, commit_message)
+    with hub_errors(f"The adapter was not uploaded to {repo_id}", f"it is complete in {directory} and `{again}` uploads it"):
+        require_hub_access(token)
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        head = branch_head(api, repo_id, revision)
+        there = {file.rfilename for file in head.siblings or []}
+        if CARD_NAME in there:
+            card = with_notes(card, merge_notes(read_notes(fetch_card(api, head)), read_notes(card)))
+        contents: dict[str, Path | bytes] = {name: directory / name for name in files}
+        contents[CARD_NAME] = addressed(card, repo_id, revision).encode()
+        stale = [name for name in ADAPTER_FILES if name in there and name not in contents]
+        made = api.create_commit(
+            repo_id,
+            [*(CommitOperationAdd(name, content) for name, content in contents.items()), *(CommitOperationDelete(name) for name in stale)],
+            commit_message=commit_message or "Upload the adapter",
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=head.sha,
+        )
+    return made.pr_url or made.commit_url
+
+
+def files_to_push(directory: Path) -> list[str]:
+    """Which of the files that are ever uploaded a directory holds, in readable form.
+
+    Raises:
+        ValueError: there is no adapter, or a file of weights is damaged.
+    """
+    read_header(directory / LORA_WEIGHT_NAME_SAFE)
+    critic = CRITIC_FILES if all((directory / name).is_file() for name in CRITIC_FILES) else ()
+    files = [name for name in ADAPTER_FILES if (directory / name).is_file() and (name in critic or name not in CRITIC_FILES)]
+    for name in files:
+        if name.endswith(".safetensors"):
+            read_header(directory / name)
+    return files
+
+
+def local_card(directory: Path) -> str:
+    """The directory's card, or one made from what the adapter says.
+
+    Raises:
+        ValueError: there is neither, or results.json is not JSON.
+    """
+    if (directory / CARD_NAME).is_file():
+        return (directory / CARD_NAME).read_text(encoding="utf-8", errors="replace")
+    said = what_adapter_says(directory)
+    known = {"concept": said["concept"], "base_model_name_or_path": said["base"], "revision": said["revision"]}
+    return str(model_card(read_results(directory) | known, directory))
+
+
+def branch_head(api: HfApi, repo_id: str, revision: str | None) -> ModelInfo:
+    """What a branch holds; a branch that is not there is made from main."""
+    try:
+        return api.model_info(repo_id, revision=revision)
+    except RevisionNotFoundError:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+        return api.model_info(repo_id, revision=revision)
+
+
+def fetch_card(api: HfApi, head: ModelInfo) -> str:
+    """The card as it is on the Hub now."""
+    with tempfile.TemporaryDirectory() as aside:
+        path = api.hf_hub_download(head.id, CARD_NAME, revision=head.sha, local_dir=aside)
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+
+
+def push_command(
+    directory: Path,
+    repo_id: str,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+) -> str:
+    """The command line of the same push; the token is to come from `hf auth login` or HF_TOKEN."""
+    words = ["python", "-m", "hub", "push", str(directory), "--hub_model_id", repo_id]
+    words += ["--private"] if private else []
+    words += ["--revision", revision] if revision else []
+    words += ["--create_pr"] if create_pr else []
+    words += ["--commit_message", commit_message] if commit_message else []
+    return shlex.join(words)
