@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import logging
 import tempfile
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
-from diffusers.utils import convert_state_dict_to_diffusers, get_adapter_name
+from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
@@ -124,7 +125,8 @@ def load_adapter(pipe: DiffusionPipeline, name_or_path: str | Path, weight_name:
     tensors, header = read_file(path)
     if not tensors:
         raise ValueError(f"The adapter {path} holds no tensors; train it again, or fetch it again from where it came.")
-    adapter, cause = get_adapter_name(pipe.unet), None
+    taken, cause = loaded_adapters(pipe), None
+    adapter = next(name for name in (f"default_{i}" for i in itertools.count()) if name not in taken)
     with _quiet_loaders():
         try:
             pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=adapter, use_safetensors=True)
