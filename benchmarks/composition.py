@@ -182,7 +182,8 @@ def main(args: argparse.Namespace) -> None:
     of_erasers = [row for pair in args.pairs for row in compose_erasers(pair, easel, args)]
     of_styles = [row for pair in args.style_pairs for row in compose_with_style(pair, easel, args)]
     content = {"train_seed": args.train_seed, "seeds": args.seeds, "erasers": of_erasers, "styles": of_styles}
-    text = f"{table_of_erasers(of_erasers)}\n\n{table_of_styles(of_styles)}\n"
+    tables = [table_of_erasers(of_erasers), *([table_of_styles(of_styles)] if of_styles else [])]
+    text = "\n\n".join(tables) + "\n"
     write_aside(args.output_dir / "composition.json", lambda path: path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8"))
     write_aside(args.output_dir / "composition.md", lambda path: path.write_text(text, encoding="utf-8"))
     print(text)
