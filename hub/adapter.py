@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import logging
 import tempfile
@@ -13,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
-from diffusers.utils import convert_state_dict_to_diffusers, get_adapter_name
+from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
@@ -47,16 +49,30 @@ def save_adapter(directory: str | Path, unet: UNet2DConditionModel, adapter_name
     config = getattr(unet, "peft_config", {}).get(adapter_name)
     if config is None:
         raise ValueError(f"The UNet has no adapter named {adapter_name!r}.")
-    _check_keys(metadata or {})
-    path = Path(directory) / LORA_WEIGHT_NAME_SAFE
-    path.parent.mkdir(parents=True, exist_ok=True)
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=adapter_name))
     # diffusers renames the matrices of attention layers alone, and where it finds both spellings it loads the other layers alone.
     layers = {name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up."): tensor for name, tensor in layers.items()}
+    return write_adapter(directory, layers, _decisive(config), metadata or {})
+
+
+def write_adapter(directory: str | Path, layers: dict[str, torch.Tensor], config: dict[str, Any], metadata: Mapping[str, str]) -> Path:
+    """Write matrices of a UNet as `pytorch_lora_weights.safetensors`, complete or not at all; a twin of an older file is removed.
+
+    Args:
+        layers: `<module>.lora.down.weight` (rank, in, ...) and `<module>.lora.up.weight` (out, rank, ...).
+        config: the settings of a `LoraConfig` for them.
+        metadata: keys at the top level of the header.
+
+    Raises:
+        ValueError: a key of the metadata is taken.
+    """
+    _check_keys(metadata)
+    path = Path(directory) / LORA_WEIGHT_NAME_SAFE
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".adapter-") as aside:
-        StableDiffusionPipeline.save_lora_weights(aside, unet_lora_layers=layers, unet_lora_adapter_metadata=_decisive(config))
+        StableDiffusionPipeline.save_lora_weights(aside, unet_lora_layers=layers, unet_lora_adapter_metadata=config)
         tensors, header = read_file(Path(aside) / LORA_WEIGHT_NAME_SAFE)
-    write_file(path, tensors, header | {"modelspec.date": datetime.date.today().isoformat()} | dict(metadata or {}))
+    write_file(path, tensors, header | {"modelspec.date": datetime.date.today().isoformat()} | dict(metadata))
     path.with_name(KOHYA_NAME).unlink(missing_ok=True)
     return path
 
@@ -109,7 +125,8 @@ def load_adapter(pipe: DiffusionPipeline, name_or_path: str | Path, weight_name:
     tensors, header = read_file(path)
     if not tensors:
         raise ValueError(f"The adapter {path} holds no tensors; train it again, or fetch it again from where it came.")
-    adapter, cause = get_adapter_name(pipe.unet), None
+    taken, cause = loaded_adapters(pipe), None
+    adapter = next(name for name in (f"default_{i}" for i in itertools.count()) if name not in taken)
     with _quiet_loaders():
         try:
             pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=adapter, use_safetensors=True)

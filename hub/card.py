@@ -24,6 +24,11 @@ CARD_NAME, GRID_NAME = "README.md", "before_after.png"
 BUNDLED = "bundled canvas"
 TAGS = ["lora", "text-to-image", "diffusers", "diffusers-training", "stable-diffusion", "template:sd-lora", "concept-erasure", "unlearning"]
 PAPER = "[Critic-Guided Reinforcement Unlearning](https://arxiv.org/abs/2601.03213)"
+TRAINING = (
+    "Critic-guided reinforcement learning: denoising is a decision process, rewarded for images in which a CLIP model no longer finds the "
+    "concept while other images stay as they were; a critic that values noisy latents says which steps earned it. Only the LoRA is trained. "
+    f"After {PAPER}."
+)
 FIGURES = {
     "UA": "unlearning accuracy: how often the judge does not find the concept where the prompt asks for it",
     "IRA": "in-domain retain accuracy: how often it finds the other classes of the concept's kind where they are asked for",
@@ -74,9 +79,10 @@ def model_card(results: Mapping[str, Any], output_dir: str | Path, notes: str = 
         eval_results=_eval_results(results),
     )
     erased = escape(", ".join(concepts)) or "a concept"
+    made = "made" if results.get("method") else "trained"
     sections = [
         f"# LoRA that erases: {erased}",
-        f"An adapter for {_base_text(base, results.get('revision'))}, trained so that it no longer draws {erased} and goes on drawing the rest.",
+        f"An adapter for {_base_text(base, results.get('revision'))}, {made} so that it no longer draws {erased} and goes on drawing the rest.",
         f"<Gallery />\n\n![Images of the base above, with the adapter below]({GRID_NAME})" if picture else "",
         _figures_section(results),
         _suffered_section(results),
@@ -204,17 +210,15 @@ def _training_section(results: Mapping[str, Any]) -> str:
         "critic model": _at_revision(results.get("critic_model"), results.get("critic_model_revision")),
         "forget prompts": _prompts(results.get("forget_prompts")),
         "retain prompts": _prompts(results.get("retain_prompts")),
+        "relative error of the rank": results.get("relative_error"),
         "judged on": _judged(results.get("prompts") or {}),
         "versions": ", ".join(f"{name} {number}" for name, number in (results.get("versions") or {}).items()),
     }
     settings = {f"--{name}": value for name, value in (results.get("settings") or {}).items() if "token" not in name}
     rows = [[escape(name), _value(value)] for name, value in (facts | settings).items() if value not in (None, "", [])]
-    text = (
-        "Critic-guided reinforcement learning: denoising is a decision process, rewarded for images in which a CLIP model no longer finds the "
-        "concept while other images stay as they were; a critic that values noisy latents says which steps earned it. Only the LoRA is trained. "
-        f"After {PAPER}."
-    )
-    return "\n".join(["## How it was trained", "", text, *(["", _table(["", ""], rows)] if rows else [])])
+    method = results.get("method")
+    heading, text = ("How it was made", f"Not by training: by {escape(method)}.") if method else ("How it was trained", TRAINING)
+    return "\n".join([f"## {heading}", "", text, *(["", _table(["", ""], rows)] if rows else [])])
 
 
 def _limits_section(results: Mapping[str, Any]) -> str:

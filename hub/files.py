@@ -45,6 +45,16 @@ def write_file(path: Path, tensors: dict[str, torch.Tensor], header: Mapping[str
         os.replace(complete, path)
 
 
+def require_empty(directory: Path) -> None:
+    """Refuse to write where something is.
+
+    Raises:
+        ValueError: it is neither an empty directory nor absent.
+    """
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise ValueError(f"--output_dir {directory} is not an empty directory; choose another.")
+
+
 def tensor_hash(tensors: dict[str, torch.Tensor]) -> str:
     """SHA-256 of what follows the header in the file that these tensors make, spelt as ModelSpec spells it."""
     data = memoryview(save(tensors))

@@ -21,6 +21,8 @@ ARCHITECTURES = {
     (1280, "text_time"): "stable-diffusion-xl-v1-refiner",
 }
 """ModelSpec's identifiers, by the UNet's width of text and what else it is conditioned on."""
+BASE_KEYS = tuple(f"modelspec.{key}" for key in ("sai_model_spec", "architecture", "implementation", "prediction_type", "resolution"))
+"""The keys that the base decides."""
 
 
 def architecture(unet_config: Mapping[str, Any], prediction_type: str) -> str:
@@ -48,22 +50,23 @@ def base_header(pipe: DiffusionPipeline) -> dict[str, str]:
 def results_header(results: Mapping[str, Any]) -> dict[str, str]:
     """The keys that `results` (as results.json has them, all or some) decides.
 
-    Local paths are cut to their last part, and settings about tokens are left out.
+    Local paths are cut to their last part, and settings about tokens are left out. Without a `method` it is that of the training script.
     """
     concepts = [" ".join(concept.split()) for concept in listed(results.get("concept"))]
     base = without_path(results.get("base_model_name_or_path") or "")
     settings = {name: _public(value) for name, value in (results.get("settings") or {}).items() if "token" not in name}
     figures = _figures(results)
+    method = results.get("method") or METHOD
     header = {
         "concept": concepts and _json(concepts),
         "base_model_name_or_path": base,
         "base_model_revision": results.get("revision"),
-        "method": METHOD,
+        "method": method,
         "settings": settings and _json(settings),
         "results": figures and _json(figures),
         "versions": results.get("versions") and _json(results["versions"]),
         "modelspec.title": concepts and f"LoRA that erases {', '.join(concepts)}",
-        "modelspec.description": concepts and _description(concepts, base, figures),
+        "modelspec.description": concepts and _description(concepts, base, method, figures),
         "modelspec.license": results.get("license") or LICENCES.get(base),
     }
     return {key: value for key, value in header.items() if value}
@@ -77,8 +80,8 @@ def _figures(results: Mapping[str, Any]) -> dict[str, Any]:
     return sides | {"judge": without_path(str(results.get("judge") or "unknown")), "seeds": results.get("seeds")}
 
 
-def _description(concepts: list[str], base: str, figures: Mapping[str, Any]) -> str:
-    text = f"Erases {', '.join(concepts)} from {base or 'a Stable Diffusion pipeline'} and leaves the rest as it was, by {METHOD}."
+def _description(concepts: list[str], base: str, method: str, figures: Mapping[str, Any]) -> str:
+    text = f"Erases {', '.join(concepts)} from {base or 'a Stable Diffusion pipeline'} and leaves the rest as it was, by {method}."
     if figures:
         before, after = figures["base"], figures["adapter"]
         shown = ", ".join(f"{name} {after[name]:.1f} ({before[name]:.1f})" for name in FIGURES if None not in (before[name], after[name]))

@@ -5,7 +5,6 @@ These add alpha / rank * up @ down to a module's weight; keys and header are tho
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Any
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from diffusers.utils import convert_state_dict_to_kohya, convert_unet_state_dict_to_peft
-from peft.utils.other import get_pattern_key
 
 from hub.adapter import KOHYA_NAME, read_adapter_metadata
+from hub.factors import lora_config, read_factors
 from hub.files import read_file, write_file
 
 BASE_VERSIONS = {
@@ -42,9 +41,10 @@ def save_kohya(directory: str | Path, path: str | Path | None = None) -> Path:
     """
     path = Path(path or Path(directory) / KOHYA_NAME)
     header = read_adapter_metadata(directory)
-    config = header.pop(LORA_ADAPTER_METADATA_KEY, {})
+    config = lora_config(header)
+    header.pop(LORA_ADAPTER_METADATA_KEY, None)
     tensors, _ = read_file(Path(directory) / LORA_WEIGHT_NAME_SAFE)
-    converted = to_kohya(tensors, {name.removeprefix("unet."): value for name, value in config.items() if name.startswith("unet.")})
+    converted = to_kohya(tensors, config)
     write_file(path, converted, header | kohya_header(header, converted))
     return path
 
@@ -59,25 +59,8 @@ def to_kohya(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> 
     Raises:
         ValueError: there is something else than pairs of such matrices.
     """
-    state = convert_unet_state_dict_to_peft(dict(tensors))
-    modules = [name.removesuffix(".lora_A.weight") for name in state if name.endswith(".lora_A.weight")]
-    pairs = {f"{module}.lora_{matrix}.weight" for module in modules for matrix in "AB" if module.startswith("unet.")}
-    if not pairs or pairs != state.keys():
-        strange = min(pairs ^ state.keys(), default="nothing at all")
-        raise ValueError(f"Only pairs of LoRA matrices of a UNet can be written in kohya's format, and the adapter has {strange}.")
-    ranks = {module: len(state[f"{module}.lora_A.weight"]) for module in modules}
-    alphas = {
-        f"lora_{module.replace('.', '_')}.alpha": torch.tensor(module_alpha(module.removeprefix("unet."), ranks[module], config))
-        for module in modules
-    }
-    return convert_state_dict_to_kohya(state) | alphas
-
-
-def module_alpha(module: str, rank: int, config: Mapping[str, Any]) -> float:
-    """The alpha for which alpha / rank is what peft multiplies this module's update by."""
-    patterns = config.get("alpha_pattern") or {}
-    alpha = patterns.get(get_pattern_key(patterns, module), config.get("lora_alpha", rank))
-    return alpha * math.sqrt(rank) if config.get("use_rslora") else float(alpha)
+    alphas = {f"lora_unet_{module.replace('.', '_')}.alpha": torch.tensor(f.alpha) for module, f in read_factors(tensors, config).items()}
+    return convert_state_dict_to_kohya(convert_unet_state_dict_to_peft(dict(tensors))) | alphas
 
 
 def kohya_header(header: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from environment.base import load_pipeline
 from hub.adapter import load_adapter
 from hub.card import hub_id
+from hub.files import require_empty
 from hub.fuse import fuse_adapter, save_pipeline
 from hub.provenance import find_base, what_adapter_says
 
@@ -38,8 +39,7 @@ def run(args: argparse.Namespace) -> None:
     """
     if not math.isfinite(args.scale):
         raise ValueError(f"--scale {args.scale} is not a number to multiply by.")
-    if args.output_dir.exists() and not (args.output_dir.is_dir() and not any(args.output_dir.iterdir())):
-        raise ValueError(f"--output_dir {args.output_dir} is not an empty directory; choose another.")
+    require_empty(args.output_dir)
     said = what_adapter_says(args.adapter)
     base = find_base(args.pretrained_model_name_or_path, said["base"])
     revision = args.revision or (None if args.pretrained_model_name_or_path else said["revision"])

@@ -1,0 +1,68 @@
+"""An adapter as what it adds to each module's weight: alpha / rank * up @ down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from diffusers.utils import convert_unet_state_dict_to_peft
+from peft.utils.other import get_pattern_key
+
+
+class Factors(NamedTuple):
+    """One module's pair of LoRA matrices: `down` (rank, in, ...), `up` (out, rank, ...)."""
+
+    down: torch.Tensor
+    up: torch.Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        return len(self.down)
+
+    @property
+    def scale(self) -> float:
+        """What up @ down is multiplied by."""
+        return self.alpha / self.rank
+
+
+def read_factors(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, Factors]:
+    """The matrices of a UNet's adapter by module, with the alphas they were trained with.
+
+    Args:
+        tensors: as diffusers names them, `unet.<module>.lora.down.weight` and `.lora.up.weight`, or as peft does.
+        config: peft's, as `lora_config` has it; without one alpha is the rank, as diffusers reads it.
+
+    Raises:
+        ValueError: there is something else than pairs of such matrices, or the two of a pair differ in rank.
+    """
+    state = convert_unet_state_dict_to_peft(dict(tensors))
+    modules = [name.removesuffix(".lora_A.weight") for name in state if name.endswith(".lora_A.weight")]
+    pairs = {f"{module}.lora_{matrix}.weight" for module in modules for matrix in "AB" if module.startswith("unet.")}
+    if not pairs or pairs != state.keys():
+        strange = min(pairs ^ state.keys(), default="nothing at all")
+        raise ValueError(f"Only pairs of LoRA matrices of a UNet can be converted or merged, and the adapter has {strange}.")
+    factors: dict[str, Factors] = {}
+    for module in modules:
+        down, up = state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"]
+        if down.ndim < 2 or up.ndim < 2 or len(down) != up.shape[1]:
+            raise ValueError(f"The matrices of {module} do not fit each other: {tuple(down.shape)} and {tuple(up.shape)}.")
+        name = module.removeprefix("unet.")
+        factors[name] = Factors(down, up, module_alpha(name, len(down), config))
+    return factors
+
+
+def lora_config(header: Mapping[str, Any]) -> dict[str, Any]:
+    """peft's settings of the UNet's adapter, from a header as `hub.adapter.read_adapter_metadata` decodes it."""
+    config = header.get(LORA_ADAPTER_METADATA_KEY, {})
+    return {name.removeprefix("unet."): value for name, value in config.items() if name.startswith("unet.")}
+
+
+def module_alpha(module: str, rank: int, config: Mapping[str, Any]) -> float:
+    """The alpha for which alpha / rank is what peft multiplies this module's update by."""
+    patterns = config.get("alpha_pattern") or {}
+    alpha = patterns.get(get_pattern_key(patterns, module), config.get("lora_alpha", rank))
+    return alpha * math.sqrt(rank) if config.get("use_rslora") else float(alpha)

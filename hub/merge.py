@@ -1,0 +1,164 @@
+"""One adapter out of several, which does what all of them do together under `pipe.set_adapters(names, weights)`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+
+from hub.adapter import read_adapter_metadata, write_adapter
+from hub.card import save_model_card
+from hub.factors import Factors, lora_config, read_factors
+from hub.files import read_file, require_empty
+from hub.header import BASE_KEYS, results_header
+from hub.provenance import RESULTS_NAME, what_adapter_says
+from networks.checkpoint import write_aside
+from networks.versions import versions
+
+METHOD = "merging adapters into one"
+
+
+def merge_adapters(directories: Sequence[Path], weights: Sequence[float], output_dir: Path, rank: int | None = None) -> dict[str, Any]:
+    """Write the merge of several adapters with its header, results.json and card; what results.json says.
+
+    The concepts are those of the adapters with a positive weight: at any other an adapter does not erase its own.
+
+    Args:
+        directories: of the adapters, each with pytorch_lora_weights.safetensors.
+        weights: one an adapter, as `set_adapters` takes them.
+        output_dir: a new or an empty directory.
+        rank: the highest that a module may have; None keeps the sum of the adapters' ranks, which is exact.
+
+    Raises:
+        ValueError: something named is no adapter, or they cannot be merged; the message says why.
+    """
+    _check(directories, weights, rank)
+    require_empty(output_dir)
+    said = [what_adapter_says(directory) for directory in directories]
+    origin = _common_base(directories, said)
+    merged, error = merge_factors([_read(directory) for directory in directories], weights), None
+    if rank is not None:
+        merged, error = truncate(merged, rank)
+    positive = [one["concept"] or [] for one, weight in zip(said, weights, strict=True) if weight > 0]
+    results = {
+        "concept": list(dict.fromkeys(concept for concepts in positive for concept in concepts)),
+        **origin,
+        "method": METHOD,
+        "settings": {"adapters": [directory.resolve().name for directory in directories], "weights": list(weights), "rank": rank},
+        "relative_error": error,
+        "versions": versions(),
+    }
+    layers, config = to_file(merged)
+    write_adapter(output_dir, layers, config, _agreed([read_adapter_metadata(directory) for directory in directories]) | results_header(results))
+    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+    write_aside(output_dir / RESULTS_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+    save_model_card(results, output_dir)
+    return results
+
+
+def merge_factors(adapters: Sequence[Mapping[str, Factors]], weights: Sequence[float]) -> dict[str, Factors]:
+    """What the adapters add to each module, each times its weight, as one pair of matrices:
+
+        Σ wᵢ sᵢ Bᵢ Aᵢ = [w₁ s₁ B₁ … wₙ sₙ Bₙ] [A₁; …; Aₙ],
+
+    with A `down`, B `up` and s their scale. Its rank is the sum of the ranks, and so is its alpha. A module that only some adapters have
+    is the sum over these.
+
+    Raises:
+        ValueError: two adapters' matrices are for modules of different shapes.
+    """
+    merged: dict[str, Factors] = {}
+    for module in dict.fromkeys(name for adapter in adapters for name in adapter):
+        parts = [(weight, adapter[module]) for adapter, weight in zip(adapters, weights, strict=True) if module in adapter]
+        shapes = {(*f.up.shape[:1], *f.up.shape[2:], *f.down.shape[1:]) for _, f in parts}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"The adapters do not fit each other: {module} is of the shapes {' and '.join(map(str, sorted(shapes)))} (out, in, ...)."
+            )
+        down = torch.cat([f.down for _, f in parts])
+        up = torch.cat([weight * f.scale * f.up for weight, f in parts], dim=1)
+        merged[module] = Factors(down, up, alpha=len(down))
+    return merged
+
+
+def truncate(adapter: Mapping[str, Factors], rank: int) -> tuple[dict[str, Factors], float]:
+    """The adapter's best approximation with no module above this rank, and its relative error.
+
+    Of each update D = U S Vᵀ it keeps the largest singular values, which no matrix of that rank is nearer to (Eckart and Young, 1936); the error
+    is |D - D'| / |D|, the Frobenius norm over all modules.
+    """
+    kept: dict[str, Factors] = {}
+    lost = total = 0.0
+    for module, factors in adapter.items():
+        left, values, right = _svd(factors)
+        root = values[:rank].sqrt()
+        up = (left[:, :rank] * root).reshape(len(left), len(root), *factors.up.shape[2:])
+        down = (root[:, None] * right[:rank]).reshape(len(root), *factors.down.shape[1:])
+        kept[module] = Factors(down.to(factors.down.dtype), up.to(factors.up.dtype), alpha=len(root))
+        lost += values[rank:].square().sum().item()
+        total += values.square().sum().item()
+    return kept, math.sqrt(lost / total) if total else 0.0
+
+
+def to_file(adapter: Mapping[str, Factors]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Matrices by diffusers' names, and the settings under which it gives each module its rank and its alpha."""
+    layers = {f"{name}.lora.{side}.weight": getattr(f, side).contiguous() for name, f in adapter.items() for side in ("down", "up")}
+    usual = {
+        "r": Counter(f.rank for f in adapter.values()).most_common(1)[0][0],
+        "lora_alpha": Counter(f.alpha for f in adapter.values()).most_common(1)[0][0],
+    }
+    config = usual | {
+        "target_modules": sorted(adapter),
+        "rank_pattern": {f"^{name}": f.rank for name, f in adapter.items() if f.rank != usual["r"]},
+        "alpha_pattern": {f"^{name}": f.alpha for name, f in adapter.items() if f.alpha != usual["lora_alpha"]},
+    }
+    return layers, config
+
+
+def _svd(factors: Factors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """U (out, k), S (k), Vᵀ (k, in * ...) of scale * up @ down in double precision, by way of the small product of their triangular factors."""
+    up_basis, up_rest = torch.linalg.qr(factors.scale * factors.up.double().flatten(1))
+    down_basis, down_rest = torch.linalg.qr(factors.down.double().flatten(1).T)
+    left, values, right = torch.linalg.svd(up_rest @ down_rest.T, full_matrices=False)
+    return up_basis @ left, values, right @ down_basis.T
+
+
+def _check(directories: Sequence[Path], weights: Sequence[float], rank: int | None) -> None:
+    if len(directories) < 2:
+        raise ValueError("Merging needs at least two adapters.")
+    if len(weights) != len(directories):
+        raise ValueError(f"--weights has {len(weights)} numbers for {len(directories)} adapters; give one an adapter.")
+    if not all(map(math.isfinite, weights)) or not any(weights):
+        raise ValueError(f"--weights {' '.join(f'{weight:g}' for weight in weights)} must be finite numbers, and one of them other than 0.")
+    if rank is not None and rank < 1:
+        raise ValueError(f"--rank must be at least 1 (got {rank}).")
+
+
+def _read(directory: Path) -> dict[str, Factors]:
+    tensors, _ = read_file(directory / LORA_WEIGHT_NAME_SAFE)
+    try:
+        return read_factors(tensors, lora_config(read_adapter_metadata(directory)))
+    except ValueError as error:
+        raise ValueError(f"{directory}: {error}") from error
+
+
+def _common_base(directories: Sequence[Path], said: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
+    """Base and revision as results.json names them; an adapter that does not say its base goes with any."""
+    bases = {one["base"]: directory for directory, one in zip(directories, said, strict=True) if one["base"]}
+    if len(bases) > 1:
+        listed = ", ".join(f"{directory.name} for {base}" for base, directory in bases.items())
+        raise ValueError(f"The adapters are for different bases ({listed}) and cannot be merged.")
+    revisions = {one["revision"] for one in said if one["base"]}
+    return {"base_model_name_or_path": next(iter(bases), None), "revision": revisions.pop() if len(revisions) == 1 else None}
+
+
+def _agreed(headers: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What those headers that say anything about the base all say."""
+    told = {key: {header[key] for header in headers if key in header} for key in BASE_KEYS}
+    return {key: values.pop() for key, values in told.items() if len(values) == 1}
