@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,7 @@ def test_the_command_itself(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["hub", *arguments])
+    monkeypatch.delitem(sys.modules, "hub.__main__", raising=False)
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("hub", run_name="__main__")
     said = capsys.readouterr()
