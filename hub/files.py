@@ -13,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save, save_file
 
+from networks.checkpoint import give_usual_mode
+
 HASH_KEY = "modelspec.hash_sha256"
 
 
@@ -42,6 +44,7 @@ def write_file(path: Path, tensors: dict[str, torch.Tensor], header: Mapping[str
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".adapter-") as aside:
         complete = Path(aside) / path.name
         save_file(tensors, complete, metadata={**header, HASH_KEY: tensor_hash(tensors)})
+        give_usual_mode(complete)
         os.replace(complete, path)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,16 @@ def test_a_round_trip_is_exact(tmp_path: Path) -> None:
     assert loaded.state_dict().keys() == saved.state_dict().keys()
     assert all(torch.equal(loaded.state_dict()[k], v) for k, v in saved.state_dict().items())
     assert sorted(p.name for p in (tmp_path / "new" / "reward").iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no modes")
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        predictor().save_pretrained(tmp_path)
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()] == [0o640, 0o640]
 
 
 def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path: Path) -> None:
