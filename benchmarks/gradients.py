@@ -6,7 +6,8 @@ surrogate by every batch, through the trainer's own update. With g_i the gradien
 - *agreement*: mean cosine of g_i and g_j: how much of a batch's gradient is direction rather than noise;
 - *signal*: |E g|^2 by the mean of g_i . g_j, which chance does not raise, and *noise*: the trace of their covariance; their ratio is the SNR of one batch;
 - *bias*: cosine of the mean gradient and that of the finished image's reward without any baseline or critic, which is unbiased.
-  It is itself an estimate; its own cosine between two halves of the batches bounds what can be reached.
+  It is itself an estimate; its own cosine between two halves of the batches bounds what can be reached. Beside it the cosine to the
+  mean gradient of "pathwise", which has the expectation of the likelihood ratio of the same value.
 
 Every advantage is normalised as in training, so that no estimator is favoured by its scale. Written are gradients.json and gradients.md.
 """
@@ -69,11 +70,11 @@ def signal_and_noise(gradients: torch.Tensor) -> tuple[float, float]:
     return signal.item(), (power - signal).item()
 
 
-def figures(gradients: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
-    """What an estimator's gradients (n, P) come to beside the reference's (n, P)."""
+def figures(gradients: torch.Tensor, references: dict[str, torch.Tensor]) -> dict[str, float]:
+    """What an estimator's gradients (n, P) come to beside those of the references (n, P), by name."""
     signal, noise = signal_and_noise(gradients)
-    cosine = torch.cosine_similarity(gradients.mean(0), reference.mean(0), dim=0).item()
-    return {"agreement": agreement(gradients), "signal": signal, "noise": noise, "snr": signal / max(noise, 1e-12), "cosine_to_no_baseline": cosine}
+    found = {"agreement": agreement(gradients), "signal": signal, "noise": noise, "snr": signal / max(noise, 1e-12)}
+    return found | {f"cosine_to_{name}": torch.cosine_similarity(gradients.mean(0), r.mean(0), dim=0).item() for name, r in references.items()}
 
 
 def measure(concept: str, args: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -143,18 +144,20 @@ def measure(concept: str, args: argparse.Namespace) -> dict[str, dict[str, float
         pairs = zip(tqdm(advantages, desc=f"{concept}: {name}"), slopes, strict=True)
         found[name] = torch.stack([gradient(i, *pair) for i, pair in enumerate(pairs)])
     halves = found[REFERENCE].split(args.num_batches // 2)
-    result = {name: figures(gradients, found[REFERENCE]) for name, gradients in found.items()}
+    references = {"no_baseline": found[REFERENCE], "pathwise": found["pathwise"]}
+    result = {name: figures(gradients, references) for name, gradients in found.items()}
     result[REFERENCE]["cosine_to_no_baseline"] = torch.cosine_similarity(halves[0].mean(0), halves[1].mean(0), dim=0).item()
     return result
 
 
 def table(by_concept: dict[str, dict[str, dict[str, float]]]) -> str:
     """Means over the concepts."""
-    lines = ["| advantage | agreement of batches | SNR of a batch | cosine to no baseline |", "|---|---|---|---|"]
+    lines = ["| advantage | agreement of batches | SNR of a batch | cosine to no baseline | cosine to pathwise |", "|---|---|---|---|---|"]
     for name in next(iter(by_concept.values())):
         rows = [found[name] for found in by_concept.values()]
         mean = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
-        lines.append(f"| {name} | {mean['agreement']:.2f} | {mean['snr']:.3f} | {mean['cosine_to_no_baseline']:.2f} |")
+        cosines = f"{mean['cosine_to_no_baseline']:.2f} | {mean['cosine_to_pathwise']:.2f}"
+        lines.append(f"| {name} | {mean['agreement']:.2f} | {mean['snr']:.3f} | {cosines} |")
     return "\n".join(lines)
 
 

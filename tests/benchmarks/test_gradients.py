@@ -26,6 +26,6 @@ def test_signal_and_noise_are_those_of_the_mixture() -> None:
 
 def test_bias_is_a_direction_of_its_own() -> None:
     x, y = torch.eye(2)
-    found = figures((x + y).repeat(4, 1), x.repeat(4, 1))
-    assert abs(found["cosine_to_no_baseline"] - 2**-0.5) < 1e-5
+    found = figures((x + y).repeat(4, 1), {"no_baseline": x.repeat(4, 1), "pathwise": (x - y).repeat(4, 1)})
+    assert abs(found["cosine_to_no_baseline"] - 2**-0.5) < 1e-5 and abs(found["cosine_to_pathwise"]) < 1e-5
     assert "| step | 1.00 |" in table({"cat": {"step": found | {"snr": 1.0}}})
