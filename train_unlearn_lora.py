@@ -693,10 +693,9 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] /= 2
             progress.retain_kl = progress.step_kl = 0.0
+            stop.recent = []
         else:
             good = lora_state(unet)
-        if reason:
-            stop.recent = []
         progress.stopped_by = why_stop(args, progress, reason, reason is None and stop.update(logs["replaced"]))
         progress.replaced = stop.recent
         if progress.stopped_by:
@@ -796,14 +795,12 @@ class Base:
 
     Attributes:
         retain: its trajectories of retain prompts, which the KL holds to.
-        retain_reward: mean reward of their images.
         recognisable: the cosine with its nearest anchor from which on an image counts as showing something.
         acted: its trajectories of forget prompts, with score and figures; without a critic the first iteration learns from these.
         slope_scale: (T,) the scale of its slopes if these are asked for.
     """
 
     retain: Trajectory
-    retain_reward: float
     recognisable: float
     acted: tuple[Trajectory, ForgetScore, dict[str, float]]
     slope_scale: torch.Tensor | None
@@ -824,7 +821,7 @@ def measure_base(args: argparse.Namespace, accelerator: Accelerator, env: Enviro
     scale = slope_scale(slopes_of_values(args, env, critic, forget), env.kernel.stds) if choose_estimator(args).pathwise else None
     if scale is not None and accelerator.num_processes > 1:
         scale = accelerator.reduce(scale, reduction="mean")
-    return Base(retain, retain_reward, recognisable, (forget, score, iteration_figures(accelerator, env, score, check, recognisable)), scale)
+    return Base(retain, recognisable, (forget, score, iteration_figures(accelerator, env, score, check, recognisable)), scale)
 
 
 def measure_policy(

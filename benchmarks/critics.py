@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 import train_unlearn_lora as script
 from benchmarks.canvas import CONCEPTS
+from benchmarks.frozen import quiet_arguments
 from critic.advantages import centre_within, explained_variance
 from critic.critic import Critic
 from critic.estimators import SIGNALS, Estimator
@@ -33,18 +34,7 @@ Found = dict[str, dict[str, dict[str, list[float]]]]
 
 def measure(concept: str, donor: ValueNetwork | None, args: argparse.Namespace) -> tuple[Found, ValueNetwork, list[int]]:
     """For each start and number of rollouts: explained variance by step, in all and within prompts. And the critic for the next concept, and the timesteps."""
-    given = [
-        "--concept",
-        concept,
-        "--seed",
-        str(args.seed),
-        "--report_to",
-        "none",
-        "--evaluation_seeds",
-        "--output_dir",
-        str(args.output_dir / "none"),
-    ]
-    settings = script.parse_args(given)
+    settings = script.parse_args(quiet_arguments(concept, args.seed, args.output_dir))
     _, env, _, _, _ = script.prepare(settings)
     generator = torch.Generator().manual_seed(args.seed)
     count = args.num_rollouts + args.num_held_out

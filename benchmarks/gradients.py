@@ -23,6 +23,7 @@ import torch
 from tqdm.auto import tqdm
 
 import train_unlearn_lora as script
+from benchmarks.frozen import quiet_arguments
 from critic.advantages import normalize
 from critic.pathwise import slope_scale
 from networks.checkpoint import write_aside
@@ -79,17 +80,7 @@ def figures(gradients: torch.Tensor, references: dict[str, torch.Tensor]) -> dic
 
 def measure(concept: str, args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """The figures of every estimator on one concept."""
-    given = [
-        "--concept",
-        concept,
-        "--seed",
-        str(args.seed),
-        "--report_to",
-        "none",
-        "--evaluation_seeds",
-        "--output_dir",
-        str(args.output_dir / "none"),
-    ]
+    given = quiet_arguments(concept, args.seed, args.output_dir)
     settings = script.parse_args(given)
     accelerator, env, _, optimizer, _ = script.prepare(settings)
     unet = env.pipe.unet

@@ -44,7 +44,7 @@ class Critic:
         self.scale = torch.ones(num_steps, device=self.device)
         self.trust = torch.zeros(num_steps, device=self.device)
         self.momentum = momentum
-        self.buffer: deque[tuple[Trajectory, torch.Tensor, torch.Tensor, torch.Tensor]] = deque(maxlen=buffer_iterations)
+        self.buffer: deque[tuple[Trajectory, torch.Tensor, torch.Tensor, torch.Tensor]] = deque(maxlen=0 if kind == "none" else buffer_iterations)
 
     @torch.no_grad()
     def values(self, trajectory: Trajectory, text: torch.Tensor, potentials: torch.Tensor) -> torch.Tensor:

@@ -167,3 +167,9 @@ def test_it_begins_with_what_the_reward_predictor_has_learnt() -> None:
     predictor(latents, timesteps)
     assert network(latents, timesteps, torch.randn(3, TEXT), torch.randn(3)).abs().max() == 0
     assert torch.equal(features[network], features[predictor])
+
+
+def test_a_baseline_alone_keeps_no_trajectories() -> None:
+    critic = Critic(new_critic().network, PROMPTS, STEPS, 1e-3, buffer_iterations=2, kind="none")
+    measure_trust(critic, 1)
+    assert not critic.buffer and critic.baseline.abs().max() > 0
