@@ -606,6 +606,7 @@ def prepare(args: argparse.Namespace) -> tuple[Accelerator, Environment, Examina
     unet = env.pipe.unet
     for module in (env.pipe.vae, env.pipe.text_encoder):
         module.requires_grad_(False)
+    set_seed(args.seed)  # again: the adapter begins the same whatever critic was drawn before it
     parameters = add_lora(unet, args.rank, args.lora_alpha, args.lora_target_modules)
     if checkpoint:
         load_lora_state(unet, checkpoint[0]["lora"])  # one that does not fit is refused here

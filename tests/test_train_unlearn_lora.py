@@ -23,6 +23,7 @@ import canvas
 import train_unlearn_lora as script
 from critic.network import ValueNetwork
 from evaluation.judge import Judge
+from policy.adapter import lora_state
 from policy.update import UpdateStats
 
 ADAPTER, KOHYA_NAME = "pytorch_lora_weights.safetensors", "pytorch_lora_weights_kohya.safetensors"
@@ -208,6 +209,13 @@ def test_a_run_is_a_function_of_its_seed(arguments: Callable[..., argparse.Names
         script.main(arguments(output_dir=tmp_path / name, seed=seed, max_train_iterations=1))
     assert same(adapter(tmp_path / "first"), adapter(tmp_path / "again"))
     assert not same(adapter(tmp_path / "first"), adapter(tmp_path / "other"))
+
+
+def test_the_adapter_begins_the_same_whatever_the_critic(arguments: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
+    """So that variants of the critic can be compared."""
+    critics = ({}, {"critic_type": "timestep_blind"}, {"critic_model_name_or_path": made_critic(tmp_path / "critic", 4, 8, 16)})
+    begun = [lora_state(script.prepare(arguments(gamma=0.5, **critic))[1].pipe.unet) for critic in critics]
+    assert all(same(begun[0], other) for other in begun[1:])
 
 
 OPTIONS = {
