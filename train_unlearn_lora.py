@@ -644,8 +644,7 @@ def train(
         base = measure_base(args, accelerator, env, critic)
         prompts = validation_prompts(args, env)
         before = draw_previews(args, env, [p for p, _ in prompts]) if accelerator.is_main_process and args.validation_steps else []
-    figures = base.acted[-1]
-    brake = Brake(figures["contrast"], args.max_retain_drop, args.max_retain_kl, args.max_step_kl)
+    brake = Brake(base.least_contrast, args.max_retain_drop, args.max_retain_kl, args.max_step_kl)
     stop = StopSignal(args.target_unlearning_accuracy, args.patience)
     rollouts = args.retain_rollouts + args.warmup_rollouts
     elapsed = time.perf_counter() - started
@@ -672,7 +671,7 @@ def train(
 
     if accelerator.is_main_process:
         diagnostics.begin(progress.iteration)
-    log_start(accelerator, env, figures)
+    log_start(accelerator, env, base.acted[-1])
     bar = tqdm(total=args.max_train_iterations, initial=progress.iteration, desc="Iterations", disable=not accelerator.is_local_main_process)
     while True:
         started = time.perf_counter()
@@ -797,12 +796,14 @@ class Base:
     Attributes:
         retain: its trajectories of retain prompts, which the KL holds to.
         recognisable: the cosine with its nearest anchor from which on an image counts as showing something.
+        least_contrast: what the plainest of its prompts has, as a mean over that prompt's images; a concept may be replaced by that.
         acted: its trajectories of forget prompts, with score and figures; without a critic the first iteration learns from these.
         slope_scale: (T,) the scale of its slopes if these are asked for.
     """
 
     retain: Trajectory
     recognisable: float
+    least_contrast: float
     acted: tuple[Trajectory, ForgetScore, dict[str, float]]
     slope_scale: torch.Tensor | None
 
@@ -817,12 +818,15 @@ def measure_base(args: argparse.Namespace, accelerator: Accelerator, env: Enviro
     score, check = env.score_forget(forget, forget_images), env.score_retain(retain, retain_images)
     warm_up_critic(args, env, critic, forget, score, generator)
     warn_of_other_things(env, score)
-    retain_reward = mean_over_processes(accelerator, {"": check.reward.mean().item()})[""]
-    recognisable = retain_reward - RECOGNISABLE * env.reward.contrast
+    shown = ((forget, forget_images), (retain, retain_images))
+    least_contrast = min(images.contrast[rollouts.prompt_ids == i].mean().item() for rollouts, images in shown for i in rollouts.prompt_ids.unique())
+    overall = mean_over_processes(accelerator, {"reward": check.reward.mean().item(), "least_contrast": least_contrast})
+    recognisable = overall["reward"] - RECOGNISABLE * env.reward.contrast
     scale = slope_scale(slopes_of_values(args, env, critic, forget), env.kernel.stds) if choose_estimator(args).pathwise else None
     if scale is not None and accelerator.num_processes > 1:
         scale = accelerator.reduce(scale, reduction="mean")
-    return Base(retain, recognisable, (forget, score, iteration_figures(accelerator, env, score, check, recognisable)), scale)
+    figures = iteration_figures(accelerator, env, score, check, recognisable)
+    return Base(retain, recognisable, overall["least_contrast"], (forget, score, figures), scale)
 
 
 def measure_policy(

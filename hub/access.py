@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_session
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
@@ -22,6 +22,10 @@ REASONS = {
     429: "the Hub takes no more requests for now (429)",
 }
 """Why the Hub refused, by HTTP status."""
+
+
+PATIENCE = 60.0
+"""Seconds without a byte from the Hub after which it counts as gone; by itself the client would wait for ever."""
 
 
 class HubError(ValueError):
@@ -66,6 +70,7 @@ def hub_errors(what: str, then: str) -> Iterator[None]:
     Raises:
         HubError: something went wrong.
     """
+    get_session().timeout = PATIENCE
     try:
         yield
     except (HTTPError, OSError, ValueError, LookupError, RuntimeError) as error:

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 
 from hub.access import HubError, hub_errors
-from hub.files import read_file
+from hub.files import read_file, require_empty
 from hub.push import ADAPTER_FILES
 from networks.checkpoint import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, check_token
 
@@ -36,8 +36,7 @@ def pull(repo_id: str, directory: str | Path, *, revision: str | None = None, to
         ValueError: there is nothing to fetch, it is damaged, it could not be fetched, or the directory is not empty.
     """
     directory = Path(directory)
-    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise HubError(f"{directory} is not an empty directory; choose another.")
+    require_empty(directory)
     words = ["python", "-m", "hub", "pull", repo_id, "--output_dir", str(directory), *(["--revision", revision] if revision else [])]
     with hub_errors(f"{repo_id} was not fetched", f"nothing was written and `{shlex.join(words)}` tries again"):
         validate_repo_id(repo_id)

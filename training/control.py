@@ -29,14 +29,14 @@ class Brake:
     """Tells forgetting from destruction, against the base model's own figures.
 
     Attributes:
-        base_contrast: the base's mean pixel standard deviation on forget prompts.
+        least_contrast: the base's mean pixel standard deviation on the prompt that has least of it.
         max_retain_drop: how far images of retain prompts may fall below the base's own on these prompts, in units of the reward's contrast.
         max_kl: bound of the KL to the base on retain states.
         max_step_kl: bound of the KL by which one iteration may move the policy.
-        min_contrast: share of the base's contrast below which images count as blank.
+        min_contrast: share of that below which images count as blank.
     """
 
-    base_contrast: float
+    least_contrast: float
     max_retain_drop: float
     max_kl: float
     max_step_kl: float
@@ -55,9 +55,9 @@ class Brake:
             )
         if not retain_kl <= self.max_kl:
             return f"the KL to the base on retain prompts rose to {retain_kl:.3f}, bound {self.max_kl:g} (raise --kl_coef, or lower --learning_rate)"
-        if not contrast >= self.min_contrast * self.base_contrast:
+        if not contrast >= self.min_contrast * self.least_contrast:
             return (
-                f"the images of the concept went blank: contrast {contrast:.3f}, the base's {self.base_contrast:.3f} "
+                f"the images of the concept went blank: contrast {contrast:.3f}, and {self.least_contrast:.3f} where the base has least "
                 "(raise --anchor_kl_coef, or lower --learning_rate)"
             )
         return None

@@ -9,6 +9,7 @@ import pytest
 from huggingface_hub import constants
 from loopback import LoopbackHub
 
+from hub import access
 from hub.access import HubError, check_push
 
 TOKENS = {
@@ -71,6 +72,15 @@ def test_a_hub_that_fails_is_a_sentence(where: str, kind: int | str, hub: Loopba
     with pytest.raises(HubError, match=str(kind) if isinstance(kind, int) else "cannot be reached or broke off"):
         check_push("someone/adapter")
     assert check_push("someone/adapter") == "someone/adapter"
+
+
+def test_a_hub_that_never_answers_is_waited_for_in_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "PATIENCE", 0.1)
+    with LoopbackHub(tmp_path, TOKENS, stall_seconds=600) as hub:  # longer than this test may take
+        hub.redirect_client(monkeypatch)
+        hub.fail("whoami", status="timeout")
+        with pytest.raises(HubError, match="cannot be reached or broke off \\(ReadTimeout\\)"):
+            check_push("someone/adapter")
 
 
 def test_without_a_token_or_offline_nothing_is_asked(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,7 +127,7 @@ def test_what_cannot_be_read_is_refused_and_leaves_nothing(loopback_hub: Loopbac
 def test_user_errors_of_a_pull(loopback_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious.txt").write_text("keep me")
-    with pytest.raises(HubError, match="not an empty directory"):
+    with pytest.raises(ValueError, match="not an empty directory"):
         pull(REPO, tmp_path / "full")
     with pytest.raises(HubError, match="no repository id"):
         pull("a b", tmp_path / "new")

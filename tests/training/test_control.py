@@ -22,7 +22,7 @@ def test_a_stop_signal_goes_on_from_where_it_was() -> None:
     assert not StopSignal(target=0.9, patience=3, recent=[0.9, 1.0]).update(0.7)
 
 
-BRAKE = Brake(base_contrast=0.4, max_retain_drop=0.2, max_kl=0.3, max_step_kl=1.0, min_contrast=0.25)
+BRAKE = Brake(least_contrast=0.4, max_retain_drop=0.2, max_kl=0.3, max_step_kl=1.0, min_contrast=0.25)
 HEALTHY = {"retain_drop": 0.0, "retain_kl": 0.0, "step_kl": 0.0, "contrast": 0.4}
 
 
