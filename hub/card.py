@@ -25,9 +25,9 @@ BUNDLED = "bundled canvas"
 TAGS = ["lora", "text-to-image", "diffusers", "diffusers-training", "stable-diffusion", "template:sd-lora", "concept-erasure", "unlearning"]
 PAPER = "[Critic-Guided Reinforcement Unlearning](https://arxiv.org/abs/2601.03213)"
 TRAINING = (
-    "Critic-guided reinforcement learning: denoising is a decision process, rewarded for images in which a CLIP model no longer finds the "
-    "concept while other images stay as they were; a critic that values noisy latents says which steps earned it. Only the LoRA is trained. "
-    f"After {PAPER}."
+    "Reinforcement learning: denoising is a decision process, rewarded for images in which the teacher no longer finds the concept, while a KL "
+    "penalty holds the steps of other images where they were. A reward of noisy latents says which steps earned it, together with a critic if one "
+    f"was asked. Only the LoRA is trained. After {PAPER}."
 )
 FIGURES = {
     "UA": "unlearning accuracy: how often the judge does not find the concept where the prompt asks for it",
