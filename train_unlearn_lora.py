@@ -13,8 +13,10 @@ import json
 import logging
 import math
 import shutil
+import signal
 import time
 from collections import Counter, deque
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,7 @@ from policy.adapter import ADAPTER, add_lora, base_policy, load_lora_state, lora
 from policy.trajectory import Experience, Trajectory
 from policy.update import UpdateConfig, UpdateStats, update_policy
 from training.checkpoints import (
+    Checkpoint,
     critic_tensors,
     list_checkpoints,
     load_checkpoint,
@@ -70,6 +73,8 @@ from training.checkpoints import (
 )
 from training.control import RECOGNISABLE, Brake, StopSignal, adapt_coefficient
 from training.diagnostics import Diagnostics
+from training.interruption import Interruption, leave
+from training.lock import LOCK_NAME, only_run
 
 logger = get_logger(__name__)
 
@@ -257,7 +262,11 @@ def check_output_dir(args: argparse.Namespace) -> None:
     directory = args.output_dir
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"--output_dir {directory} is a file.")
-    if directory.is_dir() and any(directory.iterdir()) and not (args.overwrite_output_dir or args.resume_from_checkpoint):
+    if (
+        directory.is_dir()
+        and any(path.name != LOCK_NAME for path in directory.iterdir())
+        and not (args.overwrite_output_dir or args.resume_from_checkpoint)
+    ):
         raise ValueError(f"{directory} is not empty; choose another --output_dir, add --overwrite_output_dir, or --resume_from_checkpoint latest.")
 
 
@@ -285,6 +294,19 @@ def check_objective(args: argparse.Namespace) -> None:
         raise ValueError("--terminal_weight has no slope that --advantage pathwise could use; choose --gamma, or another --advantage.")
     if args.critic_model_name_or_path and not choose_estimator(args).uses_critic:
         raise ValueError(f"--advantage {args.advantage} asks no critic at its discount; add --gamma 0.5, or leave --critic_model_name_or_path out.")
+
+
+def run_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that a run cannot change under way, as JSON gives them back."""
+    return {name: value for name, value in json.loads(json.dumps(public_settings(args))).items() if name not in MAY_CHANGE}
+
+
+def check_same_run(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
+    """Refuse to go on from a checkpoint of another run."""
+    now, then = run_settings(args), checkpoint.numbers["settings"]
+    changed = [f"--{name} was {then.get(name)} and is {value}" for name, value in now.items() if then.get(name) != value]
+    if changed:
+        raise ValueError(f"The checkpoint is of a run with other settings ({'; '.join(changed)}); resume with those, or start anew without it.")
 
 
 def check_hub_arguments(args: argparse.Namespace) -> None:
@@ -523,6 +545,24 @@ def write_results(
     return results
 
 
+MAY_CHANGE = {
+    "max_train_iterations",
+    "target_unlearning_accuracy",
+    "patience",
+    "max_brakes",
+    "base_model_id",
+    "judge_name_or_path",
+    "output_kohya_format",
+    "validation_prompt",
+    "num_validation_images",
+    "validation_steps",
+    "validation_guidance_scale",
+    "evaluation_seeds",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "report_to",
+}
+"""What may be different where a run is resumed: when it ends, and what is shown and kept of it."""
 LOCAL_ARGUMENTS = {
     "output_dir",
     "logging_dir",
@@ -573,7 +613,9 @@ def adapter_metadata(args: argparse.Namespace, env: Environment) -> dict[str, st
 # --- the run --------------------------------------------------------------------------------------------
 
 
-def prepare(args: argparse.Namespace) -> tuple[Accelerator, Environment, Examination | None, torch.optim.Optimizer, Critic]:
+def prepare(
+    args: argparse.Namespace,
+) -> tuple[Accelerator, Environment, Examination | None, torch.optim.Optimizer, Critic, Checkpoint | None]:
     """Check the arguments, load everything, and attach the adapter: all that a user can get wrong happens here.
 
     Raises:
@@ -609,19 +651,60 @@ def prepare(args: argparse.Namespace) -> tuple[Accelerator, Environment, Examina
     set_seed(args.seed)  # again: the adapter begins the same whatever critic was drawn before it
     parameters = add_lora(unet, args.rank, args.lora_alpha, args.lora_target_modules)
     if checkpoint:
-        load_lora_state(unet, checkpoint[0]["lora"])  # one that does not fit is refused here
+        check_same_run(args, checkpoint)
+        load_lora_state(unet, checkpoint.groups["lora"])  # one that does not fit is refused here
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     optimizer = accelerator.prepare(create_optimizer(args, parameters))
-    return accelerator, env, examination, optimizer, critic
+    return accelerator, env, examination, optimizer, critic, checkpoint
 
 
 def train(
-    args: argparse.Namespace, accelerator: Accelerator, env: Environment, examination: Examination | None, optimizer: Any, critic: Critic
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    env: Environment,
+    examination: Examination | None,
+    optimizer: Any,
+    critic: Critic,
+    checkpoint: Checkpoint | None = None,
 ) -> dict[str, Any]:
-    """The loop: roll out, score, judge, estimate advantages, update, refresh the critic; then save, evaluate, write the card."""
-    unet = env.pipe.unet
+    """Learn; then save the adapter, evaluate it and write the card. Returns what results.json says, on the main process."""
     args.output_dir.mkdir(parents=True, exist_ok=True)
+    with Interruption() as interruption:
+        progress, logs = learn(args, accelerator, env, optimizer, critic, checkpoint, interruption)
+    logger.info(f"Stopped after {progress.iteration} iterations: {progress.stopped_by}")
+    results: dict[str, Any] = {}
+    if accelerator.is_main_process:
+        save_adapter(args.output_dir, env.pipe.unet, ADAPTER, adapter_metadata(args, env))
+        if args.output_kohya_format:
+            save_kohya(args.output_dir)
+        if critic.kind != "none":
+            critic.network.save_pretrained(args.output_dir / "critic")
+        else:
+            for stale in CRITIC_FILES:  # of a run that is being overwritten
+                (args.output_dir / stale).unlink(missing_ok=True)
+        results = write_results(args, env, examination, progress, logs)
+        update_adapter_metadata(args.output_dir, results_header(results))
+        logger.info(f"Wrote {args.output_dir}: load it with pipe.load_lora_weights({str(args.output_dir)!r})")
+    accelerator.end_training()
+    return results
+
+
+def learn(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    env: Environment,
+    optimizer: Any,
+    critic: Critic,
+    checkpoint: Checkpoint | None,
+    interruption: Interruption,
+) -> tuple[Progress, dict[str, float]]:
+    """The loop: roll out, score, judge, estimate advantages, update, refresh the critic. Returns the counters and the last figures.
+
+    Raises:
+        SystemExit: it was interrupted, and what it had learnt is in a checkpoint.
+    """
+    unet = env.pipe.unet
     config = UpdateConfig(
         clip_range=args.clip_range,
         kl_coef=args.kl_coef,
@@ -653,8 +736,8 @@ def train(
     diagnostics = Diagnostics(args.output_dir / "diagnostics.jsonl")
     good = lora_state(unet)
 
-    if args.resume_from_checkpoint:
-        groups, numbers = load_checkpoint(args.output_dir, args.resume_from_checkpoint)
+    if checkpoint:
+        groups, numbers = checkpoint
         load_lora_state(unet, groups["lora"])
         load_optimizer_tensors(optimizer, groups["optimizer"])
         load_critic_tensors(critic, groups["critic"])
@@ -751,30 +834,23 @@ def train(
             diagnostics.write(iteration, logs)
             if args.validation_steps and progress.iteration % args.validation_steps == 0:
                 log_validation(args, accelerator, env, prompts, before, progress.iteration)
-            if args.checkpointing_steps and progress.iteration % args.checkpointing_steps == 0:
-                groups = {"lora": lora_state(unet), "good": good, "optimizer": optimizer_tensors(optimizer), "critic": critic_tensors(critic)}
-                groups["replay"] = replay_tensors(replay)
-                numbers = {"progress": asdict(progress), "lr_scheduler": lr_scheduler.state_dict(), "learning_rate": optimizer.param_groups[0]["lr"]}
-                save_checkpoint(args.output_dir, progress.iteration, groups, numbers, args.checkpoints_total_limit)
+        interrupted = mean_over_processes(accelerator, {"": float(interruption.received is not None)})[""] > 0
+        due = bool(args.checkpointing_steps) and progress.iteration % args.checkpointing_steps == 0
+        if accelerator.is_main_process and (due or interrupted):
+            groups = {"lora": lora_state(unet), "good": good, "optimizer": optimizer_tensors(optimizer), "critic": critic_tensors(critic)}
+            groups["replay"] = replay_tensors(replay)
+            numbers = {"progress": asdict(progress), "lr_scheduler": lr_scheduler.state_dict(), "learning_rate": optimizer.param_groups[0]["lr"]}
+            numbers["settings"] = run_settings(args)
+            save_checkpoint(args.output_dir, progress.iteration, groups, numbers, args.checkpoints_total_limit)
         accelerator.wait_for_everyone()
+        if interrupted:
+            accelerator.end_training()
+            leave(
+                interruption.received or signal.SIGTERM,
+                f"stopped after iteration {progress.iteration}, which is saved; the same command with --resume_from_checkpoint latest goes on.",
+            )
     bar.close()
-    logger.info(f"Stopped after {progress.iteration} iterations: {progress.stopped_by}")
-
-    results: dict[str, Any] = {}
-    if accelerator.is_main_process:
-        save_adapter(args.output_dir, unet, ADAPTER, adapter_metadata(args, env))
-        if args.output_kohya_format:
-            save_kohya(args.output_dir)
-        if critic.kind != "none":
-            critic.network.save_pretrained(args.output_dir / "critic")
-        else:
-            for stale in CRITIC_FILES:  # of a run that is being overwritten
-                (args.output_dir / stale).unlink(missing_ok=True)
-        results = write_results(args, env, examination, progress, logs)
-        update_adapter_metadata(args.output_dir, results_header(results))
-        logger.info(f"Wrote {args.output_dir}: load it with pipe.load_lora_weights({str(args.output_dir)!r})")
-    accelerator.end_training()
-    return results
+    return progress, logs
 
 
 BAR = {
@@ -911,13 +987,16 @@ def log_start(accelerator: Accelerator, env: Environment, base: dict[str, float]
 
 
 def main(args: argparse.Namespace) -> None:
-    with friendly_errors():
-        parts = prepare(args)
-    saved = f"What has been saved is in {args.output_dir}; go on with --resume_from_checkpoint latest."
-    with friendly_interrupts(saved if args.checkpointing_steps else ""):
-        train(args, *parts)
-    if args.push_to_hub and parts[0].is_main_process:
-        push(args)
+    with ExitStack() as stack:
+        with friendly_errors():
+            parts = prepare(args)
+            if parts[0].is_main_process:
+                stack.enter_context(only_run(args.output_dir))
+        saved = f"What has been saved is in {args.output_dir}; go on with --resume_from_checkpoint latest."
+        with friendly_interrupts(saved if args.checkpointing_steps else ""):
+            train(args, *parts)
+        if args.push_to_hub and parts[0].is_main_process:
+            push(args)
 
 
 def push(args: argparse.Namespace) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import argparse
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 
+import canvas
+import train_unlearn_lora as script
 from canvas.models import build_scheduler, build_text_encoder, build_tokenizer
 from reward.predictor import RewardPredictor
 
@@ -61,6 +65,33 @@ def save_random_reward(directory: Path, latent_size: int) -> None:
     RewardPredictor(4, latent_size, 64, width=8, condition_dim=16, prompts=TINY_PROMPTS).save_pretrained(directory)
 
 
+QUICK = {
+    "num_inference_steps": 4,
+    "train_batch_size": 4,
+    "images_per_iteration": 6,
+    "max_train_iterations": 2,
+    "gradient_accumulation_steps": 1,
+    "masked_steps": 1,
+    "rank": 2,
+    "retain_rollouts": 6,
+    "retain_batch_size": 3,
+    "warmup_rollouts": 6,
+    "critic_warmup_steps": 3,
+    "critic_steps": 3,
+    "critic_batch_size": 16,
+    "critic_buffer_iterations": 2,
+    "validation_steps": 0,
+    "evaluation_seeds": None,
+    "checkpointing_steps": 0,
+    "report_to": "none",
+    # Random pictures are neither forgotten nor retained: nothing stops or brakes unless a test says so.
+    "target_unlearning_accuracy": 1.1,
+    "max_retain_drop": 10.0,
+    "max_retain_kl": 1e9,
+}
+"""Arguments of the training script under which a run takes seconds."""
+
+
 @pytest.fixture(autouse=True)
 def fresh_accelerator() -> Iterator[None]:
     """Accelerate remembers device and precision for the whole process; one test's choice must not be the next one's."""
@@ -103,3 +134,27 @@ def wide_reward_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("wide_reward")
     save_random_reward(directory, latent_size=16)
     return directory
+
+
+@pytest.fixture
+def arguments(tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path) -> Callable[..., argparse.Namespace]:
+    """Arguments of a quick run; a list is several values, None none, True a flag, False leaves the argument out."""
+
+    def make(**changes: Any) -> argparse.Namespace:
+        named = {
+            "concept": "Van Gogh style",
+            "pretrained_model_name_or_path": tiny_pipeline_dir,
+            "reward_model_name_or_path": tiny_reward_dir,
+            "clip_model": f"local-dir:{canvas.CLIP}",
+            "output_dir": tmp_path / "out",
+        }
+        line: list[str] = []
+        for name, value in (named | QUICK | changes).items():
+            if value is False:
+                continue
+            line.append(f"--{name}")
+            if value is not None and value is not True:
+                line += [str(v) for v in value] if isinstance(value, list) else [str(value)]
+        return script.parse_args(line)
+
+    return make

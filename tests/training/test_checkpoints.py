@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 from collections import deque
 from pathlib import Path
 
@@ -150,17 +151,41 @@ def test_no_checkpoint_or_none_of_that_name_is_a_sentence(tmp_path: Path) -> Non
         load_checkpoint(tmp_path, "checkpoint-9")
 
 
-@pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
-@pytest.mark.parametrize("content", [None, b"", b"{", b"\x00\xff" * 50])
-def test_a_damaged_checkpoint_is_a_sentence(file: str, content: bytes | None, tmp_path: Path) -> None:
-    path = save(tmp_path, 1) / file
+@pytest.mark.parametrize("file", ["state.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"{}", b"\x00\xff" * 50, "one bit"])
+def test_a_damaged_checkpoint_is_a_sentence_and_the_latest_is_the_one_before(
+    file: str, content: bytes | str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 1)
+    path = save(tmp_path, 2) / file
     if content is None:
         path.unlink()
+    elif content == "one bit":
+        data = bytearray(path.read_bytes())
+        data[-3] ^= 1  # of a number, where the file can still be read
+        path.write_bytes(data)
     else:
         path.write_bytes(content)
     with pytest.raises(ValueError, match="missing or damaged") as caught:
-        load_checkpoint(tmp_path, "checkpoint-1")
+        load_checkpoint(tmp_path, "checkpoint-2")
     assert "\n" not in str(caught.value)
+    assert load_checkpoint(tmp_path, "latest").numbers["iteration"] == 1
+    assert ("the one before it is taken" in caplog.text) == (path.name != "manifest.json" or content is not None)  # without it there is no checkpoint
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("a small file system can be mounted by root alone")
+    try:
+        save(disk, 1)
+        with pytest.raises(OSError, match="could not be written"):
+            save_checkpoint(disk, 2, {"lora": {"x": torch.zeros(100_000)}}, {}, 1)
+        assert load_checkpoint(disk, "latest").numbers["iteration"] == 1
+        assert [p.name for p in disk.iterdir()] == ["checkpoint-1"]
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_replayed_experience_comes_back_in_its_order(tmp_path: Path) -> None:

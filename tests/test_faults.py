@@ -1,0 +1,118 @@
+"""Runs that are killed, interrupted or resumed wrongly, in processes of their own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train_unlearn_lora as script
+from training.checkpoints import list_checkpoints
+from training.lock import only_run
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["train_unlearn_lora"])
+ADAPTER = "pytorch_lora_weights.safetensors"
+Arguments = Callable[..., argparse.Namespace]
+
+
+def start(args: argparse.Namespace) -> Any:
+    process = PROCESSES.Process(target=script.main, args=(args,))
+    process.start()
+    return process
+
+
+def run(args: argparse.Namespace) -> None:
+    process = start(args)
+    process.join()
+    assert process.exitcode == 0
+
+
+def again(directory: Path) -> dict[str, Any]:
+    """How to start once more in a directory that a run has died in."""
+    return {"resume_from_checkpoint": "latest"} if list_checkpoints(directory) else {"overwrite_output_dir": True}
+
+
+def await_iterations(count: int, directory: Path, process: Any) -> None:
+    """Until so many iterations have been logged, or the process has ended."""
+    diagnostics = directory / "diagnostics.jsonl"
+    while process.is_alive() and not (diagnostics.is_file() and diagnostics.read_text().count("\n") >= count):
+        time.sleep(0.01)
+
+
+def outcome(directory: Path) -> dict[str, Any]:
+    """Every byte and number that a run leaves and that is not a time or a place."""
+    results = json.loads((directory / "results.json").read_text())
+    results["training"].pop("seconds")
+    del results["settings"]
+    tensors = {path.relative_to(directory).as_posix(): load_file(path) for path in sorted(directory.rglob("*.safetensors"))}
+    numbers = {path.parent.name: json.loads(path.read_text()) for path in sorted(directory.rglob("state.json"))}
+    for entry in numbers.values():
+        entry["progress"].pop("seconds")
+    return {
+        "results": results,
+        "diagnostics": (directory / "diagnostics.jsonl").read_text(),
+        "numbers": numbers,
+        "tensors": {name: {key: value.tolist() for key, value in part.items()} for name, part in tensors.items()},
+    }
+
+
+@pytest.mark.parametrize("options", [{}, {"gamma": 0.5, "replay_iterations": 1}], ids=["defaults", "critic and replay"])
+def test_a_run_that_is_killed_again_and_again_is_the_run_that_was_not(options: dict[str, Any], arguments: Arguments, tmp_path: Path) -> None:
+    """At random moments, from the base's rollouts to the final files; `latest` goes on."""
+    settings = options | {"max_train_iterations": 4, "checkpointing_steps": 1}
+    run(arguments(output_dir=tmp_path / "whole", **settings))
+    moments = random.Random(0)
+    for done in range(4):
+        process = start(arguments(**settings, **again(tmp_path / "out")))
+        await_iterations(done, tmp_path / "out", process)
+        time.sleep(moments.uniform(0.0, 1.0))
+        process.kill()
+        process.join()
+    run(arguments(**settings, **again(tmp_path / "out")))
+    assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert not {name for name in left if name.startswith(".checkpoint")} and left >= {path.name for path in (tmp_path / "whole").iterdir()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_ends_its_iteration_and_can_go_on(number: signal.Signals, arguments: Arguments, tmp_path: Path) -> None:
+    process = start(arguments(max_train_iterations=1000))
+    await_iterations(1, tmp_path / "out", process)
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == 128 + number
+    (saved,) = list_checkpoints(tmp_path / "out")
+    done = int(saved.name.removeprefix("checkpoint-"))
+    run(arguments(max_train_iterations=done + 1, resume_from_checkpoint="latest"))
+    run(arguments(output_dir=tmp_path / "whole", max_train_iterations=done + 1))
+    resumed, whole = (load_file(tmp_path / name / ADAPTER) for name in ("out", "whole"))
+    assert resumed.keys() == whole.keys() and all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_two_runs_in_one_directory_are_refused(arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with only_run(tmp_path / "out"), pytest.raises(SystemExit) as caught:
+        script.main(arguments())
+    assert caught.value.code == 2 and "Another run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"concept": "Neon style"}, {"seed": 3}, {"learning_rate": 1e-3}, {"advantage": "ddpo"}])
+def test_a_run_is_not_resumed_as_another(change: dict[str, Any], arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script.main(arguments(max_train_iterations=1, checkpointing_steps=1))
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as caught:
+        script.main(arguments(resume_from_checkpoint="latest", **change))
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and f"--{next(iter(change))} was" in error
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
