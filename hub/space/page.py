@@ -74,15 +74,16 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
         base: what the studio's pipeline is called.
     """
 
+    noted = gr.Progress()
+
     def choose(adapter: str) -> list[Any]:
         with sentences():
             about = read_about(studio.wear(adapter.strip()).parent) if adapter.strip() else None
         asking, others = examples(about)
-        first = gr.update(value=asking["samples"][0][0]) if asking["samples"] else gr.skip()
-        return [heading_of(about), introduction(about, base), first, gr.update(**asking), gr.update(**others), figures(about)]
+        return [heading_of(about), introduction(about, base), gr.update(**asking), gr.update(**others), figures(about)]
 
     def draw(
-        adapter: str, prompt: str, scale: float, seed: float, steps: float, guidance: float, progress: gr.Progress = gr.Progress()
+        adapter: str, prompt: str, scale: float, seed: float, steps: float, guidance: float, progress: gr.Progress = noted
     ) -> Iterator[tuple[Any, Any, str]]:
         with sentences():
             settings, scale = read_settings(prompt, seed, steps, guidance), number("The scale", scale, 0, MAX_SCALE)
@@ -135,8 +136,8 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
             picked = samples.click(lambda sample: sample[0], samples, prompt, queue=False, api_visibility="private")
             picked.then(api_visibility="private", **drawn)
         if not fixed:
-            told = [heading, text, prompt, asking, others, judged]
-            gr.on([chosen.submit, chosen.blur], choose, chosen, told, api_visibility="private", **ONE_AT_A_TIME)
+            told = [heading, text, asking, others, judged]
+            gr.on([chosen.submit, chosen.blur], choose, chosen, told, show_progress="hidden", api_visibility="private", **ONE_AT_A_TIME)
     return page.queue(max_size=WAITING, default_concurrency_limit=1)
 
 
@@ -157,4 +158,4 @@ def sentences() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise gr.Error(escape_html(str(error)), duration=None, title="This cannot be drawn", print_exception=False) from error
+        raise gr.Error(escape_html(str(error)), duration=None, print_exception=False) from error
