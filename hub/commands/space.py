@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
     """Serve the page until it is interrupted.
 
     Raises:
-        ValueError: Gradio is missing, adapter or base cannot be found or do not fit each other, or the port is taken.
+        ValueError: Gradio is missing, or adapter or base cannot be found or do not fit each other.
     """
     try:
         from hub.space.page import launch, make_page

@@ -13,7 +13,10 @@ from PIL import Image
 from hub.adapter import read_adapter_metadata
 from hub.card import BUNDLED, FIGURES, UNLOADABLE, escape, hub_id, listed
 from hub.provenance import read_results, what_adapter_says
+from hub.space.studio import MAX_GUIDANCE, MAX_STEPS
 
+STEPS, GUIDANCE = 30, 7.5
+"""How a page draws for an adapter that does not say how it was judged."""
 SHOWN_PROMPTS = 3
 SHOWN_SIZE = 384
 """Pixels that a side of a shown image has at least."""
@@ -62,6 +65,14 @@ def spread(prompts: Sequence[str], count: int = SHOWN_PROMPTS) -> list[str]:
     return [prompts[i * len(prompts) // count] for i in range(count)]
 
 
+def sampling(about: About | None) -> tuple[int, float]:
+    """Steps and guidance that the adapter was judged at, within what a page offers."""
+    results = about.results if about else {}
+    steps, guidance = results.get("num_inference_steps"), results.get("guidance_scale")
+    steps = steps if isinstance(steps, int) and 1 <= steps <= MAX_STEPS else STEPS
+    return steps, guidance if isinstance(guidance, int | float) and 0 <= guidance <= MAX_GUIDANCE else GUIDANCE
+
+
 def title(about: About | None) -> str:
     """Plain text."""
     return f"{', '.join(about.concepts) or 'A concept'}, erased" if about else "Before and after"
@@ -90,7 +101,7 @@ def figures(about: About | None) -> str:
     if about is None:
         return ""
     before, after = about.results.get("base") or {}, about.results.get("adapter") or {}
-    known = [name for name in FIGURES if before.get(name) is not None and after.get(name) is not None]
+    known = [name for name in FIGURES if isinstance(before.get(name), int | float) and isinstance(after.get(name), int | float)]
     lines = [f"- **{name} {after[name]:.1f} %** (base {before[name]:.1f} %), {FIGURES[name]}" for name in known]
     if known:
         lines = [f"Judged by {escape(str(about.results.get('judge') or 'nobody who is known'))}:", "", *lines, ""]

@@ -15,11 +15,9 @@ import gradio as gr
 import canvas
 from hub.card import BUNDLED, escape, without_path
 from hub.provenance import find_base, what_adapter_says
-from hub.space.about import About, enlarged, figures, introduction, read_about, spread, title
-from hub.space.studio import MAX_GUIDANCE, MAX_SCALE, MAX_SEED, MAX_STEPS, Studio, fetch_adapter, number, read_settings
+from hub.space.about import About, enlarged, figures, introduction, read_about, sampling, spread, title
+from hub.space.studio import MAX_GUIDANCE, MAX_SCALE, MAX_SEED, MAX_STEPS, Studio, fetch_adapter, read_settings
 
-STEPS, GUIDANCE = 30, 7.5
-"""How a page draws for an adapter that does not say how it was judged."""
 WAITING = 32
 """How many requests may wait; whoever comes then is told to come again."""
 DRAWN = ("Both images were at hand.", "One image drawn, the other was at hand.", "Two images drawn.")
@@ -74,8 +72,7 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
         base: what the studio's pipeline is called.
     """
 
-    noted = gr.Progress()
-
+    noted = gr.Progress()  # Gradio knows it as a parameter's default
     def choose(adapter: str) -> list[Any]:
         with sentences():
             about = read_about(studio.wear(adapter.strip()).parent) if adapter.strip() else None
@@ -86,7 +83,7 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
         adapter: str, prompt: str, scale: float, seed: float, steps: float, guidance: float, progress: gr.Progress = noted
     ) -> Iterator[tuple[Any, Any, str]]:
         with sentences():
-            settings, scale = read_settings(prompt, seed, steps, guidance), number("The scale", scale, 0, MAX_SCALE)
+            settings = read_settings(prompt, seed, steps, guidance)
             drawn = studio.drawn
             before = studio.draw(settings, on_step=lambda done: progress((done, settings.steps), "base", unit="steps"))
             if not adapter.strip():
@@ -95,7 +92,7 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
             yield enlarged(before.image), None if studio.drawn > drawn else gr.skip(), ""
             after = studio.draw(settings, adapter.strip(), scale, lambda done: progress((done, settings.steps), "with the adapter", unit="steps"))
             withheld = " The base's safety checker has blackened an image." if before.withheld or after.withheld else ""
-            yield gr.skip(), enlarged(after.image), f"Scale {scale:g}, seed {settings.seed}. {DRAWN[studio.drawn - drawn]}{withheld}"
+            yield enlarged(before.image), enlarged(after.image), f"Scale {scale:g}, seed {settings.seed}. {DRAWN[studio.drawn - drawn]}{withheld}"
 
     of_concept, of_rest = examples(about)
     with gr.Blocks(title=title(about), analytics_enabled=False, delete_cache=(3600, 3600)) as page:
@@ -117,11 +114,11 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
             after = gr.Image(label="With the adapter", format="png", interactive=False, buttons=["download"], height=450, elem_id="after")
         scale = gr.Slider(0, MAX_SCALE, 1.0, step=0.05, label="Scale of the adapter", buttons=[], elem_id="scale")
         status = gr.Markdown(elem_id="status")
-        drawing = about.results if about else {}
+        usual_steps, usual_guidance = sampling(about)
         with gr.Accordion("Noise and sampler", open=False), gr.Row():
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
-            steps = gr.Slider(1, MAX_STEPS, drawing.get("num_inference_steps") or STEPS, step=1, label="Steps", buttons=[])
-            guidance = gr.Slider(0, MAX_GUIDANCE, drawing.get("guidance_scale") or GUIDANCE, step=0.5, label="Guidance", buttons=[])
+            steps = gr.Slider(1, MAX_STEPS, usual_steps, step=1, label="Steps", buttons=[])
+            guidance = gr.Slider(0, MAX_GUIDANCE, usual_guidance, step=0.5, label="Guidance", buttons=[])
         judged = gr.Markdown(figures(about))
 
         drawn = {
