@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
     """Serve the page until it is interrupted.
 
     Raises:
-        ValueError: Gradio is missing, or adapter or base cannot be found or do not fit each other.
+        ValueError: Gradio is missing, adapter or base cannot be found or do not fit each other, or the port is taken.
     """
     try:
         from hub.space.page import launch, make_page
@@ -39,4 +39,7 @@ def run(args: argparse.Namespace) -> None:
             raise
         raise ValueError("The page needs Gradio, which `pip install -e '.[space]'` installs.") from error
     page = make_page(args.adapter, base=args.pretrained_model_name_or_path, base_revision=args.revision, variant=args.variant)
-    launch(page, args.port)
+    try:
+        launch(page, args.port)
+    except OSError as error:
+        raise ValueError("The page has no port that is free; name another with --port.") from error

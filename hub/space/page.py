@@ -62,7 +62,10 @@ def make_notice(text: str) -> gr.Blocks:
 
 def launch(page: gr.Blocks, port: int | None = None) -> None:
     """Serve a page until it is interrupted: to this machine alone, or to whom GRADIO_SERVER_NAME says, as a Space does."""
-    page.launch(server_port=port, share=False, ssr_mode=False, theme=THEME, css=STYLE, footer_links=["api"])
+    look = {"theme": THEME, "css": STYLE, "footer_links": ["api"]}
+    page.launch(server_port=port, share=False, ssr_mode=False, quiet=True, prevent_thread_lock=True, **look)
+    print(f"Open {page.local_url} in a browser; Ctrl-C ends it.", flush=True)
+    page.block_thread()
 
 
 def build_page(studio: Studio, base: str, adapter: str, about: About | None, fixed: bool) -> gr.Blocks:
@@ -73,6 +76,7 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
     """
 
     noted = gr.Progress()  # Gradio knows it as a parameter's default
+
     def choose(adapter: str) -> list[Any]:
         with sentences():
             about = read_about(studio.wear(adapter.strip()).parent) if adapter.strip() else None

@@ -30,7 +30,8 @@ def tell(event, given):
 sys.addaudithook(tell)
 sys.argv[:] = [program, *arguments]
 if program.endswith(".py"):
-    # A Space has its own files and nothing of this checkout, however that is installed.
+    # A Space has its own files and nothing of this checkout, however that is installed, nor what else this project needs.
+    sys.modules.update(dict.fromkeys(("bitsandbytes", "matplotlib", "open_clip", "tensorboard", "timm", "torchvision")))
     sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
     sys.path[:] = [".", *(place for place in sys.path if place not in ("", checkout))]
     runpy.run_path(program, run_name="__main__")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +15,14 @@ import pytest
 import torch
 from chromium import PROGRAM, Chromium
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from gradio_client.exceptions import AppError
 from PIL import Image
 from served import Server, serve
+from transformers import CLIPConfig, CLIPImageProcessor
 
 import canvas
+from environment.base import load_pipeline
 from evaluation.generate import ddim, image_seed
 from hub.__main__ import main, parse_args
 from hub.adapter import save_adapter
@@ -215,6 +219,19 @@ def test_what_cannot_be_drawn_is_a_sentence_and_leaves_the_adapter_before(
         studio.draw(Settings("cat " * 100, 0, 1, 1.0))
 
 
+def test_an_image_that_the_safety_checker_takes_away_is_named(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    checker = StableDiffusionSafetyChecker(CLIPConfig(text_config=small, vision_config=small, projection_dim=8))
+    base = load_pipeline(tiny_pipeline_dir)
+    for weight, withheld in [(2.0, False), (-2.0, True)]:
+        checker.concept_embeds_weights.data.fill_(weight)
+        checker.special_care_embeds_weights.data.fill_(weight)
+        base.register_modules(safety_checker=checker, feature_extractor=CLIPImageProcessor())
+        base.save_pretrained(tmp_path / str(weight))
+        drawing = Studio(tmp_path / str(weight)).draw(SETTINGS)
+        assert drawing.withheld == withheld == (not np.asarray(drawing.image).any())
+
+
 # The page, served
 
 
@@ -321,3 +338,12 @@ def test_what_cannot_be_opened_is_a_sentence(adapter_dir: Path, wide_pipeline_di
     ]:
         with pytest.raises(ValueError, match=message):
             main(parse_args(["space", *map(str, arguments)]))
+
+
+def test_a_port_that_is_taken_is_a_sentence(tiny_pipeline_dir: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        with pytest.raises(ValueError, match="name another with --port"):
+            main(parse_args(["space", "--pretrained_model_name_or_path", str(tiny_pipeline_dir), "--port", port]))
