@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 
 from environment.errors import friendly_errors
-from hub.commands import card, convert, fuse, merge, pull, push
+from hub.commands import card, convert, fuse, merge, pull, push, space
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m hub", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (convert, fuse, merge, push, pull, card):
+    for command in (convert, fuse, merge, push, pull, card, space):
         command.add_command(commands)
     return parser.parse_args(input_args)
 

@@ -47,6 +47,10 @@ LICENCES = {
 OTHER_LICENCES = {"stabilityai/sd-turbo": ("sai-nc-community", "https://huggingface.co/stabilityai/sd-turbo/blob/main/LICENSE.md")}
 """Name and address of a licence that the Hub has no identifier for."""
 
+UNLOADABLE = (
+    "Whoever holds the weights can unload an adapter: it keeps a service from drawing a concept, but takes nothing out of a model that is given away."
+)
+
 ADDRESS = re.compile(r"^pipe\.load_lora_weights\(.*\)  # a folder or an id on the Hub$", re.MULTILINE)
 WORST, SHOWN_PROMPTS = 5, 3
 """How many classes that suffered, and how many prompts of a kind, the card shows."""
@@ -224,8 +228,7 @@ def _training_section(results: Mapping[str, Any]) -> str:
 def _limits_section(results: Mapping[str, Any]) -> str:
     limits = [
         "It is meant for services and studies that want a base without the concept and all else as it was, by whoever runs the base.",
-        "Whoever holds the weights can unload an adapter: it keeps a service from drawing a concept, but takes nothing out of a model that is "
-        "given away.",
+        UNLOADABLE,
         "Fine-tuning, textual inversion or a roundabout prompt may bring the concept back; the figures above are about plain prompts.",
         "What is close to the concept may suffer with it; look at the picture as well as at the means.",
     ]

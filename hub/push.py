@@ -9,7 +9,7 @@ from pathlib import Path
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RevisionNotFoundError
-from huggingface_hub.hf_api import ModelInfo
+from huggingface_hub.hf_api import ModelInfo, SpaceInfo
 
 from hub.access import HubError, hub_errors
 from hub.adapter import KOHYA_NAME
@@ -33,6 +33,7 @@ def push_adapter(
     revision: str | None = None,
     create_pr: bool = False,
     commit_message: str | None = None,
+    again: str | None = None,
 ) -> str:
     """Upload a directory's adapter in one commit, making the repository if there is none. The directory stays as it is.
 
@@ -46,6 +47,7 @@ def push_adapter(
         revision: the branch, made from main if there is none. Default: main.
         create_pr: open a pull request against main instead.
         commit_message: None says what is uploaded.
+        again: the command that completes what fails. Default: this push's.
 
     Returns:
         The address of the commit, or of the pull request.
@@ -58,7 +60,7 @@ def push_adapter(
     card = local_card(directory)
     if create_pr and revision:
         raise HubError("A pull request is against main; leave --revision or --create_pr out.")
-    again = push_command(directory, repo_id, private, revision, create_pr, commit_message)
+    again = again or push_command(directory, repo_id, private, revision, create_pr, commit_message)
     with hub_errors(f"The adapter was not uploaded to {repo_id}", f"it is complete in {directory} and `{again}` uploads it"):
         require_hub_access(token)
         api = HfApi(token=token)
@@ -118,10 +120,10 @@ def branch_head(api: HfApi, repo_id: str, revision: str | None) -> ModelInfo:
         return api.model_info(repo_id, revision=revision)
 
 
-def fetch_card(api: HfApi, head: ModelInfo) -> str:
+def fetch_card(api: HfApi, head: ModelInfo | SpaceInfo, repo_type: str = "model") -> str:
     """The card as it is on the Hub now."""
     with tempfile.TemporaryDirectory() as aside:
-        path = api.hf_hub_download(head.id, CARD_NAME, revision=head.sha, local_dir=aside)
+        path = api.hf_hub_download(head.id, CARD_NAME, repo_type=repo_type, revision=head.sha, local_dir=aside)
         return Path(path).read_text(encoding="utf-8", errors="replace")
 
 
@@ -132,6 +134,8 @@ def push_command(
     revision: str | None = None,
     create_pr: bool = False,
     commit_message: str | None = None,
+    space: bool = False,
+    space_id: str | None = None,
 ) -> str:
     """The command line of the same push; the token is to come from `hf auth login` or HF_TOKEN."""
     words = ["python", "-m", "hub", "push", str(directory), "--hub_model_id", repo_id]
@@ -139,4 +143,6 @@ def push_command(
     words += ["--revision", revision] if revision else []
     words += ["--create_pr"] if create_pr else []
     words += ["--commit_message", commit_message] if commit_message else []
+    words += ["--space"] if space else []
+    words += ["--space_id", space_id] if space_id else []
     return shlex.join(words)

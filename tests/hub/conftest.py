@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from loopback import LoopbackHub
 from peft import LoraConfig
+
+import canvas
+from hub.adapter import save_adapter
+from hub.header import results_header
 
 SETTINGS = {
     "attention": {"r": 4, "lora_alpha": 8, "target_modules": ["to_q", "to_k", "to_v", "to_out.0"]},
@@ -77,6 +82,28 @@ def output() -> Callable[[UNet2DConditionModel], torch.Tensor]:
 @pytest.fixture(scope="session")
 def base_output(tiny_pipeline_dir: Path, output: Callable[[UNet2DConditionModel], torch.Tensor]) -> torch.Tensor:
     return output(UNet2DConditionModel.from_pretrained(tiny_pipeline_dir, subfolder="unet"))
+
+
+@pytest.fixture(scope="session")
+def canvas_adapter_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter for the bundled pipeline, with what training writes beside it."""
+    directory = tmp_path_factory.mktemp("canvas") / "no-van-gogh"
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel.from_pretrained(canvas.PIPELINE, subfolder="unet")
+    unet.add_adapter(LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, target_modules=["attn2.to_k", "attn2.to_v"]))
+    results = {
+        "concept": ["Van Gogh style"],
+        "base_model_name_or_path": "bundled canvas",
+        "base": {"UA": 0.0, "IRA": 100.0, "CRA": 97.9},
+        "adapter": {"UA": 100.0, "IRA": 99.4, "CRA": None},
+        "judge": "bundled canvas judge",
+        "num_inference_steps": 6,
+        "forget_prompts": [f"a {thing} image in Van Gogh style" for thing in ("house", "tree", "fish", "cat")],
+        "retain_prompts": [f"a {thing} image in Neon style" for thing in ("house", "tree", "fish", "cat")],
+    }
+    save_adapter(directory, unet, metadata=results_header(results))
+    (directory / "results.json").write_text(json.dumps(results))
+    return directory
 
 
 @pytest.fixture

@@ -1,0 +1,121 @@
+"""What a page says of an adapter: all of it from the adapter's own files, in markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from hub.adapter import read_adapter_metadata
+from hub.card import BUNDLED, FIGURES, UNLOADABLE, escape, hub_id, listed
+from hub.provenance import read_results, what_adapter_says
+from hub.space.studio import MAX_GUIDANCE, MAX_STEPS
+
+STEPS, GUIDANCE = 30, 7.5
+"""How a page draws for an adapter that does not say how it was judged."""
+SHOWN_PROMPTS = 3
+SHOWN_SIZE = 384
+"""Pixels that a side of a shown image has at least."""
+
+NO_ADAPTER = (
+    "No adapter is loaded: enter a directory that training wrote or an id on the Hub; "
+    '`accelerate launch train_unlearn_lora.py --concept "Van Gogh style"` makes one.'
+)
+
+
+@dataclass(frozen=True)
+class About:
+    """An adapter in words.
+
+    Attributes:
+        base: the name of the base it was made for, "" if it does not say.
+        asking: prompts that ask for what it erases.
+        others: prompts that do not.
+        results: figures of `base` and `adapter`, who judged (`judge`), and how the images were drawn; all of it or some or nothing.
+    """
+
+    concepts: list[str]
+    base: str
+    revision: str | None
+    asking: list[str]
+    others: list[str]
+    results: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_about(directory: Path) -> About:
+    """
+    Raises:
+        ValueError: there is no adapter in the directory, or its results.json is not JSON.
+    """
+    said, results = what_adapter_says(directory), read_results(directory)
+    if not results:
+        results = json.loads(read_adapter_metadata(directory).get("results", "{}"))
+    concepts = listed(said["concept"])
+    asking = listed(results.get("forget_prompts")) or concepts
+    return About(concepts, said["base"] or "", said["revision"], asking, listed(results.get("retain_prompts")), results)
+
+
+def spread(prompts: Sequence[str], count: int = SHOWN_PROMPTS) -> list[str]:
+    """Some of the prompts, from all parts of the list."""
+    count = min(count, len(prompts))
+    return [prompts[i * len(prompts) // count] for i in range(count)]
+
+
+def sampling(about: About | None) -> tuple[int, float]:
+    """Steps and guidance that the adapter was judged at, within what a page offers."""
+    results = about.results if about else {}
+    steps, guidance = results.get("num_inference_steps"), results.get("guidance_scale")
+    steps = steps if isinstance(steps, int) and 1 <= steps <= MAX_STEPS else STEPS
+    return steps, guidance if isinstance(guidance, int | float) and 0 <= guidance <= MAX_GUIDANCE else GUIDANCE
+
+
+def title(about: About | None) -> str:
+    """Plain text."""
+    return f"{', '.join(about.concepts) or 'A concept'}, erased" if about else "Before and after"
+
+
+def introduction(about: About | None, base: str) -> str:
+    """What the two images are; where there is no adapter, how to come by one.
+
+    Args:
+        base: the name of the pipeline that draws.
+    """
+    if about is None:
+        return NO_ADAPTER
+    erased = escape(", ".join(about.concepts)) or "a concept"
+    text = (
+        f"One prompt and one noise, drawn twice: by **{base_name(base)}**, and by the same model with a LoRA adapter that erases **{erased}**. "
+        "At scale 0 the adapter does nothing, at 1 it does what it was trained for."
+    )
+    if about.base and about.base != base:
+        text += f" The adapter says that it is for {base_name(about.base)}."
+    return text
+
+
+def figures(about: About | None) -> str:
+    """How well it erases and keeps, by whose judgement, and what an adapter is no protection against."""
+    if about is None:
+        return ""
+    before, after = about.results.get("base") or {}, about.results.get("adapter") or {}
+    known = [name for name in FIGURES if isinstance(before.get(name), int | float) and isinstance(after.get(name), int | float)]
+    lines = [f"- **{name} {after[name]:.1f} %** (base {before[name]:.1f} %), {FIGURES[name]}" for name in known]
+    if known:
+        lines = [f"Judged by {escape(str(about.results.get('judge') or 'nobody who is known'))}:", "", *lines, ""]
+    return "\n".join([*lines, f"**Limits.** {UNLOADABLE} What is close to the concept may suffer with it."])
+
+
+def base_name(base: str) -> str:
+    """A base in markdown, linked where it is on the Hub."""
+    if base == BUNDLED:
+        return "the bundled canvas"
+    return f"[{escape(base)}](https://huggingface.co/{base})" if hub_id(base) else escape(base)
+
+
+def enlarged(image: Image.Image) -> Image.Image:
+    """A small image so large that it can be seen, pixel by pixel; any other as it is."""
+    factor = -(-SHOWN_SIZE // min(image.size))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST) if factor > 1 else image

@@ -1,0 +1,88 @@
+"""What a Space holds: this project's code as far as the page needs it, what it shows, and for the bundled base the base itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from huggingface_hub import SpaceCardData
+
+import canvas
+from hub.access import HubError
+from hub.card import BUNDLED, LICENCES, OTHER_LICENCES, escape, hub_id
+from hub.notes import notes_section
+from hub.space.about import About, base_name, introduction, title
+
+ROOT = Path(__file__).parents[2]
+CODE = (
+    *("canvas/__init__.py", "environment/__init__.py", "environment/base.py", "evaluation/__init__.py", "evaluation/generate.py"),
+    *("hub/__init__.py", "hub/adapter.py", "hub/card.py", "hub/checks.py", "hub/files.py", "hub/notes.py", "hub/provenance.py"),
+    *("hub/space/__init__.py", "hub/space/about.py", "hub/space/page.py", "hub/space/studio.py"),
+    *("networks/__init__.py", "networks/checkpoint.py"),
+)
+"""Modules of the page and what they import of this project, at the places they have here."""
+APP_NAME, REQUIREMENTS_NAME, SHOWN_NAME = "app.py", "requirements.txt", "space.json"
+OWN_FOLDERS = ("canvas", "environment", "evaluation", "hub", "networks")
+GRADIO, PYTHON = "6.31.0", "3.11"
+"""The versions that the page is tested with; the Hub installs these."""
+
+
+def space_files(about: About, adapter: str, commit: str) -> dict[str, Path | bytes]:
+    """Everything but the card, by its place in the Space.
+
+    Args:
+        adapter: its id on the Hub.
+        commit: the one that the Space is to show.
+    """
+    here = Path(__file__).parent
+    shown = {"adapter": adapter, "revision": commit}
+    files: dict[str, Path | bytes] = {name: ROOT / name for name in CODE}
+    files |= {APP_NAME: here / APP_NAME, REQUIREMENTS_NAME: here / REQUIREMENTS_NAME}
+    files[SHOWN_NAME] = (json.dumps(shown, indent=2) + "\n").encode()
+    if about.base == BUNDLED:
+        files |= {path.relative_to(ROOT).as_posix(): path for path in sorted(canvas.PIPELINE.rglob("*")) if path.is_file()}
+    return files
+
+
+def space_card(about: About, adapter: str) -> str:
+    """README.md: the settings that the Hub runs a Space by, what the page shows, and room for people's notes."""
+    licence_name, licence_link = OTHER_LICENCES.get(about.base, (None, None))
+    data = SpaceCardData(
+        title=title(about),
+        emoji="🧽",
+        colorFrom="green",
+        colorTo="gray",
+        sdk="gradio",
+        sdk_version=GRADIO,
+        python_version=PYTHON,
+        app_file=APP_NAME,
+        license=about.results.get("license") or LICENCES.get(about.base),
+        license_name=about.results.get("license_name") or licence_name,
+        license_link=about.results.get("license_link") or licence_link,
+        models=[adapter] if about.base == BUNDLED else [about.base, adapter],
+        tags=["text-to-image", "lora", "concept-erasure", "unlearning"],
+        pinned=False,
+    )
+    sections = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {escape(title(about))}",
+        introduction(about, about.base),
+        f"The adapter is [{escape(adapter)}](https://huggingface.co/{adapter}), the base is {base_name(about.base)}.",
+        "The code is that of critic-guided-unlearning, under the Apache License 2.0 (https://www.apache.org/licenses/LICENSE-2.0).",
+        notes_section(""),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def check_base(about: About) -> None:
+    """Whether a Space can load the adapter's base.
+
+    Raises:
+        HubError: it is not on the Hub.
+    """
+    if about.base != BUNDLED and not hub_id(about.base):
+        base = f"a local pipeline called {about.base!r}" if about.base else "a base that it does not name"
+        raise HubError(
+            f"The adapter is for {base}, and a Space loads its base from the Hub; push without --space, or have results.json say what the base is "
+            "called there (base_model_name_or_path), which training with --base_model_id does."
+        )
