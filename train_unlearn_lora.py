@@ -75,6 +75,7 @@ from training.control import RECOGNISABLE, Brake, StopSignal, adapt_coefficient
 from training.diagnostics import Diagnostics
 from training.interruption import Interruption, leave
 from training.lock import LOCK_NAME, only_run
+from training.plan import Amounts, costs_in_words, listing, probe
 
 logger = get_logger(__name__)
 
@@ -94,6 +95,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--overwrite_output_dir", action="store_true", help="Write into an output directory that is not empty.")
     parser.add_argument("--output_kohya_format", action="store_true", help="Write the adapter for ComfyUI and AUTOMATIC1111 too.")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="Say what would be done and about what it costs, from a short probe, and write nothing."
+    )
     parser.add_argument("--seed", type=int, default=0, help="Seed of the whole run.")
 
     parser.add_argument("--max_train_iterations", type=positive_int, default=40, help="Iterations of rollout and update at most.")
@@ -268,6 +272,23 @@ def check_output_dir(args: argparse.Namespace) -> None:
         and not (args.overwrite_output_dir or args.resume_from_checkpoint)
     ):
         raise ValueError(f"{directory} is not empty; choose another --output_dir, add --overwrite_output_dir, or --resume_from_checkpoint latest.")
+
+
+def update_config(args: argparse.Namespace) -> UpdateConfig:
+    return UpdateConfig(
+        clip_range=args.clip_range,
+        kl_coef=args.kl_coef,
+        anchor_kl_coef=args.anchor_kl_coef,
+        target_kl=args.target_kl,
+        inner_epochs=args.inner_epochs,
+        batch_size=args.train_batch_size,
+        retain_batch_size=args.retain_batch_size,
+        accumulation=args.gradient_accumulation_steps,
+        timestep_fraction=args.train_timestep_fraction,
+        masked_steps=args.masked_steps,
+        guidance_scale=args.guidance_scale,
+        max_grad_norm=args.max_grad_norm,
+    )
 
 
 def create_optimizer(args: argparse.Namespace, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -564,6 +585,7 @@ MAY_CHANGE = {
 }
 """What may be different where a run is resumed: when it ends, and what is shown and kept of it."""
 LOCAL_ARGUMENTS = {
+    "dry_run",
     "output_dir",
     "logging_dir",
     "resume_from_checkpoint",
@@ -705,20 +727,7 @@ def learn(
         SystemExit: it was interrupted, and what it had learnt is in a checkpoint.
     """
     unet = env.pipe.unet
-    config = UpdateConfig(
-        clip_range=args.clip_range,
-        kl_coef=args.kl_coef,
-        anchor_kl_coef=args.anchor_kl_coef,
-        target_kl=args.target_kl,
-        inner_epochs=args.inner_epochs,
-        batch_size=args.train_batch_size,
-        retain_batch_size=args.retain_batch_size,
-        accumulation=args.gradient_accumulation_steps,
-        timestep_fraction=args.train_timestep_fraction,
-        masked_steps=args.masked_steps,
-        guidance_scale=args.guidance_scale,
-        max_grad_norm=args.max_grad_norm,
-    )
+    config = update_config(args)
     lr_scheduler = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_iterations)
     accelerator.init_trackers("train_unlearn_lora", config=tracker_config(args))
 
@@ -986,7 +995,64 @@ def log_start(accelerator: Accelerator, env: Environment, base: dict[str, float]
         )
 
 
+def plan(args: argparse.Namespace, accelerator: Accelerator, env: Environment, examination: Examination | None, optimizer: Any) -> dict[str, str]:
+    """What a run would do, by what it is called; the costs come from a probe that rolls out and learns from a few images."""
+    generator = torch.Generator().manual_seed(args.seed)
+    count = min(args.train_batch_size, args.images_per_iteration, PROBED)
+    retain = env.collect(env.draw(env.retain_ids, count, generator), generator)
+    forget = env.draw(env.forget_ids, count, generator)
+    rolled_out: list[Trajectory] = []
+
+    def draw() -> None:
+        rolled_out.append(env.collect(forget, generator))
+
+    def learn() -> None:
+        trajectory = rolled_out[0]
+        slopes = torch.zeros_like(trajectory.means) if choose_estimator(args).pathwise else None
+        nothing = Experience(trajectory, torch.zeros_like(trajectory.log_probs), retain.prompt_ids, slopes)
+        update_policy(env.pipe.unet, env.kernel, env.table, [nothing], retain, optimizer, accelerator, update_config(args), generator)
+
+    costs = probe(draw, learn, count, accelerator.device)
+    prompts = examination.prompts if examination else []
+    amounts = Amounts(
+        before=args.retain_rollouts + args.warmup_rollouts,
+        drawn=args.images_per_iteration + args.retain_batch_size,
+        learnt=args.images_per_iteration,
+        iterations=args.max_train_iterations,
+        evaluated=2 * len(prompts) * len(args.evaluation_seeds),
+        evaluation_steps=30,
+        steps=env.kernel.num_steps,
+    )
+    anchors = sorted({text for row in env.spec.anchors for text in row})
+    return {
+        "Concept": ", ".join(env.spec.concepts) + (f" ({', '.join(sorted(set(env.spec.kinds)))})" if env.spec.kinds else ""),
+        "To forget": listing(env.spec.forget_prompts),
+        "To keep": listing(env.spec.retain_prompts),
+        "In its place": listing(anchors),
+        "Neither": "; ".join(f"{concept}: {listing(texts)}" for concept, texts in env.spec.confusable.items()) or "nothing",
+        "Base": base_name(args),
+        "Judge": examination.name if examination else "none",
+        "Objective": f"--advantage {args.advantage}, KL {args.kl_coef:g} on what is kept and {args.anchor_kl_coef:g} on what takes the concept's place",
+        "Policy": f"LoRA of rank {args.rank}, {sum(p.numel() for group in optimizer.param_groups for p in group['params']):,} parameters",
+        "Ends": f"once {100 * args.target_unlearning_accuracy:g} % of {args.patience} iterations' images show something else, "
+        f"after {args.max_train_iterations} iterations at most",
+        **costs_in_words(amounts, costs),
+        "Writes to": str(args.output_dir),
+    }
+
+
+PROBED = 16
+"""Images at most that the costs are measured on."""
+
+
 def main(args: argparse.Namespace) -> None:
+    if args.dry_run:
+        with friendly_errors():
+            accelerator, env, examination, optimizer, *_ = prepare(args)
+            planned = plan(args, accelerator, env, examination, optimizer)
+        if accelerator.is_main_process:
+            print("\n".join(f"{name:<14}{text}" for name, text in planned.items()))
+        return
     with ExitStack() as stack:
         with friendly_errors():
             parts = prepare(args)

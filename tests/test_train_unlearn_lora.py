@@ -203,6 +203,18 @@ def test_the_first_ratio_is_exactly_1_in_every_iteration(
     assert {t.dtype for t in adapter(tmp_path / "out").values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("options", [{}, {"advantage": "ddpo", "evaluation_seeds": [0, 1], "judge_name_or_path": canvas.JUDGE}])
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+    options: dict[str, Any], arguments: Callable[..., argparse.Namespace], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script.main(arguments(dry_run=True, **options))
+    said = capsys.readouterr().out
+    assert re.search(r"^To forget +3: \"", said, re.MULTILINE) and re.search(r"^To keep +6: \"", said, re.MULTILINE)
+    assert "12 before training, 9 an iteration" in said and re.search(r"^Time .* if it takes all 2 iterations$", said, re.MULTILINE)
+    assert options == {} or re.search(r"[1-9][0-9]+ in the evaluation", said)
+    assert not (tmp_path / "out").exists()
+
+
 # --- stop and brake -----------------------------------------------------------------------------------------
 
 
