@@ -5,50 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from diffusers import StableDiffusionPipeline
 
-from environment.base import check_window, decode, encode_prompts, load_pipeline, sample_size
+from environment.base import load_pipeline
 from environment.errors import friendly_errors, friendly_interrupts
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_pipeline_dir: Path) -> StableDiffusionPipeline:
-    return load_pipeline(tiny_pipeline_dir)
-
-
-def test_prompts_are_encoded_as_the_pipeline_does(pipe: StableDiffusionPipeline) -> None:
-    prompts = ["a cat", "a tree image in Van Gogh style", "été"]
-    expected = torch.cat([pipe.encode_prompt(p, "cpu", 1, False)[0] for p in prompts])
-    encoded = encode_prompts(pipe, prompts, batch_size=2)
-    assert encoded.shape == (3, pipe.tokenizer.model_max_length, 16)
-    torch.testing.assert_close(encoded, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_latents_are_decoded_as_the_pipeline_does(pipe: StableDiffusionPipeline) -> None:
-    pipe.vae.register_to_config(scaling_factor=0.37)
-    latents = pipe(["a cat"] * 3, num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="latent").images
-    images = pipe(["a cat"] * 3, num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt").images
-    pixels = decode(pipe.vae, latents, batch_size=2)
-    assert pixels.shape == (3, 3, 16, 16) and pixels.abs().max() <= 1
-    torch.testing.assert_close((pixels + 1) / 2, images, atol=1e-4, rtol=0)
-
-
-def test_sample_size_is_the_latents_side(pipe: StableDiffusionPipeline) -> None:
-    assert sample_size(pipe) == 8
-
-
-def test_a_text_fits_up_to_the_last_token(pipe: StableDiffusionPipeline) -> None:
-    window = pipe.tokenizer.model_max_length
-    words = next(n for n in range(1, 100) if len(pipe.tokenizer("a " * n, truncation=False).input_ids) == window)
-    check_window(pipe.tokenizer, "a " * words)
-    with pytest.raises(ValueError, match=f"needs {window + 1} tokens .* holds {window}"):
-        check_window(pipe.tokenizer, "a " * (words + 1))
-    with pytest.raises(ValueError) as caught:
-        check_window(pipe.tokenizer, "word " * 1000)
-    assert len(str(caught.value)) < 250
-    with pytest.raises(ValueError, match="use fewer words"):
-        encode_prompts(pipe, ["a cat", "word " * 1000])
 
 
 def test_a_directory_without_a_pipeline_is_refused(tmp_path: Path) -> None:
