@@ -92,6 +92,10 @@ def _from_file(path: Path, config: str | None, safety_checker: bool, options: di
     cls = class_of_checkpoint(path)
     if config is not None:
         options = options | {"config": config}
+        with _one_line(f"The configs of {config} could not be loaded"):
+            described = choose_class(config, DiffusionPipeline.load_config(config))
+        if described is not cls:
+            raise Unsupported(f"{path} is a {cls.__name__} and {config} describes a {described.__name__}; name another with --config_name_or_path.")
     advice = "name a diffusers directory or a Hub id of its architecture with --config_name_or_path"
     with _one_line(f"The checkpoint {path} could not be loaded ({advice})"):
         pipe = cls.from_single_file(str(path), **options, **_extras(cls, safety_checker))

@@ -24,15 +24,14 @@ BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.
 
 def random_vae(latent_size: int | tuple[int, int], **settings: Any) -> AutoencoderKL:
     size = latent_size if isinstance(latent_size, int) else max(latent_size)
-    return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=2 * size,
-        **settings,
-    )
+    usual = {
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+    }
+    return AutoencoderKL(sample_size=2 * size, **(usual | settings))
 
 
 def random_unet(latent_size: int | tuple[int, int], text_width: int, **settings: Any) -> UNet2DConditionModel:
