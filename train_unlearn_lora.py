@@ -476,6 +476,7 @@ def write_results(
         "concept": env.spec.concepts,
         "base_model_name_or_path": base_name(args),
         "revision": args.revision,
+        "pipeline_class": env.backbone.pipeline_class,
     }
     if examination is None:
         pairs = preview_pairs(args, env, validation_prompts(args, env))

@@ -8,14 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from tiny_pipelines import BACKBONES, save_sd1
+from tiny_pipelines import BACKBONES, TINY_PROMPTS, save_sd1
 
 from reward.predictor import RewardPredictor
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another
-
-TINY_PROMPTS = [f"a {thing} image in {style} style" for style in ("Van Gogh", "Mosaic", "Neon") for thing in ("cat", "car", "tree")]
-"""What the tiny reward predictors say their base draws."""
 
 
 def save_random_reward(directory: Path, latent_size: int) -> None:

@@ -19,6 +19,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from canvas.models import build_scheduler, build_text_encoder, build_tokenizer
 
+TINY_PROMPTS = [f"a {thing} image in {style} style" for style in ("Van Gogh", "Mosaic", "Neon") for thing in ("cat", "car", "tree")]
+"""What the tiny reward predictors say their base draws."""
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 

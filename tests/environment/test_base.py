@@ -181,9 +181,9 @@ def test_a_vae_of_other_latents_is_refused(pipeline_dirs: dict[str, Path], tmp_p
     with pytest.raises(ValueError, match=r"scales its latents by 0\.13025, that of the base by 0\.18215"):
         load_pipeline(pipeline_dirs["sd1"], vae=str(pipeline_dirs["sdxl"]))
     random_vae(8, latent_channels=16).save_pretrained(tmp_path / "vae")
-    with pytest.raises(ValueError, match="has 16 channels and the UNet of .* draws 4"):
+    with pytest.raises(ValueError, match=r"has 16 channels and the UNet of .* draws 4"):
         load_pipeline(pipeline_dirs["sd1"], vae=str(tmp_path / "vae"))
-    with pytest.raises(ValueError, match="The VAE .*absent could not be loaded"):
+    with pytest.raises(ValueError, match=r"The VAE .*absent could not be loaded"):
         load_pipeline(pipeline_dirs["sd1"], vae=str(tmp_path / "absent"))
 
 

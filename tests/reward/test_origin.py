@@ -52,6 +52,24 @@ def test_another_base_is_refused_by_naming_both(
     assert "python -m reward.train" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_latents_of_the_same_shape_of_another_class_of_base_are_refused(teacher: Teacher) -> None:
+    base = {"name": "some/base", "revision": None, "pipeline_class": SD}
+    origin = describe_origin(base, DDIMScheduler(**SCHEDULE), teacher, {"kind": "base samples"}, {"steps": 1})
+    predictor = RewardPredictor(4, 8, 64, width=8, condition_dim=16, origin=origin)
+    check_fit(predictor, (4, 8, 8), SD, DDIMScheduler(**SCHEDULE), teacher)
+    with pytest.raises(CheckpointError, match=f"was made for the latents of a {SD}, the base is a {XL}; train one .*reward.train"):
+        check_fit(predictor, (4, 8, 8), XL, DDIMScheduler(**SCHEDULE), teacher)
+
+
+def test_latents_that_are_not_square_are_told_from_those_that_are(teacher: Teacher) -> None:
+    predictor = RewardPredictor(4, [8, 12], 64, width=8, condition_dim=16)
+    check_fit(predictor, (4, 8, 12), SD, DDIMScheduler(**SCHEDULE), teacher)
+    assert predictor(torch.randn(2, 4, 8, 12), torch.tensor([3, 500])).shape == (2, 64)
+    for shape, says in (((4, 12, 8), "4x8x12 latents, the base has 4x12x8"), ((4, 12, 12), "the base has 4x12x12")):
+        with pytest.raises(CheckpointError, match=says):
+            check_fit(predictor, shape, SD, DDIMScheduler(**SCHEDULE), teacher)
+
+
 def test_another_clip_is_refused_even_if_its_embeddings_are_as_long(predictor: RewardPredictor, teacher: Teacher) -> None:
     with pytest.raises(CheckpointError, match=r"length 12, the CLIP model .* of 64"):
         check_fit(RewardPredictor(4, 8, 12, width=8), (4, 8, 8), SD, DDIMScheduler(**SCHEDULE), teacher)
