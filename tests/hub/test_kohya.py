@@ -192,12 +192,8 @@ def test_sdxl_does_what_was_trained_in_diffusers(pipeline_dirs: dict[str, Path],
     save_adapter(tmp_path / "several", several.unet, metadata=SDXL)
     save_kohya(tmp_path / "several")
     other = load_pipeline(pipeline_dirs["sdxl"])
-    try:
+    with pytest.raises(ValueError, match=f"several alphas.*load {NAME} instead"):
         load_adapter(other, tmp_path / "several", weight_name=KOHYA_NAME)
-    except ValueError as error:
-        assert "several alphas" in str(error)
-    else:
-        assert (xl_output(other) - xl_output(several)).abs().max() <= 1e-4
 
 
 def test_a_module_that_sdxl_does_not_have_is_refused() -> None:
