@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,15 +59,12 @@ def load_pipeline(
     Raises:
         ValueError: there is no such pipeline, or it is none that is supported.
     """
-    options: dict[str, Any] = {"dtype": dtype}
-    if vae is not None:
-        options["vae"] = _load_vae(vae, dtype)
     if Path(name_or_path).is_file():
-        pipe = _from_file(Path(name_or_path), config, safety_checker, options)
+        pipe = _from_file(Path(name_or_path), config, vae, dtype, safety_checker)
     elif config is not None:
         raise ValueError(f"--config_name_or_path is for a checkpoint in one file, which {name_or_path} is not; leave it out.")
     else:
-        pipe = _from_directory(str(name_or_path), safety_checker, options | {"revision": revision, "variant": variant, "use_safetensors": True})
+        pipe = _from_directory(str(name_or_path), revision, variant, vae, dtype, safety_checker)
     made, drawn = pipe.vae.config.latent_channels, pipe.unet.config.in_channels
     if made != drawn:
         raise ValueError(f"The VAE {vae or f'of {name_or_path}'} has {made} channels and the UNet of {name_or_path} draws {drawn}; give another VAE.")
@@ -75,55 +72,56 @@ def load_pipeline(
     return pipe
 
 
-def _from_directory(name: str, safety_checker: bool, options: dict[str, Any]) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+def _from_directory(
+    name: str, revision: str | None, variant: str | None, vae: str | None, dtype: torch.dtype, safety_checker: bool
+) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
     """From a diffusers directory or the Hub."""
     if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
         raise ValueError(f"{name} is not a diffusers pipeline: it holds no model_index.json.")
     with _one_line(f"The pipeline {name} could not be loaded (a diffusers directory or Hub id with safetensors)"):
-        cls = choose_class(name, DiffusionPipeline.load_config(name, revision=options["revision"]))
-        check_unet(name, UNet2DConditionModel.load_config(name, subfolder="unet", revision=options["revision"]), cls)
-        if "vae" in options:
-            _check_scale(options["vae"], AutoencoderKL.load_config(name, subfolder="vae", revision=options["revision"]))
-        return cls.from_pretrained(name, **options, **_extras(cls, safety_checker))
+        cls = choose_class(name, DiffusionPipeline.load_config(name, revision=revision))
+        check_unet(name, UNet2DConditionModel.load_config(name, subfolder="unet", revision=revision), cls)
+    given = _given(cls, name, revision, vae, dtype, safety_checker)
+    with _one_line(f"The pipeline {name} could not be loaded (a diffusers directory or Hub id with safetensors)"):
+        return cls.from_pretrained(name, revision=revision, variant=variant, dtype=dtype, use_safetensors=True, **given)
 
 
-def _from_file(path: Path, config: str | None, safety_checker: bool, options: dict[str, Any]) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+def _from_file(
+    path: Path, config: str | None, vae: str | None, dtype: torch.dtype, safety_checker: bool
+) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
     """From a checkpoint in one file."""
     cls = class_of_checkpoint(path)
     if config is not None:
-        options = options | {"config": config}
         with _one_line(f"The configs of {config} could not be loaded"):
             described = choose_class(config, DiffusionPipeline.load_config(config))
         if described is not cls:
             raise Unsupported(f"{path} is a {cls.__name__} and {config} describes a {described.__name__}; name another with --config_name_or_path.")
+    given = _given(cls, config, None, vae, dtype, safety_checker) | ({} if config is None else {"config": config})
     advice = "name a diffusers directory or a Hub id of its architecture with --config_name_or_path"
     with _one_line(f"The checkpoint {path} could not be loaded ({advice})"):
-        pipe = cls.from_single_file(str(path), **options, **_extras(cls, safety_checker))
+        pipe = cls.from_single_file(str(path), dtype=dtype, **given)
         check_unet(path, pipe.unet.config, cls)
         return pipe
 
 
-def _extras(cls: type, safety_checker: bool) -> dict[str, Any]:
-    """What is left out: the safety checker, and the watermark, which is added or not as a package happens to be installed."""
-    if cls is StableDiffusionXLPipeline:
-        return {"add_watermarker": False}
-    return {} if safety_checker else {"safety_checker": None}
+def _given(cls: type, configs: str | None, revision: str | None, vae: str | None, dtype: torch.dtype, safety_checker: bool) -> dict[str, Any]:
+    """What a pipeline gets in place of its own: another VAE, no safety checker, no watermark, which else hangs on an installed package.
 
-
-def _load_vae(name_or_path: str, dtype: torch.dtype) -> AutoencoderKL:
-    """A VAE by itself, or that of a pipeline."""
-    subfolder = "vae" if (Path(name_or_path) / "vae" / "config.json").is_file() else None
-    with _one_line(f"The VAE {name_or_path} could not be loaded (a diffusers directory or Hub id with safetensors)"):
-        return AutoencoderKL.from_pretrained(name_or_path, subfolder=subfolder, dtype=dtype, use_safetensors=True)
-
-
-def _check_scale(vae: AutoencoderKL, own: Mapping[str, Any]) -> None:
-    """Refuse a VAE whose latents are not those of the base's own."""
-    usual, given = own.get("scaling_factor", 0.18215), vae.config.scaling_factor
-    if given != usual:
-        raise Unsupported(
-            f"The VAE {vae.config._name_or_path} scales its latents by {given:g}, that of the base by {usual:g}: it is for another kind of base."
-        )
+    Args:
+        configs: the directory or Hub id with the configs of the base's own parts, if there is one.
+    """
+    given: dict[str, Any] = {"add_watermarker": False} if cls is StableDiffusionXLPipeline else {} if safety_checker else {"safety_checker": None}
+    if vae is None:
+        return given
+    # A VAE by itself, or that of a pipeline.
+    subfolder = "vae" if (Path(vae) / "vae" / "config.json").is_file() else None
+    with _one_line(f"The VAE {vae} could not be loaded (a diffusers directory or Hub id with safetensors)"):
+        loaded = AutoencoderKL.from_pretrained(vae, subfolder=subfolder, dtype=dtype, use_safetensors=True)
+        scale = loaded.config.scaling_factor
+        usual = scale if configs is None else AutoencoderKL.load_config(configs, subfolder="vae", revision=revision).get("scaling_factor", 0.18215)
+    if scale != usual:
+        raise ValueError(f"The VAE {vae} scales its latents by {scale:g}, that of the base by {usual:g}: it is for another kind of base.")
+    return given | {"vae": loaded}
 
 
 @contextmanager

@@ -61,12 +61,12 @@ def choose_class(name: str | Path, index: Mapping[str, Any]) -> type[StableDiffu
             if strange:
                 raise Unsupported(f"{name} is a {kind} with a {strange[0]}, which training would leave out; {SUPPORTED}")
             return cls
-    strange = [
+    others = (
         f" with a {part} of the class {parts[part][1]}"
         for part, of in PARTS[StableDiffusionPipeline].items()
         if part in parts and parts[part][1] != of
-    ]
-    raise Unsupported(f"{name} is a {kind}{strange[0] if strange else ''}; {SUPPORTED}")
+    )
+    raise Unsupported(f"{name} is a {kind}{next(others, '')}; {SUPPORTED}")
 
 
 def check_unet(name: str | Path, config: Mapping[str, Any], cls: type) -> None:
