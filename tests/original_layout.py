@@ -31,6 +31,8 @@ def save_original(pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, pat
     if isinstance(pipe, StableDiffusionXLPipeline):
         state |= clip(pipe.text_encoder.state_dict(), "conditioner.embedders.0.transformer.")
         state |= open_clip(pipe.text_encoder_2.state_dict(), "conditioner.embedders.1.model.")
+    elif pipe.text_encoder.config.hidden_act == "gelu":
+        state |= open_clip(pipe.text_encoder.state_dict(), "cond_stage_model.model.")
     else:
         state |= clip(pipe.text_encoder.state_dict(), "cond_stage_model.transformer.")
     save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, path)
@@ -85,8 +87,9 @@ def open_clip(state: State, prefix: str) -> State:
         "token_embedding.weight": state["embeddings.token_embedding.weight"],
         "ln_final.weight": state["final_layer_norm.weight"],
         "ln_final.bias": state["final_layer_norm.bias"],
-        "text_projection": state["text_projection.weight"].T,
     }
+    if "text_projection.weight" in state:
+        made["text_projection"] = state["text_projection.weight"].T
     for name in [name for name in state if name.startswith("encoder.layers.") and ".q_proj." in name]:
         start, end = name.split(".q_proj.")
         block = start.replace("encoder.layers.", "transformer.resblocks.").replace(".self_attn", ".attn")

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import constants
 from original_layout import save_original
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import random_vae
+from tiny_pipelines import BACKBONES, random_vae
 
 from environment.base import load_pipeline
 from environment.errors import friendly_errors, friendly_interrupts
@@ -197,7 +197,7 @@ def test_a_variant_of_the_weights_is_loaded(pipeline_dirs: dict[str, Path], tmp_
 # --- checkpoints in one file --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backbone", ["sd1", "sdxl"])
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_checkpoint_in_one_file_is_the_pipeline_it_was_made_of(backbone: str, pipeline_dirs: dict[str, Path], tmp_path: Path) -> None:
     """Its configs and tokenizers come from a diffusers directory whose weights are others."""
     directory = copied(pipeline_dirs[backbone], tmp_path / "configs")
