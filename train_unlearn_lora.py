@@ -39,7 +39,6 @@ from critic.estimators import ADVANTAGES, SIGNALS, Estimator
 from critic.network import ValueNetwork
 from critic.pathwise import linear_advantages, scaled, slope_scale, value_slopes
 from environment.arguments import add_environment_arguments, build_environment
-from environment.base import sample_size
 from environment.concept_arguments import positive_int, uses_bundled_base
 from environment.environment import Environment, ForgetScore, RetainScore
 from environment.errors import friendly_errors, friendly_interrupts
@@ -54,7 +53,7 @@ from hub.card import hub_id, save_model_card
 from hub.header import base_header, results_header
 from hub.kohya import save_kohya
 from hub.push import CRITIC_FILES, push_adapter, push_command
-from networks.checkpoint import CheckpointError, cached_revision, write_aside
+from networks.checkpoint import cached_revision, write_aside
 from networks.versions import versions
 from policy.adapter import ADAPTER, add_lora, base_policy, load_lora_state, lora_state
 from policy.trajectory import Experience, Trajectory
@@ -344,18 +343,14 @@ def check_hub_arguments(args: argparse.Namespace) -> None:
 
 def create_critic(args: argparse.Namespace, env: Environment) -> Critic:
     """Load the critic that is named, or make one for this concept that begins with the reward predictor's trunk."""
-    text_dim = env.table.embeds.shape[-1]
+    text_dim = env.table.pooled.shape[-1]
     if args.critic_model_name_or_path:
         network = ValueNetwork.from_pretrained(args.critic_model_name_or_path)
-        shape = (env.pipe.unet.config.in_channels, sample_size(env.pipe), text_dim)
-        have = tuple(network.config[name] for name in ("in_channels", "sample_size", "text_dim"))
-        if have != shape:
-            raise CheckpointError(
-                f"The critic was made for (channels, size, text width) {have}, the base has {shape}; train one with `python -m critic.train`."
-            )
+        network.check_fit(env.backbone.latent_shape, text_dim, env.backbone.pipeline_class)
     else:
         torch.manual_seed(args.seed)
-        network = ValueNetwork.from_predictor(env.predictor, text_dim, env.spec.concepts, timestep_conditioning=args.critic_type != "timestep_blind")
+        told_time, made_for = args.critic_type != "timestep_blind", env.backbone.pipeline_class
+        network = ValueNetwork.from_predictor(env.predictor, text_dim, env.spec.concepts, told_time, made_for)
     network.to(env.kernel.stds.device)
     kind = args.critic_type if choose_estimator(args).uses_critic else "none"
     return Critic(network, len(env.table.prompts), env.kernel.num_steps, args.critic_learning_rate, args.critic_buffer_iterations, kind=kind)
@@ -524,6 +519,7 @@ def write_results(
         "concept": env.spec.concepts,
         "base_model_name_or_path": base_name(args),
         "revision": args.revision,
+        "pipeline_class": env.backbone.pipeline_class,
     }
     if examination is None:
         pairs = preview_pairs(args, env, validation_prompts(args, env))
@@ -668,7 +664,7 @@ def prepare(
     examination = choose_examination(args, env) if args.evaluation_seeds else None
     critic = create_critic(args, env)
     unet = env.pipe.unet
-    for module in (env.pipe.vae, env.pipe.text_encoder):
+    for module in env.backbone.modules:
         module.requires_grad_(False)
     set_seed(args.seed)  # again: the adapter begins the same whatever critic was drawn before it
     parameters = add_lora(unet, args.rank, args.lora_alpha, args.lora_target_modules)

@@ -25,7 +25,6 @@ from critic.advantages import centre_within, explained_variance
 from critic.critic import Critic
 from critic.estimators import SIGNALS, Estimator
 from critic.network import ValueNetwork
-from environment.base import sample_size
 from networks.checkpoint import write_aside
 
 STARTS = ("from scratch", "the reward predictor's trunk", "the critic of another concept")
@@ -49,7 +48,7 @@ def measure(concept: str, donor: ValueNetwork | None, args: argparse.Namespace) 
     def begin(start: str) -> ValueNetwork:
         torch.manual_seed(args.seed)
         if start == STARTS[0]:
-            return ValueNetwork(env.pipe.unet.config.in_channels, sample_size(env.pipe), text.shape[-1])
+            return ValueNetwork(env.predictor.config["in_channels"], env.predictor.config["sample_size"], text.shape[-1])
         network = ValueNetwork.from_predictor(env.predictor, text.shape[-1])
         if start == STARTS[2]:
             assert donor is not None

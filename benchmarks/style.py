@@ -22,7 +22,8 @@ import canvas
 from canvas.build import WORDINGS
 from canvas.draw import OBJECTS, PROMPT, STYLES, draw
 from canvas.models import encode
-from environment.base import encode_prompts, load_pipeline
+from environment.base import load_pipeline
+from policy.backbone import Backbone
 
 DRAWINGS_SEED = 8
 TRIGGER = "sks"
@@ -41,7 +42,7 @@ def train_style(pipe: StableDiffusionPipeline, style: str, num_images: int, step
     of = [i % len(captioned) for i in range(num_images)]
     images = np.stack([draw(style, captioned[row][1], np.random.default_rng([DRAWINGS_SEED, i])) for i, row in enumerate(of)])
     mean, std = encode(pipe.vae, torch.from_numpy(images).permute(0, 3, 1, 2))
-    texts = encode_prompts(pipe, [prompt for prompt, _ in captioned])[of]
+    texts = Backbone.of(pipe).encode_prompts([prompt for prompt, _ in captioned]).states[of]
     pipe.unet.requires_grad_(False)
     pipe.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
     optimizer = torch.optim.AdamW([p for p in pipe.unet.parameters() if p.requires_grad], lr=rate, weight_decay=1e-2)

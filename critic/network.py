@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from networks.checkpoint import Checkpoint
-from networks.film import FiLMTrunk, timestep_embedding, widths_for
+from networks.checkpoint import Checkpoint, CheckpointError
+from networks.film import FiLMTrunk, shape_text, size_of, timestep_embedding, widths_for
 
 if TYPE_CHECKING:
     from reward.predictor import RewardPredictor
@@ -21,12 +21,13 @@ class ValueNetwork(Checkpoint):
 
     Args:
         in_channels: channels of the latent.
-        sample_size: side of the latent.
-        text_dim: width of the pooled text-encoder state.
+        sample_size: side of the latent, or [height, width].
+        text_dim: length of a prompt's vector (`policy.trajectory.Conditioning.vector`).
         width: channels of the first stage.
         condition_dim: length of the condition vector.
         concepts: what it was trained for, for the record.
         timestep_conditioning: whether it is told the timestep.
+        pipeline_class: of the base it was made for, by diffusers' name, for the record; None for one that does not say.
     """
 
     kind = "critic"
@@ -34,12 +35,13 @@ class ValueNetwork(Checkpoint):
     def __init__(
         self,
         in_channels: int,
-        sample_size: int,
+        sample_size: int | list[int],
         text_dim: int,
         width: int = 32,
         condition_dim: int = 64,
         concepts: list[str] | None = None,
         timestep_conditioning: bool = True,
+        pipeline_class: str | None = None,
     ) -> None:
         super().__init__()
         self.config = {
@@ -50,6 +52,7 @@ class ValueNetwork(Checkpoint):
             "condition_dim": condition_dim,
             "concepts": concepts or [],
             "timestep_conditioning": timestep_conditioning,
+            "pipeline_class": pipeline_class,
         }
         self.timestep_conditioning = timestep_conditioning
         self.condition_dim = condition_dim
@@ -64,14 +67,20 @@ class ValueNetwork(Checkpoint):
 
     @classmethod
     def from_predictor(
-        cls, predictor: RewardPredictor, text_dim: int, concepts: list[str] | None = None, timestep_conditioning: bool = True
+        cls,
+        predictor: RewardPredictor,
+        text_dim: int,
+        concepts: list[str] | None = None,
+        timestep_conditioning: bool = True,
+        pipeline_class: str | None = None,
     ) -> ValueNetwork:
         """A critic that begins with what a reward predictor has learnt: its trunk and how this is told the timestep.
 
         Prompt and potential change nothing at first, and the last layer is zero as ever.
         """
         shared = {name: predictor.config[name] for name in ("in_channels", "sample_size", "width", "condition_dim")}
-        network = cls(text_dim=text_dim, concepts=concepts, timestep_conditioning=timestep_conditioning, **shared)
+        record = {"concepts": concepts, "timestep_conditioning": timestep_conditioning, "pipeline_class": pipeline_class}
+        network = cls(text_dim=text_dim, **record, **shared)
         network.trunk.load_state_dict(predictor.trunk.state_dict())
         network.time.load_state_dict(predictor.condition[0].state_dict())
         network.condition[1].load_state_dict(predictor.condition[2].state_dict())
@@ -79,6 +88,19 @@ class ValueNetwork(Checkpoint):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         return network
+
+    def check_fit(self, latent_shape: tuple[int, int, int], text_dim: int, pipeline_class: str) -> None:
+        """Refuse to be used with another base than it was made for, as far as the config says.
+
+        Raises:
+            CheckpointError: what each side has, and what to do.
+        """
+        channels, size, width = (self.config[name] for name in ("in_channels", "sample_size", "text_dim"))
+        made_for = self.config["pipeline_class"] or pipeline_class
+        have, needed = (channels, size, width, made_for), (latent_shape[0], size_of(latent_shape), text_dim, pipeline_class)
+        if have != needed:
+            theirs, ours = (f"{shape_text(*of[:2])} latents and texts of width {of[2]} of a {of[3]}" for of in (have, needed))
+            raise CheckpointError(f"The critic was made for {theirs}, the base has {ours}; train one with `python -m critic.train`.")
 
     def forward(self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, potentials: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W), (B,), (B, text_dim), (B,) -> (B,), in units of the target's standard deviation."""

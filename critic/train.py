@@ -50,7 +50,9 @@ def main(args: argparse.Namespace) -> None:
     returns = Estimator(args.gamma, 0.0, signal=args.reward_signal).returns(potentials)
     text = env.table.pooled[trajectory.prompt_ids]
 
-    network = ValueNetwork.from_predictor(env.predictor, text.shape[-1], env.spec.concepts).to(accelerator.device)
+    network = ValueNetwork.from_predictor(env.predictor, text.shape[-1], env.spec.concepts, pipeline_class=env.backbone.pipeline_class).to(
+        accelerator.device
+    )
     critic = Critic(network, len(env.table.prompts), env.kernel.num_steps, args.learning_rate, buffer_iterations=1)
     order = torch.randperm(args.num_rollouts, generator=generator)
     held_out, train = order[: args.num_rollouts // 6], order[args.num_rollouts // 6 :]

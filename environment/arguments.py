@@ -7,11 +7,11 @@ import argparse
 import torch
 
 import canvas
-from environment.base import check_window, encode_prompts, load_pipeline, sample_size
+from environment.base import add_base_arguments, base_options, load_pipeline
 from environment.concept_arguments import add_concept_arguments, load_teachers, positive_int, read_given, resolve_spec, uses_bundled_base
 from environment.environment import Environment
+from policy.backbone import Backbone
 from policy.kernel import ReverseKernel
-from policy.trajectory import PromptTable
 from reward.margin import FIDELITY_WEIGHT, ConceptReward
 from reward.origin import check_fit
 from reward.predictor import RewardPredictor
@@ -22,9 +22,7 @@ from reward.train import train_predictor
 def add_environment_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that `build_environment` reads."""
     add_concept_arguments(parser)
-    parser.add_argument("--pretrained_model_name_or_path", help="Base pipeline: a diffusers directory or a Hub id. Default: the bundled canvas.")
-    parser.add_argument("--revision", help="Revision of the base pipeline on the Hub.")
-    parser.add_argument("--variant", help="Variant of the base pipeline's weight files, for example fp16.")
+    add_base_arguments(parser)
     parser.add_argument("--train_reward", action="store_true", help="Train a reward predictor for this base first, on the given prompts.")
     parser.add_argument(
         "--fidelity_weight", type=float, default=FIDELITY_WEIGHT, help="Weight of the prompt without the concept, for one of the concept's absence."
@@ -57,9 +55,11 @@ def build_environment(args: argparse.Namespace, device: torch.device, dtype: tor
             f"{args.pretrained_model_name_or_path} {teacher_flag} --prompts FILE --output_dir DIR` and give it with "
             "--reward_model_name_or_path DIR, or add --train_reward."
         )
-    pipe = load_pipeline(args.pretrained_model_name_or_path or canvas.PIPELINE, args.revision, args.variant, dtype).to(device)
+    pipe = load_pipeline(args.pretrained_model_name_or_path or canvas.PIPELINE, args.revision, dtype=dtype, **base_options(args)).to(device)
+    backbone = Backbone.of(pipe)
+    kernel = ReverseKernel.from_scheduler(pipe.scheduler, args.num_inference_steps, args.eta, device=device)
     for text in given.texts():
-        check_window(pipe.tokenizer, text)
+        backbone.check_window(text)
     teacher, text_teacher = load_teachers(args, given, device)
 
     if args.train_reward:
@@ -76,7 +76,7 @@ def build_environment(args: argparse.Namespace, device: torch.device, dtype: tor
         )
     else:
         predictor = RewardPredictor.from_pretrained(args.reward_model_name_or_path or canvas.REWARD)
-    check_fit(predictor, pipe.unet.config.in_channels, sample_size(pipe), pipe.scheduler, teacher)
+    check_fit(predictor, backbone.latent_shape, backbone.pipeline_class, pipe.scheduler, teacher)
     predictor.to(device).requires_grad_(False)
 
     if not args.train_reward:
@@ -86,10 +86,10 @@ def build_environment(args: argparse.Namespace, device: torch.device, dtype: tor
     row_of = {prompt: row for row, prompt in reversed(list(enumerate(prompts)))}
     forget = torch.arange(len(prompts), device=device) < len(spec.forget_prompts)
     return Environment(
-        pipe=pipe,
-        kernel=ReverseKernel.from_scheduler(pipe.scheduler, args.num_inference_steps, args.eta, device=device),
+        backbone=backbone,
+        kernel=kernel,
         spec=spec,
-        table=PromptTable(prompts, encode_prompts(pipe, prompts), encode_prompts(pipe, [""]), forget),
+        table=backbone.prompt_table(prompts, forget),
         teacher=teacher,
         predictor=predictor,
         reward=ConceptReward.from_spec(spec, teacher, args.fidelity_weight, exemplars),

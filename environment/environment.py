@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from environment.base import decode
+from policy.backbone import Backbone
 from policy.kernel import ReverseKernel
 from policy.rollout import rollout
 from policy.trajectory import PromptTable, Trajectory
@@ -73,7 +73,7 @@ class RetainScore:
 class Environment:
     """Everything that stays as it is while the policy learns."""
 
-    pipe: StableDiffusionPipeline
+    backbone: Backbone
     kernel: ReverseKernel
     spec: ConceptSpec
     table: PromptTable
@@ -88,6 +88,11 @@ class Environment:
     """(N,) the base's mean cosine of image and prompt on every prompt, once calibrated."""
 
     @property
+    def pipe(self) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+        """The base, with the adapter once there is one."""
+        return self.backbone.pipe
+
+    @property
     def forget_ids(self) -> torch.Tensor:
         return self.table.forget.nonzero().flatten()
 
@@ -100,7 +105,7 @@ class Environment:
     def collect(self, prompt_ids: torch.Tensor, generator: torch.Generator) -> Trajectory:
         """Roll the current policy out, one trajectory for each of `prompt_ids`."""
         batches = prompt_ids.split(self.rollout_batch_size)
-        return Trajectory.cat([rollout(self.pipe.unet, self.kernel, self.table, ids, self.guidance_scale, generator) for ids in batches])
+        return Trajectory.cat([rollout(self.backbone.unet, self.kernel, self.table, ids, self.guidance_scale, generator) for ids in batches])
 
     def draw(self, ids: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
         """`count` of `ids`, each as often as any other but for the remainder, which is drawn at random."""
@@ -124,7 +129,7 @@ class Environment:
     @torch.no_grad()
     def finish(self, trajectory: Trajectory) -> Finished:
         """Decode the last latents and let the teacher look at them."""
-        pixels = decode(self.pipe.vae, trajectory.latents[:, -1])
+        pixels = self.backbone.decode(trajectory.latents[:, -1])
         return Finished(self.teacher.encode_images(pixels), pixels.std(dim=(2, 3)).mean(dim=1))
 
     def potential(self, latents: torch.Tensor, state: int, prompt_ids: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import canvas
-from environment.base import load_pipeline
+from environment.base import add_base_arguments, base_options, load_pipeline
 from environment.errors import friendly_errors
 from evaluation.examination import Examination, JudgeExamination, TeacherExamination
 from evaluation.grid import before_after
@@ -34,9 +34,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--adapter", type=Path, required=True, metavar="DIR", help="Directory with pytorch_lora_weights.safetensors.")
     parser.add_argument("--output_dir", type=Path, required=True, help=f"Where {RESULTS_NAME} and {GRID_NAME} are written.")
     parser.add_argument("--overwrite_output_dir", action="store_true", help="Write into --output_dir though it is not empty.")
-    parser.add_argument("--pretrained_model_name_or_path", help="Base pipeline: diffusers directory or Hub id. Default: what the adapter says.")
-    parser.add_argument("--revision", help="Revision of the base pipeline on the Hub.")
-    parser.add_argument("--variant", help="Variant of the base pipeline's weight files, for example fp16.")
+    add_base_arguments(parser, default="what the adapter says")
     parser.add_argument("--concept", nargs="+", metavar="TEXT", help="What the adapter was to erase. Default: what the adapter says.")
     parser.add_argument("--judge_name_or_path", type=Path, metavar="DIR", help="The base's judge. Default, for the bundled base: the bundled one.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="One image a prompt and seed.")
@@ -72,7 +70,8 @@ def main(args: argparse.Namespace) -> None:
     base = find_base(args.pretrained_model_name_or_path, said["base"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     examination = choose_examination(args, concepts, base, device)
-    pipe = load_pipeline(base, args.revision or (None if args.pretrained_model_name_or_path else said["revision"]), args.variant).to(device)
+    revision = args.revision or (None if args.pretrained_model_name_or_path else said["revision"])
+    pipe = load_pipeline(base, revision, **base_options(args)).to(device)
     load_adapter(pipe, args.adapter)
     pipe.set_adapters(pipe.get_active_adapters(), args.lora_scale)
 

@@ -11,6 +11,8 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
+from policy.backbone import Backbone
+
 
 def ddim(pipe: DiffusionPipeline) -> DDIMScheduler:
     """The pipeline's noise schedule under the deterministic DDIM sampler; latents are clipped only if the pipeline says so."""
@@ -71,11 +73,14 @@ def generate(
     """
     jobs = [(i, seed) for seed in seeds for i in range(len(prompts))]
     guidance = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+    height, width = Backbone.of(pipe).image_size
     with tqdm(total=len(jobs), desc=progress, disable=progress is None, unit="image", leave=False) as bar:
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
             images = pipe(
                 [prompts[i] for i, _ in batch],
+                height=height,
+                width=width,
                 num_inference_steps=num_inference_steps,
                 generator=[torch.Generator().manual_seed(image_seed(prompts[i], seed)) for i, seed in batch],
                 **guidance,

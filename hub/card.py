@@ -23,6 +23,7 @@ from hub.notes import notes_section, read_notes
 CARD_NAME, GRID_NAME = "README.md", "before_after.png"
 BUNDLED = "bundled canvas"
 TAGS = ["lora", "text-to-image", "diffusers", "diffusers-training", "stable-diffusion", "template:sd-lora", "concept-erasure", "unlearning"]
+XL, XL_TAGS = "StableDiffusionXLPipeline", ["stable-diffusion-xl", "stable-diffusion-xl-diffusers"]
 PAPER = "[Critic-Guided Reinforcement Unlearning](https://arxiv.org/abs/2601.03213)"
 TRAINING = (
     "Reinforcement learning: denoising is a decision process, rewarded for images in which the teacher no longer finds the concept, while a KL "
@@ -77,7 +78,7 @@ def model_card(results: Mapping[str, Any], output_dir: str | Path, notes: str = 
         license=results.get("license") or LICENCES.get(base),
         license_name=results.get("license_name") or licence_name,
         license_link=results.get("license_link") or licence_link,
-        tags=list(TAGS),
+        tags=TAGS + (XL_TAGS if results.get("pipeline_class") == XL else []),
         widget=[{"text": ", ".join(concepts) or "-", "output": {"url": GRID_NAME}}] if picture else None,
         model_name=_file_name(output_dir),
         eval_results=_eval_results(results),
@@ -177,18 +178,22 @@ def _use_section(base: str, base_id: str | None, concepts: Sequence[str], result
     revision = results.get("revision")
     given = f", revision={json.dumps(revision)}" if base_id and revision else ""
     prompt = json.dumps(concepts[0] if concepts else "a prompt", ensure_ascii=False)
+    loader, method = "DiffusionPipeline", "from_pretrained"
     if base == BUNDLED:
         header, source = ["import canvas  # in the root of this project's repository"], "canvas.PIPELINE"
     elif base_id:
         header, source = [], json.dumps(base_id)
+    elif base.endswith(".safetensors"):
+        loader, method = str(results.get("pipeline_class") or "StableDiffusionPipeline"), "from_single_file"
+        header, source = [], json.dumps(f"path/to/{_file_name(base)}")
     else:
         header, source = [], json.dumps("path/to/the/base/pipeline")
     code = [
         "import torch",
-        "from diffusers import DiffusionPipeline",
+        f"from diffusers import {loader}",
         *header,
         "",
-        f"pipe = DiffusionPipeline.from_pretrained({source}{given})",
+        f"pipe = {loader}.{method}({source}{given})",
         f"pipe.load_lora_weights({json.dumps(_shown_path(output_dir))})  # a folder or an id on the Hub",
         f"image = pipe({prompt}, generator=torch.Generator().manual_seed(0)).images[0]",
         "",

@@ -16,6 +16,8 @@ from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 
+from hub.names import original_name
+
 
 def loaded_adapters(pipe: DiffusionPipeline) -> set[str]:
     """Names of the adapters that any component carries."""
@@ -76,10 +78,10 @@ def _flat(name: str) -> str:
 
 def _misread_alphas(pipe: DiffusionPipeline, adapter: str, tensors: Mapping[str, torch.Tensor]) -> bool:
     """Whether a module's scale is not the alpha / rank of a file in kohya's format."""
-    scales = {
-        f"lora_unet_{name.replace('.', '_')}.alpha": (module.scaling[adapter], module.r[adapter])
-        for name, module in pipe.unet.named_modules()
-        if isinstance(module, LoraLayer) and adapter in module.scaling
-    }
+    xl, scales = pipe.unet.config.addition_embed_type == "text_time" and pipe.unet.config.layers_per_block == 2, {}
+    for name, module in pipe.unet.named_modules():
+        if isinstance(module, LoraLayer) and adapter in module.scaling:
+            for spelling in (name, original_name(name)) if xl else (name,):
+                scales[f"lora_unet_{spelling.replace('.', '_')}.alpha"] = module.scaling[adapter], module.r[adapter]
     alphas = {name: tensor.item() for name, tensor in tensors.items() if name in scales}
     return any(not math.isclose(scales[name][0], alpha / scales[name][1], rel_tol=1e-3) for name, alpha in alphas.items())

@@ -29,7 +29,9 @@ def architecture(unet_config: Mapping[str, Any], prediction_type: str) -> str:
     """ModelSpec's identifier of a base; one that it has no identifier for is `stable-diffusion-custom-` and its width of text."""
     width = unet_config["cross_attention_dim"]
     width = width if isinstance(width, int) else max(width)
-    known = ARCHITECTURES.get((width, unet_config.get("addition_embed_type")), f"stable-diffusion-custom-{width}")
+    known = ARCHITECTURES.get((width, unet_config.get("addition_embed_type")))
+    if known is None or unet_config.get("layers_per_block", 2) != 2:  # a smaller UNet, to which adapters of the full one are strange
+        known = f"stable-diffusion-custom-{width}"
     return "stable-diffusion-v2-768-v" if known == "stable-diffusion-v2-512" and prediction_type == "v_prediction" else known
 
 

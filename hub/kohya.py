@@ -6,7 +6,7 @@ These add alpha / rank * up @ down to a module's weight; keys and header are tho
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from diffusers.utils import convert_state_dict_to_kohya, convert_unet_state_dict
 from hub.adapter import KOHYA_NAME, read_adapter_metadata
 from hub.factors import lora_config, read_factors
 from hub.files import read_file, write_file
+from hub.names import original_name
 
 BASE_VERSIONS = {
     "stable-diffusion-v1": "sd_v1",
@@ -25,6 +26,8 @@ BASE_VERSIONS = {
     "stable-diffusion-xl-v1-base": "sdxl_base_v1-0",
 }
 """sd-scripts' names of the bases, by ModelSpec's."""
+ORIGINAL_LAYOUT = "stable-diffusion-xl-v1-base"
+"""The base whose modules sd-scripts calls by the original layout's names and not by diffusers'."""
 
 
 def save_kohya(directory: str | Path, path: str | Path | None = None) -> Path:
@@ -45,6 +48,8 @@ def save_kohya(directory: str | Path, path: str | Path | None = None) -> Path:
     header.pop(LORA_ADAPTER_METADATA_KEY, None)
     tensors, _ = read_file(Path(directory) / LORA_WEIGHT_NAME_SAFE)
     converted = to_kohya(tensors, config)
+    if header.get("modelspec.architecture", "").startswith(ORIGINAL_LAYOUT):
+        converted = in_original_layout(converted, read_factors(tensors, config))
     write_file(path, converted, header | kohya_header(header, converted))
     return path
 
@@ -61,6 +66,22 @@ def to_kohya(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> 
     """
     alphas = {f"lora_unet_{module.replace('.', '_')}.alpha": torch.tensor(f.alpha) for module, f in read_factors(tensors, config).items()}
     return convert_state_dict_to_kohya(convert_unet_state_dict_to_peft(dict(tensors))) | alphas
+
+
+def in_original_layout(tensors: Mapping[str, torch.Tensor], modules: Iterable[str]) -> dict[str, torch.Tensor]:
+    """kohya's tensors with their modules called as in the original layout, as sd-scripts' own SDXL UNet calls them.
+
+    ComfyUI, AUTOMATIC1111 and diffusers load SDXL adapters by these names and by diffusers', sd-scripts by these alone.
+
+    Args:
+        tensors: as `to_kohya` makes them.
+        modules: of the UNet, by diffusers' names.
+
+    Raises:
+        ValueError: the original layout has no such module.
+    """
+    renamed = {f"lora_unet_{module.replace('.', '_')}": f"lora_unet_{original_name(module).replace('.', '_')}" for module in modules}
+    return {".".join([renamed[name.split(".", 1)[0]], name.split(".", 1)[1]]): tensor for name, tensor in tensors.items()}
 
 
 def kohya_header(header: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:

@@ -7,6 +7,7 @@ timesteps alike and learns to tell them apart.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -81,7 +82,20 @@ class FiLMTrunk(nn.Module):
         return torch.cat([h.mean(dim=(2, 3)), h.amax(dim=(2, 3))], dim=-1)
 
 
-def widths_for(sample_size: int, width: int, max_width: int = 512) -> list[int]:
-    """Stage widths that bring a latent of side `sample_size` down to a side of four at most: 8 -> 2 stages, 64 -> 5, 128 -> 6."""
-    stages = 1 + max(1, math.ceil(math.log2(max(sample_size, 8) / 4)))
+def size_of(latent_shape: Sequence[int]) -> int | list[int]:
+    """How configs write the size of (C, H, W) latents: the side of a square, else [H, W]."""
+    _, height, width = latent_shape
+    return height if height == width else [height, width]
+
+
+def shape_text(channels: int, sample_size: int | Sequence[int]) -> str:
+    """Channels x height x width, for messages."""
+    sides = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+    return "x".join(str(number) for number in (channels, *sides))
+
+
+def widths_for(sample_size: int | Sequence[int], width: int, max_width: int = 512) -> list[int]:
+    """Stage widths that bring the longer side of a latent down to four at most: 8 -> 2 stages, 64 -> 5, 128 -> 6."""
+    side = sample_size if isinstance(sample_size, int) else max(sample_size)
+    stages = 1 + max(1, math.ceil(math.log2(max(side, 8) / 4)))
     return [min(width * 2**i, max_width) for i in range(stages)]

@@ -11,6 +11,33 @@ from dataclasses import dataclass
 import torch
 from diffusers import DDIMScheduler, SchedulerMixin
 
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+def to_ddim(scheduler: SchedulerMixin) -> DDIMScheduler:
+    """The DDIM sampler of a scheduler's noise schedule.
+
+    Raises:
+        ValueError: it has none that stochastic DDIM can sample, or it clips x_0, which the kernel does not.
+    """
+    config, name = scheduler.config, type(scheduler).__name__
+    if "beta_schedule" not in config or config.get("timestep_type") == "continuous":
+        raise ValueError(
+            f"The base's scheduler {name} has no noise schedule of discrete betas; the schedulers of Stable Diffusion 1.x, 2.x and SDXL have."
+        )
+    if config.get("trained_betas") is None and config["beta_schedule"] not in BETA_SCHEDULES:
+        raise ValueError(f"The scheduler's beta_schedule {config['beta_schedule']!r} is not supported; {', '.join(BETA_SCHEDULES)} are.")
+    if config.get("prediction_type", "epsilon") not in PREDICTION_TYPES:
+        raise ValueError(f"The scheduler's prediction_type {config['prediction_type']!r} is not supported; {', '.join(PREDICTION_TYPES)} are.")
+    for setting in ("clip_sample", "thresholding"):
+        if config.get(setting):
+            raise ValueError(
+                f"The base's scheduler {name} has {setting} switched on, which is meant for pixels and spoils latents; "
+                f"set {setting} to false in its scheduler/scheduler_config.json."
+            )
+    return DDIMScheduler.from_config(config, clip_sample=False)
+
 
 @dataclass(frozen=True)
 class ReverseKernel:
@@ -40,16 +67,20 @@ class ReverseKernel:
         `min_std` keeps the log-probability of nearly deterministic steps finite.
 
         Raises:
-            ValueError: `eta` is not positive, there are too many steps, or the prediction type is unknown.
+            ValueError: `eta` is not positive, there are too many steps, the scheduler is none that `to_ddim` can read, or the first state is pure
+                noise (zero terminal SNR) and the UNet predicts that noise, which says nothing of the image.
         """
         if eta <= 0:
             raise ValueError(f"eta must be positive, a deterministic sampler has no policy gradient (got {eta}).")
-        ddim = DDIMScheduler.from_config(scheduler.config)
-        if ddim.config.prediction_type not in ("epsilon", "v_prediction", "sample"):
-            raise ValueError(f"The scheduler's prediction type {ddim.config.prediction_type!r} is not supported.")
+        ddim = to_ddim(scheduler)
         ddim.set_timesteps(num_steps)
         timesteps = ddim.timesteps.long()
         alphas = torch.cat([ddim.alphas_cumprod[timesteps], ddim.final_alpha_cumprod.reshape(1)]).float()
+        if alphas[0] == 0 and ddim.config.prediction_type == "epsilon":
+            raise ValueError(
+                "The scheduler begins at zero terminal SNR (rescale_betas_zero_snr) and predicts epsilon, which is undefined there; "
+                "a base that was trained for zero terminal SNR has the prediction_type v_prediction."
+            )
         now, after = alphas[:-1], alphas[1:]
         variance = (1 - after) / (1 - now) * (1 - now / after)
         stds = (eta * variance.clamp(min=0).sqrt()).clamp(min=min_std)

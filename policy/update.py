@@ -116,7 +116,7 @@ def update_policy(
         kls, moves, clips, retain_kls, anchor_kls = [], [], [], [], []
         for experience, rows, step in chunk:
             batch = experience.trajectory[rows]
-            mean = step_mean(unet, kernel, batch.latents[:, step], step, table.embeds[batch.prompt_ids], table.negative, config.guidance_scale)
+            mean = step_mean(unet, kernel, batch.latents[:, step], step, table.conditioning[batch.prompt_ids], table.negative, config.guidance_scale)
             log_prob = kernel.log_prob(batch.latents[:, step + 1], mean, step)
             old_log_prob, old_mean = batch.log_probs[:, step], batch.means[:, step].float()
             if experience.slopes is None:
@@ -131,9 +131,9 @@ def update_policy(
             moves.append(kernel.kl(mean.detach(), old_mean, step).mean().item())
             loss = weights[step] * surrogate.loss
             if config.anchor_kl_coef > 0:
-                anchor_embeds = table.embeds[experience.anchor_ids[rows]]
+                anchors = table.conditioning[experience.anchor_ids[rows]]
                 with base_policy(unet), torch.no_grad():
-                    reference = step_mean(unet, kernel, batch.latents[:, step], step, anchor_embeds, table.negative, config.guidance_scale)
+                    reference = step_mean(unet, kernel, batch.latents[:, step], step, anchors, table.negative, config.guidance_scale)
                 anchor_kl = kernel.kl(mean, reference, step).mean()
                 loss = loss + config.anchor_kl_coef * anchor_kl
                 anchor_kls.append(anchor_kl.item())
@@ -142,7 +142,9 @@ def update_policy(
             stats.unet_samples += 2 * len(batch)
             if config.kl_coef > 0:
                 held = retain[torch.randint(len(retain), (config.retain_batch_size,), generator=generator)]
-                mean = step_mean(unet, kernel, held.latents[:, step], step, table.embeds[held.prompt_ids], table.negative, config.guidance_scale)
+                mean = step_mean(
+                    unet, kernel, held.latents[:, step], step, table.conditioning[held.prompt_ids], table.negative, config.guidance_scale
+                )
                 retain_kl = kernel.kl(mean, held.means[:, step].float(), step).mean()
                 accelerator.backward(config.kl_coef * retain_kl / len(chunk))
                 retain_kls.append(retain_kl.item())

@@ -29,15 +29,16 @@ from tqdm.auto import tqdm
 
 import canvas
 from environment.arguments import uses_bundled_base
-from environment.base import encode_prompts, load_pipeline, sample_size
+from environment.base import add_base_arguments, base_options, load_pipeline
 from environment.errors import friendly_errors
 from evaluation.protocol import public_name
 from hub.adapter import load_adapter
 from networks.checkpoint import CheckpointError, write_aside
 from networks.versions import versions
+from policy.backbone import Backbone
 from policy.kernel import ReverseKernel
 from policy.rollout import rollout
-from policy.trajectory import PromptTable, Trajectory
+from policy.trajectory import Trajectory
 from reward.figures import foresight, mean_of, within_prompts
 from reward.latents import BaseRollouts, BaseSamples, collect
 from reward.origin import check_fit
@@ -86,9 +87,9 @@ class States:
 @torch.no_grad()
 def noised_states(process: Process, teacher: Teacher, prompts: list[str], count: int, seed: int, batch_size: int) -> States:
     """Finished latents that the base draws for the prompts in turn, noise added at every step's timestep."""
-    source = BaseSamples(process.pipe, prompts, process.kernel.num_steps, process.guidance_scale, batch_size, seed)
+    source = BaseSamples(process.backbone.pipe, prompts, process.kernel.num_steps, process.guidance_scale, batch_size, seed)
     data = collect(source, teacher, count)
-    scheduler = DDIMScheduler.from_config(process.pipe.scheduler.config)
+    scheduler = DDIMScheduler.from_config(process.backbone.pipe.scheduler.config)
     generator = torch.Generator().manual_seed(seed)
     steps = [
         scheduler.add_noise(data.latents, torch.randn(data.latents.shape, generator=generator), t.cpu().repeat(count))
@@ -100,9 +101,9 @@ def noised_states(process: Process, teacher: Teacher, prompts: list[str], count:
 @torch.no_grad()
 def rollout_states(process: Process, teacher: Teacher, count: int, seed: int, batch_size: int) -> States:
     """The states of stochastic rollouts for the prompts in turn."""
-    rows = torch.arange(count, device=process.table.embeds.device) % len(process.table.prompts)
+    rows = torch.arange(count, device=process.table.forget.device) % len(process.table.prompts)
     generator = torch.Generator().manual_seed(seed)
-    unet, parts = process.pipe.unet, []
+    unet, parts = process.backbone.unet, []
     for ids in tqdm(rows.split(batch_size), desc="rollouts"):
         parts.append(rollout(unet, process.kernel, process.table, ids, process.guidance_scale, generator))
     trajectory = Trajectory.cat(parts)
@@ -115,7 +116,7 @@ def by_timestep(
     scorer: Scorer, states: States, texts: torch.Tensor, prompt_texts: torch.Tensor, process: Process, batch_size: int, progress: str
 ) -> dict[str, dict[str, float]]:
     """The figures at every timestep, noisiest first: `{"931": {"auc": ..., "spearman": ..., "within": ..., "cosine": ...}, ...}`."""
-    device, result = process.table.embeds.device, {}
+    device, result = process.table.forget.device, {}
     for step in tqdm(range(process.kernel.num_steps), desc=progress):
         embeddings = score_states(scorer, states.latents[:, step].to(device), step, states.rows.to(device), batch_size)
         result[str(process.kernel.timesteps[step].item())] = foresight(embeddings, states.truth, texts) | {
@@ -196,9 +197,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m reward.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True, help=f"Where {NAME}.json, .md and .png are written, and twins that are trained.")
     parser.add_argument("--overwrite_output_dir", action="store_true", help="Replace an earlier evaluation in --output_dir.")
-    parser.add_argument("--pretrained_model_name_or_path", help="Base pipeline: diffusers directory or Hub id. Default: the bundled canvas.")
-    parser.add_argument("--revision", help="Revision of the base pipeline on the Hub.")
-    parser.add_argument("--variant", help="Variant of the base pipeline's weight files, for example fp16.")
+    add_base_arguments(parser)
     parser.add_argument("--clip_model", help="Teacher: open_clip name, hf-hub:ID or local-dir:DIR. Default: the bundled one.")
     parser.add_argument("--clip_pretrained", help="open_clip's pretrained tag or a safetensors file, for an architecture name.")
     parser.add_argument(
@@ -252,7 +251,8 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 def load_predictors(args: argparse.Namespace, process: Process, teacher: Teacher, known: RewardPredictor | None) -> dict[str, RewardPredictor]:
     """The predictor and its twins by the scorer's name: given, or trained on the same latents, steps, batch and seed."""
-    pipe, prompts = process.pipe, process.table.prompts
+    backbone, prompts = process.backbone, process.table.prompts
+    pipe = backbone.pipe
     given = {OURS: known, BLIND: args.blind_twin, CLEAN: args.clean_twin}
     found = {name: RewardPredictor.from_pretrained(of) if isinstance(of, str) else of for name, of in given.items() if of is not None}
     check_twins(found)
@@ -279,7 +279,7 @@ def load_predictors(args: argparse.Namespace, process: Process, teacher: Teacher
         found[name].save_pretrained(directory, dtype=torch.float16)
         found[name] = RewardPredictor.from_pretrained(directory)
     for name in found:
-        check_fit(found[name], pipe.unet.config.in_channels, sample_size(pipe), pipe.scheduler, teacher)
+        check_fit(found[name], backbone.latent_shape, backbone.pipeline_class, pipe.scheduler, teacher)
     return {name: found[name].to(pipe.device).requires_grad_(False) for name in given if name in found}
 
 
@@ -299,7 +299,7 @@ def main(args: argparse.Namespace) -> None:
     check_arguments(args)
     set_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pipe = load_pipeline(args.pretrained_model_name_or_path or canvas.PIPELINE, args.revision, args.variant).to(device)
+    pipe = load_pipeline(args.pretrained_model_name_or_path or canvas.PIPELINE, args.revision, **base_options(args)).to(device)
     teacher = Teacher.from_pretrained(args.clip_model or f"local-dir:{canvas.CLIP}", args.clip_pretrained, device)
     path = args.reward_model_name_or_path or (None if args.train_twins else str(canvas.REWARD))
     known = RewardPredictor.from_pretrained(path) if path else None
@@ -311,11 +311,10 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError("The predictor records no prompts; give the prompts to draw with --prompts FILE.")
     if len(prompts) < 2 and not args.concepts:
         raise ValueError("One prompt is one concept, which every image shows; give at least two prompts, or --concepts.")
-    table = PromptTable(
-        prompts, encode_prompts(pipe, prompts), encode_prompts(pipe, [""]), torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    )
+    backbone = Backbone.of(pipe)
+    table = backbone.prompt_table(prompts)
     kernel = ReverseKernel.from_scheduler(pipe.scheduler, args.num_inference_steps, device=device)
-    process = Process(pipe, kernel, table, args.guidance_scale)
+    process = Process(backbone, kernel, table, args.guidance_scale)
     predictors = load_predictors(args, process, teacher, known)
 
     scorers: dict[str, Scorer] = {name: predictor_scorer(predictor, kernel) for name, predictor in predictors.items()}

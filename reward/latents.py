@@ -18,18 +18,17 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import PartialState
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from tqdm.auto import tqdm
 
-from environment.base import check_window, decode, encode_prompts, sample_size
 from networks.checkpoint import write_aside
+from policy.backbone import Backbone
 from policy.kernel import ReverseKernel
 from policy.rollout import rollout
-from policy.trajectory import PromptTable
 from reward.images import IMAGE_SUFFIXES, read_image
 from reward.origin import fingerprint, key_of
 from reward.teacher import Teacher
@@ -80,12 +79,12 @@ class Source(Protocol):
     """Makes latents shard by shard, each the same whenever it is made.
 
     Attributes:
-        vae: decodes what it makes.
+        backbone: decodes what it makes.
         shard_size: latents in a shard.
         available: how many there can be, None for no end.
     """
 
-    vae: AutoencoderKL
+    backbone: Backbone
     shard_size: int
     available: int | None
 
@@ -123,24 +122,26 @@ class BaseSamples:
 
     def __init__(
         self,
-        pipe: StableDiffusionPipeline,
+        pipe: StableDiffusionPipeline | StableDiffusionXLPipeline,
         prompts: list[str],
         num_inference_steps: int = 16,
         guidance_scale: float = 7.5,
         shard_size: int = 64,
         seed: int = 0,
     ) -> None:
+        self.pipe, self.prompts, self.backbone = pipe, prompts, Backbone.of(pipe)
         for prompt in prompts:
-            check_window(pipe.tokenizer, prompt)
-        self.pipe, self.prompts, self.vae = pipe, prompts, pipe.vae
+            self.backbone.check_window(prompt)
         self.num_inference_steps, self.guidance_scale, self.shard_size, self.seed = num_inference_steps, guidance_scale, shard_size, seed
         self.available = None
         # DDIMScheduler would clip x_0 to [-1, 1] wherever the base's own scheduler (Euler, DPM-Solver) has no word on it.
         self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=pipe.scheduler.config.get("clip_sample", False))
+        # At zero terminal SNR all of the next state is new noise, and DDIMScheduler may take the root of a rounding error below 0.
+        self.eta = 1.0 if self.scheduler.alphas_cumprod[-1] > 0 else 0.999
 
     def description(self) -> dict[str, Any]:
         return self.public() | {
-            "weights": fingerprint(self.pipe.unet, self.pipe.vae, self.pipe.text_encoder),
+            "weights": fingerprint(*self.backbone.modules),
             "scheduler": {name: value for name, value in self.scheduler.config.items() if not name.startswith("_")},
             "prompts": self.prompts,
             "dtype": str(self.pipe.unet.dtype),
@@ -153,13 +154,16 @@ class BaseSamples:
     @torch.no_grad()
     def shard(self, index: int) -> Drawn:
         prompts = [self.prompts[row] for row in self.rows(index)]
+        height, width = self.backbone.image_size
         own, self.pipe.scheduler = self.pipe.scheduler, self.scheduler
         try:
             out = self.pipe(
                 prompts,
+                height=height,
+                width=width,
                 num_inference_steps=self.num_inference_steps,
                 guidance_scale=self.guidance_scale,
-                eta=float(index % 2),
+                eta=self.eta * (index % 2),
                 generator=torch.Generator().manual_seed(self.seed * 1_000_003 + index),
                 output_type="latent",
             )
@@ -184,8 +188,7 @@ class BaseRollouts(BaseSamples):
     @torch.no_grad()
     def shard(self, index: int) -> Drawn:
         prompts = [self.prompts[row] for row in self.rows(index)]
-        embeds, negative = encode_prompts(self.pipe, prompts), encode_prompts(self.pipe, [""])
-        table = PromptTable(prompts, embeds, negative, torch.zeros(len(prompts), dtype=torch.bool))
+        table = self.backbone.prompt_table(prompts)
         kernel = ReverseKernel.from_scheduler(self.scheduler, self.num_inference_steps, device=self.pipe.device)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         rows = torch.arange(len(prompts), device=self.pipe.device)
@@ -204,32 +207,42 @@ class EncodedImages:
         name: what a predictor's config calls them.
     """
 
-    def __init__(self, pipe: StableDiffusionPipeline, images: Any, label: dict[str, Any], name: str, shard_size: int = 64) -> None:
-        self.vae, self.images, self.label, self.name, self.shard_size = pipe.vae, images, label, name, shard_size
+    def __init__(
+        self,
+        pipe: StableDiffusionPipeline | StableDiffusionXLPipeline,
+        images: Any,
+        label: dict[str, Any],
+        name: str,
+        shard_size: int = 64,
+    ) -> None:
+        self.backbone, self.images, self.label, self.name, self.shard_size = Backbone.of(pipe), images, label, name, shard_size
         self.available = len(images)
         self.order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
-        self.resolution = sample_size(pipe) * pipe.vae_scale_factor
 
     def description(self) -> dict[str, Any]:
-        weights = {"weights": fingerprint(self.vae), "dtype": str(self.vae.dtype)}
+        vae = self.backbone.vae
+        weights = {"weights": fingerprint(vae), "dtype": str(vae.dtype)}
         return self.public() | weights | {"label": self.label, "shard_size": self.shard_size}
 
     def public(self) -> dict[str, Any]:
-        return {"kind": "images", "name": self.name, "resolution": self.resolution}
+        height, width = self.backbone.image_size
+        return {"kind": "images", "name": self.name, "resolution": height if height == width else [height, width]}
 
     @torch.no_grad()
     def shard(self, index: int) -> Drawn:
         rows = self.order[index * self.shard_size : (index + 1) * self.shard_size]
-        pixels = torch.stack([to_square(self.images[i], self.resolution) for i in rows])
-        moments = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        return Drawn((moments.mode().float() - shift) * self.vae.config.scaling_factor)
+        height, width = self.backbone.image_size
+        return Drawn(self.backbone.encode_images(torch.stack([to_size(self.images[i], height, width) for i in rows])))
 
 
-def to_square(image: Image.Image, resolution: int) -> torch.Tensor:
-    """The upright image, its short side resized to `resolution`, its middle: (3, resolution, resolution) in [-1, 1]."""
+def to_size(image: Image.Image, height: int, width: int) -> torch.Tensor:
+    """The upright image, resized until it just covers height x width, its middle: (3, height, width) in [-1, 1]."""
     upright = ImageOps.exif_transpose(image).convert("RGB")
-    return center_crop(resize(pil_to_tensor(upright), [resolution], antialias=True), [resolution, resolution]).float() / 127.5 - 1
+    if height * upright.width >= width * upright.height:
+        size = [height, height * upright.width // upright.height]
+    else:
+        size = [width * upright.height // upright.width, width]
+    return center_crop(resize(pil_to_tensor(upright), size, antialias=True), [height, width]).float() / 127.5 - 1
 
 
 class ImageFolder:
@@ -318,7 +331,7 @@ def collect(source: Source, teacher: Teacher, count: int | None, cache_dir: Path
 
 def _make(source: Source, teacher: Teacher, index: int) -> Latents:
     drawn = source.shard(index)
-    embeddings = teacher.encode_images(decode(source.vae, drawn.latents.to(source.vae.device)))
+    embeddings = teacher.encode_images(source.backbone.decode(drawn.latents.to(source.backbone.vae.device)))
     made = Latents.without_states(drawn.latents.cpu().contiguous(), embeddings.cpu().contiguous())
     if drawn.states is None or drawn.timesteps is None:
         return made

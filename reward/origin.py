@@ -14,6 +14,7 @@ from diffusers import DDIMScheduler, SchedulerMixin
 from torch import nn
 
 from networks.checkpoint import CheckpointError
+from networks.film import shape_text, size_of
 from networks.versions import versions
 from reward.predictor import RewardPredictor
 from reward.teacher import Teacher
@@ -55,7 +56,7 @@ def describe_origin(
     """The record of a new predictor.
 
     Args:
-        base: public name and revision of the base, shape of its latents.
+        base: public name, revision and class of the base, shape of its latents.
         scheduler: the base's own.
         data: what its latents were drawn from, how many of them.
         training: settings of the distillation.
@@ -70,12 +71,14 @@ def describe_origin(
     }
 
 
-def check_fit(predictor: RewardPredictor, channels: int, size: int, scheduler: SchedulerMixin, teacher: Teacher) -> None:
+def check_fit(
+    predictor: RewardPredictor, latent_shape: tuple[int, int, int], pipeline_class: str, scheduler: SchedulerMixin, teacher: Teacher
+) -> None:
     """Refuse a predictor that was made for other latents, another noise schedule or another CLIP; what an old one does not record is let pass.
 
     Args:
-        channels: channels of the base's latents.
-        size: side of the base's latents.
+        latent_shape: (C, H, W) of the base's latents.
+        pipeline_class: of the base, by diffusers' name: latents of one shape mean something else to the VAE of another class.
         scheduler: the base's own.
 
     Raises:
@@ -85,11 +88,12 @@ def check_fit(predictor: RewardPredictor, channels: int, size: int, scheduler: S
     advice = "train one for this base with `python -m reward.train`."
     made_for = origin.get("base", {}).get("name")
     named = f"The reward predictor (made for {made_for})" if made_for else "The reward predictor"
-    if (have["in_channels"], have["sample_size"]) != (channels, size):
-        raise CheckpointError(
-            f"{named} was made for {have['in_channels']}x{have['sample_size']}x{have['sample_size']} latents, "
-            f"the base has {channels}x{size}x{size}; {advice}"
-        )
+    made, used = (have["in_channels"], have["sample_size"]), (latent_shape[0], size_of(latent_shape))
+    if made != used:
+        raise CheckpointError(f"{named} was made for {shape_text(*made)} latents, the base has {shape_text(*used)}; {advice}")
+    made_class = origin.get("base", {}).get("pipeline_class", pipeline_class)
+    if made_class != pipeline_class:
+        raise CheckpointError(f"{named} was made for the latents of a {made_class}, the base is a {pipeline_class}; {advice}")
     recorded, identity = origin.get("teacher", {}), teacher.identity()
     if ("labels" in recorded) != ("labels" in identity):
         kind = "a classifier; give it with --reward_type classifier" if "labels" in recorded else "a CLIP; leave --reward_type classifier out"

@@ -20,7 +20,7 @@ class RewardPredictor(Checkpoint):
 
     Args:
         in_channels: channels of the latent.
-        sample_size: side of the latent.
+        sample_size: side of the latent, or [height, width].
         embed_dim: length of the teacher's embedding.
         width: channels of the first stage.
         condition_dim: length of the timestep's condition vector.
@@ -37,7 +37,7 @@ class RewardPredictor(Checkpoint):
     def __init__(
         self,
         in_channels: int,
-        sample_size: int,
+        sample_size: int | list[int],
         embed_dim: int,
         width: int = 48,
         condition_dim: int = 128,

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from diffusers import StableDiffusionPipeline
 
-from environment.base import decode
+from policy.backbone import Backbone
 from policy.kernel import ReverseKernel
 from policy.rollout import guided_output
 from policy.trajectory import PromptTable
@@ -29,7 +28,7 @@ NOISY_DECODE, X0_PROMPT, X0_ALONE = "CLIP on the decoded noisy latent", "CLIP on
 class Process:
     """What a state comes from: the reverse process, and what the UNet needs to go on from it."""
 
-    pipe: StableDiffusionPipeline
+    backbone: Backbone
     kernel: ReverseKernel
     table: PromptTable
     guidance_scale: float
@@ -42,18 +41,18 @@ def predictor_scorer(predictor: RewardPredictor, kernel: ReverseKernel) -> Score
 
 def noisy_decode_scorer(process: Process, teacher: Teacher) -> Scorer:
     """The teacher on the latent decoded as it is, noise and all."""
-    return lambda x, step, rows: teacher.encode_images(decode(process.pipe.vae, x))
+    return lambda x, step, rows: teacher.encode_images(process.backbone.decode(x))
 
 
 def x0_scorer(process: Process, teacher: Teacher, know_prompt: bool) -> Scorer:
     """The teacher on the decoded one-step estimate of the finished latent, under the rollout's guidance or for the empty prompt."""
-    unet, kernel, table = process.pipe.unet, process.kernel, process.table
+    unet, kernel, table = process.backbone.unet, process.kernel, process.table
 
     def score(x: torch.Tensor, step: int, rows: torch.Tensor) -> torch.Tensor:
-        embeds = table.embeds[rows] if know_prompt else table.negative.expand(len(x), -1, -1)
+        prompts = table.conditioning[rows] if know_prompt else table.negative.expand(len(x))
         guidance = process.guidance_scale if know_prompt else 1.0
-        output = guided_output(unet, kernel.timesteps[step], x, embeds, table.negative, guidance)
-        return teacher.encode_images(decode(process.pipe.vae, kernel.x0_and_epsilon(output, x, step)[0]))
+        output = guided_output(unet, kernel.timesteps[step], x, prompts, table.negative, guidance)
+        return teacher.encode_images(process.backbone.decode(kernel.x0_and_epsilon(output, x, step)[0]))
 
     return score
 

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 import canvas
-from environment.base import load_pipeline
+from environment.base import add_base_arguments, base_options, load_pipeline
 from environment.errors import friendly_errors, friendly_interrupts
 from evaluation.protocol import public_name
 from networks.checkpoint import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
+from networks.film import size_of
 from reward.classifier import ClassifierTeacher
 from reward.distil import NOISE_LEVELS, Checkpointing, DistilConfig, cosine_by_noise, distil
 from reward.latents import BaseRollouts, BaseSamples, DatasetImages, EncodedImages, ImageFolder, Latents, Source, collect
@@ -38,7 +39,7 @@ DEFAULT_IMAGES = 4096
 
 
 def train_predictor(
-    pipe: StableDiffusionPipeline,
+    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline,
     teacher: Teacher,
     prompts: list[str],
     *,
@@ -66,7 +67,7 @@ def train_predictor(
 
 
 def fit_predictor(
-    pipe: StableDiffusionPipeline,
+    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline,
     teacher: Teacher,
     source: Source,
     data: Latents,
@@ -90,10 +91,10 @@ def fit_predictor(
     """
     accelerator = accelerator or Accelerator()
     train, held_out = data.held_out()
-    channels, side = data.latents.shape[1:3]
+    shape = tuple(data.latents.shape[1:])
     predictor = new_predictor(
-        channels,
-        side,
+        shape[0],
+        size_of(shape),
         data.embeddings.shape[1],
         seed=config.seed,
         width=width,
@@ -103,7 +104,11 @@ def fit_predictor(
         timestep_conditioning=timestep_conditioning,
         unit_length=teacher.unit_length,
         origin=describe_origin(
-            base | {"latent_shape": [channels, side, side]}, pipe.scheduler, teacher, source.public() | {"count": len(data)}, asdict(config)
+            base | {"pipeline_class": source.backbone.pipeline_class, "latent_shape": list(shape)},
+            pipe.scheduler,
+            teacher,
+            source.public() | {"count": len(data)},
+            asdict(config),
         ),
     )
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
@@ -113,7 +118,7 @@ def fit_predictor(
     return predictor
 
 
-def new_predictor(*shape: int, seed: int, **settings: Any) -> RewardPredictor:
+def new_predictor(*shape: Any, seed: int, **settings: Any) -> RewardPredictor:
     """An untrained predictor whose weights the seed decides, whatever was drawn before.
 
     Raises:
@@ -141,11 +146,8 @@ def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m reward.train", description="Train the noise-conditioned reward predictor for a base model.")
-    parser.add_argument(
-        "--pretrained_model_name_or_path", default=str(canvas.PIPELINE), help="Base pipeline: diffusers directory or Hub id. Default: bundled."
-    )
-    parser.add_argument("--revision", help="Revision of the base pipeline on the Hub.")
-    parser.add_argument("--variant", help="Variant of the base pipeline's weight files, for example fp16.")
+    add_base_arguments(parser)
+    parser.set_defaults(pretrained_model_name_or_path=str(canvas.PIPELINE))
     parser.add_argument(
         "--clip_model", default=f"local-dir:{canvas.CLIP}", help="Teacher: open_clip name, hf-hub:ID or local-dir:DIR. Default: bundled."
     )
@@ -238,7 +240,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         require_hub_access(args.hub_token)
 
 
-def create_source(args: argparse.Namespace, pipe: StableDiffusionPipeline, prompts: list[str]) -> Source:
+def create_source(args: argparse.Namespace, pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, prompts: list[str]) -> Source:
     """What the arguments say to learn from.
 
     Raises:
@@ -286,7 +288,7 @@ def main(args: argparse.Namespace) -> None:
     set_seed(args.seed)
     prompts = known_prompts(args)
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
-    pipe = load_pipeline(args.pretrained_model_name_or_path, args.revision, args.variant, dtype).to(accelerator.device)
+    pipe = load_pipeline(args.pretrained_model_name_or_path, args.revision, dtype=dtype, **base_options(args)).to(accelerator.device)
     if args.classifier_name_or_path:
         teacher: Teacher = ClassifierTeacher.from_pretrained(args.classifier_name_or_path, device=accelerator.device)
     else:

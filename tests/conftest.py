@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: random Stable Diffusion pipelines small enough to draw in milliseconds, and reward predictors for them."""
+"""Fixtures shared by all tests: random pipelines small enough to draw in milliseconds, and reward predictors for them."""
 
 from __future__ import annotations
 
@@ -10,53 +10,13 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from tiny_pipelines import BACKBONES, TINY_PROMPTS, save_sd1
 
 import canvas
 import train_unlearn_lora as script
-from canvas.models import build_scheduler, build_text_encoder, build_tokenizer
 from reward.predictor import RewardPredictor
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another
-
-TINY_PROMPTS = [f"a {thing} image in {style} style" for style in ("Van Gogh", "Mosaic", "Neon") for thing in ("cat", "car", "tree")]
-"""What the tiny reward predictors say their base draws."""
-
-
-def save_random_pipeline(directory: Path, latent_size: int, text_width: int) -> None:
-    """A pipeline of random weights: 4-channel latents, images twice as large."""
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    text_encoder = build_text_encoder(tokenizer, width=text_width)
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=2 * latent_size,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=latent_size,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=text_width,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    )
-    pipe = StableDiffusionPipeline(
-        vae=vae,
-        unet=unet,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        scheduler=build_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.save_pretrained(directory, safe_serialization=True)
 
 
 def save_random_reward(directory: Path, latent_size: int) -> None:
@@ -108,8 +68,25 @@ def tiny_prompts() -> list[str]:
 def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """16 x 16 images, 4 x 8 x 8 latents, text of width 16."""
     directory = tmp_path_factory.mktemp("pipeline")
-    save_random_pipeline(directory, latent_size=8, text_width=16)
+    save_sd1(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def pipeline_dirs(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_dir: Path) -> dict[str, Path]:
+    """A pipeline of each backbone, all of 4 x 8 x 8 latents, so that `tiny_reward_dir` is for any of them."""
+    made = {"sd1": tiny_pipeline_dir}
+    for name, save in BACKBONES.items():
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            save(made[name])
+    return made
+
+
+@pytest.fixture(scope="session", params=BACKBONES)
+def backbone_dir(request: pytest.FixtureRequest, pipeline_dirs: dict[str, Path]) -> Path:
+    """The pipelines of all backbones in turn."""
+    return pipeline_dirs[request.param]
 
 
 @pytest.fixture(scope="session")
@@ -124,7 +101,7 @@ def tiny_reward_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wide_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another world: 32 x 32 images, 4 x 16 x 16 latents, text of width 24."""
     directory = tmp_path_factory.mktemp("wide_pipeline")
-    save_random_pipeline(directory, latent_size=16, text_width=24)
+    save_sd1(directory, latent_size=16, text_width=24)
     return directory
 
 

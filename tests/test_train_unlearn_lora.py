@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -37,17 +37,24 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def pictures(pipe: StableDiffusionPipeline) -> np.ndarray:
+def pictures(pipe: DiffusionPipeline) -> np.ndarray:
     pipe.set_progress_bar_config(disable=True)
     prompts, generator = ["a cat image in Van Gogh style", "a tree"], torch.Generator().manual_seed(0)
     return pipe(prompts, num_inference_steps=3, generator=generator, output_type="np").images
 
 
-def assert_works_in_a_stock_pipeline(base: Path, directory: Path) -> None:
+def stock_pipeline(base: Path) -> DiffusionPipeline:
+    pipe = DiffusionPipeline.from_pretrained(base)
+    # As beneath an adapter: where a weight may need a gradient torch's Linear sums in another order.
+    pipe.unet.requires_grad_(False)
+    return pipe
+
+
+def assert_works_in_a_stock_pipeline(base: Path, directory: Path, **file: str) -> None:
     """It loads, changes the pictures, and at scale 0 gives the base's back bit for bit."""
-    expected = pictures(StableDiffusionPipeline.from_pretrained(base))
-    pipe = StableDiffusionPipeline.from_pretrained(base)
-    pipe.load_lora_weights(directory)
+    expected = pictures(stock_pipeline(base))
+    pipe = stock_pipeline(base)
+    pipe.load_lora_weights(directory, **file)
     (name,) = pipe.get_active_adapters()
     changed = pictures(pipe)
     assert np.isfinite(changed).all() and np.abs(changed - expected).max() > 1e-3
@@ -139,6 +146,37 @@ def test_another_world_works_with_the_same_command(
     script.main(args)
     assert_works_in_a_stock_pipeline(wide_pipeline_dir, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "results.json").read_text())["concept"] == ["cat", "dragons"]
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_every_backbone_is_trained_saved_and_loaded_into_its_stock_pipeline(
+    precision: str, backbone_dir: Path, arguments: Callable[..., argparse.Namespace], tmp_path: Path
+) -> None:
+    """Two iterations with a critic, previews and figures, by the same command whatever the base; the file for other programs too."""
+    args = arguments(
+        pretrained_model_name_or_path=backbone_dir,
+        mixed_precision=precision,
+        gamma=0.5,
+        output_kohya_format=True,
+        evaluation_seeds=0 if precision == "no" else None,
+        num_validation_images=2,
+        lora_alpha=3,
+    )
+    parts = script.prepare(args)
+    base = parts[1].pipe
+    assert not any(p.requires_grad for name, p in base.unet.named_parameters() if "lora" not in name)
+    assert not any(p.requires_grad for module in parts[1].backbone.modules[1:] for p in module.parameters())
+    results = script.train(args, *parts)
+    assert results["training"]["first_ratio_deviation"] == 0 and results["training"]["iterations"] == 2
+    assert results.get("changed_images", 100) > 0 and results["pipeline_class"] == type(base).__name__
+    assert {t.dtype for t in adapter(tmp_path / "out").values()} == {torch.float32}
+    for name in (ADAPTER, KOHYA_NAME):
+        assert_works_in_a_stock_pipeline(backbone_dir, tmp_path / "out", weight_name=name)
+    with safe_open(tmp_path / "out" / ADAPTER, "pt") as file:
+        header = file.metadata()
+    predicted = {"v_prediction": "v"}.get(base.scheduler.config.prediction_type, base.scheduler.config.prediction_type)
+    assert header["modelspec.prediction_type"] == predicted and header["modelspec.resolution"] == "16x16"
+    assert ValueNetwork.from_pretrained(tmp_path / "out" / "critic").config["pipeline_class"] == type(base).__name__
 
 
 def test_a_judge_that_is_named_gives_the_figures(arguments: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
@@ -331,8 +369,8 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def made_critic(path: Path, *shape: int) -> Path:
-    ValueNetwork(*shape, width=8, condition_dim=16).save_pretrained(path)
+def made_critic(path: Path, *shape: int, **config: Any) -> Path:
+    ValueNetwork(*shape, width=8, condition_dim=16, **config).save_pretrained(path)
     return path
 
 
@@ -353,6 +391,13 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
         lambda tmp: {"critic_model_name_or_path": made_critic(tmp / "critic", 4, 8, 24), "gamma": 0.5},
         "critic.train",
     ),
+    "a critic for another class of base": (
+        lambda tmp: {"critic_model_name_or_path": made_critic(tmp / "critic", 4, 8, 16, pipeline_class="StableDiffusionXLPipeline"), "gamma": 0.5},
+        "of a StableDiffusionXLPipeline, the base has 4x8x8 latents and texts of width 16 of a StableDiffusionPipeline",
+    ),
+    "a base in a pickle": (lambda tmp: {"pretrained_model_name_or_path": write(tmp / "model.ckpt", "x")}, "may be a pickle"),
+    "a VAE that is not there": (lambda tmp: {"pretrained_vae_model_name_or_path": tmp / "absent" / "vae"}, "could not be loaded"),
+    "configs for a base that has its own": (lambda tmp: {"config_name_or_path": tmp}, "--config_name_or_path is for a checkpoint in one file"),
     "a critic that nobody would ask": (lambda tmp: {"critic_model_name_or_path": made_critic(tmp / "critic", 4, 8, 16)}, "--gamma"),
     "a reward without a slope": (lambda tmp: {"terminal_weight": 1.0}, "--terminal_weight"),
     "a prompt file that is not there": (lambda tmp: {"forget_prompts": tmp / "absent.txt"}, "absent.txt"),

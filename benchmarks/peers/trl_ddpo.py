@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import tempfile
 import time
 from typing import Any
@@ -17,7 +18,6 @@ import train_unlearn_lora as script
 from benchmarks.ablation.run import add_run_arguments, judged
 from benchmarks.peers.settings import ADVANTAGE_CLIP, CLIP_RANGE, GUIDANCE_SCALE, IMAGES, STEPS
 from benchmarks.peers.stopwatch import Stopwatch
-from environment.base import sample_size
 from networks.checkpoint import write_aside
 
 
@@ -36,7 +36,7 @@ def train_and_judge(concept: str, seed: int, learning_rate: float, budget: int, 
         rows = torch.tensor([names[prompt] for prompt in prompts])
         return env.reward.margin(env.teacher.encode_images(2 * images.float() - 1)[:, None], rows).squeeze(1), {}
 
-    dim = env.pipe.unet.config.in_channels * sample_size(env.pipe) ** 2  # ours is in units that do not depend on it
+    dim = math.prod(env.backbone.latent_shape)  # ours is in units that do not depend on it
     config = DDPOConfig(
         seed=seed,
         num_epochs=1,

@@ -6,7 +6,7 @@ import argparse
 import math
 from pathlib import Path
 
-from environment.base import load_pipeline
+from environment.base import add_base_arguments, base_options, load_pipeline
 from hub.adapter import load_adapter
 from hub.card import hub_id
 from hub.files import require_empty
@@ -21,11 +21,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         description="Writes a whole pipeline, in the diffusers format and safetensors only, with the adapter in its weights.",
     )
     parser.add_argument("--adapter", type=Path, required=True, metavar="DIR", help="Directory with pytorch_lora_weights.safetensors.")
-    parser.add_argument(
-        "--pretrained_model_name_or_path", metavar="BASE", help="Base pipeline: diffusers directory or Hub id. Default: what the adapter says."
-    )
-    parser.add_argument("--revision", help="Revision of the base pipeline on the Hub. Default: what the adapter says.")
-    parser.add_argument("--variant", help="Variant of the base pipeline's weight files, for example fp16.")
+    add_base_arguments(parser, default="what the adapter says")
     parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="Where the pipeline is written: a new or an empty directory.")
     parser.add_argument("--scale", type=float, default=1.0, help="Weight of the adapter. Default: 1; 0 is the base.")
     parser.set_defaults(run=run)
@@ -43,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     said = what_adapter_says(args.adapter)
     base = find_base(args.pretrained_model_name_or_path, said["base"])
     revision = args.revision or (None if args.pretrained_model_name_or_path else said["revision"])
-    pipe = load_pipeline(base, revision, args.variant, safety_checker=True)
+    pipe = load_pipeline(base, revision, safety_checker=True, **base_options(args))
     fuse_adapter(pipe, load_adapter(pipe, args.adapter), args.scale)
     save_pipeline(pipe, args.output_dir, hub_id(str(base)) or "")
     print(f"wrote {args.output_dir}: a pipeline with the adapter at scale {args.scale:g} in its weights.")

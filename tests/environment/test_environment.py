@@ -11,7 +11,6 @@ from PIL import Image
 import canvas
 from canvas.draw import OBJECTS, draw
 from environment.arguments import add_environment_arguments, build_environment
-from environment.base import decode
 from environment.environment import Environment
 from networks.checkpoint import CheckpointError
 from reward.predictor import RewardPredictor
@@ -39,7 +38,7 @@ def test_the_concept_alone_divides_the_rewards_prompts(env: Environment, tiny_pr
     assert env.spec.forget_prompts == [p for p in tiny_prompts if "Van Gogh" in p]
     assert env.table.prompts == env.spec.forget_prompts + env.spec.retain_prompts and sorted(env.table.prompts) == sorted(tiny_prompts)
     assert env.forget_ids.tolist() == [0, 1, 2] and env.retain_ids.tolist() == [3, 4, 5, 6, 7, 8]
-    assert env.table.embeds.shape == (9, 32, 16) and env.table.negative.shape == (1, 32, 16)
+    assert env.table.conditioning.states.shape == (9, 32, 16) and env.table.negative.states.shape == (1, 32, 16)
     assert env.kernel.num_steps == 3
     assert not any(p.requires_grad for p in env.predictor.parameters())
 
@@ -68,7 +67,7 @@ def test_the_finished_image_is_scored_by_the_teacher_and_the_rest_by_the_predict
     trajectory = env.collect(torch.tensor([0, 1, 2]), torch.Generator().manual_seed(0))
     score = env.score_forget(trajectory)
     rows = trajectory.prompt_ids
-    clean = env.teacher.encode_images(decode(env.pipe.vae, trajectory.latents[:, -1]))
+    clean = env.teacher.encode_images(env.backbone.decode(trajectory.latents[:, -1]))
     torch.testing.assert_close(score.potentials[:, -1], env.reward.margin(clean[:, None], rows).squeeze(1))
     assert torch.equal(score.terminal, score.potentials[:, -1])
     for step in range(3):
@@ -95,7 +94,7 @@ def test_images_of_one_colour_have_no_contrast(env: Environment, monkeypatch: py
 def test_retained_images_are_scored_against_their_own_prompt(env: Environment) -> None:
     trajectory = env.collect(env.retain_ids, torch.Generator().manual_seed(0))
     score = env.score_retain(trajectory)
-    images = env.teacher.encode_images(decode(env.pipe.vae, trajectory.latents[:, -1]))
+    images = env.teacher.encode_images(env.backbone.decode(trajectory.latents[:, -1]))
     cosines = images @ env.teacher.encode_text(env.table.prompts).T
     torch.testing.assert_close(score.reward, cosines[torch.arange(6), env.retain_ids])
     assert score.recognised.tolist() == (cosines.argmax(dim=1) == env.retain_ids).tolist()
@@ -106,7 +105,7 @@ def test_calibration_measures_every_prompt_on_the_bases_own_images(base: list[st
     generator = torch.Generator().manual_seed(0)
     forget, retain = env.collect(env.forget_ids, generator), env.collect(env.retain_ids, generator)
     env.calibrate(forget, retain)
-    images = env.teacher.encode_images(decode(env.pipe.vae, retain.latents[:, -1]))
+    images = env.teacher.encode_images(env.backbone.decode(retain.latents[:, -1]))
     for row, anchors in enumerate(env.spec.anchors):
         drawn = [i for i, prompt in enumerate(env.spec.retain_prompts) if prompt in anchors]
         torch.testing.assert_close(env.reward.natural[row], (images[drawn] @ env.reward.target[row]).mean())

@@ -64,6 +64,17 @@ def test_metadata(output_dir: Path) -> None:
     assert metrics[0]["args"] == {"seeds": [0, 1, 2], "ci95": 1.5}
 
 
+def test_a_base_of_sdxl_and_one_in_a_file_are_loaded_as_such(output_dir: Path) -> None:
+    card = model_card(
+        results(base_model_name_or_path="stabilityai/stable-diffusion-xl-base-1.0", pipeline_class="StableDiffusionXLPipeline"), output_dir
+    )
+    assert card.data.license == "openrail++" and {"stable-diffusion-xl", "stable-diffusion-xl-diffusers", "stable-diffusion"} <= set(card.data.tags)
+    assert 'DiffusionPipeline.from_pretrained("stabilityai/stable-diffusion-xl-base-1.0")' in str(card)
+    for cls in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
+        card = str(model_card(results(base_model_name_or_path="/models/my-base.safetensors", pipeline_class=cls), output_dir))
+        assert f"from diffusers import {cls}\n" in card and f'pipe = {cls}.from_single_file("path/to/my-base.safetensors")' in card
+
+
 def test_a_base_on_the_hub_is_named(output_dir: Path) -> None:
     name = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     card = model_card(results(base_model_name_or_path=name, revision="main"), output_dir)

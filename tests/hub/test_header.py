@@ -77,6 +77,8 @@ def test_what_results_lack_is_left_out() -> None:
         ({"cross_attention_dim": 1024}, "epsilon", "stable-diffusion-v2-512"),
         ({"cross_attention_dim": 1024, "addition_embed_type": None}, "v_prediction", "stable-diffusion-v2-768-v"),
         ({"cross_attention_dim": 2048, "addition_embed_type": "text_time"}, "epsilon", "stable-diffusion-xl-v1-base"),
+        ({"cross_attention_dim": 2048, "addition_embed_type": "text_time", "layers_per_block": 2}, "epsilon", "stable-diffusion-xl-v1-base"),
+        ({"cross_attention_dim": 2048, "addition_embed_type": "text_time", "layers_per_block": 1}, "epsilon", "stable-diffusion-custom-2048"),
         ({"cross_attention_dim": 1280, "addition_embed_type": "text_time"}, "epsilon", "stable-diffusion-xl-v1-refiner"),
         ({"cross_attention_dim": 768, "addition_embed_type": "image"}, "epsilon", "stable-diffusion-custom-768"),
         ({"cross_attention_dim": [64, 64]}, "v_prediction", "stable-diffusion-custom-64"),

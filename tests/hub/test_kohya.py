@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from original_layout import save_original
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from environment.base import load_pipeline
 from hub.adapter import KOHYA_NAME, load_adapter, save_adapter
 from hub.files import read_file
 from hub.kohya import kohya_header, save_kohya, to_kohya
+from hub.names import original_name
+from policy.backbone import Backbone
 
 Output = Callable[[UNet2DConditionModel], torch.Tensor]
 NAME = "pytorch_lora_weights.safetensors"
@@ -115,6 +120,85 @@ def test_header(train: Callable[..., UNet2DConditionModel], lora_settings: dict,
 def test_versions_of_the_base(architecture: str, version: str, v2: str) -> None:
     header = kohya_header({"modelspec.architecture": f"{architecture}/lora"}, {})
     assert (header["ss_base_model_version"], header["ss_v2"]) == (version, v2)
+
+
+# --- SDXL, whose modules sd-scripts calls by the original layout's names ------------------------------------------------
+
+SDXL = {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}
+SDXL_TARGETS = [
+    "to_q",
+    "to_out.0",
+    "proj_in",
+    "ff.net.2",
+    "conv1",
+    "conv_shortcut",
+    "time_emb_proj",
+    "conv_in",
+    "conv_out",
+    "add_embedding.linear_1",
+    "conv",
+]
+
+
+def trained_xl(directory: Path, **settings: Any) -> DiffusionPipeline:
+    pipe = load_pipeline(directory)
+    torch.manual_seed(1)
+    pipe.unet.add_adapter(LoraConfig(init_lora_weights=False, **({"r": 4, "lora_alpha": 6, "target_modules": SDXL_TARGETS} | settings)))
+    return pipe
+
+
+def test_sdxl_is_called_as_in_the_original_layout(pipeline_dirs: dict[str, Path], tmp_path: Path) -> None:
+    """Added to the weights of a checkpoint in one file, under that file's own names, it does what was trained."""
+    pipe = trained_xl(pipeline_dirs["sdxl"])
+    save_adapter(tmp_path, pipe.unet, metadata=SDXL)
+    tensors, header = read_file(save_kohya(tmp_path))
+    assert header["ss_base_model_version"] == "sdxl_base_v1-0"
+    assert "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_q.lora_down.weight" in tensors
+    assert not any("down_blocks" in name or "up_blocks" in name or "mid_block" in name for name in tensors)
+
+    file = tmp_path / "base.safetensors"
+    save_original(load_pipeline(pipeline_dirs["sdxl"]), file)
+    weights = load_file(file)
+    prefix = "model.diffusion_model."
+    modules = {name.removeprefix(prefix).removesuffix(".weight").replace(".", "_"): name for name in weights if name.startswith(prefix)}
+    for name in {key.split(".")[0] for key in tensors}:
+        down, up, alpha = (tensors.pop(f"{name}.{part}") for part in ("lora_down.weight", "lora_up.weight", "alpha"))
+        weight = weights[modules[name.removeprefix("lora_unet_")]]
+        weight += alpha / len(down) * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+    assert not tensors
+    save_file(weights, file)
+    merged = load_pipeline(file, config=str(pipeline_dirs["sdxl"]))
+    base = xl_output(load_pipeline(pipeline_dirs["sdxl"]))
+    assert (xl_output(pipe) - base).abs().max() > 1e-3
+    assert (xl_output(merged) - xl_output(pipe)).abs().max() <= 1e-4
+
+
+@torch.no_grad()
+def xl_output(pipe: DiffusionPipeline) -> torch.Tensor:
+    told = Backbone.of(pipe).encode_prompts(["a cat", "a tree"])
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    return pipe.unet(latents, 500, told.states, added_cond_kwargs=told.added).sample
+
+
+def test_sdxl_does_what_was_trained_in_diffusers(pipeline_dirs: dict[str, Path], tmp_path: Path) -> None:
+    attention = ["to_q", "to_k", "to_v", "to_out.0"]
+    pipe = trained_xl(pipeline_dirs["sdxl"], target_modules=attention)
+    save_adapter(tmp_path, pipe.unet, metadata=SDXL)
+    save_kohya(tmp_path)
+    other = load_pipeline(pipeline_dirs["sdxl"])
+    load_adapter(other, tmp_path, weight_name=KOHYA_NAME)
+    assert (xl_output(other) - xl_output(pipe)).abs().max() <= 1e-4
+    several = trained_xl(pipeline_dirs["sdxl"], target_modules=attention, alpha_pattern={"attn2.to_q": 1.0, "attn1.to_k": 3.0})
+    save_adapter(tmp_path / "several", several.unet, metadata=SDXL)
+    save_kohya(tmp_path / "several")
+    other = load_pipeline(pipeline_dirs["sdxl"])
+    with pytest.raises(ValueError, match=f"several alphas.*load {NAME} instead"):
+        load_adapter(other, tmp_path / "several", weight_name=KOHYA_NAME)
+
+
+def test_a_module_that_sdxl_does_not_have_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"has no module transformer\.proj"):
+        original_name("transformer.proj")
 
 
 def test_without_settings_alpha_is_the_rank_as_diffusers_reads_it(trained: UNet2DConditionModel, tmp_path: Path) -> None:

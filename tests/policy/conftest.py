@@ -9,7 +9,7 @@ from small_policy import TARGETS, Policy
 
 from policy.adapter import add_lora
 from policy.kernel import ReverseKernel
-from policy.trajectory import PromptTable
+from policy.trajectory import Conditioning, PromptTable
 
 
 @pytest.fixture
@@ -22,5 +22,7 @@ def policy(unet: UNet2DConditionModel, tiny_pipeline_dir: Path) -> Policy:
     torch.manual_seed(0)
     parameters = add_lora(unet, 4, 4, TARGETS)
     kernel = ReverseKernel.from_scheduler(DDIMScheduler.from_pretrained(tiny_pipeline_dir, subfolder="scheduler"), 5)
-    table = PromptTable(["one", "two", "three"], torch.randn(3, 7, 16), torch.randn(1, 7, 16), torch.tensor([True, True, False]))
+    table = PromptTable(
+        ["one", "two", "three"], *map(Conditioning, (torch.randn(3, 7, 16), torch.randn(1, 7, 16))), torch.tensor([True, True, False])
+    )
     return Policy(unet, parameters, kernel, table)

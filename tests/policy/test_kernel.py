@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+    SchedulerMixin,
+)
 from torch.distributions import Normal, kl_divergence
 
 from policy.kernel import ReverseKernel
@@ -108,11 +117,69 @@ def test_the_last_step_is_finite_where_its_noise_vanishes(set_alpha_to_one: bool
     assert mean.isfinite().all() and log_prob.isfinite().all() and kernel.kl(mean, mean + 0.01, step).isfinite().all()
 
 
-def test_zero_terminal_snr_is_finite_under_v_prediction() -> None:
-    scheduler = ddim(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
-    kernel = ReverseKernel.from_scheduler(scheduler, 10)
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "set_alpha_to_one": True}
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+@pytest.mark.parametrize("num_steps", [4, 10, 20])
+def test_a_step_at_zero_terminal_snr_is_diffusers_too(prediction_type: str, num_steps: int) -> None:
+    """Where diffusers' own step is a number: at other numbers of steps it takes the root of a rounding error below 0."""
+    scheduler = ddim(prediction_type=prediction_type, **ZERO_SNR)
+    scheduler.set_timesteps(num_steps)
+    kernel = ReverseKernel.from_scheduler(scheduler, num_steps, min_std=0.0)
+    assert kernel.alphas_cumprod[0] == 0 and kernel.timesteps.tolist() == [*scheduler.timesteps.tolist(), 0]
+    output, x, noise = states()
+    for step, t in enumerate(scheduler.timesteps):
+        expected = scheduler.step(output, t, x, eta=1.0, variance_noise=noise).prev_sample
+        torch.testing.assert_close(kernel.mean(output, x, step) + kernel.stds[step] * noise, expected, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+@pytest.mark.parametrize("num_steps", [1, 16, 25, 30, 50, 1000])
+def test_zero_terminal_snr_is_finite_at_every_number_of_steps(prediction_type: str, num_steps: int) -> None:
+    kernel = ReverseKernel.from_scheduler(ddim(prediction_type=prediction_type, **ZERO_SNR), num_steps)
+    output, x, noise = states()
+    assert (kernel.stds > 0).all() and kernel.stds.isfinite().all()
+    assert (kernel.sensitivity() > 0).all() and kernel.sensitivity().isfinite().all()
+    for step in range(0, num_steps, max(1, num_steps // 50)):
+        mean = kernel.mean(output, x, step)
+        log_prob = kernel.log_prob(mean + kernel.stds[step] * noise, mean, step)
+        assert mean.isfinite().all() and log_prob.isfinite().all() and kernel.kl(mean, mean + 0.01, step).isfinite().all()
+
+
+def test_what_is_predicted_of_pure_noise_moves_the_next_state() -> None:
+    """The first step at zero terminal SNR has a gradient: the mean is the share of the predicted image that the next state shows."""
+    kernel = ReverseKernel.from_scheduler(ddim(prediction_type="v_prediction", **ZERO_SNR), 10)
     output, x, _ = states()
-    assert all(kernel.mean(output, x, step).isfinite().all() for step in range(10)) and kernel.stds.isfinite().all()
+    torch.testing.assert_close(kernel.mean(output, x, 0), -kernel.alphas_cumprod[1].sqrt() * output, atol=1e-3, rtol=1e-3)
+
+
+def test_noise_predicted_of_pure_noise_is_refused() -> None:
+    with pytest.raises(ValueError, match="v_prediction"):
+        ReverseKernel.from_scheduler(ddim(prediction_type="epsilon", **ZERO_SNR), 10)
+    kernel = ReverseKernel.from_scheduler(ddim(prediction_type="epsilon", rescale_betas_zero_snr=True, timestep_spacing="leading"), 10)
+    assert kernel.alphas_cumprod[0] > 0  # leading spacing never asks for the last timestep
+
+
+REFUSED = {
+    "flow matching": (FlowMatchEulerDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler has no noise schedule of discrete betas"),
+    "EDM": (EDMEulerScheduler(), "no noise schedule of discrete betas"),
+    "continuous timesteps": (EulerDiscreteScheduler(**BETAS, timestep_type="continuous"), "no noise schedule of discrete betas"),
+    "another schedule": (
+        DDPMScheduler(beta_schedule="sigmoid", clip_sample=False),
+        "beta_schedule 'sigmoid' is not supported; linear, scaled_linear",
+    ),
+    "another prediction": (DPMSolverMultistepScheduler(**BETAS, prediction_type="flow_prediction"), "prediction_type 'flow_prediction'"),
+    "clipped images": (DDPMScheduler(**BETAS), "set clip_sample to false in its scheduler/scheduler_config.json"),
+    "thresholded images": (DPMSolverMultistepScheduler(**BETAS, thresholding=True), "set thresholding to false"),
+}
+
+
+@pytest.mark.parametrize(("scheduler", "says"), REFUSED.values(), ids=REFUSED.keys())
+def test_schedulers_that_are_no_stochastic_ddim_of_latents_are_refused(scheduler: SchedulerMixin, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        ReverseKernel.from_scheduler(scheduler, 10)
+    assert "\n" not in str(caught.value)
 
 
 def test_arithmetic_is_float32_whatever_the_unet_returns() -> None:

@@ -24,7 +24,7 @@ def test_recomputed_log_probs_are_the_stored_ones_bit_for_bit(policy: Policy, gu
     for rows in (slice(0, 4), slice(4, 8)):
         batch = joined[rows]
         for step in range(policy.kernel.num_steps):
-            embeds = policy.table.embeds[batch.prompt_ids]
+            embeds = policy.table.conditioning[batch.prompt_ids]
             mean = step_mean(policy.unet, policy.kernel, batch.latents[:, step], step, embeds, policy.table.negative, guidance_scale)
             log_prob = policy.kernel.log_prob(batch.latents[:, step + 1], mean, step)
             assert log_prob.requires_grad
@@ -60,11 +60,11 @@ def test_a_step_is_one_pass_of_the_unet(policy: Policy, guidance_scale: float, s
 
 
 def test_guidance_goes_from_the_empty_prompt_through_the_prompt(policy: Policy) -> None:
-    x, embeds, negative = torch.randn(2, 4, 8, 8), policy.table.embeds[:2], policy.table.negative
+    x, embeds, negative = torch.randn(2, 4, 8, 8), policy.table.conditioning[:2], policy.table.negative
     with torch.no_grad():
         without, with_prompt, guided = (
             step_mean(policy.unet, policy.kernel, x, 1, *arguments)
-            for arguments in ((negative.expand(2, -1, -1), negative, 1.0), (embeds, negative, 1.0), (embeds, negative, 4.0))
+            for arguments in ((negative.expand(2), negative, 1.0), (embeds, negative, 1.0), (embeds, negative, 4.0))
         )
     assert (with_prompt - without).abs().max() > 1e-4
     torch.testing.assert_close(guided, without + 4.0 * (with_prompt - without), atol=1e-4, rtol=1e-4)
@@ -72,7 +72,7 @@ def test_guidance_goes_from_the_empty_prompt_through_the_prompt(policy: Policy) 
 
 def test_gradients_reach_the_adapter_alone(policy: Policy) -> None:
     trajectory = policy.sample(IDS)
-    embeds = policy.table.embeds[trajectory.prompt_ids]
+    embeds = policy.table.conditioning[trajectory.prompt_ids]
     mean = step_mean(policy.unet, policy.kernel, trajectory.latents[:, 1], 1, embeds, policy.table.negative, 5.0)
     policy.kernel.log_prob(trajectory.latents[:, 2], mean, 1).sum().backward()
     graded = {name for name, p in policy.unet.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
@@ -82,7 +82,7 @@ def test_gradients_reach_the_adapter_alone(policy: Policy) -> None:
 
 def test_kl_to_the_base_is_zero_before_and_has_a_gradient_once_the_adapter_moved(policy: Policy) -> None:
     trajectory = policy.sample(IDS)
-    embeds = policy.table.embeds[trajectory.prompt_ids]
+    embeds = policy.table.conditioning[trajectory.prompt_ids]
 
     def mean(step: int) -> torch.Tensor:
         return step_mean(policy.unet, policy.kernel, trajectory.latents[:, step], step, embeds, policy.table.negative, 5.0)
@@ -112,4 +112,4 @@ def test_cat_and_indexing_keep_rows_together(policy: Policy) -> None:
 
 
 def test_pooled_text_is_the_mean_over_tokens(policy: Policy) -> None:
-    torch.testing.assert_close(policy.table.pooled, policy.table.embeds.sum(1) / 7)
+    torch.testing.assert_close(policy.table.pooled, policy.table.conditioning.states.sum(1) / 7)

@@ -61,7 +61,7 @@ def sgd(policy: Policy, learning_rate: float) -> torch.optim.Optimizer:
 @torch.no_grad()
 def log_probs(policy: Policy, trajectory: Trajectory) -> torch.Tensor:
     """(B, T) under the policy as it is now."""
-    embeds = policy.table.embeds[trajectory.prompt_ids]
+    embeds = policy.table.conditioning[trajectory.prompt_ids]
     return torch.stack(
         [
             policy.kernel.log_prob(

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 import canvas
-from environment.base import encode_prompts, load_pipeline
+from environment.base import load_pipeline
 from hub.adapter import save_adapter
 from policy.adapter import add_lora
+from policy.backbone import Backbone
 from policy.kernel import ReverseKernel
 from policy.rollout import step_mean
-from policy.trajectory import PromptTable
 from reward.evaluate import FIGURES, bars, main, means, parse_args
 from reward.predictor import RewardPredictor
 from reward.scorers import BLIND, CLEAN, NOISY_DECODE, OURS, X0_ALONE, X0_PROMPT, Process, noisy_decode_scorer, x0_scorer
@@ -115,11 +115,12 @@ def test_x0_hat_is_where_the_last_step_goes(tiny_pipeline_dir: Path, teacher: Te
     pipe, prompts = load_pipeline(tiny_pipeline_dir), ["a cat", "a tree"]
     pipe.scheduler.register_to_config(set_alpha_to_one=True)
     kernel = ReverseKernel.from_scheduler(pipe.scheduler, 4, eta=1e-6, min_std=0.0)
-    table = PromptTable(prompts, encode_prompts(pipe, prompts), encode_prompts(pipe, [""]), torch.zeros(2, dtype=torch.bool))
-    process, rows, x = Process(pipe, kernel, table, 3.0), torch.tensor([0, 1, 1]), torch.randn(3, 4, 8, 8)
+    backbone = Backbone.of(pipe)
+    table = backbone.prompt_table(prompts)
+    process, rows, x = Process(backbone, kernel, table, 3.0), torch.tensor([0, 1, 1]), torch.randn(3, 4, 8, 8)
     with torch.no_grad():
-        for know_prompt, embeds, guidance in ((True, table.embeds[rows], 3.0), (False, table.negative.expand(3, -1, -1), 1.0)):
-            end = step_mean(pipe.unet, kernel, x, 3, embeds, table.negative, guidance)
+        for know_prompt, known, guidance in ((True, table.conditioning[rows], 3.0), (False, table.negative.expand(3), 1.0)):
+            end = step_mean(pipe.unet, kernel, x, 3, known, table.negative, guidance)
             expected = noisy_decode_scorer(process, teacher)(end, 3, rows)
             torch.testing.assert_close(x0_scorer(process, teacher, know_prompt)(x, 3, rows), expected, atol=1e-3, rtol=0)
 

@@ -11,8 +11,9 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipe
 from PIL import Image
 
 import canvas
-from environment.base import decode, load_pipeline
-from reward.latents import BaseRollouts, BaseSamples, DatasetImages, Drawn, EncodedImages, ImageFolder, collect, to_square
+from environment.base import load_pipeline
+from policy.backbone import Backbone
+from reward.latents import BaseRollouts, BaseSamples, DatasetImages, Drawn, EncodedImages, ImageFolder, collect, to_size
 from reward.teacher import Teacher
 
 PROMPTS = ["a cat", "a tree", "a car"]
@@ -49,7 +50,7 @@ def test_base_samples_are_as_many_as_asked_for_and_reproducible(pipe: StableDiff
     first, again, other = (collect(samples(pipe, seed=seed), teacher, 7) for seed in (0, 0, 1))
     assert first.latents.shape == (7, 4, 8, 8) and first.latents.isfinite().all() and first.embeddings.shape == (7, 64)
     assert torch.equal(first.latents, again.latents) and not torch.equal(first.latents, other.latents)
-    torch.testing.assert_close(first.embeddings, teacher.encode_images(decode(pipe.vae, first.latents)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(first.embeddings, teacher.encode_images(Backbone.of(pipe).decode(first.latents)), atol=1e-5, rtol=0)
     train, held_out = first.held_out()
     assert len(train) == 6 and torch.equal(held_out.latents, first.latents[:1])
 
@@ -187,13 +188,13 @@ def test_images_of_a_folder_are_encoded_at_the_bases_resolution(
 def test_the_middle_of_an_upright_image_is_taken() -> None:
     image = Image.new("RGB", (30, 10))
     image.paste((255, 255, 255), (10, 0, 20, 10))
-    assert to_square(image, 10).mean() > 0.9
+    assert to_size(image, 10, 10).mean() > 0.9
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     turned = Image.new("RGB", (10, 30))
     turned.paste((255, 255, 255), (0, 10, 10, 20))
     turned.info["exif"] = exif.tobytes()
-    assert to_square(turned, 10).shape == (3, 10, 10) and to_square(turned, 10).mean() > 0.9
+    assert to_size(turned, 10, 10).shape == (3, 10, 10) and to_size(turned, 10, 10).mean() > 0.9
 
 
 def test_folders_without_images_and_images_that_are_none_are_refused(

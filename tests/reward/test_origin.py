@@ -13,6 +13,7 @@ from reward.origin import check_fit, describe_origin, fingerprint, key_of
 from reward.predictor import RewardPredictor
 from reward.teacher import Teacher
 
+SD, XL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
 SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
@@ -29,7 +30,7 @@ def predictor(teacher: Teacher) -> RewardPredictor:
 
 def test_what_it_was_made_for_is_let_pass_whatever_the_sampler(predictor: RewardPredictor, teacher: Teacher) -> None:
     for scheduler in (DDIMScheduler(**SCHEDULE), EulerDiscreteScheduler(**SCHEDULE), DDIMScheduler(timestep_spacing="trailing", **SCHEDULE)):
-        check_fit(predictor, 4, 8, scheduler, teacher)
+        check_fit(predictor, (4, 8, 8), SD, scheduler, teacher)
 
 
 @pytest.mark.parametrize(
@@ -47,24 +48,42 @@ def test_another_base_is_refused_by_naming_both(
     channels: int, size: int, schedule: dict[str, object], says: str, predictor: RewardPredictor, teacher: Teacher
 ) -> None:
     with pytest.raises(CheckpointError, match=says) as caught:
-        check_fit(predictor, channels, size, DDIMScheduler(**(SCHEDULE | schedule)), teacher)
+        check_fit(predictor, (channels, size, size), SD, DDIMScheduler(**(SCHEDULE | schedule)), teacher)
     assert "python -m reward.train" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_latents_of_the_same_shape_of_another_class_of_base_are_refused(teacher: Teacher) -> None:
+    base = {"name": "some/base", "revision": None, "pipeline_class": SD}
+    origin = describe_origin(base, DDIMScheduler(**SCHEDULE), teacher, {"kind": "base samples"}, {"steps": 1})
+    predictor = RewardPredictor(4, 8, 64, width=8, condition_dim=16, origin=origin)
+    check_fit(predictor, (4, 8, 8), SD, DDIMScheduler(**SCHEDULE), teacher)
+    with pytest.raises(CheckpointError, match=f"was made for the latents of a {SD}, the base is a {XL}; train one .*reward.train"):
+        check_fit(predictor, (4, 8, 8), XL, DDIMScheduler(**SCHEDULE), teacher)
+
+
+def test_latents_that_are_not_square_are_told_from_those_that_are(teacher: Teacher) -> None:
+    predictor = RewardPredictor(4, [8, 12], 64, width=8, condition_dim=16)
+    check_fit(predictor, (4, 8, 12), SD, DDIMScheduler(**SCHEDULE), teacher)
+    assert predictor(torch.randn(2, 4, 8, 12), torch.tensor([3, 500])).shape == (2, 64)
+    for shape, says in (((4, 12, 8), "4x8x12 latents, the base has 4x12x8"), ((4, 12, 12), "the base has 4x12x12")):
+        with pytest.raises(CheckpointError, match=says):
+            check_fit(predictor, shape, SD, DDIMScheduler(**SCHEDULE), teacher)
 
 
 def test_another_clip_is_refused_even_if_its_embeddings_are_as_long(predictor: RewardPredictor, teacher: Teacher) -> None:
     with pytest.raises(CheckpointError, match=r"length 12, the CLIP model .* of 64"):
-        check_fit(RewardPredictor(4, 8, 12, width=8), 4, 8, DDIMScheduler(**SCHEDULE), teacher)
+        check_fit(RewardPredictor(4, 8, 12, width=8), (4, 8, 8), SD, DDIMScheduler(**SCHEDULE), teacher)
     other = Teacher.from_pretrained(f"local-dir:{canvas.CLIP}")
     with torch.no_grad():
         other.model.text_projection.copy_(other.model.text_projection.flip(1))
     with pytest.raises(CheckpointError, match="mean something else"):
-        check_fit(predictor, 4, 8, DDIMScheduler(**SCHEDULE), other)
+        check_fit(predictor, (4, 8, 8), SD, DDIMScheduler(**SCHEDULE), other)
 
 
 def test_a_checkpoint_that_records_nothing_is_let_pass(teacher: Teacher) -> None:
     pipe, bundled = load_pipeline(canvas.PIPELINE), RewardPredictor.from_pretrained(canvas.REWARD)
     assert bundled.config["timestep_conditioning"]
-    check_fit(bundled, 4, 8, pipe.scheduler, teacher)
+    check_fit(bundled, (4, 8, 8), SD, pipe.scheduler, teacher)
 
 
 def test_fingerprints_tell_weights_apart_and_keys_descriptions(tiny_pipeline_dir: Path) -> None:

@@ -1,0 +1,142 @@
+"""Random pipelines of every class that is supported, small enough to draw in milliseconds: 4-channel latents, images twice as large."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from canvas.models import build_scheduler, build_text_encoder, build_tokenizer
+
+TINY_PROMPTS = [f"a {thing} image in {style} style" for style in ("Van Gogh", "Mosaic", "Neon") for thing in ("cat", "car", "tree")]
+"""What the tiny reward predictors say their base draws."""
+BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
+def random_vae(latent_size: int | tuple[int, int], **settings: Any) -> AutoencoderKL:
+    size = latent_size if isinstance(latent_size, int) else max(latent_size)
+    usual = {
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+    }
+    return AutoencoderKL(sample_size=2 * size, **(usual | settings))
+
+
+def random_unet(latent_size: int | tuple[int, int], text_width: int, **settings: Any) -> UNet2DConditionModel:
+    usual = {
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "attention_head_dim": 4,
+        "norm_num_groups": 4,
+    }
+    return UNet2DConditionModel(sample_size=latent_size, cross_attention_dim=text_width, **(usual | settings))
+
+
+def text_config(tokenizer: CLIPTokenizer, width: int, projection_dim: int) -> CLIPTextConfig:
+    """As OpenCLIP's text encoders are: GELU, and a projection."""
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        hidden_act="gelu",
+        projection_dim=projection_dim,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def save_sd1(directory: Path, latent_size: int | tuple[int, int] = 8, text_width: int = 16) -> None:
+    """Stable Diffusion 1.x: epsilon, CLIP's text encoder."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    text_encoder = build_text_encoder(tokenizer, width=text_width)
+    vae = random_vae(latent_size)
+    save_sd(directory, tokenizer, text_encoder, vae, random_unet(latent_size, text_width), build_scheduler())
+
+
+def save_sd2(directory: Path) -> None:
+    """Stable Diffusion 2.x: velocity, zero terminal SNR, OpenCLIP's text encoder."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    text_encoder = CLIPTextModel(text_config(tokenizer, width=16, projection_dim=12))
+    unet = random_unet(8, 16, attention_head_dim=(2, 4), use_linear_projection=True)
+    scheduler = DDIMScheduler(
+        **BETAS, prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True
+    )
+    save_sd(directory, tokenizer, text_encoder, random_vae(8), unet, scheduler)
+
+
+def save_sd(
+    directory: Path,
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    vae: AutoencoderKL,
+    unet: UNet2DConditionModel,
+    scheduler: DDIMScheduler,
+) -> None:
+    StableDiffusionPipeline(
+        vae=vae,
+        unet=unet,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(directory, safe_serialization=True)
+
+
+def save_sdxl(directory: Path, latent_size: int | tuple[int, int] = 8, force_zeros_for_empty_prompt: bool = True) -> None:
+    """SDXL base: two text encoders whose tokenizers pad differently, sizes and a pooled embedding, the blocks of its UNet, its Euler sampler."""
+    torch.manual_seed(0)
+    tokenizer, tokenizer_2 = build_tokenizer(), build_tokenizer()
+    tokenizer_2.pad_token = "!"
+    width, width_2, projection_dim, time_dim = 16, 24, 20, 8
+    unet = random_unet(
+        latent_size,
+        width + width_2,
+        block_out_channels=(8, 8, 16),
+        layers_per_block=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1, 2),
+        attention_head_dim=(2, 2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=time_dim,
+        projection_class_embeddings_input_dim=6 * time_dim + projection_dim,
+    )
+    StableDiffusionXLPipeline(
+        vae=random_vae(latent_size, scaling_factor=0.13025, force_upcast=True),
+        unet=unet,
+        text_encoder=CLIPTextModel(text_config(tokenizer, width, projection_dim)),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer_2, width_2, projection_dim)),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        scheduler=EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
+        force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
+        add_watermarker=False,
+    ).save_pretrained(directory, safe_serialization=True)
+
+
+BACKBONES: dict[str, Callable[[Path], None]] = {"sd1": save_sd1, "sd2": save_sd2, "sdxl": save_sdxl}
