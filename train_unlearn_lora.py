@@ -70,6 +70,7 @@ from training.checkpoints import (
 )
 from training.control import RECOGNISABLE, Brake, StopSignal, adapt_coefficient
 from training.diagnostics import Diagnostics
+from training.memory import peak_memory_mb
 
 logger = get_logger(__name__)
 
@@ -235,6 +236,7 @@ class Progress:
     images: int = 0
     unet_samples: int = 0
     seconds: float = 0.0
+    peak_memory_mb: float = 0.0
     brakes: int = 0
     replaced: list[float] = field(default_factory=list)
     retain_kl: float = 0.0
@@ -508,6 +510,7 @@ def write_results(
             "images": progress.images,
             "unet_samples": progress.unet_samples,
             "seconds": round(progress.seconds, 1),
+            "peak_memory_mb": round(progress.peak_memory_mb, 1),
             "stopped_by": progress.stopped_by,
             "brakes": progress.brakes,
             "first_ratio_deviation": progress.first_ratio_deviation,
@@ -758,6 +761,7 @@ def train(
                 save_checkpoint(args.output_dir, progress.iteration, groups, numbers, args.checkpoints_total_limit)
         accelerator.wait_for_everyone()
     bar.close()
+    progress.peak_memory_mb = peak_memory_mb()
     logger.info(f"Stopped after {progress.iteration} iterations: {progress.stopped_by}")
 
     results: dict[str, Any] = {}
