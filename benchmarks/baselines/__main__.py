@@ -42,7 +42,8 @@ from training.memory import peak_memory_mb
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.baselines", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_task_arguments(parser)
-    parser.add_argument("--output_dir", type=Path, required=True, help="A new or an empty directory for adapter, results, picture and card.")
+    parser.add_argument("--output_dir", type=Path, required=True, help="Where adapter, results, picture and card are written.")
+    parser.add_argument("--overwrite_output_dir", action="store_true", help="Write into an output directory that is not empty.")
     parser.add_argument("--evaluation_seeds", type=int, nargs="+", default=[0, 1, 2], help="Seeds of the figures, one image a prompt and seed.")
     return parser.parse_args(input_args)
 
@@ -116,7 +117,8 @@ def counted(unet: UNet2DConditionModel) -> Iterator[Count]:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    require_empty(args.output_dir)
+    if not args.overwrite_output_dir:
+        require_empty(args.output_dir)
     task, examination, settings = prepare(args)
     method, started = METHODS[args.method], time.perf_counter()
     with counted(task.unet) as count:
