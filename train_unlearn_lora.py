@@ -236,7 +236,7 @@ class Progress:
     images: int = 0
     unet_samples: int = 0
     seconds: float = 0.0
-    peak_memory_mb: float = 0.0
+    peak_memory_mb: float | None = None
     brakes: int = 0
     replaced: list[float] = field(default_factory=list)
     retain_kl: float = 0.0
@@ -510,7 +510,7 @@ def write_results(
             "images": progress.images,
             "unet_samples": progress.unet_samples,
             "seconds": round(progress.seconds, 1),
-            "peak_memory_mb": round(progress.peak_memory_mb, 1),
+            "peak_memory_mb": progress.peak_memory_mb,
             "stopped_by": progress.stopped_by,
             "brakes": progress.brakes,
             "first_ratio_deviation": progress.first_ratio_deviation,

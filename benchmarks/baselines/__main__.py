@@ -123,7 +123,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     method, started = METHODS[args.method], time.perf_counter()
     with counted(task.unet) as count:
         facts = method.erase(task, settings, args.seed)
-    cost = {"unet_samples": count.samples, "seconds": round(time.perf_counter() - started, 1), "peak_memory_mb": round(peak_memory_mb(), 1)}
+    cost = {"unet_samples": count.samples, "seconds": round(time.perf_counter() - started, 1), "peak_memory_mb": peak_memory_mb()}
 
     base = args.pretrained_model_name_or_path or canvas.PIPELINE
     results = {

@@ -41,7 +41,7 @@ class Settings(Training):
     lora_alpha: float = 8.0
     target_modules: tuple[str, ...] = ("attn2.to_k", "attn2.to_v")
     images: int = 200
-    regularisation: float = 1.0
+    regularisation: float = 0.0
     guidance_scale: float = 7.5
     num_inference_steps: int = 16
 
