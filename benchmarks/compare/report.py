@@ -67,6 +67,7 @@ def plot(runs: Sequence[Run], path: Path) -> None:
     """UA against (IRA + CRA) / 2, for styles and for objects: a large point a method, a small one a run."""
     figure = Figure(figsize=(11, 4.8), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
+    shown = {}
     for axes, d in zip(figure.subplots(1, 2), DOMAINS, strict=True):
         for k, method in enumerate(NAMES):
             of = [figures(run) for run in runs if run["method"] == method and domain(run) == d]
@@ -81,7 +82,7 @@ def plot(runs: Sequence[Run], path: Path) -> None:
         axes.set_xlabel("UA (percent)")
         axes.set_ylabel("(IRA + CRA) / 2 (percent)")
         axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncol=len(NAMES), fontsize=9, frameon=False)
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncol=len(NAMES), fontsize=9, frameon=False)
     figure.savefig(path)
 
 
