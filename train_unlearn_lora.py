@@ -74,6 +74,7 @@ from training.control import RECOGNISABLE, Brake, StopSignal, adapt_coefficient
 from training.diagnostics import Diagnostics
 from training.interruption import Interruption, leave
 from training.lock import LOCK_NAME, only_run
+from training.memory import peak_memory_mb
 from training.plan import Amounts, costs_in_words, listing, probe
 
 logger = get_logger(__name__)
@@ -243,6 +244,7 @@ class Progress:
     images: int = 0
     unet_samples: int = 0
     seconds: float = 0.0
+    peak_memory_mb: float | None = None
     brakes: int = 0
     replaced: list[float] = field(default_factory=list)
     retain_kl: float = 0.0
@@ -547,6 +549,7 @@ def write_results(
             "images": progress.images,
             "unet_samples": progress.unet_samples,
             "seconds": round(progress.seconds, 1),
+            "peak_memory_mb": progress.peak_memory_mb,
             "stopped_by": progress.stopped_by,
             "brakes": progress.brakes,
             "first_ratio_deviation": progress.first_ratio_deviation,
@@ -855,6 +858,7 @@ def learn(
                 f"stopped after iteration {progress.iteration}, which is saved; the same command with --resume_from_checkpoint latest goes on.",
             )
     bar.close()
+    progress.peak_memory_mb = peak_memory_mb()
     return progress, logs
 
 

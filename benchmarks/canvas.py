@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import statistics
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
 
+from benchmarks.jobs import Job, run_jobs
 from canvas.draw import OBJECTS, STYLES, draw
 from evaluation.metrics import HEADLINE, summarize
 
@@ -51,22 +47,11 @@ def draw_exemplars(concept: str, count: int, directory: Path) -> Path:
     return directory
 
 
-def run(concept: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Train and evaluate one adapter, unless it has been; its results.
-
-    Raises:
-        RuntimeError: the training script failed; the message names its log.
-    """
+def training(concept: str, seed: int, args: argparse.Namespace) -> Job:
+    """Train and evaluate one adapter, in `OUTPUT_DIR/<concept>-<seed>`."""
     directory = args.output_dir / f"{slug(concept)}-{seed}"
-    results = directory / "results.json"
-    if not results.is_file():
-        log = args.output_dir / f"{directory.name}.log"
-        command = [sys.executable, "train_unlearn_lora.py", *what_to_erase(concept, args), "--seed", str(seed), "--output_dir", str(directory)]
-        with log.open("w") as file:
-            code = subprocess.run([*command, "--overwrite_output_dir", *args.extra], stdout=file, stderr=subprocess.STDOUT).returncode
-        if code:
-            raise RuntimeError(f"{' '.join(command)} ended with exit code {code}; see {log}")
-    return json.loads(results.read_text(encoding="utf-8"))
+    given = [*what_to_erase(concept, args), "--seed", str(seed), "--output_dir", str(directory), "--overwrite_output_dir", *args.extra]
+    return Job(["train_unlearn_lora.py", *given], directory / "results.json", args.output_dir / f"{directory.name}.log")
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -108,12 +93,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    jobs = [(concept, seed) for seed in args.seeds for concept in args.concepts]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        done = list(tqdm(pool.map(lambda job: run(*job, args), jobs), total=len(jobs), desc="runs"))
-    by_concept = {c: summary([r for (concept, _), r in zip(jobs, done, strict=True) if concept == c]) for c in args.concepts}
+    runs = [(concept, seed) for seed in args.seeds for concept in args.concepts]
+    done = run_jobs([training(*run, args) for run in runs], args.jobs)
+    by_concept = {c: summary([r for (concept, _), r in zip(runs, done, strict=True) if concept == c]) for c in args.concepts}
     (args.output_dir / "summary.json").write_text(json.dumps({"seeds": args.seeds, "concepts": by_concept}, indent=2) + "\n", encoding="utf-8")
     text = table(by_concept)
     (args.output_dir / "table.md").write_text(text + "\n", encoding="utf-8")

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 import benchmarks.canvas as erasers
 import benchmarks.style as styles
 import canvas
+from benchmarks.jobs import run_job
 from environment.base import load_pipeline
 from evaluation.examination import JudgeExamination
 from evaluation.generate import evaluation_mode, generate
@@ -95,7 +96,7 @@ def find_eraser(concept: str, args: argparse.Namespace) -> Path:
     for directory in (args.adapters_from, args.output_dir):
         if directory and (directory / name / "results.json").is_file():
             return directory / name
-    erasers.run(concept, args.train_seed, erasers.parse_args(["--output_dir", str(args.output_dir)]))
+    run_job(erasers.training(concept, args.train_seed, erasers.parse_args(["--output_dir", str(args.output_dir)])))
     return args.output_dir / name
 
 

@@ -226,7 +226,8 @@ def _training_section(results: Mapping[str, Any]) -> str:
     settings = {f"--{name}": value for name, value in (results.get("settings") or {}).items() if "token" not in name}
     rows = [[escape(name), _value(value)] for name, value in (facts | settings).items() if value not in (None, "", [])]
     method = results.get("method")
-    heading, text = ("How it was made", f"Not by training: by {escape(method)}.") if method else ("How it was trained", TRAINING)
+    made = "By" if training else "Not by training: by"
+    heading, text = ("How it was made", f"{made} {escape(method)}.") if method else ("How it was trained", TRAINING)
     return "\n".join([f"## {heading}", "", text, *(["", _table(["", ""], rows)] if rows else [])])
 
 

@@ -54,12 +54,14 @@ def await_iterations(count: int, directory: Path, process: Any) -> None:
 def outcome(directory: Path) -> dict[str, Any]:
     """Every byte and number that a run leaves and that is not a time or a place."""
     results = json.loads((directory / "results.json").read_text())
-    results["training"].pop("seconds")
+    for measured in ("seconds", "peak_memory_mb"):
+        results["training"].pop(measured)
     del results["settings"]
     tensors = {path.relative_to(directory).as_posix(): load_file(path) for path in sorted(directory.rglob("*.safetensors"))}
     numbers = {path.parent.name: json.loads(path.read_text()) for path in sorted(directory.rglob("state.json"))}
     for entry in numbers.values():
-        entry["progress"].pop("seconds")
+        for measured in ("seconds", "peak_memory_mb"):
+            entry["progress"].pop(measured)
     return {
         "results": results,
         "diagnostics": (directory / "diagnostics.jsonl").read_text(),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+
+from training.memory import peak_memory_mb
 
 SHOWN = 4
 """How many texts of a list are shown."""
@@ -22,12 +22,12 @@ class Costs:
     Attributes:
         draw: seconds for an image of a rollout.
         learn: seconds to update the policy by an image.
-        memory: peak bytes of the GPU, or of the process where there is none.
+        memory: peak in MB (`training.memory`), if the system says.
     """
 
     draw: float
     learn: float
-    memory: int
+    memory: float | None
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,7 @@ def probe(draw: Callable[[], object], learn: Callable[[], object], images: int, 
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append((time.perf_counter() - started) / images)
-    if device.type == "cuda":
-        return Costs(*seconds, memory=torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
-    return Costs(*seconds, memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    return Costs(*seconds, memory=peak_memory_mb())
 
 
 def costs_in_words(amounts: Amounts, costs: Costs) -> dict[str, str]:
@@ -83,7 +80,7 @@ def costs_in_words(amounts: Amounts, costs: Costs) -> dict[str, str]:
         "Images": f"{amounts.before} before training, {amounts.drawn} an iteration, {amounts.evaluated} in the evaluation",
         "Time": f"{duration(seconds['before'])} before training, {duration(seconds['iteration'])} an iteration, "
         f"{duration(seconds['evaluation'])} for the evaluation; {duration(longest)} if it takes all {amounts.iterations} iterations",
-        "Memory": f"{costs.memory / 2**30:.1f} GiB at the probe's peak; a whole batch takes more",
+        "Memory": f"{costs.memory / 1000:.1f} GB at the probe's peak; a whole batch takes more" if costs.memory else "unknown",
     }
 
 

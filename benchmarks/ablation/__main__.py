@@ -11,52 +11,31 @@ import argparse
 import json
 import os
 import re
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
-from tqdm.auto import tqdm
 
 from benchmarks.ablation.report import best_learning_rate, plot, reached, table
 from benchmarks.ablation.variants import VARIANTS
 from benchmarks.canvas import CONCEPTS
+from benchmarks.jobs import Job, run_jobs
 
-Job = tuple[str, str, int, float]
 SWEEP_SEED = 100
 
 
-def run_all(jobs: list[Job], args: argparse.Namespace, stage: str) -> list[dict[str, Any]]:
-    """The results of all jobs, from their files where they exist.
+def run_all(runs: list[tuple[str, str, int, float]], args: argparse.Namespace, stage: str) -> list[dict[str, Any]]:
+    """The results of runs given by variant, concept, seed and learning rate, from their files where they exist.
 
     Raises:
         RuntimeError: a run failed; the message names its log.
     """
-
-    def run(job: Job) -> dict[str, Any]:
-        variant, concept, seed, rate = job
+    budget = args.sweep_budget if stage == "sweep" else args.budget
+    jobs = []
+    for variant, concept, seed, rate in runs:
         output = args.output_dir / stage / f"{re.sub(r'[^a-z0-9.-]+', '-', f'{variant}-{concept}-{seed}-{rate:g}'.casefold())}.json"
-        if not output.is_file():
-            output.parent.mkdir(parents=True, exist_ok=True)
-            log = output.with_suffix(".log")
-            given = ["--variant", variant, "--concept", concept, "--seed", str(seed), "--learning_rate", str(rate), "--output", str(output)]
-            given += [
-                "--budget",
-                str(args.sweep_budget if stage == "sweep" else args.budget),
-                "--every",
-                str(args.every),
-                "--judge_seeds",
-                *map(str, args.judge_seeds),
-            ]
-            with log.open("w") as file:
-                code = subprocess.run([sys.executable, "-m", "benchmarks.ablation.run", *given], stdout=file, stderr=subprocess.STDOUT).returncode
-            if code:
-                raise RuntimeError(f"The run of {variant} on {concept} ended with exit code {code}; see {log}")
-        return json.loads(output.read_text(encoding="utf-8"))
-
-    with ThreadPoolExecutor(args.jobs) as pool:
-        return list(tqdm(pool.map(run, jobs), total=len(jobs), desc=stage))
+        given = ["--variant", variant, "--concept", concept, "--seed", str(seed), "--learning_rate", str(rate), "--output", str(output)]
+        given += ["--budget", str(budget), "--every", str(args.every), "--judge_seeds", *map(str, args.judge_seeds)]
+        jobs.append(Job(["-m", "benchmarks.ablation.run", *given], output, output.with_suffix(".log")))
+    return run_jobs(jobs, args.jobs, stage)
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
@@ -76,8 +55,6 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sweep = run_all([(v, c, SWEEP_SEED, rate) for v in args.variants for c in args.sweep_concepts for rate in args.learning_rates], args, "sweep")
     rates = {v: best_learning_rate([run for run in sweep if run["variant"] == v]) for v in args.variants}
     runs = run_all([(v, c, seed, rates[v]) for seed in args.seeds for v in args.variants for c in args.concepts], args, "runs")

@@ -15,14 +15,21 @@ from hub.space.about import About, base_name, introduction, title
 
 ROOT = Path(__file__).parents[2]
 CODE = (
-    *("canvas/__init__.py", "environment/__init__.py", "environment/base.py", "evaluation/__init__.py", "evaluation/generate.py"),
-    *("hub/__init__.py", "hub/adapter.py", "hub/card.py", "hub/checks.py", "hub/files.py", "hub/notes.py", "hub/provenance.py"),
+    *(
+        "canvas/__init__.py",
+        "environment/__init__.py",
+        "environment/base.py",
+        "environment/supported.py",
+        "evaluation/__init__.py",
+        "evaluation/generate.py",
+    ),
+    *("hub/__init__.py", "hub/adapter.py", "hub/card.py", "hub/checks.py", "hub/files.py", "hub/names.py", "hub/notes.py", "hub/provenance.py"),
     *("hub/space/__init__.py", "hub/space/about.py", "hub/space/page.py", "hub/space/studio.py"),
-    *("networks/__init__.py", "networks/checkpoint.py"),
+    *("networks/__init__.py", "networks/checkpoint.py", "policy/__init__.py", "policy/backbone.py", "policy/trajectory.py"),
 )
 """Modules of the page and what they import of this project, at the places they have here."""
 APP_NAME, REQUIREMENTS_NAME, SHOWN_NAME = "app.py", "requirements.txt", "space.json"
-OWN_FOLDERS = ("canvas", "environment", "evaluation", "hub", "networks")
+OWN_FOLDERS = ("canvas", "environment", "evaluation", "hub", "networks", "policy")
 GRADIO, PYTHON = "6.31.0", "3.11"
 """The versions that the page is tested with; the Hub installs these."""
 

@@ -13,11 +13,12 @@ import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from PIL import Image
 
-from environment.base import check_window, load_pipeline
+from environment.base import load_pipeline
 from evaluation.generate import adapter_disabled, ddim, image_seed
 from hub.adapter import find_adapter, load_adapter
 from hub.provenance import RESULTS_NAME
 from networks.checkpoint import resolve_directory
+from policy.backbone import Backbone
 
 MAX_SCALE, MAX_STEPS, MAX_GUIDANCE, MAX_SEED = 1.5, 100, 20.0, 2**32 - 1
 KEPT_IMAGES = 64
@@ -152,7 +153,7 @@ class Studio:
             return self._drawings[key]
 
     def _draw(self, settings: Settings, scale: float, on_step: OnStep | None) -> Drawing:
-        check_window(self.pipe.tokenizer, settings.prompt)
+        Backbone.of(self.pipe).check_window(settings.prompt)
         if scale:
             self.pipe.set_adapters(self.worn.name, scale)
 
@@ -169,4 +170,4 @@ class Studio:
                 generator=torch.Generator().manual_seed(image_seed(settings.prompt, settings.seed)),
                 callback_on_step_end=step_done,
             )
-        return Drawing(made.images[0], any(made.nsfw_content_detected or []))
+        return Drawing(made.images[0], any(getattr(made, "nsfw_content_detected", None) or []))

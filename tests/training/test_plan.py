@@ -7,7 +7,7 @@ import torch
 from training.plan import Amounts, Costs, costs_in_words, duration, listing, probe
 
 AMOUNTS = Amounts(before=128, drawn=48, learnt=32, iterations=40, evaluated=96, evaluation_steps=30, steps=15)
-COSTS = Costs(draw=0.5, learn=1.0, memory=3 * 2**30)
+COSTS = Costs(draw=0.5, learn=1.0, memory=3000.0)
 
 
 def test_the_seconds_of_every_stage() -> None:
@@ -18,7 +18,7 @@ def test_in_words() -> None:
     words = costs_in_words(AMOUNTS, COSTS)
     assert words["Images"] == "128 before training, 48 an iteration, 96 in the evaluation"
     assert words["Time"].startswith("0:01:04 before training, 0:00:56 an iteration") and "0:40:00 if it takes all 40" in words["Time"]
-    assert words["Memory"].startswith("3.0 GiB")
+    assert words["Memory"].startswith("3.0 GB")
     assert duration(0.2) == "0:00:01"
 
 
@@ -30,4 +30,4 @@ def test_a_list_shows_its_length_and_its_beginning() -> None:
 def test_a_probe_times_an_image_of_each() -> None:
     costs = probe(lambda: time.sleep(0.02), lambda: time.sleep(0.08), images=4, device=torch.device("cpu"))
     assert costs.draw >= 0.005 and costs.learn >= 0.02
-    assert costs.memory > 50 * 2**20  # torch alone takes more
+    assert costs.memory is None or costs.memory > 50  # torch alone takes more

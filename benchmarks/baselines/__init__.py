@@ -1,0 +1,19 @@
+"""Published methods of concept erasure, each as a LoRA in this project's format: docs/baselines.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from benchmarks.baselines import ca, esd, leco, spm, uce
+
+
+class Method(NamedTuple):
+    """What it is called in results and cards, its settings, and what leaves its adapter on a task's UNet."""
+
+    title: str
+    settings: type
+    erase: Callable[..., dict[str, Any]]
+
+
+METHODS = {name: Method(m.TITLE, m.Settings, m.erase) for name, m in {"esd": esd, "uce": uce, "ca": ca, "leco": leco, "spm": spm}.items()}

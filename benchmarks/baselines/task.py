@@ -1,0 +1,102 @@
+"""What every baseline is given: the base, and the prompts that the reward spec resolves for the concept, which our own training gets too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+from environment.base import encode_prompts
+from evaluation.generate import ddim
+from policy.adapter import base_policy
+from policy.rollout import guided_output
+from reward.spec import ConceptSpec
+
+T = TypeVar("T")
+
+
+class Prompts(StrEnum):
+    """What a method that erases a text is told: the concept's own name, as its authors do, or the forget prompts of the spec and their anchors."""
+
+    NAME = "name"
+    SPEC = "spec"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A base and a concept to erase from it.
+
+    Attributes:
+        pipe: the base; the adapter goes onto its UNet.
+        spec: concept, forget prompts, retain prompts, and for each forget prompt its anchors.
+        scheduler: the base's noise schedule under the deterministic DDIM sampler.
+        states: (L, E) text-encoder states of every text of the spec, of the concept's own name and of the empty prompt.
+    """
+
+    pipe: StableDiffusionPipeline
+    spec: ConceptSpec
+    scheduler: DDIMScheduler
+    states: dict[str, torch.Tensor]
+
+    @classmethod
+    def build(cls, pipe: StableDiffusionPipeline, spec: ConceptSpec) -> Task:
+        """Encode all texts once.
+
+        Raises:
+            ValueError: the text encoder's window is too short for one of them.
+        """
+        texts = list(dict.fromkeys(["", *spec.concepts, *spec.forget_prompts, *spec.retain_prompts, *(t for row in spec.anchors for t in row)]))
+        return cls(pipe, spec, ddim(pipe), dict(zip(texts, encode_prompts(pipe, texts), strict=True)))
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        return self.pipe.unet
+
+    def targets(self, prompts: Prompts) -> list[str]:
+        """The texts to erase."""
+        return self.spec.concepts if prompts == Prompts.NAME else self.spec.forget_prompts
+
+    def encode(self, prompts: Sequence[str]) -> torch.Tensor:
+        """(B, L, E)."""
+        return torch.stack([self.states[prompt] for prompt in prompts])
+
+    def predict(self, x: torch.Tensor, t: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """The UNet's prediction with its adapter at x (B, C, H, W) and timesteps t, () or (B,); with gradient if it is enabled."""
+        return guided_output(self.unet, t, x, self.encode(prompts), self.encode([""]), 1.0)
+
+    @torch.no_grad()
+    def predict_base(self, x: torch.Tensor, t: torch.Tensor, *prompts: Sequence[str]) -> tuple[torch.Tensor, ...]:
+        """The frozen base's predictions for several lists of B prompts each, in one pass."""
+        many = len(prompts)
+        with base_policy(self.unet):
+            together = self.predict(x.repeat(many, 1, 1, 1), t if t.ndim == 0 else t.repeat(many), [p for of in prompts for p in of])
+        return together.chunk(many)
+
+    @torch.no_grad()
+    def denoise(
+        self, prompts: Sequence[str], steps: int, num_inference_steps: int, guidance_scale: float, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Let the UNet as it is now take the first `steps` of its steps from pure noise.
+
+        Returns:
+            x (B, C, H, W), and the timestep () at which it stands; after the last step that is 0.
+        """
+        embeds, negative, device = self.encode(prompts), self.encode([""]), self.pipe.device
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        x = torch.randn(len(prompts), self.unet.config.in_channels, height, width, generator=generator).to(device)
+        for t in self.scheduler.timesteps[:steps]:
+            x = self.scheduler.step(guided_output(self.unet, t, x, embeds, negative, guidance_scale), t, x).prev_sample
+        return x, F.pad(self.scheduler.timesteps, (0, 1))[steps]
+
+
+def draw(items: Sequence[T], count: int, generator: torch.Generator) -> list[T]:
+    """`count` of `items`, each as often as any other but for the remainder, which is drawn at random."""
+    order = [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
+    return [*(list(items) * (count // len(items))), *order[: count % len(items)]]

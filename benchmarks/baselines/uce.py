@@ -1,0 +1,131 @@
+"""Unified concept editing (Gandikota et al., 2024, arXiv 2308.14761, eq. 7): the keys and values of cross-attention, edited in closed form,
+
+    W = (λ W⁰ + s_e Σ_e v* c_eᵀ + s_p Σ_p W⁰ c_p c_pᵀ) (λ I + s_e Σ_e c_e c_eᵀ + s_p Σ_p c_p c_pᵀ)⁻¹,
+
+c_e text states to be erased, v* = W⁰ c_g what the base makes of those put in their place, c_p text states to be preserved. A text gives one state for
+each token from its last one to the end of the window, which repeats the end-of-text token: the states that have read the whole text.
+
+Published: s_e 1, s_p 1, λ 0.5; the first release had s_p 0.1, λ 0.1; UnlearnCanvas took s_e 0.05, λ 1 for styles and 0.01, 10 for objects.
+
+The change W - W⁰ = s_e Σ_e (v* - W⁰ c_e) c_eᵀ (…)⁻¹ becomes a LoRA by a singular value decomposition of each, at the lowest rank that loses less
+than `tolerance` of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig, set_peft_model_state_dict
+
+from benchmarks.baselines.task import Task
+from benchmarks.baselines.trainer import Watch
+from hub.factors import Factors
+from hub.merge import truncate
+from policy.adapter import ADAPTER
+
+TITLE = "UCE (arXiv 2308.14761)"
+
+
+class States(StrEnum):
+    """Those from the last token of the text on, to the end of the window, or those of all of its tokens too."""
+
+    TAIL = "tail"
+    TEXT = "text"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is published, but for what docs/baselines.md says.
+
+    Attributes:
+        erase_scale: s_e.
+        preserve_scale: s_p.
+        damping: λ.
+        tolerance: share of the change, as a Frobenius norm, that its LoRA may lose.
+        states: which of a text's states are edited, and preserved.
+        target_modules: endings of the layers that are edited.
+    """
+
+    erase_scale: float = 1.0
+    preserve_scale: float = 1.0
+    damping: float = 0.5
+    tolerance: float = 0.01
+    states: States = States.TEXT
+    target_modules: tuple[str, ...] = ("attn2.to_k", "attn2.to_v")
+
+
+def uce_closed_form(weight: torch.Tensor, erased: torch.Tensor, values: torch.Tensor, preserved: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """The edited weight (out, in), in double precision.
+
+    Args:
+        weight: (out, in).
+        erased: (N, in) text states c_e.
+        values: (N, out), v* of each.
+        preserved: (P, in) text states c_p.
+    """
+    weight, erased, values, preserved = (tensor.double() for tensor in (weight, erased, values, preserved))
+    s_e, s_p = settings.erase_scale, settings.preserve_scale
+    kept = s_p * preserved.T @ preserved + settings.damping * torch.eye(weight.shape[1], dtype=torch.float64, device=weight.device)
+    left = weight @ kept + s_e * values.T @ erased
+    return torch.linalg.solve(kept + s_e * erased.T @ erased, left, left=False)
+
+
+def as_lora(changes: dict[str, torch.Tensor], tolerance: float) -> tuple[dict[str, Factors], float]:
+    """Changes (out, in) of weights as pairs of matrices of one rank, the lowest that loses no more than `tolerance`, and what it loses."""
+    full = {
+        name: Factors(torch.eye(change.shape[1], dtype=change.dtype, device=change.device), change, change.shape[1])
+        for name, change in changes.items()
+    }
+    most = max(min(change.shape) for change in changes.values())
+    return next(found for rank in range(1, most + 1) if (found := truncate(full, rank))[1] <= tolerance or rank == most)
+
+
+def attach(unet: UNet2DConditionModel, factors: dict[str, Factors]) -> None:
+    """Put the pairs onto the UNet as its adapter."""
+    ranks = {name: f.rank for name, f in factors.items()}
+    rank = max(ranks.values())
+    lower = {f"^{name}": r for name, r in ranks.items() if r != rank}
+    unet.requires_grad_(False)
+    unet.add_adapter(
+        LoraConfig(r=rank, lora_alpha=rank, rank_pattern=lower, alpha_pattern=lower, target_modules=sorted(factors)), adapter_name=ADAPTER
+    )
+    pairs = {f"{name}.lora_A.weight": f.down.float() for name, f in factors.items()} | {
+        f"{name}.lora_B.weight": f.up.float() for name, f in factors.items()
+    }
+    set_peft_model_state_dict(unet, pairs, adapter_name=ADAPTER)
+
+
+def paired_states(task: Task, texts: Sequence[str], others: Sequence[str], states: States) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, E) text states of `texts`, and beside each that of its counterpart in `others`, aligned at the last token of either text."""
+    found, put = [], []
+    for text, other in zip(texts, others, strict=True):
+        a, b = task.states[text], task.states[other]
+        last, of_other = (len(task.pipe.tokenizer(t).input_ids) - 2 for t in (text, other))  # the end-of-text token comes after it
+        before = min(last, of_other) - 1 if states == States.TEXT else 0
+        after = min(len(a) - last, len(b) - of_other)
+        found.append(a[last - before : last + after])
+        put.append(b[of_other - before : of_other + after])
+    return torch.cat(found), torch.cat(put)
+
+
+def erase(task: Task, settings: Settings, seed: int, watch: Watch | None = None) -> dict[str, Any]:
+    """Leave the adapter on the task's UNet; returns facts for results.json. The seed decides which anchor stands in for the concept."""
+    forget = task.spec.forget_prompts
+    column = int(torch.randint(min(map(len, task.spec.anchors)), (), generator=torch.Generator().manual_seed(seed)))
+    erased, guides = paired_states(task, forget, [row[column] for row in task.spec.anchors], settings.states)
+    preserved, _ = paired_states(task, task.spec.retain_prompts, task.spec.retain_prompts, settings.states)
+    changes = {}
+    for name, module in task.unet.named_modules():
+        if name.endswith(settings.target_modules):
+            weight = module.weight.detach()
+            changes[name] = uce_closed_form(weight, erased, guides @ weight.T, preserved, settings) - weight.double()
+    factors, error = as_lora(changes, settings.tolerance)
+    attach(task.unet, factors)
+    if watch:
+        watch(1)
+    return {"iterations": 1, "images": 0, "relative_error": error}

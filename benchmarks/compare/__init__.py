@@ -1,0 +1,1 @@
+"""Our default beside published methods on the bundled canvas."""

@@ -1,0 +1,56 @@
+"""The same prompts and seed drawn by the base and by each method's adapter, nothing chosen by looking: one picture a concept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
+
+import numpy as np
+from diffusers import DiffusionPipeline
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from evaluation.examination import Examination
+from evaluation.generate import evaluation_mode, generate
+from hub.adapter import load_adapter
+
+FORGET, RETAIN = "#b3261e", "#1b6e4b"
+SHOWN = 6
+"""Forget prompts, and as many retain prompts."""
+
+
+def draw_rows(pipe: DiffusionPipeline, adapters: Mapping[str, Path | None], prompts: Sequence[str], seed: int) -> dict[str, list[Image.Image]]:
+    """For each name its adapter's images of the prompts, None being the base; the pipeline is the base before and after."""
+    rows = {}
+    for name, directory in adapters.items():
+        if directory:
+            load_adapter(pipe, directory)
+        with evaluation_mode(pipe):
+            rows[name] = [image for _, _, image in generate(pipe, prompts, [seed])]
+        pipe.unload_lora_weights()
+    return rows
+
+
+def method_grid(pipe: DiffusionPipeline, examination: Examination, adapters: Mapping[str, Path | None], seed: int, path: Path, title: str) -> None:
+    """Write the picture: a row a method, forget prompts on the left, retain prompts on the right."""
+    ids = examination.showcase(SHOWN)
+    prompts = [examination.prompts[i] for i in ids]
+    rows = draw_rows(pipe, adapters, prompts, seed)
+    figure = Figure(figsize=(1.3 + 1.05 * len(ids), 0.9 + 1.05 * len(rows)), dpi=90)
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=12)
+    axes = figure.subplots(len(rows), len(ids), squeeze=False)
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        for axis, image, i in zip(line, images, ids, strict=True):
+            axis.imshow(np.asarray(image.convert("RGB")), interpolation="nearest" if max(image.size) < 128 else "antialiased")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            for spine in axis.spines.values():
+                spine.set_color(FORGET if examination.forget[i] else RETAIN)
+    for axis, prompt in zip(axes[0], prompts, strict=True):
+        axis.set_title(fill(prompt, 16), fontsize=7, parse_math=False)
+    figure.subplots_adjust(left=1.2 / figure.get_figwidth(), right=0.99, top=1 - 0.85 / figure.get_figheight(), bottom=0.01, wspace=0.06, hspace=0.06)
+    figure.savefig(path)

@@ -1,0 +1,20 @@
+"""What is compared: how each method is run, by a command that leaves an adapter's directory."""
+
+from __future__ import annotations
+
+from benchmarks.ablation.variants import VARIANTS
+from benchmarks.baselines import METHODS
+
+OURS = "ours"
+TRAINED_BY_US: dict[str, list[str]] = {OURS: VARIANTS["default"], "ddpo": VARIANTS["plain ddpo"]}
+"""Flags of the training script."""
+NAMES = {OURS: "ours", "ddpo": "DDPO", "esd": "ESD-x", "uce": "UCE", "ca": "CA", "leco": "LECO", "spm": "SPM, ungated"}
+"""As tables show them, in their order."""
+
+
+def command(method: str, concept: str, seed: int, directory: str) -> list[str]:
+    """Arguments of Python that erase a concept by a method and write adapter, results.json and picture to a directory."""
+    given = ["--concept", concept, "--seed", str(seed), "--output_dir", directory, "--overwrite_output_dir"]
+    if method in METHODS:
+        return ["-m", "benchmarks.baselines", "--method", method, *given]
+    return ["train_unlearn_lora.py", *given, "--report_to", "none", "--validation_steps", "0", *TRAINED_BY_US[method]]

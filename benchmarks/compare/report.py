@@ -1,0 +1,102 @@
+"""Table and figure of a comparison, from the results.json of its runs. Pure functions but for the writing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.compare.methods import NAMES, OURS
+from evaluation.metrics import FIGURES, HEADLINE, summarize
+
+Run = Mapping[str, Any]
+"""One results.json, with `method`, `concept` (one text) and `adapter_mb` added."""
+
+DOMAINS = ("style", "object")
+COSTS = {"seconds": "seconds", "peak_memory_mb": "peak memory, MB", "unet_samples": "UNet samples", "images": "images drawn"}
+"""Columns from the `training` of results.json."""
+DETAILS = ("ci95", "per_seed", "per_class")
+
+
+def domain(run: Run) -> str:
+    """Whether a style or an object was erased, as the judge's classes say."""
+    return next(iter(run["targets"]))
+
+
+def figures(run: Run) -> dict[str, float]:
+    """UA, IRA, CRA, their mean, and whatever other number the evaluation has put beside them."""
+    side = run["adapter"]
+    found = {name: side[name] for name in HEADLINE}
+    further = {name: value for name, value in side.items() if name not in (*FIGURES, *DETAILS) and isinstance(value, int | float)}
+    return found | {"mean": fmean(found.values())} | further
+
+
+def table(runs: Sequence[Run]) -> str:
+    """One row a method, and the base: figures for styles and for objects, then what the adapter costs; mean and 95 % interval over concepts and seeds.
+
+    The highest mean of a column of UA, IRA, CRA and their mean is bold, equals alike.
+    """
+    methods = [name for name in NAMES if any(run["method"] == name for run in runs)]
+    per_domain = {d: [run for run in runs if domain(run) == d] for d in DOMAINS}
+    columns = {d: list(dict.fromkeys(name for run in of for name in figures(run))) for d, of in per_domain.items()}
+    costs = {name: title for name, title in COSTS.items() if any(name in run["training"] for run in runs)}
+    cells: dict[str, list[str]] = {method: [] for method in methods}
+    base: list[str] = []
+    for d in DOMAINS:
+        for name in columns[d]:
+            found = {method: _summary([figures(run).get(name) for run in per_domain[d] if run["method"] == method]) for method in methods}
+            means = [s["mean"] for s in found.values() if s["mean"] is not None]
+            for method, s in found.items():
+                best = name in (*HEADLINE, "mean") and s["mean"] is not None and f"{s['mean']:.1f}" == f"{max(means):.1f}"
+                cells[method].append(f"**{_cell(s)}**" if best else _cell(s))
+            base.append(_cell(_summary([figures({"adapter": run["base"]}).get(name) for run in per_domain[d]]), interval=False))
+    for method in methods:
+        of = [run for run in runs if run["method"] == method]
+        cells[method] += [_mean([run["training"].get(name) for run in of]) for name in costs] + [_mean([run["adapter_mb"] for run in of], digits=2)]
+    base += ["–"] * (len(costs) + 1)
+    header = [f"{d} {name}" for d in DOMAINS for name in columns[d]] + [*costs.values(), "adapter, MB"]
+    lines = [f"| method | {' | '.join(header)} |", "|---|" + "---|" * len(header), f"| none (the base) | {' | '.join(base)} |"]
+    return "\n".join([*lines, *(f"| {NAMES[method]} | {' | '.join(row)} |" for method, row in cells.items())])
+
+
+def plot(runs: Sequence[Run], path: Path) -> None:
+    """UA against (IRA + CRA) / 2, for styles and for objects: a large point a method, a small one a run."""
+    figure = Figure(figsize=(11, 4.8), dpi=90, layout="constrained")
+    FigureCanvasAgg(figure)
+    shown = {}
+    for axes, d in zip(figure.subplots(1, 2), DOMAINS, strict=True):
+        for k, method in enumerate(NAMES):
+            of = [figures(run) for run in runs if run["method"] == method and domain(run) == d]
+            if not of:
+                continue
+            x, y = [f["UA"] for f in of], [(f["IRA"] + f["CRA"]) / 2 for f in of]
+            axes.scatter(x, y, s=10, color=f"C{k}", alpha=0.35, linewidths=0)
+            axes.scatter(
+                fmean(x), fmean(y), s=110 if method == OURS else 60, color=f"C{k}", marker="*" if method == OURS else "o", label=NAMES[method]
+            )
+        axes.set_title(f"{d}s", fontsize=11)
+        axes.set_xlabel("UA (percent)")
+        axes.set_ylabel("(IRA + CRA) / 2 (percent)")
+        axes.grid(alpha=0.3)
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncol=len(NAMES), fontsize=9, frameon=False)
+    figure.savefig(path)
+
+
+def _summary(values: Sequence[float | None]) -> dict[str, float | None]:
+    return summarize([{"": value} for value in values])[""] if values else {"mean": None, "ci95": None}
+
+
+def _cell(summary: Mapping[str, float | None], interval: bool = True) -> str:
+    mean, half = summary["mean"], summary["ci95"]
+    if mean is None:
+        return "–"
+    return f"{mean:.1f}" + (f" ± {half:.1f}" if interval and half is not None else "")
+
+
+def _mean(values: Sequence[float | None], digits: int = 0) -> str:
+    known = [value for value in values if value is not None]
+    return f"{fmean(known):.{digits}f}" if known else "–"

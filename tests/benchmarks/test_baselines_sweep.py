@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.baselines import METHODS
+from benchmarks.baselines.__main__ import changed
+from benchmarks.baselines.sweep import GRID, main, parse_args, ranked, table
+
+
+def run(concept: str, settings: list[str], *ua: float, cra: float = 100.0) -> dict[str, Any]:
+    curve = [{"steps": 50 * (i + 1), "seconds": 10.0 * (i + 1), "UA": u, "IRA": 100.0, "CRA": cra} for i, u in enumerate(ua)]
+    return {"method": "esd", "concept": [concept], "settings": settings, "curve": curve}
+
+
+def test_the_best_settings_have_the_highest_mean_and_of_equals_the_fewest_steps() -> None:
+    low, high = ["learning_rate=0.001"], ["learning_rate=0.003"]
+    rows = ranked(
+        [run("cat", low, 40.0, 100.0), run("dog", low, 100.0, 100.0), run("cat", high, 100.0, 100.0), run("dog", high, 100.0, 100.0, cra=91.0)]
+    )
+    assert [(row["settings"], row["steps"]) for row in rows] == [(low, 100), (high, 50), (high, 100), (low, 50)]
+    assert rows[0]["score"] == 100.0 and rows[-1]["UA"] == 70.0
+    assert "| esd | learning_rate=0.003 | 50 | 98.5 | 100.0 | 100.0 | 95.5 | 10.0 |" in table({"esd": rows})
+
+
+def test_trials_that_are_done_are_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(GRID, "esd", {"learning_rate": [1e-3, 3e-3]})
+    (tmp_path / "runs").mkdir()
+    for rate in ("0.001", "0.003"):
+        content = run("star", [f"learning_rate={rate}"], 1000 * float(rate))
+        (tmp_path / "runs" / f"esd-star-learning-rate-{rate.replace('.', '-')}.json").write_text(json.dumps(content))
+    main(parse_args(["--methods", "esd", "--concepts", "star", "--jobs", "1", "--output_dir", str(tmp_path)]))
+    assert json.loads((tmp_path / "sweep.json").read_text())["esd"][0]["settings"] == ["learning_rate=0.003"]
+    assert (tmp_path / "sweep.md").read_text() in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_the_sweep_tries_are_settings_and_what_is_used_is_among_them(method: str) -> None:
+    grid, used = GRID[method], METHODS[method].settings()
+    assert changed(used, [f"{name}={values[0]}" for name, values in grid.items()])
+    assert all(getattr(used, name) in values for name, values in grid.items() if name != "steps")

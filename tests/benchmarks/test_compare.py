@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
+from PIL import Image
+
+import train_unlearn_lora as script
+from benchmarks.baselines.__main__ import parse_args as parse_baseline
+from benchmarks.compare import published
+from benchmarks.compare.__main__ import main, parse_args
+from benchmarks.compare.grid import draw_rows
+from benchmarks.compare.methods import NAMES, command
+from benchmarks.compare.report import figures, table
+from environment.base import load_pipeline
+from evaluation.judge import Judge
+from hub.adapter import save_adapter
+
+
+def run(method: str, concept: str, ua: float, ira: float, cra: float, **more: Any) -> dict[str, Any]:
+    side = {"UA": ua, "IRA": ira, "CRA": cra, "CRA_retained": 1.0, "CRA_forgotten": 2.0, "ci95": {"UA": None}, "per_seed": {}, "per_class": {}}
+    training = {"iterations": 9, "images": 500, "unet_samples": 9000, "seconds": 60.0, "peak_memory_mb": 1234.5}
+    return {
+        "method": method,
+        "concept": concept,
+        "seed": 0,
+        "adapter_mb": 0.25,
+        "targets": {"style" if "style" in concept else "object": [concept]},
+        "base": side | {"UA": 0.0, "IRA": 100.0, "CRA": 98.0},
+        "adapter": side,
+        "training": training,
+    } | more
+
+
+def cells(text: str, row: str) -> dict[str, str]:
+    """A row of a Markdown table by its header."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return dict(zip(lines[0], next(line for line in lines if line[0] == row), strict=True))
+
+
+def test_the_table_gives_means_and_intervals_and_marks_what_is_best() -> None:
+    runs = [run("ours", "Neon style", ua, 99.0, 97.0) for ua in (96.0, 98.0, 100.0)] + [run("uce", "Neon style", 90.0, 99.0, 96.0)]
+    text = table([*runs, run("ours", "cat", 100.0, 90.0, 80.0), run("uce", "cat", 50.0, 100.0, 99.0)])
+    ours, peer, base = cells(text, "ours"), cells(text, "UCE"), cells(text, "none (the base)")
+    # t(0.975, 2 degrees) = 4.303; the standard deviation of 96, 98, 100 is 2: 4.303 * 2 / sqrt(3) = 5.0
+    assert ours["style UA"] == "**98.0 ± 5.0**" and ours["style IRA"] == "**99.0 ± 0.0**" and peer["style IRA"] == "**99.0**"
+    assert ours["style mean"] == "**98.0 ± 1.7**" and peer["style mean"] == "95.0"
+    assert ours["object mean"] == "**90.0**" and peer["object mean"] == "83.0" and peer["object CRA"] == "**99.0**"
+    assert base["style UA"] == "0.0" and base["object CRA"] == "98.0" and base["seconds"] == "–"
+    assert ours["seconds"] == "60" and ours["peak memory, MB"] == "1234" and ours["adapter, MB"] == "0.25"
+
+
+def test_whatever_else_was_measured_gets_a_column_and_what_was_not_gets_none() -> None:
+    known = run("ours", "cat", 100.0, 90.0, 80.0)
+    known["adapter"]["FID"] = 12.34
+    assert figures(known)["FID"] == 12.34 and "CRA_retained" not in figures(known)
+    without = run("uce", "cat", 100.0, 90.0, 80.0, training={"seconds": 1.0})
+    text = table([known, without])
+    assert cells(text, "ours")["object FID"] == "12.3" and cells(text, "UCE")["object FID"] == "–" and cells(text, "UCE")["UNet samples"] == "–"
+    assert "style FID" not in text and "FID" not in table([run("ours", "cat", 1.0, 2.0, 3.0)])
+
+
+def test_published_figures_stand_apart_and_name_their_source() -> None:
+    text = published.table()
+    assert cells(text, "ESD")["object IRA"] == "55.78" and cells(text, "UCE")["style CRA"] == "47.71" and "https://" in text
+    assert all(len(row) == len(published.COLUMNS) for row in published.PUBLISHED.values())
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_every_method_has_a_command_that_its_program_understands(method: str) -> None:
+    program, *given = command(method, "cat", 1, "somewhere")
+    if program == "-m":
+        args = parse_baseline(given[1:])
+        assert given[0] == "benchmarks.baselines" and args.method == method
+    else:
+        args = script.parse_args(given)
+        assert args.advantage == ("pathwise" if method == "ours" else "ddpo")
+    assert (args.concept, args.seed, args.output_dir, args.overwrite_output_dir) == (["cat"], 1, Path("somewhere"), True)
+
+
+@pytest.fixture
+def finished(tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
+    """Finished runs on a random pipeline, with a random judge of four prompts, in place of the canvas."""
+    torch.manual_seed(0)
+    Judge({"style": ["Van Gogh", "Neon"], "object": ["cat", "car"]}, "a {object} image in {style} style", 16).save_pretrained(tmp_path / "judge")
+    monkeypatch.setattr("canvas.PIPELINE", tiny_pipeline_dir)
+    monkeypatch.setattr("canvas.JUDGE", tmp_path / "judge")
+
+    def finish(method: str, name: str) -> Path:
+        unet = UNet2DConditionModel.from_pretrained(tiny_pipeline_dir, subfolder="unet")
+        torch.manual_seed(len(method))
+        unet.add_adapter(LoraConfig(r=8, lora_alpha=40, init_lora_weights=False, target_modules=["to_q", "to_v"]))
+        directory = tmp_path / "out" / "runs" / f"{method}-{name}-0"
+        save_adapter(directory, unet)
+        concept = {"cat": "cat", "neon-style": "Neon style"}[name]
+        (directory / "results.json").write_text(json.dumps(run(method, concept, 90.0 + len(method), 99.0, 98.0)))
+        return directory
+
+    return finish
+
+
+def test_finished_runs_are_compared_and_not_run_again(
+    finished: Callable[[str, str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method in ("ours", "uce"):
+        for name in ("cat", "neon-style"):
+            finished(method, name)
+    out = tmp_path / "out"
+    main(parse_args(["--methods", "ours", "uce", "--concepts", "cat", "Neon style", "--seeds", "0", "--jobs", "1", "--output_dir", str(out)]))
+    assert {p.name for p in out.iterdir()} == {"runs", "table.md", "comparison.json", "comparison.png", "cat.png", "neon-style.png"}
+    text = (out / "table.md").read_text()
+    own, other = text.split("## Published for UnlearnCanvas")
+    assert text in capsys.readouterr().out and cells(own, "ours")["style UA"] == "**94.0**" and cells(own, "UCE")["object UA"] == "93.0"
+    assert "98.58" in other and "98.58" not in own
+    assert [r["adapter_mb"] > 0 for r in json.loads((out / "comparison.json").read_text())] == [True] * 4
+    assert Image.open(out / "cat.png").width > 300
+
+
+def test_the_grid_draws_base_and_adapters_from_the_same_noise(finished: Callable[[str, str], Path], tiny_pipeline_dir: Path) -> None:
+    pipe, prompts = load_pipeline(tiny_pipeline_dir), ["a cat image in Neon style", "a car"]
+    rows = draw_rows(pipe, {"base": None, "ours": finished("ours", "cat"), "again": None}, prompts, 0)
+    assert [np.array_equal(a, b) for a, b in zip(rows["base"], rows["again"], strict=True)] == [True, True]
+    assert not np.array_equal(rows["base"][0], rows["ours"][0])
+
+
+def test_a_failed_run_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.compare.__main__.command", lambda *_: ["-c", "import sys; print('why'); sys.exit(3)"])
+    with pytest.raises(RuntimeError, match=r"exit code 3; see .*uce-cat-0\.log"):
+        main(parse_args(["--methods", "uce", "--concepts", "cat", "--seeds", "0", "--jobs", "1", "--output_dir", str(tmp_path)]))
+    assert (tmp_path / "runs" / "uce-cat-0.log").read_text() == "why\n"
