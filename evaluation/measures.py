@@ -25,8 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -37,6 +35,7 @@ from torchvision.transforms.functional import resize
 from evaluation.intervals import Z_975
 from evaluation.judge import ImageJudge, to_pixels, weights_digest
 from evaluation.metrics import mean_interval
+from evaluation.weights import read_state
 from reward.teacher import Teacher
 
 CLIP_SCORE, PIXEL_DRIFT, SSIM, FEATURES = "clip_score", "pixel_drift", "ssim", "features"
@@ -196,20 +195,17 @@ def inception_features(path: str | Path, device: torch.device | str = "cpu") -> 
     """The 2048 pooled features of torchvision's Inception v3, which UnlearnCanvas takes for its FID, from a file of its weights.
 
     Args:
-        path: `.safetensors`, or a `.pth` whose pickle holds nothing but tensors.
+        path: `.safetensors`, or a `.pth` whose pickle holds nothing but tensors (`evaluation.weights`).
 
     Raises:
         ValueError: the file holds no such weights.
     """
-    path = Path(path)
+    state = read_state(path)
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
         model = inception_v3(weights=None, transform_input=True, aux_logits=any(name.startswith("AuxLogits") for name in state), init_weights=False)
         model.load_state_dict(state)
-    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, EOFError) as error:
-        raise ValueError(f"{path} holds no weights of torchvision's Inception v3 that can be read: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # pickle.UnpicklingError and whatever else the pickle module raises
-        raise ValueError(f"{path} is a pickle that holds more than tensors, which could run code; it is not loaded.") from error
+    except RuntimeError as error:
+        raise ValueError(f"{path} holds no weights of torchvision's Inception v3: {str(error).splitlines()[0]}") from error
     model.fc = nn.Identity()
     model.to(device).eval().requires_grad_(False)
 

@@ -181,13 +181,13 @@ def mean_interval(rows: Sequence[Sequence[float]]) -> dict[str, Any]:
     return {"mean": statistics.fmean(statistics.fmean(row) for row in rows), "ci95": [low, high]}
 
 
-def summarize(runs: Sequence[Mapping[str, float | None]], images: Mapping[str, int] | None = None) -> dict[str, dict[str, Any]]:
+def summarize(runs: Sequence[Mapping[str, float | None]], percentages: Mapping[str, int | None] | None = None) -> dict[str, dict[str, Any]]:
     """Mean over training runs and its 95 % interval.
 
     Args:
         runs: for each run, figures by name; every run has the same names.
-        images: for figures that are percentages, how many images of all runs together they come from: these intervals lie within [0, 100]
-            and are never narrower than Wilson's for as many images. Other figures have Student's t-interval alone.
+        percentages: which figures lie in [0, 100], each with the number of images of all runs that it comes from, if it is known: the interval
+            is then never narrower than Wilson's for as many images.
 
     Returns:
         For each name `{"mean": …, "ci95": [low, high]}`: `mean` is None where a run has no figure, `ci95` also where nothing can be said.
@@ -203,11 +203,11 @@ def summarize(runs: Sequence[Mapping[str, float | None]], images: Mapping[str, i
         if len(values) < len(runs):
             summary[name] = {"mean": None, "ci95": None}
             continue
-        mean, count = statistics.fmean(values), (images or {}).get(name)
-        interval = t_interval(values) if count is None else t_interval(values, (0.0, 100.0))
-        if count is not None:
-            least, most = (100 * bound for bound in wilson(mean / 100, count))
-            low, high = interval or (least, most)
-            interval = min(low, least), max(high, most)
-        summary[name] = {"mean": mean, "ci95": None if interval is None else list(interval)}
+        mean, count = statistics.fmean(values), (percentages or {}).get(name)
+        intervals = [t_interval(values, (0.0, 100.0)) if name in (percentages or {}) else t_interval(values)]
+        if count:
+            low, high = wilson(mean / 100, count)
+            intervals.append((100 * low, 100 * high))
+        known = [interval for interval in intervals if interval is not None]
+        summary[name] = {"mean": mean, "ci95": [min(low for low, _ in known), max(high for _, high in known)] if known else None}
     return summary

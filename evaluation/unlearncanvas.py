@@ -19,13 +19,12 @@ from typing import Any
 import timm
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torchvision.transforms import InterpolationMode, Resize
 from torchvision.transforms.functional import pil_to_tensor
 
 from evaluation.examination import JudgeExamination, target_classes
 from evaluation.judge import weights_digest
+from evaluation.weights import read_state
 
 NAME, LITE = "unlearncanvas", "unlearncanvas-lite"
 THEMES = [
@@ -123,26 +122,22 @@ class UnlearnCanvasExamination(JudgeExamination):
         if any(self.cells[i].forget for i in kept):
             self.without = {"without_seed_images": kept}
 
+    def note_changes(self, seeds: Sequence[int] | None, num_inference_steps: int | None, guidance_scale: float | None) -> None:
+        """Say in the protocol's name which of the benchmark's settings were replaced (None: it was not)."""
+        given = {"seeds": seeds and tuple(seeds), "steps": num_inference_steps, "guidance": guidance_scale}
+        own = {"seeds": tuple(self.seeds), "steps": self.num_inference_steps, "guidance": self.guidance_scale}
+        changed = [f"{name} {value} in place of {own[name]}" for name, value in given.items() if value is not None and value != own[name]]
+        if changed:
+            self.protocol += f", changed: {'; '.join(changed)}"
+
 
 def load_vit(path: str | Path, num_classes: int, device: torch.device | str = "cpu") -> torch.nn.Module:
-    """A vision transformer of timm from a state dict: `.safetensors`, or a `.pth` whose pickle holds nothing but tensors.
-
-    The benchmark's files hold the state under `model_state_dict`. Its sizes are read off the tensors, so that it need not be ViT-L/16. A pickle
-    is loaded with `torch.load(weights_only=True)`, which runs no code of the file; one that needs more is refused.
+    """A vision transformer of timm from a state dict (`evaluation.weights`); its sizes are read off the tensors, so that it need not be ViT-L/16.
 
     Raises:
-        ValueError: the file holds no such classifier.
+        ValueError: the file holds no such classifier, or one with another number of classes.
     """
-    path = Path(path)
-    try:
-        loaded: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the pickle module does
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"The classifier {path} could not be read: {reason} Only safetensors and pickles that hold nothing but tensors are loaded "
-            "(torch.load with weights_only=True), since any other pickle can run code."
-        ) from error
-    state = loaded.get("model_state_dict", loaded) if isinstance(loaded, dict) else {}
+    state = read_state(path)
     try:
         width, _, patch, _ = state["patch_embed.proj.weight"].shape
         side = patch * round((state["pos_embed"].shape[1] - 1) ** 0.5)
@@ -158,7 +153,7 @@ def load_vit(path: str | Path, num_classes: int, device: torch.device | str = "c
             num_classes=found,
         )
         model.load_state_dict(state)
-    except (KeyError, ValueError, RuntimeError, AttributeError, IndexError, SafetensorError) as error:
+    except (KeyError, ValueError, RuntimeError, IndexError) as error:
         raise ValueError(f"{path} holds no vision transformer of timm: {str(error).splitlines()[0]}") from error
     if found != num_classes:
         raise ValueError(f"The classifier {path} has {found} classes and {num_classes} are needed: 51 for the themes, 20 for the objects.")
