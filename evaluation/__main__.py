@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 import canvas
 from environment.base import load_pipeline
@@ -127,14 +128,15 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    state = PartialState(timeout=datetime.timedelta(days=7))  # one process may have to wait for another's shards
+    patience = InitProcessGroupKwargs(timeout=datetime.timedelta(days=7))  # one process may have to wait for another's shards
+    accelerator = Accelerator(kwargs_handlers=[patience])
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     adapter = find_adapter(args.adapter)
     directory = adapter.parent if Path(args.adapter).is_dir() else resolve_directory(args.adapter, None, [adapter.name, RESULTS_NAME])
     said = what_adapter_says(directory)
     concepts = args.concept or said["concept"]
     base = canvas.PIPELINE if args.protocol == CANVAS else find_base(args.pretrained_model_name_or_path, said["base"])
-    bundled, device = public_name(base) == BUNDLED_PIPELINE, state.device
+    bundled, device = public_name(base) == BUNDLED_PIPELINE, accelerator.device
     clip_model = args.clip_model or (f"local-dir:{canvas.CLIP}" if bundled else None)
     teacher = Teacher.from_pretrained(clip_model, args.clip_pretrained, device) if clip_model else None
     clip_name = name_clip(clip_model, read_results(directory).get("settings")) if clip_model else None
@@ -153,10 +155,10 @@ def main(args: argparse.Namespace) -> None:
     named = {"reference_name": args.reference_images.name} if args.reference_images else {}
     measures = Measures(features, teacher, clip_name, reference, **named)
 
-    if args.overwrite_output_dir and state.is_main_process:
+    if args.overwrite_output_dir and accelerator.is_main_process:
         shutil.rmtree(args.output_dir / IMAGES, ignore_errors=True)
-    state.wait_for_everyone()
-    with state.main_process_first():
+    accelerator.wait_for_everyone()
+    with accelerator.main_process_first():
         store = open_store(args, examination, pipe, base, adapter)
     with friendly_interrupts("What has been drawn is kept; the same command goes on."):
         found = evaluate(
@@ -169,9 +171,9 @@ def main(args: argparse.Namespace) -> None:
             scales=args.scales,
             measures=measures,
             store=store,
-            processes=(state.process_index, state.num_processes),
-            wait=state.wait_for_everyone,
-            progress=state.is_main_process,
+            processes=(accelerator.process_index, accelerator.num_processes),
+            wait=accelerator.wait_for_everyone,
+            progress=accelerator.is_main_process,
         )
     if found is None:
         return

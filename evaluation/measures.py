@@ -139,7 +139,7 @@ class Measures:
 
 def frechet_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
     """FID of features (N, D) and (M, D), at least two each."""
-    metric = FrechetInceptionDistance(feature=_Given(features.shape[1]))
+    metric = FrechetInceptionDistance(feature=_Given(features.shape[1]), sync_on_compute=False)
     metric.update(reference, real=True)
     metric.update(features, real=False)
     return max(0.0, float(metric.compute()))
@@ -151,7 +151,9 @@ def kernel_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
     whole = size == len(features) == len(reference)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that it keeps all features, which are here already
-        metric = KernelInceptionDistance(feature=_Given(features.shape[1]), subsets=1 if whole else KID_SUBSETS, subset_size=size)
+        metric = KernelInceptionDistance(
+            feature=_Given(features.shape[1]), subsets=1 if whole else KID_SUBSETS, subset_size=size, sync_on_compute=False
+        )
     metric.update(reference, real=True)
     metric.update(features, real=False)
     with torch.random.fork_rng(devices=[]):  # torchmetrics draws the subsets from the global generator

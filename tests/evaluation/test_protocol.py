@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import pytest
 from diffusers import StableDiffusionPipeline
 
 import evaluation.protocol as protocol
+import evaluation.shards as shards
 from environment.base import load_pipeline
 from evaluation.examination import JudgeExamination
 from evaluation.judge import Judge
@@ -73,8 +71,6 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_results(
 ) -> None:
     """A kill at each of its writes in turn: every time it gets further, and no shard that was complete is drawn again."""
     expected, kills = run(), 0
-    import evaluation.shards as shards
-
     real = shards.write_aside
     draws.clear()
     while True:
@@ -123,20 +119,6 @@ def test_two_processes_find_what_one_does(run: Callable[..., Any], draws: list[i
         run(processes=(0, 2))
     assert run(tmp_path, processes=(1, 2)) is None and sum(draws) == 12  # one shard of three, at base and two weights
     assert run(tmp_path, processes=(0, 2)) == expected and sum(draws) == 36
-
-
-def test_two_real_processes(adapter_dir: Path, tiny_pipeline_dir: Path, tiny_judge_dir: Path, tmp_path: Path) -> None:
-    given = ["--adapter", str(adapter_dir), "--pretrained_model_name_or_path", str(tiny_pipeline_dir), "--judge_name_or_path", str(tiny_judge_dir)]
-    given += ["--num_inference_steps", "1", "--seeds", *map(str, range(20)), "--scales", "0.5", "1"]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    for name, how in {"one": [], "two": [*launch, "--dynamo_backend", "no"]}.items():
-        command = [sys.executable, *how, "-m", "evaluation", *given, "--output_dir", str(tmp_path / name)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("wrote ") == 1
-    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
-    assert one["images_per_side"] == 80
-    assert {**one, "evaluation_seconds": 0} == {**two, "evaluation_seconds": 0}
 
 
 def test_seeds_of_each_prompt(tiny_judge: Judge) -> None:
