@@ -73,7 +73,7 @@ def test_files_that_are_no_such_classifier_are_refused(files: list[Path], tmp_pa
     with pytest.raises(ValueError, match="no vision transformer"):
         load_vit(tmp_path / "other.safetensors", 51)
     harmful = tmp_path / "harmful.pth"
-    harmful.write_bytes(pickle.dumps(Harmful()))
+    harmful.write_bytes(pickle.dumps(Harmful(), protocol=2))
     with pytest.raises(ValueError, match="any other pickle could run code"):
         load_vit(harmful, 51)
     assert not (Path.cwd() / "ran").exists()
