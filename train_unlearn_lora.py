@@ -46,7 +46,7 @@ from evaluation.examination import Examination, JudgeExamination, TeacherExamina
 from evaluation.generate import adapter_disabled, evaluation_mode, generate
 from evaluation.grid import Pair, before_after
 from evaluation.judge import Judge
-from evaluation.protocol import evaluate, grid_title, public_name, table
+from evaluation.protocol import evaluate, grid_title, list_jobs, public_name, table
 from hub.access import check_push
 from hub.adapter import save_adapter, update_adapter_metadata
 from hub.card import hub_id, save_model_card
@@ -217,7 +217,13 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_validation_images", type=positive_int, default=8, help="Images of a preview when no prompt is given.")
     parser.add_argument("--validation_steps", type=int, default=10, help="Preview every so many iterations; 0 for none during training.")
     parser.add_argument("--validation_guidance_scale", type=float, help="Guidance of previews and final figures. Default: the pipeline's own.")
-    parser.add_argument("--evaluation_seeds", type=int, nargs="*", default=[0, 1, 2], help="Seeds of the final figures; none given skips them.")
+    parser.add_argument(
+        "--evaluation_seeds",
+        type=int,
+        nargs="*",
+        help="Seeds of the final figures, an image a prompt and seed; the flag without a seed skips them. Default: 0 1 2, and for prompts that ask for the "
+        "concept as many more as make 24 images.",
+    )
     parser.add_argument("--checkpointing_steps", type=int, default=10, help="Write a checkpoint every so many iterations; 0 for none.")
     parser.add_argument("--checkpoints_total_limit", type=int, default=2, help="How many checkpoints to keep.")
     parser.add_argument("--resume_from_checkpoint", help='A checkpoint of the output directory, or "latest".')
@@ -506,8 +512,9 @@ def choose_examination(args: argparse.Namespace, env: Environment) -> Examinatio
     if args.judge_name_or_path:
         return JudgeExamination(Judge.from_pretrained(args.judge_name_or_path), env.spec.concepts, public_name(args.judge_name_or_path))
     if uses_bundled_base(args):
+        encode_text = env.teacher.encode_text if env.teacher.unit_length else None  # a classifier's texts lie near to nothing but its labels
         try:
-            return JudgeExamination(Judge.from_pretrained(canvas.JUDGE), env.spec.concepts, public_name(canvas.JUDGE))
+            return JudgeExamination(Judge.from_pretrained(canvas.JUDGE), env.spec.concepts, public_name(canvas.JUDGE), encode_text=encode_text)
         except ValueError as error:
             logger.warning(f"{error} The figures come from the teacher.")
     return TeacherExamination(env.teacher, env.spec)
@@ -529,6 +536,7 @@ def write_results(
         evaluation = evaluate(
             env.pipe, examination, args.evaluation_seeds, guidance_scale=args.validation_guidance_scale, batch_size=args.train_batch_size
         )
+        assert evaluation is not None
         results |= evaluation.results
         pairs = evaluation.pairs
         print(table(results))
@@ -664,7 +672,7 @@ def prepare(
         torch.backends.cuda.matmul.allow_tf32 = True
     weight_dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
     env = build_environment(args, accelerator.device, weight_dtype)
-    examination = choose_examination(args, env) if args.evaluation_seeds else None
+    examination = choose_examination(args, env) if args.evaluation_seeds != [] else None
     critic = create_critic(args, env)
     unet = env.pipe.unet
     for module in env.backbone.modules:
@@ -1013,14 +1021,13 @@ def plan(args: argparse.Namespace, accelerator: Accelerator, env: Environment, e
         update_policy(env.pipe.unet, env.kernel, env.table, [nothing], retain, optimizer, accelerator, update_config(args), generator)
 
     costs = probe(draw, learn, count, accelerator.device)
-    prompts = examination.prompts if examination else []
     amounts = Amounts(
         before=args.retain_rollouts + args.warmup_rollouts,
         drawn=args.images_per_iteration + args.retain_batch_size,
         learnt=args.images_per_iteration,
         iterations=args.max_train_iterations,
-        evaluated=2 * len(prompts) * len(args.evaluation_seeds),
-        evaluation_steps=30,
+        evaluated=2 * len(list_jobs(examination, args.evaluation_seeds)) if examination else 0,
+        evaluation_steps=examination.num_inference_steps if examination else 0,
         steps=env.kernel.num_steps,
     )
     anchors = sorted({text for row in env.spec.anchors for text in row})

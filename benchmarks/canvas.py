@@ -56,7 +56,8 @@ def training(concept: str, seed: int, args: argparse.Namespace) -> Job:
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and 95 % interval over the training seeds, for base and adapter, and the cost."""
-    figures = {side: summarize([{name: r[side][name] for name in HEADLINE} for r in runs]) for side in ("base", "adapter")}
+    images = {name: sum(r["adapter"]["images"][name] for r in runs) for name in HEADLINE}
+    figures = {side: summarize([{name: r[side][name] for name in HEADLINE} for r in runs], images) for side in ("base", "adapter")}
     cost = {name: statistics.mean(r["training"][name] for r in runs) for name in ("iterations", "images", "seconds")}
     return figures | {"cost": cost, "stopped_by": [r["training"]["stopped_by"] for r in runs]}
 
@@ -68,7 +69,7 @@ def table(by_concept: dict[str, dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for concept, s in by_concept.items():
-        after = {name: f"{s['adapter'][name]['mean']:.1f} ± {s['adapter'][name]['ci95'] or 0:.1f}" for name in HEADLINE}
+        after = {name: "{:.1f} [{:.1f}, {:.1f}]".format(s["adapter"][name]["mean"], *s["adapter"][name]["ci95"]) for name in HEADLINE}
         before = {name: f"{s['base'][name]['mean']:.1f}" for name in HEADLINE}
         cost = f"{s['cost']['iterations']:.1f} | {s['cost']['images']:.0f} | {s['cost']['seconds']:.0f} s"
         lines.append(f"| {concept} | {after['UA']} | {after['IRA']} ({before['IRA']}) | {after['CRA']} ({before['CRA']}) | {cost} |")

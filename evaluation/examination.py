@@ -1,76 +1,133 @@
-"""Examinations: which prompts are drawn, who judges the images, and which figures come out of it."""
+"""Examinations: which prompts are drawn, what their images are asked and by whom, and which figures come out of it."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
-from itertools import product
-from typing import TYPE_CHECKING, Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from PIL import Image
 
-from evaluation.judge import Judge, to_pixels
-from evaluation.metrics import FIGURES, class_accuracy, unlearning_metrics
+from evaluation.judge import ImageJudge, to_pixels
+from evaluation.metrics import FIGURES, FORGET, IN_DOMAIN, Cell, Scores, Verdict, class_accuracy, grid, tabulate
 
 if TYPE_CHECKING:
     from reward.spec import ConceptSpec
     from reward.teacher import Teacher
 
 TEACHER_AS_JUDGE = "teacher (the reward's own CLIP; not independent)"
+NUM_NEIGHBOURS = 2
+"""How many classes nearest to each target are reported apart where nobody names them."""
+LEAST_SEEDS, LEAST_FORGET_IMAGES = 3, 24
 
 Figures = dict[str, float | None]
 
 
-class Examination(Protocol):
-    """Who judges, and what is drawn for it.
+class Examination(ABC):
+    """A protocol and its judge.
 
     Attributes:
         name: the judge, as results show it.
-        prompts: the prompts to draw, each once a seed.
-        forget: for each prompt whether it asks for what is to be forgotten.
+        protocol: what is drawn, as results show it.
+        cells: the prompts, and what the images of each are asked.
+        targets: the classes that are to be forgotten, by domain; empty where the judge has no classes.
+        without: figures to report besides, by name, each over the cells listed.
+        seeds: those the protocol prescribes; None leaves them open.
+        num_inference_steps, guidance_scale: the protocol's; a guidance of None is the pipeline's own.
+        image_format: how images are kept between drawing and judging, "png" or "jpeg".
     """
 
-    name: str
-    prompts: list[str]
-    forget: list[bool]
+    seeds: Sequence[int] | None = None
+    num_inference_steps: int = 30
+    guidance_scale: float | None = None
+    image_format = "png"
 
-    def examine(self, images: list[Image.Image], prompt_ids: list[int]) -> list[Any]:
+    def __init__(self, name: str, protocol: str, cells: Sequence[Cell], targets: Mapping[str, set[str]] | None = None) -> None:
+        self.name, self.protocol, self.cells = name, protocol, list(cells)
+        self.targets = dict(targets or {})
+        self.without: dict[str, list[int]] = {}
+
+    @property
+    def prompts(self) -> list[str]:
+        return [cell.prompt for cell in self.cells]
+
+    @property
+    def forget(self) -> list[bool]:
+        """For each prompt whether it asks for what is to be forgotten."""
+        return [cell.forget for cell in self.cells]
+
+    @abstractmethod
+    def examine(self, images: list[Image.Image], prompt_ids: list[int]) -> Sequence[Verdict]:
         """A verdict for each image."""
 
-    def figures(self, verdicts: list[Any], prompt_ids: list[int]) -> Figures:
-        """UA, IRA, CRA and their like in percent."""
+    @abstractmethod
+    def identity(self) -> str:
+        """What tells its verdicts from another judge's."""
 
-    def per_class(self, verdicts: list[Any], prompt_ids: list[int]) -> dict[str, dict[str, float]]:
+    def scores(self, verdicts: Sequence[Verdict], prompt_ids: Sequence[int]) -> dict[str, Scores]:
+        """What each figure is made of."""
+        return tabulate(self.cells, verdicts, prompt_ids)
+
+    def figures(self, verdicts: Sequence[Verdict], prompt_ids: Sequence[int]) -> Figures:
+        """UA, IRA, CRA and their like in percent; None where no image can say."""
+        scores = self.scores(verdicts, prompt_ids)
+        return {name: scores[name].percent() for name in FIGURES}
+
+    def per_class(self, verdicts: Sequence[Verdict], prompt_ids: Sequence[int]) -> dict[str, dict[str, float]]:
         """Accuracies in percent by domain and class."""
+        return class_accuracy(self.cells, verdicts, prompt_ids)
 
     def showcase(self, count: int) -> list[int]:
-        """Up to `count` forget prompts and as many retain prompts for a picture, chosen without looking at any image."""
+        """Up to `count` forget prompts and as many retain prompts for a picture, chosen without looking at any image: evenly spaced."""
+        forget = [i for i, asks in enumerate(self.forget) if asks]
+        retain = [i for i, asks in enumerate(self.forget) if not asks]
+        return [*_spaced(forget, count), *_spaced(retain, count)]
 
 
-class JudgeExamination:
+class JudgeExamination(Examination):
     """Every combination of the judge's classes, worded its way; each head judges its own domain.
 
+    Args:
+        concepts: what was to be erased; each names classes of the judge.
+        name: the judge's.
+        neighbours: classes to report apart, too.
+        encode_text: texts -> unit vectors, to find these where none are named: the classes of the target's domain nearest to it.
+
     Raises:
-        ValueError: a concept names none of the judge's classes.
+        ValueError: a concept or a neighbour names none of the judge's classes.
     """
 
-    def __init__(self, judge: Judge, concepts: Sequence[str], name: str) -> None:
-        self.judge, self.name = judge, name
-        self.targets = target_classes(judge.domains, concepts)
-        self.classes = [dict(zip(judge.domains, names, strict=True)) for names in product(*judge.domains.values())]
-        self.prompts = [judge.prompt.format(**classes) for classes in self.classes]
-        self.forget = [any(classes[domain] in names for domain, names in self.targets.items()) for classes in self.classes]
+    protocol_name: ClassVar[str] = "every combination of the judge's classes"
+
+    def __init__(
+        self,
+        judge: ImageJudge,
+        concepts: Sequence[str],
+        name: str,
+        neighbours: Sequence[str] = (),
+        encode_text: Callable[[list[str]], torch.Tensor] | None = None,
+    ) -> None:
+        targets = target_classes(judge.domains, concepts)
+        apart = target_classes(judge.domains, neighbours)
+        if encode_text and not neighbours:
+            apart = nearest_classes(judge.domains, judge.prompt, targets, encode_text)
+        super().__init__(name, self.protocol_name, grid(judge.domains, judge.prompt, targets, apart), targets)
+        self.judge, self.neighbours = judge, apart
+
+    @property
+    def classes(self) -> list[Mapping[str, str]]:
+        """For each prompt the classes it names, by domain."""
+        return [cell.labels for cell in self.cells]
 
     def examine(self, images: list[Image.Image], prompt_ids: list[int]) -> list[dict[str, str]]:
-        seen = self.judge.predict(to_pixels(images))
-        return [{domain: names[seen[domain][i]] for domain, names in self.judge.domains.items()} for i in range(len(images))]
+        return self.judge.verdicts(images)
 
-    def figures(self, verdicts: list[dict[str, str]], prompt_ids: list[int]) -> Figures:
-        return unlearning_metrics(self._by_domain([self.classes[i] for i in prompt_ids]), self._by_domain(verdicts), self.targets)
-
-    def per_class(self, verdicts: list[dict[str, str]], prompt_ids: list[int]) -> dict[str, dict[str, float]]:
-        return class_accuracy(self._by_domain([self.classes[i] for i in prompt_ids]), self._by_domain(verdicts))
+    def identity(self) -> str:
+        return self.judge.identity()
 
     def showcase(self, count: int) -> list[int]:
         """Prompts whose classes have been shown least so far, so that the retained ones show as many classes as can be."""
@@ -82,18 +139,15 @@ class JudgeExamination:
         shown: dict[tuple[str, str], int] = {}
         chosen: list[int] = []
         while candidates and len(chosen) < count:
-            best = min(candidates, key=lambda i: sum(shown.get(pair, 0) for pair in self.classes[i].items()))
+            best = min(candidates, key=lambda i: sum(shown.get(pair, 0) for pair in self.cells[i].labels.items()))
             candidates = [i for i in candidates if i != best]
             chosen.append(best)
-            for pair in self.classes[best].items():
+            for pair in self.cells[best].labels.items():
                 shown[pair] = shown.get(pair, 0) + 1
         return chosen
 
-    def _by_domain(self, rows: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
-        return {domain: [row[domain] for row in rows] for domain in self.judge.domains}
 
-
-class TeacherExamination:
+class TeacherExamination(Examination):
     """Zero-shot figures from the reward's own CLIP, for a base that has no judge. They are not independent, and the name says so.
 
     An image of a forget prompt still shows the concept if it is nearer to its prompt than to every anchor of that prompt (UA is the share
@@ -101,44 +155,48 @@ class TeacherExamination:
     (IRA is the share of those). There is no CRA.
     """
 
-    name = TEACHER_AS_JUDGE
-
     def __init__(self, teacher: Teacher, spec: ConceptSpec) -> None:
-        self.teacher = teacher
         retain = list(dict.fromkeys(spec.retain_prompts))
-        self.prompts = [*spec.forget_prompts, *retain]
-        self.forget = [True] * len(spec.forget_prompts) + [False] * len(retain)
+        roles = [FORGET] * len(spec.forget_prompts) + [IN_DOMAIN] * len(retain)
+        cells = [Cell(p, {"prompt": p}, (("prompt", role),)) for p, role in zip([*spec.forget_prompts, *retain], roles, strict=True)]
+        super().__init__(TEACHER_AS_JUDGE, "the spec's prompts", cells)
+        self.teacher = teacher
         # What each prompt's images are compared with, and which row of it is the prompt itself.
         kept = teacher.encode_text([*retain, *spec.concepts])
         rivals = [teacher.encode_text([*anchors, prompt]) for prompt, anchors in zip(spec.forget_prompts, spec.anchors, strict=True)]
         self.choices = rivals + [kept] * len(retain)
         self.own = [len(anchors) for anchors in spec.anchors] + list(range(len(retain)))
 
-    def examine(self, images: list[Image.Image], prompt_ids: list[int]) -> list[bool]:
-        """For each image, whether it shows what its prompt asks for."""
+    def examine(self, images: list[Image.Image], prompt_ids: list[int]) -> list[dict[str, str]]:
+        """For each image its own prompt if it shows what that asks for, else nothing."""
         embeddings = self.teacher.encode_images(to_pixels(images))
-        return [int((self.choices[i] @ e).argmax()) == self.own[i] for e, i in zip(embeddings, prompt_ids, strict=True)]
+        right = [int((self.choices[i] @ e).argmax()) == self.own[i] for e, i in zip(embeddings, prompt_ids, strict=True)]
+        return [{"prompt": self.cells[i].prompt if shows else ""} for i, shows in zip(prompt_ids, right, strict=True)]
 
-    def figures(self, verdicts: list[bool], prompt_ids: list[int]) -> Figures:
-        there = [v for v, i in zip(verdicts, prompt_ids, strict=True) if self.forget[i]]
-        right = [v for v, i in zip(verdicts, prompt_ids, strict=True) if not self.forget[i]]
-        return {name: None for name in FIGURES} | {"UA": 100 - 100 * sum(there) / len(there), "IRA": 100 * sum(right) / len(right)}
+    def identity(self) -> str:
+        embeddings = b"".join(choices.float().cpu().numpy().tobytes() for choices in self.choices)
+        return f"{hashlib.sha256(embeddings).hexdigest()} {self.own}"
 
-    def per_class(self, verdicts: list[bool], prompt_ids: list[int]) -> dict[str, dict[str, float]]:
-        seen = [self.prompts[i] if v else "" for v, i in zip(verdicts, prompt_ids, strict=True)]
-        return class_accuracy({"prompt": [self.prompts[i] for i in prompt_ids]}, {"prompt": seen})
 
-    def showcase(self, count: int) -> list[int]:
-        """Evenly spaced over each list."""
-        first = sum(self.forget)
-        return [*_spaced(range(first), count), *_spaced(range(first, len(self.prompts)), count)]
+def default_seeds(forget: Sequence[bool]) -> list[list[int]]:
+    """For each prompt the seeds of its images where nobody names them.
+
+    Every prompt has LEAST_SEEDS; where that makes fewer than LEAST_FORGET_IMAGES images that ask for the concept, the forget prompts have as many as
+    make these. A single forget prompt has 24, and a share of 24 images is known to about 20 percentage points at worst.
+
+    Args:
+        forget: for each prompt whether it asks for what is to be forgotten.
+    """
+    more = max(LEAST_SEEDS, -(-LEAST_FORGET_IMAGES // max(1, sum(forget))))
+    return [list(range(more if asks else LEAST_SEEDS)) for asks in forget]
 
 
 def target_classes(domains: Mapping[str, Sequence[str]], concepts: Sequence[str]) -> dict[str, set[str]]:
     """The judge's classes that the concepts name, by domain.
 
     A concept names a class if it holds all words of its name, case and a plural s aside: "Van Gogh style" names the style "Van Gogh",
-    "cats" the object "cat". Several concepts name the union.
+    "cats" the object "cat". Of two classes of a domain of which one says more it names that one: "Artist Sketch" is no "Sketch". Several concepts
+    name the union.
 
     Raises:
         ValueError: a concept names no class; the message lists them all.
@@ -151,8 +209,33 @@ def target_classes(domains: Mapping[str, Sequence[str]], concepts: Sequence[str]
             listed = "; ".join(f"{domain}: {', '.join(names)}" for domain, names in domains.items())
             raise ValueError(f"The judge knows no class that the concept {concept!r} names; it knows {listed}.")
         for domain, name in named:
-            targets.setdefault(domain, set()).add(name)
+            if not any(of == domain and _words(name) < _words(other) for of, other in named):
+                targets.setdefault(domain, set()).add(name)
     return targets
+
+
+def nearest_classes(
+    domains: Mapping[str, Sequence[str]],
+    wording: str,
+    targets: Mapping[str, set[str]],
+    encode_text: Callable[[list[str]], torch.Tensor],
+    count: int = NUM_NEIGHBOURS,
+) -> dict[str, set[str]]:
+    """For each target the `count` other classes of its domain whose prompts lie nearest to its own in a text space, by domain."""
+    cells = grid(domains, wording, targets)
+    embeddings = encode_text([cell.prompt for cell in cells])
+
+    def embedding(domain: str, name: str) -> torch.Tensor:
+        mean = embeddings[[i for i, cell in enumerate(cells) if cell.labels[domain] == name]].mean(0)
+        return mean / mean.norm()
+
+    found: dict[str, set[str]] = {domain: set() for domain in targets}
+    for domain, names in targets.items():
+        others = [name for name in domains[domain] if name not in names]
+        for target in names:
+            cosines = {name: float(embedding(domain, name) @ embedding(domain, target)) for name in others}
+            found[domain].update(sorted(cosines, key=cosines.__getitem__, reverse=True)[:count])
+    return found
 
 
 def _words(text: str) -> set[str]:

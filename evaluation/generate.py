@@ -48,12 +48,59 @@ def adapter_disabled(pipe: DiffusionPipeline) -> Iterator[None]:
             parameter.requires_grad_(trainable[name])
 
 
+@contextmanager
+def adapter_at(pipe: DiffusionPipeline, scale: float) -> Iterator[None]:
+    """Within: the pipeline's adapter at this weight; 0 is the base, bit for bit. After: at weight 1, as `load_lora_weights` leaves it."""
+    if scale == 0:
+        with adapter_disabled(pipe):
+            yield
+    elif scale == 1:
+        yield
+    else:
+        adapters = pipe.get_active_adapters()
+        pipe.set_adapters(adapters, [scale] * len(adapters))
+        try:
+            yield
+        finally:
+            pipe.set_adapters(adapters, [1.0] * len(adapters))
+
+
 def image_seed(prompt: str, seed: int) -> int:
     """The seed of an image's noise: a hash of prompt and seed, so that no two prompts share noise and no list of prompts matters."""
     return int.from_bytes(hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()[:4], "big")
 
 
 @torch.no_grad()
+def draw(
+    pipe: DiffusionPipeline,
+    jobs: Sequence[tuple[str, int]],
+    num_inference_steps: int = 30,
+    guidance_scale: float | None = None,
+    batch_size: int = 64,
+) -> list[Image.Image]:
+    """An image for each (prompt, seed).
+
+    Each gets the same noise whatever batch it is in, whichever device draws it, with or without an adapter.
+
+    Args:
+        guidance_scale: None is the pipeline's own default.
+    """
+    guidance = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+    height, width = Backbone.of(pipe).image_size
+    images: list[Image.Image] = []
+    for start in range(0, len(jobs), batch_size):
+        batch = jobs[start : start + batch_size]
+        images += pipe(
+            [prompt for prompt, _ in batch],
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            generator=[torch.Generator().manual_seed(image_seed(prompt, seed)) for prompt, seed in batch],
+            **guidance,
+        ).images
+    return images
+
+
 def generate(
     pipe: DiffusionPipeline,
     prompts: Sequence[str],
@@ -63,28 +110,16 @@ def generate(
     batch_size: int = 64,
     progress: str | None = None,
 ) -> Iterator[tuple[int, int, Image.Image]]:
-    """Draw every prompt once a seed; yields (prompt index, seed, image), seed after seed.
-
-    Image i gets the same noise whatever batch it is in, whichever device draws it, with or without an adapter.
+    """Draw every prompt once a seed; yields (prompt index, seed, image), seed after seed. Images as `draw` makes them.
 
     Args:
-        guidance_scale: None is the pipeline's own default.
         progress: the label of the progress bar; None shows none.
     """
     jobs = [(i, seed) for seed in seeds for i in range(len(prompts))]
-    guidance = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
-    height, width = Backbone.of(pipe).image_size
     with tqdm(total=len(jobs), desc=progress, disable=progress is None, unit="image", leave=False) as bar:
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
-            images = pipe(
-                [prompts[i] for i, _ in batch],
-                height=height,
-                width=width,
-                num_inference_steps=num_inference_steps,
-                generator=[torch.Generator().manual_seed(image_seed(prompts[i], seed)) for i, seed in batch],
-                **guidance,
-            ).images
+            images = draw(pipe, [(prompts[i], seed) for i, seed in batch], num_inference_steps, guidance_scale, batch_size)
             bar.update(len(batch))
             for (i, seed), image in zip(batch, images, strict=True):
                 yield i, seed, image

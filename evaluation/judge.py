@@ -1,9 +1,12 @@
-"""The judge: a small classifier with one head a domain, the only source of reported figures."""
+"""The judge: a small classifier with one head a domain, the only source of reported figures; and what any judge can do."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,6 +16,27 @@ from torch import nn
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+
+
+class ImageJudge(Protocol):
+    """Whoever says which class an image shows.
+
+    Attributes:
+        domains: class names by domain.
+        prompt: how its world words a prompt, with one field a domain; empty if it has no wording of its own.
+    """
+
+    domains: dict[str, list[str]]
+    prompt: str
+
+    def verdicts(self, images: list[Image.Image]) -> list[dict[str, str]]:
+        """For each image the class it sees, by domain."""
+
+    def embed(self, images: list[Image.Image]) -> torch.Tensor:
+        """Features (B, D) of images, float32 on the CPU, for distances between sets of images."""
+
+    def identity(self) -> str:
+        """What tells it from another judge: a hash of its weights."""
 
 
 class ResidualBlock(nn.Module):
@@ -66,11 +90,27 @@ class Judge(nn.Module):
     @torch.no_grad()
     def predict(self, pixels: torch.Tensor, batch_size: int = 256) -> dict[str, torch.Tensor]:
         """(B, 3, H, W) in [-1, 1] -> class indices (B,) by domain, on the CPU."""
-        device = next(self.parameters()).device
+        chunks = [self(chunk) for chunk in self._fitted(pixels).split(batch_size)]
+        return {domain: torch.cat([c[domain].argmax(-1) for c in chunks]).cpu() for domain in self.domains}
+
+    def verdicts(self, images: list[Image.Image]) -> list[dict[str, str]]:
+        """For each of B images of one size the class it sees, by domain."""
+        seen = self.predict(to_pixels(images))
+        return [{domain: names[seen[domain][i]] for domain, names in self.domains.items()} for i in range(len(images))]
+
+    @torch.no_grad()
+    def embed(self, images: list[Image.Image]) -> torch.Tensor:
+        """Pooled features (B, widths[-1]) of images of one size, on the CPU."""
+        return self.features(self._fitted(to_pixels(images))).cpu()
+
+    def identity(self) -> str:
+        """A hash of its weights and classes."""
+        return weights_digest(self, json.dumps(self.config))
+
+    def _fitted(self, pixels: torch.Tensor) -> torch.Tensor:
         if pixels.shape[-2:] != (self.image_size, self.image_size):
             pixels = nn.functional.interpolate(pixels, (self.image_size, self.image_size), mode="bicubic", antialias=True)
-        chunks = [self(chunk.to(device)) for chunk in pixels.split(batch_size)]
-        return {domain: torch.cat([c[domain].argmax(-1) for c in chunks]).cpu() for domain in self.domains}
+        return pixels.to(next(self.parameters()).device)
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
         directory = Path(directory)
@@ -99,3 +139,16 @@ def to_pixels(images: list[Image.Image]) -> torch.Tensor:
     """PIL images of one size -> (B, 3, H, W) in [-1, 1]."""
     stacked = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
     return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def weights_digest(module: nn.Module, *said: str) -> str:
+    """A hash of a module's weights, and of whatever else decides what it says."""
+    digest = hashlib.sha256("\n".join(said).encode())
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode() + tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def match_class(domains: Mapping[str, Sequence[str]], wanted: str) -> list[tuple[str, str]]:
+    """The classes of that name, whatever its case, each with its domain."""
+    return [(domain, name) for domain, names in domains.items() for name in names if name.casefold() == wanted.casefold().strip()]

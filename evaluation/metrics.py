@@ -1,4 +1,4 @@
-"""UA, IRA and CRA from judged images, and their summary over seeds. Pure functions, no models.
+"""UA, IRA, CRA and their like from judged images. Pure functions, no models.
 
 Definitions after UnlearnCanvas (https://arxiv.org/abs/2402.11846), in percent:
 
@@ -6,123 +6,208 @@ Definitions after UnlearnCanvas (https://arxiv.org/abs/2402.11846), in percent:
 - IRA, in-domain retain accuracy: accuracy of the target domain's head on the images whose prompt names any other class of that domain;
 - CRA, cross-domain retain accuracy: accuracy of the other domains' heads over *all* images, those of the target prompts included
   (the strict reading: a cat in the erased style must still be a cat). `CRA_retained` and `CRA_forgotten` are the same figure
-  over the images whose prompt names no target class, and over those whose prompt names one.
+  over the images whose prompt names no target class, and over those whose prompt names one;
+- NRA, neighbour retain accuracy: accuracy on what is nearest to the concept, apart from the rest. In a grid of classes these are classes of the
+  target's domain, which count in IRA too.
 
 Targets may lie in several domains. Then UA and IRA count every target domain by its own head, and CRA counts, for every target domain, the
 heads of the others; a verdict about a class that is itself a target never counts as retained.
+
+Every prompt weighs the same, however many images of it there are.
 """
 
 from __future__ import annotations
 
-import math
+import itertools
 import statistics
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evaluation.intervals import Interval, bootstrap, proportion_interval, t_interval, wilson
 
 HEADLINE = ("UA", "IRA", "CRA")
-FIGURES = (*HEADLINE, "CRA_retained", "CRA_forgotten")
+FIGURES = (*HEADLINE, "CRA_retained", "CRA_forgotten", "NRA")
 
-Labels = Mapping[str, Sequence[str]]
-"""Class names by domain, one a judged image."""
+FORGET, IN_DOMAIN, NEIGHBOUR, CROSS_RETAINED, CROSS_FORGOTTEN = "forget", "in_domain", "neighbour", "cross_retained", "cross_forgotten"
+ROLES = {
+    "UA": {FORGET},
+    "IRA": {IN_DOMAIN},
+    "CRA": {CROSS_RETAINED, CROSS_FORGOTTEN},
+    "CRA_retained": {CROSS_RETAINED},
+    "CRA_forgotten": {CROSS_FORGOTTEN},
+    "NRA": {NEIGHBOUR},
+}
+"""Which verdicts a figure counts."""
 
-_T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+Verdict = Mapping[str, str]
+"""The class that a judge sees in an image, by domain."""
 
 
-def unlearning_metrics(prompted: Labels, judged: Labels, targets: Mapping[str, Collection[str]]) -> dict[str, float | None]:
-    """UA, IRA, CRA, CRA_retained and CRA_forgotten in percent (see the module); None where no image can say.
+@dataclass(frozen=True)
+class Cell:
+    """A prompt and what its images are asked.
 
-    The same function over the base model's images gives the base's figures (its UA is 100 minus its own accuracy).
+    Attributes:
+        labels: by domain, the class that an image of the prompt shows if nothing is erased.
+        asked: the domains whose verdict counts, each with the role it counts as; a verdict may count in several.
+    """
+
+    prompt: str
+    labels: Mapping[str, str]
+    asked: tuple[tuple[str, str], ...]
+
+    @property
+    def forget(self) -> bool:
+        """Whether the prompt asks for what is to be forgotten."""
+        return any(role == FORGET for _, role in self.asked)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a figure is made of: prompts, each with its weight and the scores of its images in [0, 1]."""
+
+    weights: list[float]
+    by_prompt: list[list[float]]
+
+    @property
+    def images(self) -> int:
+        return sum(map(len, self.by_prompt))
+
+    def percent(self) -> float | None:
+        """The mean; None where there is no image."""
+        if not self.by_prompt:
+            return None
+        means = [statistics.fmean(row) for row in self.by_prompt]
+        return 100 * sum(w * mean for w, mean in zip(self.weights, means, strict=True)) / sum(self.weights)
+
+    def interval(self) -> Interval | None:
+        """Its 95 % interval in percent, within [0, 100] (`evaluation.intervals`); None where there is no image."""
+        return proportion_interval(self.by_prompt, self.weights) if self.by_prompt else None
+
+
+def grid(
+    domains: Mapping[str, Sequence[str]],
+    wording: str,
+    targets: Mapping[str, Collection[str]],
+    neighbours: Mapping[str, Collection[str]] | None = None,
+) -> list[Cell]:
+    """Every combination of the domains' classes as a cell; the last domain varies fastest.
 
     Args:
-        prompted: for each domain, the class each image's prompt names (N names).
-        judged: for each domain, the class the judge sees in each image (N names).
+        wording: of a prompt, with a field for each domain.
         targets: the classes to forget, by domain.
+        neighbours: classes of the targets' domains to report apart, by domain.
 
     Raises:
-        ValueError: no images, no targets, a target domain nobody judged, lists of different lengths, or no image of a target class.
+        ValueError: there is no target, or it is no class of the domains.
     """
-    count = _check(prompted, judged, targets)
-    names_target = [any(prompted[domain][i] in targets[domain] for domain in targets) for i in range(count)]
-    hits: dict[str, list[bool]] = {"UA": [], "IRA": [], "CRA_retained": [], "CRA_forgotten": []}
-    for target_domain in targets:
-        for domain in prompted:
-            for i in range(count):
-                hit = prompted[domain][i] == judged[domain][i]
-                is_target = prompted[domain][i] in targets.get(domain, ())
-                if domain == target_domain:
-                    hits["UA" if is_target else "IRA"].append(not hit if is_target else hit)
-                elif not is_target:
-                    hits["CRA_forgotten" if names_target[i] else "CRA_retained"].append(hit)
-    if not hits["UA"]:
-        raise ValueError(f"no image's prompt names a target class ({_listed(targets)})")
-    hits["CRA"] = hits["CRA_retained"] + hits["CRA_forgotten"]
-    return {name: _percent(hits[name]) for name in FIGURES}
-
-
-def class_accuracy(prompted: Labels, judged: Labels) -> dict[str, dict[str, float]]:
-    """Accuracy in percent of each domain's head on the images of each class, in the order in which the classes first appear."""
-    hits: dict[str, dict[str, list[bool]]] = {domain: {} for domain in prompted}
-    for domain, names in prompted.items():
-        for name, seen in zip(names, judged[domain], strict=True):
-            hits[domain].setdefault(name, []).append(name == seen)
-    return {domain: {name: 100 * statistics.fmean(values) for name, values in classes.items()} for domain, classes in hits.items()}
-
-
-def summarize(figures: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, float | None]]:
-    """Mean over seeds and the half-width of its 95 % t-interval.
-
-    Args:
-        figures: for each seed, figures by name; every seed has the same names.
-
-    Returns:
-        For each name `{"mean": …, "ci95": …}`: `mean` is None where a seed has no figure, `ci95` also where there is one seed only.
-
-    Raises:
-        ValueError: no seeds.
-    """
-    if not figures:
-        raise ValueError("no seeds to summarize")
-    summary: dict[str, dict[str, float | None]] = {}
-    for name in figures[0]:
-        values = [seed[name] for seed in figures]
-        known = [value for value in values if value is not None]
-        if len(known) < len(values):
-            summary[name] = {"mean": None, "ci95": None}
-        elif len(known) == 1:
-            summary[name] = {"mean": known[0], "ci95": None}
-        else:
-            half_width = t_quantile(len(known) - 1) * statistics.stdev(known) / math.sqrt(len(known))
-            summary[name] = {"mean": statistics.fmean(known), "ci95": half_width}
-    return summary
-
-
-def t_quantile(degrees: int) -> float:
-    """0.975 quantile of Student's t: from a table up to 10 degrees of freedom, from the Cornish-Fisher expansion above (error < 1e-3)."""
-    if degrees <= len(_T_975):
-        return _T_975[degrees - 1]
-    z = statistics.NormalDist().inv_cdf(0.975)
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / degrees + second / degrees**2 + third / degrees**3
-
-
-def _check(prompted: Labels, judged: Labels, targets: Mapping[str, Collection[str]]) -> int:
     if not targets or not any(targets.values()):
         raise ValueError("no target class to forget")
-    unknown = [domain for domain in targets if domain not in prompted or domain not in judged]
+    unknown = [domain for domain in targets if domain not in domains]
     if unknown:
-        raise ValueError(f"the target's domain {unknown[0]!r} was not judged (judged: {', '.join(prompted) or 'none'})")
-    lengths = {len(labels[domain]) for labels in (prompted, judged) for domain in prompted}
-    if len(lengths) != 1:
-        raise ValueError(f"prompts and verdicts differ in number: {sorted(lengths)}")
-    count = lengths.pop()
-    if count == 0:
+        raise ValueError(f"the target's domain {unknown[0]!r} was not judged (judged: {', '.join(domains) or 'none'})")
+    rows = [dict(zip(domains, names, strict=True)) for names in itertools.product(*domains.values())]
+    cells = [Cell(wording.format(**labels), labels, roles(labels, targets, neighbours or {})) for labels in rows]
+    if not any(cell.forget for cell in cells):
+        raise ValueError(f"no prompt names a target class ({', '.join(f'{d}: {name}' for d, names in targets.items() for name in sorted(names))})")
+    return cells
+
+
+def roles(
+    labels: Mapping[str, str], targets: Mapping[str, Collection[str]], neighbours: Mapping[str, Collection[str]]
+) -> tuple[tuple[str, str], ...]:
+    """What the verdicts on an image count as (see the module), given the classes its prompt names by domain."""
+    names_target = any(labels[domain] in names for domain, names in targets.items())
+    asked = []
+    for target_domain in targets:
+        for domain, name in labels.items():
+            is_target = name in targets.get(domain, ())
+            if domain == target_domain:
+                asked.append((domain, FORGET if is_target else IN_DOMAIN))
+                if not is_target and name in neighbours.get(domain, ()):
+                    asked.append((domain, NEIGHBOUR))
+            elif not is_target:
+                asked.append((domain, CROSS_FORGOTTEN if names_target else CROSS_RETAINED))
+    return tuple(asked)
+
+
+def tabulate(cells: Sequence[Cell], verdicts: Sequence[Verdict], prompt_ids: Sequence[int]) -> dict[str, Scores]:
+    """The scores behind each figure.
+
+    Args:
+        cells: the protocol's.
+        verdicts: one for each image.
+        prompt_ids: for each image the index of its cell.
+
+    Raises:
+        ValueError: no images, or verdicts and prompts differ in number.
+    """
+    if len(verdicts) != len(prompt_ids):
+        raise ValueError(f"prompts and verdicts differ in number: {len(prompt_ids)} and {len(verdicts)}")
+    if not verdicts:
         raise ValueError("no images were judged")
-    return count
+    found: dict[str, Scores] = {}
+    for figure, counted in ROLES.items():
+        rows: dict[int, list[float]] = {}
+        asked = [[domain for domain, role in cell.asked if role in counted] for cell in cells]
+        for i, seen in zip(prompt_ids, verdicts, strict=True):
+            if asked[i]:
+                right = statistics.fmean(seen[domain] == cells[i].labels[domain] for domain in asked[i])
+                rows.setdefault(i, []).append(1 - right if counted == {FORGET} else right)
+        found[figure] = Scores([float(len(asked[i])) for i in rows], list(rows.values()))
+    return found
 
 
-def _percent(hits: Sequence[bool]) -> float | None:
-    return 100 * statistics.fmean(hits) if hits else None
+def class_accuracy(cells: Sequence[Cell], verdicts: Sequence[Verdict], prompt_ids: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Accuracy in percent on the images of each class, by domain, in the order in which the classes first appear; each prompt weighs the same."""
+    hits: dict[tuple[str, str], dict[int, list[bool]]] = {}
+    for i, seen in zip(prompt_ids, verdicts, strict=True):
+        for domain, name in cells[i].labels.items():
+            hits.setdefault((domain, name), {}).setdefault(i, []).append(seen[domain] == name)
+    found: dict[str, dict[str, float]] = {}
+    for (domain, name), rows in hits.items():
+        found.setdefault(domain, {})[name] = 100 * statistics.fmean(statistics.fmean(row) for row in rows.values())
+    return found
 
 
-def _listed(targets: Mapping[str, Collection[str]]) -> str:
-    return ", ".join(f"{domain}: {name}" for domain, names in targets.items() for name in sorted(names))
+def mean_interval(rows: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Of a figure that is no proportion: the mean over prompts of the mean over images, and its bootstrap interval.
+
+    Args:
+        rows: for each prompt the values of its images.
+    """
+    low, high = bootstrap(rows)
+    return {"mean": statistics.fmean(statistics.fmean(row) for row in rows), "ci95": [low, high]}
+
+
+def summarize(runs: Sequence[Mapping[str, float | None]], percentages: Mapping[str, int | None] | None = None) -> dict[str, dict[str, Any]]:
+    """Mean over training runs and its 95 % interval.
+
+    Args:
+        runs: for each run, figures by name; every run has the same names.
+        percentages: which figures lie in [0, 100], each with the number of images of all runs that it comes from, if it is known: the interval
+            is then never narrower than Wilson's for as many images.
+
+    Returns:
+        For each name `{"mean": …, "ci95": [low, high]}`: `mean` is None where a run has no figure, `ci95` also where nothing can be said.
+
+    Raises:
+        ValueError: no runs.
+    """
+    if not runs:
+        raise ValueError("no runs to summarize")
+    summary: dict[str, dict[str, Any]] = {}
+    for name in runs[0]:
+        values = [value for run in runs if (value := run[name]) is not None]
+        if len(values) < len(runs):
+            summary[name] = {"mean": None, "ci95": None}
+            continue
+        mean, count = statistics.fmean(values), (percentages or {}).get(name)
+        intervals = [t_interval(values, (0.0, 100.0)) if name in (percentages or {}) else t_interval(values)]
+        if count:
+            low, high = wilson(mean / 100, count)
+            intervals.append((100 * low, 100 * high))
+        known = [interval for interval in intervals if interval is not None]
+        summary[name] = {"mean": mean, "ci95": [min(low for low, _ in known), max(high for _, high in known)] if known else None}
+    return summary

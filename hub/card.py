@@ -53,8 +53,8 @@ UNLOADABLE = (
 )
 
 ADDRESS = re.compile(r"^pipe\.load_lora_weights\(.*\)  # a folder or an id on the Hub$", re.MULTILINE)
-WORST, SHOWN_PROMPTS = 5, 3
-"""How many classes that suffered, and how many prompts of a kind, the card shows."""
+WORST, SHOWN_PROMPTS, SHOWN_SEEDS = 5, 3, 8
+"""How many classes that suffered, how many prompts of a kind, and how many seeds the card shows."""
 
 
 def model_card(results: Mapping[str, Any], output_dir: str | Path, notes: str = "") -> ModelCard:
@@ -138,10 +138,10 @@ def _figures_section(results: Mapping[str, Any]) -> str:
     rows = [[label, *(_cell(side, name) for name in names)] for label, side in (("base", base), ("with this adapter", adapter))]
     seeds = listed(results.get("seeds"))
     judge = f"Judge: {escape(str(results.get('judge') or 'unknown'))}."
-    if len(seeds) > 1:
-        judge += f" Mean over {len(seeds)} seeds ({', '.join(seeds)}); ± is the 95 % interval over seeds."
-    elif seeds:
-        judge += f" One seed ({seeds[0]})."
+    if seeds:
+        judge += f" Seeds: {', '.join(seeds)}." if len(seeds) <= SHOWN_SEEDS else f" {len(seeds)} seeds."
+    if any(_interval(side, name) for side in (base, adapter) for name in names):
+        judge += " In brackets the 95 % interval: a bootstrap over prompts and their images, never narrower than Wilson's for as many images."
     return "\n".join(
         [
             "## Results",
@@ -245,7 +245,7 @@ def _limits_section(results: Mapping[str, Any]) -> str:
 
 def _eval_results(results: Mapping[str, Any]) -> list[EvalResult] | None:
     judge, adapter = results.get("judge") or "unknown", results.get("adapter") or {}
-    intervals, seeds = adapter.get("ci95") or {}, {"seeds": results["seeds"]} if results.get("seeds") else {}
+    seeds = {"seeds": results["seeds"]} if results.get("seeds") else {}
     found = [
         EvalResult(
             task_type="text-to-image",
@@ -254,7 +254,7 @@ def _eval_results(results: Mapping[str, Any]) -> list[EvalResult] | None:
             metric_type=name.lower(),
             metric_name=f"{name} in percent, judged by {judge}",
             metric_value=adapter[name],
-            metric_args=seeds | ({"ci95": intervals[name]} if intervals.get(name) is not None else {}) or None,
+            metric_args=seeds | ({"ci95": bounds} if (bounds := _interval(adapter, name)) else {}) or None,
         )
         for name in FIGURES
         if adapter.get(name) is not None
@@ -273,8 +273,14 @@ def _base_text(base: str, revision: str | None) -> str:
 def _cell(side: Mapping[str, Any], name: str) -> str:
     if side.get(name) is None:
         return "–"
-    ci95 = (side.get("ci95") or {}).get(name)
-    return f"{side[name]:.2f}" + ("" if ci95 is None else f" ± {ci95:.2f}")
+    bounds = _interval(side, name)
+    return f"{side[name]:.2f}" + (f" [{bounds[0]:.1f}, {bounds[1]:.1f}]" if bounds else "")
+
+
+def _interval(side: Mapping[str, Any], name: str) -> list[float] | None:
+    """The 95 % interval [low, high] of a figure; None where there is none, or only the half-width that older results have."""
+    bounds = (side.get("ci95") or {}).get(name)
+    return bounds if isinstance(bounds, list) else None
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

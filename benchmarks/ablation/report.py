@@ -60,7 +60,7 @@ def table(runs: Sequence[Run]) -> str:
         for run in of:
             end, base = run["curve"][-1], run["base"]
             rows.append({"images": spent(run), "UA": end["UA"], "IRA": end["IRA"] - base["IRA"], "CRA": end["CRA"] - base["CRA"]})
-        cells = {name: _cell(value) for name, value in summarize(rows).items()}
+        cells = {name: _cell(value) for name, value in summarize(rows, {"UA": None}).items()}
         got = sum(reached(run) is not None for run in of)
         least = "" if got == len(of) else "≥ "
         rates = ", ".join(f"{rate:g}" for rate in sorted({run["learning_rate"] for run in of}))
@@ -70,11 +70,10 @@ def table(runs: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
-def _cell(value: Mapping[str, float | None]) -> str:
-    mean, half = value["mean"], value["ci95"]
-    assert mean is not None
+def _cell(value: Mapping[str, Any]) -> str:
+    mean, interval = value["mean"], value["ci95"]
     digits = 0 if abs(mean) >= 200 else 1
-    return f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
+    return f"{mean:.{digits}f}" + ("" if interval is None else f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]")
 
 
 def explained_variance(runs: Sequence[Run]) -> dict[int, float]:

@@ -46,7 +46,7 @@ def test_the_best_learning_rate_needs_the_fewest_images() -> None:
 def test_the_table_averages_over_concepts_and_seeds() -> None:
     text = table([run("default", 96.0, 100.0), run("default", 0.0, 98.0, seed=1), run("ddpo", 0.0, 50.0)])
     rows = text.splitlines()[2:]
-    assert rows[0].startswith("| default | 0.005 | 750 ± ") and "| 2 of 2 | 99.0 ± " in rows[0]
+    assert rows[0].startswith("| default | 0.005 | 750 [") and "| 2 of 2 | 99.0 [86.3, 100.0] |" in rows[0]
     assert rows[1] == "| ddpo | 0.005 | ≥ 1000 | 0 of 1 | 50.0 | -1.0 | -1.0 | 0 |"
     assert explained_variance([run("default", 1.0)]) == {900: 0.25}
 

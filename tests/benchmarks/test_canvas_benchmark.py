@@ -10,15 +10,17 @@ from reward.spec import read_spec
 
 
 def results(ua: float, ira: float, seconds: float) -> dict:
-    side = {"UA": ua, "IRA": ira, "CRA": 99.0}
+    side = {"UA": ua, "IRA": ira, "CRA": 99.0, "images": {"UA": 24, "IRA": 168, "CRA": 192}}
     training = {"iterations": 8, "images": 1000, "seconds": seconds, "stopped_by": "the target"}
     return {"base": {"UA": 0.0, "IRA": 98.0, "CRA": 100.0}, "adapter": side, "training": training}
 
 
 def test_the_table_gives_means_and_intervals_over_seeds() -> None:
     text = table({"cat": summary([results(96.0, 97.0, 90.0), results(100.0, 95.0, 110.0), results(98.0, 96.0, 100.0)])})
-    # t(0.975, 2 degrees) = 4.303; the standard deviation of 96, 98, 100 is 2: 4.303 * 2 / sqrt(3) = 5.0
-    assert text.splitlines()[-1] == "| cat | 98.0 ± 5.0 | 96.0 ± 2.5 (98.0) | 99.0 ± 0.0 (100.0) | 8.0 | 1000 | 100 s |"
+    # t(0.975, 2 degrees) = 4.303; the standard deviation of 96, 98, 100 is 2: 98 -+ 4.303 * 2 / sqrt(3) = 98 -+ 5.0, but Wilson's interval
+    # for 98 % of 3 * 24 images begins at 91.6, and for 99 % of 3 * 192, where all runs agree, it is [97.8, 99.5].
+    row = "| cat | 98.0 [91.6, 100.0] | 96.0 [93.5, 98.5] (98.0) | 99.0 [97.8, 99.5] (100.0) | 8.0 | 1000 | 100 s |"
+    assert text.splitlines()[-1] == row
 
 
 def test_runs_that_are_done_are_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,7 +29,7 @@ def test_runs_that_are_done_are_not_repeated(tmp_path: Path, capsys: pytest.Capt
         directory.mkdir()
         (directory / "results.json").write_text(json.dumps(results(100.0, 97.0, 90.0)))
     main(parse_args(["--concepts", "Van Gogh style", "--seeds", "0", "1", "--output_dir", str(tmp_path)]))
-    assert "| Van Gogh style | 100.0 ± 0.0 |" in capsys.readouterr().out
+    assert "| Van Gogh style | 100.0 [92.6, 100.0] |" in capsys.readouterr().out
     assert json.loads((tmp_path / "summary.json").read_text())["seeds"] == [0, 1]
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.examination import JudgeExamination, TeacherExamination, target_classes
+from evaluation.examination import JudgeExamination, TeacherExamination, default_seeds, nearest_classes, target_classes
 from evaluation.judge import Judge
 from reward.spec import ConceptSpec
 
-DOMAINS = {"style": ["Van Gogh", "Mosaic", "Pop Art"], "object": ["cat", "car", "Glass"]}
+DOMAINS = {"style": ["Van Gogh", "Mosaic", "Pop Art", "Sketch", "Pencil Sketch"], "object": ["cat", "car", "Glass"]}
 
 
 @pytest.mark.parametrize(
@@ -27,11 +27,13 @@ DOMAINS = {"style": ["Van Gogh", "Mosaic", "Pop Art"], "object": ["cat", "car", 
         (["a cat", "pop-art"], {"object": {"cat"}, "style": {"Pop Art"}}),
         (["art"], None),
         (["cartoon"], None),
+        (["pencil sketch"], {"style": {"Pencil Sketch"}}),  # and not Sketch
+        (["sketch"], {"style": {"Sketch"}}),
     ],
 )
 def test_target_classes(concepts: list[str], expected: dict[str, set[str]] | None) -> None:
     if expected is None:
-        with pytest.raises(ValueError, match="style: Van Gogh, Mosaic, Pop Art; object: cat, car, Glass"):
+        with pytest.raises(ValueError, match="style: Van Gogh, Mosaic, Pop Art, Sketch, Pencil Sketch; object: cat, car, Glass"):
             target_classes(DOMAINS, concepts)
     else:
         assert target_classes(DOMAINS, concepts) == expected
@@ -88,7 +90,7 @@ def test_teacher_figures() -> None:
     assert "not independent" in examination.name
     assert examination.prompts == ["red cat", "red dog", "red fox"]
     cat, dog, fox = (Image.new("RGB", (4, 4), colour) for colour in StubTeacher.colours)
-    expected = {"CRA": None, "CRA_retained": None, "CRA_forgotten": None}
+    expected = {"CRA": None, "CRA_retained": None, "CRA_forgotten": None, "NRA": None}
     for images, figures in [
         ([cat, dog, fox], {"UA": 0, "IRA": 100}),
         ([dog, dog, fox], {"UA": 100, "IRA": 100}),
@@ -98,3 +100,23 @@ def test_teacher_figures() -> None:
         assert examination.figures(verdicts, [0, 1, 2]) == figures | expected
     assert examination.per_class(verdicts, [0, 1, 2]) == {"prompt": {"red cat": 0, "red dog": 100, "red fox": 0}}
     assert examination.showcase(1) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("forget", "retain", "of_forget"),
+    [(8, 56, 3), (1, 128, 24), (2, 2, 12), (5, 5, 5), (100, 10, 3)],  # the bundled canvas is the first
+)
+def test_by_default_the_concept_has_at_least_24_images(forget: int, retain: int, of_forget: int) -> None:
+    seeds = default_seeds([True] * forget + [False] * retain)
+    assert seeds == [list(range(of_forget))] * forget + [[0, 1, 2]] * retain
+
+
+def test_neighbours_are_the_nearest_classes_in_a_text_space_or_those_named(tiny_judge: Judge) -> None:
+    domains = {"style": ["red", "Mosaic"], "object": ["cat", "dog", "fox", "cat dog"]}
+    near = nearest_classes(domains, "{style} {object}", {"object": {"cat"}}, StubTeacher().encode_text, count=1)
+    assert near == {"object": {"cat dog"}}
+    apart = JudgeExamination(Judge(domains, "{style} {object}", 16, widths=(4, 8)), ["cat"], "tiny", neighbours=["fox"])
+    assert apart.neighbours == {"object": {"fox"}}
+    verdicts = [{"style": c["style"], "object": "dog" if c["object"] == "fox" else c["object"]} for c in apart.classes]
+    figures = apart.figures(verdicts, list(range(8)))
+    assert figures["NRA"] == 0 and figures["IRA"] == pytest.approx(200 / 3)

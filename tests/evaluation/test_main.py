@@ -15,6 +15,7 @@ from environment.base import load_pipeline
 from environment.errors import friendly_errors
 from evaluation.__main__ import main, parse_args
 from evaluation.examination import JudgeExamination
+from evaluation.generate import adapter_at, draw
 from evaluation.judge import Judge
 from evaluation.protocol import evaluate, public_name
 from hub.adapter import load_adapter
@@ -44,8 +45,10 @@ def test_results_table_and_grid(adapter_dir: Path, base: list[str], tmp_path: Pa
     for side in ("base", "adapter"):
         figures = results[side]
         assert all(0 <= figures[name] <= 100 for name in ("UA", "IRA", "CRA"))
-        assert len(figures["per_seed"]["UA"]) == 2
-        assert figures["ci95"]["UA"] is not None
+        for name in ("UA", "IRA", "CRA"):
+            low, high = figures["ci95"][name]
+            assert 0 <= low <= figures[name] <= high <= 100 and low < high
+        assert figures["images"] == {"UA": 4, "IRA": 4, "CRA": 8, "CRA_retained": 4, "CRA_forgotten": 4, "NRA": 0}
         assert set(figures["per_class"]) == {"style", "object"}
     assert str(tmp_path.parent) not in json.dumps(results)
     printed = capsys.readouterr().out
@@ -59,15 +62,43 @@ def test_in_memory_evaluation_finds_the_same(adapter_dir: Path, base: list[str],
     pipe = load_pipeline(tiny_pipeline_dir)
     load_adapter(pipe, adapter_dir)
     found = evaluate(pipe, JudgeExamination(tiny_judge, ["Van Gogh"], "tiny-judge"), [0, 1], num_inference_steps=2, batch_size=3, progress=False)
-    for key in ("base", "adapter", "seeds", "judge", "targets", "changed_images", "guidance_scale"):
+    for side in ("base", "adapter"):
+        assert {**results[side], "measures": None} == {**found.results[side], "measures": None}
+    for key in ("seeds", "judge", "targets", "changed_images", "guidance_scale"):
         assert found.results[key] == results[key]
     assert [pair.forget for pair in found.pairs] == [True, True, False, False]
 
 
-def test_scale_zero_is_the_base(adapter_dir: Path, base: list[str], tmp_path: Path) -> None:
-    results = run(adapter_dir, tmp_path / "out", *base, "--lora_scale", "0")
-    assert results["changed_images"] == 0
+def test_scale_zero_is_the_base(adapter_dir: Path, base: list[str], tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    results = run(adapter_dir, tmp_path / "out", *base, "--scales", "0")
+    assert results["changed_images"] == 0 and results["lora_scale"] == 0
     assert results["adapter"] == results["base"]
+    pipe = load_pipeline(tiny_pipeline_dir)
+    jobs = [("a cat", 0), ("a car", 1)]
+    before = draw(pipe, jobs, 2)
+    pipe.set_adapters([load_adapter(pipe, adapter_dir)], [0.0])
+    assert [image.tobytes() for image in draw(pipe, jobs, 2)] == [image.tobytes() for image in before]
+    with adapter_at(pipe, 0):
+        assert [image.tobytes() for image in draw(pipe, jobs, 2)] == [image.tobytes() for image in before]
+
+
+def test_a_sweep_draws_the_base_once_and_shows_the_price(
+    adapter_dir: Path, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = run(adapter_dir, tmp_path / "out", *base, "--scales", "1", "0", "0.5", "1.5")
+    assert [side["scale"] for side in results["scales"]] == [0, 0.5, 1, 1.5]
+    zero, half, one, more = ({k: v for k, v in side.items() if k != "scale"} for side in results["scales"])
+    assert zero == results["base"] and one == results["adapter"] and results["lora_scale"] == 1
+    drifts = [side["measures"]["pixel_drift"]["mean"] for side in (half, one, more)]
+    assert 0 < drifts[0] < drifts[1] < drifts[2]
+    assert sorted(path.name for path in (tmp_path / "out" / "images").iterdir()) == ["base", "weight-0.5", "weight-1", "weight-1.5"]
+    with Image.open(tmp_path / "out" / "pareto.png") as picture:
+        assert min(picture.size) > 300
+    printed = capsys.readouterr().out
+    assert "weight 0.5" in printed and "weight 1.5" in printed and "weight 0 " not in printed
+    # One weight alone gives the same figures as in the sweep.
+    alone = run(adapter_dir, tmp_path / "alone", *base, "--scales", "0.5")
+    assert alone["adapter"] == half and "scales" not in alone
 
 
 def test_an_adapter_that_does_nothing_is_noticed(adapter_dir: Path, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,26 +116,25 @@ def test_results_beside_the_adapter_go_before_its_header(adapter_dir: Path, base
     assert run(adapter_dir, tmp_path / "out", *base)["targets"] == {"object": ["cat"]}
 
 
-def test_teacher_judges_where_there_is_no_judge(
-    adapter_dir: Path, tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_clip_judges_where_there_is_no_judge(
+    adapter_dir: Path, tiny_pipeline_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class FakeTeacher:
-        def encode_text(self, texts: list[str]) -> torch.Tensor:
-            vectors = [torch.randn(8, generator=torch.Generator().manual_seed(len(text))) for text in texts]
-            return torch.nn.functional.normalize(torch.stack(vectors), dim=-1)
-
-        def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
-            return torch.nn.functional.normalize(pixels.flatten(1)[:, :8], dim=-1)
-
-    monkeypatch.setattr("evaluation.__main__.Teacher.from_pretrained", lambda *args: FakeTeacher())
     prompts = tmp_path / "retain.txt"
-    prompts.write_text("# kept\na red dog\na small car\n\na boat\n")
-    given = ["--pretrained_model_name_or_path", str(tiny_pipeline_dir), "--clip_model", "local-dir:clip", "--retain_prompts", str(prompts)]
-    results = run(adapter_dir, tmp_path / "out", *given, "--concept", "cat")
+    prompts.write_text("# kept\na tree image in Neon style\na car image in Neon style\n\na boat image in Neon style\n")
+    clip = ["--clip_model", f"local-dir:{canvas.CLIP}", "--retain_prompts", str(prompts)]
+    given = ["--pretrained_model_name_or_path", str(tiny_pipeline_dir), *clip, "--concept", "cat"]
+    results = run(adapter_dir, tmp_path / "out", *given)
     assert "not independent" in results["judge"]
     assert results["adapter"]["CRA"] is None
     assert results["prompts"]["retain"] == 3
+    assert results["measured_by"]["clip_score"] == "open_clip clip" and "clip" in results["measured_by"]["features"]
     assert "not independent" in capsys.readouterr().out
+    # Without --seeds the prompts that ask for the concept have 24 images, the others three.
+    main(parse_args(["--adapter", str(adapter_dir), "--output_dir", str(tmp_path / "more"), "--num_inference_steps", "1", *given]))
+    more = json.loads((tmp_path / "more" / "results.json").read_text())
+    assert more["adapter"]["images"]["UA"] >= 24 and more["adapter"]["images"]["IRA"] == 9
+    (adapter_dir / "results.json").write_text(json.dumps({"concept": "cat", "settings": {"clip_model": None}}))
+    assert run(adapter_dir, tmp_path / "own", *given)["measured_by"]["clip_score"] == "open_clip clip (the reward's own)"
 
 
 def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -113,7 +143,9 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int
     return stop.value.code, capsys.readouterr().err
 
 
-def test_user_errors(adapter_dir: Path, base: list[str], tiny_pipeline_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors(
+    adapter_dir: Path, base: list[str], tiny_pipeline_dir: Path, wide_pipeline_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     full, empty = tmp_path / "full", tmp_path / "empty"
     for directory in (full, empty):
         directory.mkdir()
@@ -123,13 +155,22 @@ def test_user_errors(adapter_dir: Path, base: list[str], tiny_pipeline_dir: Path
     for arguments, message in [
         ([*adapter, *base, "--output_dir", str(full)], "is not empty"),
         ([*adapter, *base, "--output_dir", str(adapter_dir)], "adapter's own directory"),
-        (["--adapter", str(tmp_path / "absent"), *base, *output], "is not a directory"),
-        (["--adapter", str(empty), *base, *output], "is not an adapter"),
+        (["--adapter", str(tmp_path / "absent"), *base, *output], "neither a local directory nor a Hub repository"),
+        (["--adapter", str(empty), *base, *output], "holds no adapter"),
         ([*adapter, *base, *output, "--seeds", "1", "1"], "a seed twice"),
         ([*adapter, *base, *output, "--num_inference_steps", "0"], "at least 1"),
         ([*adapter, *base, *output, "--concept", "dragons"], "it knows style: Van Gogh, Mosaic; object: cat, car"),
         ([*adapter, *pipeline, *output], "This base has no judge"),
         ([*adapter, *pipeline, *output, "--judge_name_or_path", str(empty)], "is not a judge"),
+        ([*adapter, *base, *output, "--scales", "1", "-0.5"], "must not be negative"),
+        ([*adapter, *base, *output, "--neighbours", "dragons"], "it knows style: Van Gogh, Mosaic; object: cat, car"),
+        ([*adapter, *base, *output, "--protocol", "absent.csv"], "neither a file nor one of grid, canvas, unlearncanvas"),
+        ([*adapter, *base, *output, "--protocol", "unlearncanvas"], "--style_classifier FILE and --object_classifier FILE"),
+        ([*adapter, *base, *output, "--fid_features", "clip"], "needs --clip_model"),
+        ([*adapter, *base, *output, "--fid_features", str(full / "precious.txt")], "any other pickle could run code"),
+        ([*adapter, *base, *output, "--reference_images", str(empty)], "holds 0 pictures"),
+        ([*adapter, *pipeline, *output, "--judge_name_or_path", "clip"], "give --clip_model"),
+        ([*adapter, *output, *base[2:], "--pretrained_model_name_or_path", str(wide_pipeline_dir)], "does not fit this pipeline"),
         ([*adapter, *output, *base[2:]], "local pipeline called 'tiny'"),
         ([*adapter, *output, *base[2:], "--pretrained_model_name_or_path", str(empty)], "no model_index.json"),
     ]:

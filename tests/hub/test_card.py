@@ -35,8 +35,8 @@ def results(**changes: Any) -> dict[str, Any]:
         "concept": ["Van Gogh style"],
         "base_model_name_or_path": "bundled canvas",
         "revision": None,
-        "base": {"UA": 0.52, "IRA": 99.4, "CRA": 98.96, "ci95": {"UA": 0.1, "IRA": 0.2, "CRA": 0.3}},
-        "adapter": {"UA": 97.92, "IRA": 98.81, "CRA": 97.4, "ci95": {"UA": 1.5, "IRA": 0.2, "CRA": 0.3}},
+        "base": {"UA": 0.52, "IRA": 99.4, "CRA": 98.96, "ci95": {"UA": [0.4, 0.7], "IRA": [99.2, 99.6], "CRA": [98.6, 99.2]}},
+        "adapter": {"UA": 97.92, "IRA": 98.81, "CRA": 97.4, "ci95": {"UA": [93.5, 99.4], "IRA": [98.6, 99.0], "CRA": None}},
         "seeds": [0, 1, 2],
         "judge": "bundled canvas judge",
         "settings": {"learning_rate": 0.003, "rank": 8, "output_dir": "/home/someone/run", "hub_token": "secret", "prompts": None},
@@ -61,7 +61,7 @@ def test_metadata(output_dir: Path) -> None:
     assert "base_model" not in data and "base_model_relation" not in data
     metrics = data["model-index"][0]["results"][0]["metrics"]
     assert {metric["type"]: metric["value"] for metric in metrics} == {"ua": 97.92, "ira": 98.81, "cra": 97.4}
-    assert metrics[0]["args"] == {"seeds": [0, 1, 2], "ci95": 1.5}
+    assert metrics[0]["args"] == {"seeds": [0, 1, 2], "ci95": [93.5, 99.4]}
 
 
 def test_a_base_of_sdxl_and_one_in_a_file_are_loaded_as_such(output_dir: Path) -> None:
@@ -141,9 +141,9 @@ def test_the_example_can_be_made_to_load_from_the_hub(output_dir: Path) -> None:
 
 def test_body(output_dir: Path) -> None:
     text = model_card(results(), output_dir).text
-    assert "| base | 0.52 ± 0.10 | 99.40 ± 0.20 | 98.96 ± 0.30 |" in text
-    assert "| with this adapter | 97.92 ± 1.50 |" in text
-    assert "Judge: bundled canvas judge. Mean over 3 seeds (0, 1, 2)" in text
+    assert "| base | 0.52 [0.4, 0.7] | 99.40 [99.2, 99.6] | 98.96 [98.6, 99.2] |" in text
+    assert "| with this adapter | 97.92 [93.5, 99.4] | 98.81 [98.6, 99.0] | 97.40 |" in text
+    assert "Judge: bundled canvas judge. Seeds: 0, 1, 2. In brackets the 95 % interval" in text
     assert r"| --learning\_rate | 0.003 |" in text
     assert "target reached" in text
     assert "can unload an adapter" in text
@@ -155,7 +155,7 @@ def test_the_teachers_figures_are_called_so(output_dir: Path) -> None:
     card = model_card(results(base=judged, adapter=judged, judge="teacher (the reward's own CLIP; not independent)", seeds=[3]), output_dir)
     assert card.text.count("not independent") >= 2
     assert "| percent | UA | IRA |\n" in card.text
-    assert "One seed (3)." in card.text
+    assert "Seeds: 3." in card.text and "In brackets" not in card.text
     assert all("not independent" in m["name"] for m in front_matter(str(card))["model-index"][0]["results"][0]["metrics"])
 
 
@@ -194,6 +194,11 @@ def test_scarce_results(tmp_path: Path) -> None:
     assert "before_after.png" not in card
     assert front_matter(card)["library_name"] == "diffusers"
     assert front_matter(str(model_card({}, tmp_path)))["pipeline_tag"] == "text-to-image"
+
+
+def test_many_seeds_are_counted_and_half_widths_of_older_results_left_out(output_dir: Path) -> None:
+    text = model_card(results(seeds=list(range(24)), adapter={"UA": 97.92, "ci95": {"UA": 1.5}}), output_dir).text
+    assert "24 seeds." in text and "| with this adapter | 97.92 |" in text
 
 
 def test_save_replaces_an_older_card_but_not_what_people_wrote_into_it(output_dir: Path) -> None:

@@ -1,0 +1,161 @@
+"""Images on disk, shard by shard, so that an evaluation can take days, be interrupted, and run in several processes.
+
+A side (the base, or the adapter at one weight) is a directory: `manifest.json` (what the images depend on), an image file for each prompt and seed, and for
+every complete shard `shard-NNNNN.json` with the SHA-256 of its files. A shard is a run of consecutive images; it counts once its JSON is there, which is
+written last. What a judge has seen of a shard lies beside it in `seen-NNNNN-KEY.safetensors`; the key holds the judge and the images' hashes, so that
+other images or another judge never find it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from networks.checkpoint import write_aside
+
+logger = logging.getLogger(__name__)
+
+SHARD_SIZE = 64
+MANIFEST = "manifest.json"
+FORMATS = {"png": {"format": "PNG"}, "jpeg": {"format": "JPEG"}}
+"""How Pillow writes them: PNG keeps every pixel, JPEG is at Pillow's default quality of 75."""
+
+Job = tuple[int, int]
+"""Index of a prompt, and a seed."""
+
+
+@dataclass
+class Seen:
+    """What was observed of a shard's images.
+
+    Attributes:
+        verdicts: one an image, by domain.
+        values: further measurements by name, a row an image.
+    """
+
+    verdicts: list[dict[str, str]]
+    values: dict[str, np.ndarray]
+
+
+class Side:
+    """The images of one side in a directory.
+
+    Args:
+        settings: whatever the images depend on, JSON.
+        image_format: "png" or "jpeg".
+
+    Raises:
+        ValueError: the directory holds images that depend on something else.
+    """
+
+    def __init__(self, directory: Path, settings: Mapping[str, Any], image_format: str = "png") -> None:
+        self.directory, self.image_format = directory, image_format
+        wanted = {**settings, "image_format": image_format, "shard_size": SHARD_SIZE}
+        path = directory / MANIFEST
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            for name in wanted:
+                if found.get(name) != wanted[name]:
+                    raise ValueError(
+                        f"{directory} holds images of another evaluation ({name} is {_shown(found.get(name))} there and {_shown(wanted[name])} here); "
+                        "choose another --output_dir or add --overwrite_output_dir."
+                    )
+        else:
+            directory.mkdir(parents=True, exist_ok=True)
+            write_aside(path, lambda aside: aside.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8"))
+
+    def images(self, shard: int, jobs: Sequence[Job], draw: Callable[[], list[Image.Image]]) -> list[Image.Image]:
+        """The images of a shard as they are on disk; if one is not there as it was written, it is named in the log and its shard is drawn again."""
+        damaged = self._damaged(shard, jobs)
+        if damaged is None or damaged:
+            for name in damaged or []:
+                logger.warning(f"{self.directory / name} is missing or damaged; its shard of {len(jobs)} images is drawn again.")
+            self._write(shard, jobs, draw())
+        return [self.image(job) for job in jobs]
+
+    def is_whole(self, shard: int, jobs: Sequence[Job]) -> bool:
+        """Whether all images of a shard are there as they were written."""
+        return self._damaged(shard, jobs) == []
+
+    def image(self, job: Job) -> Image.Image:
+        """One image of a shard that is whole."""
+        with Image.open(self.directory / self.file_name(job)) as image:
+            return image.convert("RGB")
+
+    def key(self, shard: int, *judged_by: str) -> str:
+        """What tells observations of a shard that is whole from others: its images' hashes and whoever judged."""
+        return hashlib.sha256("\n".join([self._index(shard).read_text(encoding="utf-8"), *judged_by]).encode()).hexdigest()[:16]
+
+    def read_seen(self, shard: int, key: str) -> Seen | None:
+        """What was observed, if it was."""
+        path = self._seen(shard, key)
+        try:
+            with safe_open(path, "np") as file:
+                verdicts = json.loads(file.metadata()["verdicts"])
+                return Seen(verdicts, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning(f"{path} is damaged ({error}); the images are judged again.")
+            return None
+
+    def write_seen(self, shard: int, key: str, seen: Seen) -> None:
+        """Keep what was observed; observations of other images or by other judges are left alone."""
+        verdicts = {"verdicts": json.dumps(seen.verdicts, ensure_ascii=False)}
+        tensors = {name: np.ascontiguousarray(rows) for name, rows in seen.values.items()}
+        write_aside(self._seen(shard, key), lambda path: save_file(tensors, path, verdicts))
+
+    def file_name(self, job: Job) -> str:
+        """Of an image."""
+        return f"{job[0]:05d}-seed{job[1]}.{self.image_format}"
+
+    def _write(self, shard: int, jobs: Sequence[Job], images: Sequence[Image.Image]) -> None:
+        digests = {}
+        for job, image in zip(jobs, images, strict=True):
+            buffer = io.BytesIO()
+            image.convert("RGB").save(buffer, **FORMATS[self.image_format])
+            content, name = buffer.getvalue(), self.file_name(job)
+            digests[name] = hashlib.sha256(content).hexdigest()
+            write_aside(self.directory / name, lambda path, content=content: path.write_bytes(content))
+        write_aside(self._index(shard), lambda path: path.write_text(json.dumps(digests, indent=0) + "\n", encoding="utf-8"))
+
+    def _damaged(self, shard: int, jobs: Sequence[Job]) -> list[str] | None:
+        """The files of a shard that are not as they were written; None if it was never completed."""
+        try:
+            digests = json.loads(self._index(shard).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return [name for job in jobs if digests.get(name := self.file_name(job)) != self._digest(name)]
+
+    def _digest(self, name: str) -> str | None:
+        try:
+            return hashlib.sha256((self.directory / name).read_bytes()).hexdigest()
+        except OSError:
+            return None
+
+    def _index(self, shard: int) -> Path:
+        return self.directory / f"shard-{shard:05d}.json"
+
+    def _seen(self, shard: int, key: str) -> Path:
+        return self.directory / f"seen-{shard:05d}-{key}.safetensors"
+
+
+def split(jobs: Sequence[Job], size: int = SHARD_SIZE) -> list[list[Job]]:
+    """Consecutive runs of at most `size` jobs."""
+    return [list(jobs[start : start + size]) for start in range(0, len(jobs), size)]
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
