@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from chromium import PROGRAM, Chromium
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, EulerAncestralDiscreteScheduler, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -150,6 +150,15 @@ def test_both_images_are_those_of_a_stock_pipeline_bit_for_bit(
         drawn = np.asarray(studio.draw(SETTINGS, str(adapter_dir), scale).image)
         assert np.array_equal(drawn, plain(scale)) and np.array_equal(drawn, plain(None)) == (scale == 0), scale
     assert np.array_equal(np.asarray(studio.draw(SETTINGS).image), plain(None))
+
+
+def test_the_sampler_is_that_of_the_evaluation_whatever_the_base_brings(
+    tiny_pipeline_dir: Path, tmp_path: Path, plain: Callable[[float | None], np.ndarray]
+) -> None:
+    base = load_pipeline(tiny_pipeline_dir)
+    base.scheduler = EulerAncestralDiscreteScheduler.from_config(base.scheduler.config)
+    base.save_pretrained(tmp_path)
+    assert np.array_equal(np.asarray(Studio(tmp_path).draw(SETTINGS).image), plain(None))
 
 
 def test_no_image_is_drawn_twice(studio: Studio, adapter_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
