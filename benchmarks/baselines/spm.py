@@ -74,8 +74,8 @@ def spm_loss(prediction: torch.Tensor, target: torch.Tensor, anchored: torch.Ten
 def erase(task: Task, settings: Settings, seed: int, watch: Watch | None = None) -> dict[str, Any]:
     """Leave the adapter on the task's UNet; returns facts for results.json."""
     file, kept = entries(task.spec, settings.prompts), task.spec.retain_prompts
-    states = task.encode(kept)
-    weights = {target: anchor_weights(task.states[target], states).cpu() for target in task.targets(settings.prompts)}
+    states = task.encode(kept).states
+    weights = {target: anchor_weights(task.states(target), states).cpu() for target in task.targets(settings.prompts)}
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         target, _, neutral, _ = zip(*draw(file, settings.batch_size, generator), strict=True)

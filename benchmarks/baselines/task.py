@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-from environment.base import encode_prompts
 from evaluation.generate import ddim
 from policy.adapter import base_policy
+from policy.backbone import Backbone, latent_shape
 from policy.rollout import guided_output
+from policy.trajectory import Conditioning
 from reward.spec import ConceptSpec
 
 T = TypeVar("T")
@@ -35,13 +36,15 @@ class Task:
         pipe: the base; the adapter goes onto its UNet.
         spec: concept, forget prompts, retain prompts, and for each forget prompt its anchors.
         scheduler: the base's noise schedule under the deterministic DDIM sampler.
-        states: (L, E) text-encoder states of every text of the spec, of the concept's own name and of the empty prompt.
+        conditioning: what the UNet is told of no prompt, of every text of the spec and of the concept's own name.
+        rows: which of these is whose.
     """
 
     pipe: StableDiffusionPipeline
     spec: ConceptSpec
     scheduler: DDIMScheduler
-    states: dict[str, torch.Tensor]
+    conditioning: Conditioning
+    rows: dict[str, int]
 
     @classmethod
     def build(cls, pipe: StableDiffusionPipeline, spec: ConceptSpec) -> Task:
@@ -50,8 +53,10 @@ class Task:
         Raises:
             ValueError: the text encoder's window is too short for one of them.
         """
-        texts = list(dict.fromkeys(["", *spec.concepts, *spec.forget_prompts, *spec.retain_prompts, *(t for row in spec.anchors for t in row)]))
-        return cls(pipe, spec, ddim(pipe), dict(zip(texts, encode_prompts(pipe, texts), strict=True)))
+        texts = list(dict.fromkeys([*spec.concepts, *spec.forget_prompts, *spec.retain_prompts, *(t for row in spec.anchors for t in row)]))
+        backbone = Backbone.of(pipe)
+        conditioning = Conditioning.cat([backbone.encode_no_prompt(), backbone.encode_prompts(texts)])
+        return cls(pipe, spec, ddim(pipe), conditioning, {text: row for row, text in enumerate(["", *texts])})
 
     @property
     def unet(self) -> UNet2DConditionModel:
@@ -61,9 +66,13 @@ class Task:
         """The texts to erase."""
         return self.spec.concepts if prompts == Prompts.NAME else self.spec.forget_prompts
 
-    def encode(self, prompts: Sequence[str]) -> torch.Tensor:
-        """(B, L, E)."""
-        return torch.stack([self.states[prompt] for prompt in prompts])
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """What the UNet is told of B prompts."""
+        return self.conditioning[torch.tensor([self.rows[prompt] for prompt in prompts])]
+
+    def states(self, text: str) -> torch.Tensor:
+        """(L, E) text-encoder states."""
+        return self.encode([text]).states[0]
 
     def predict(self, x: torch.Tensor, t: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """The UNet's prediction with its adapter at x (B, C, H, W) and timesteps t, () or (B,); with gradient if it is enabled."""
@@ -86,13 +95,11 @@ class Task:
         Returns:
             x (B, C, H, W), and the timestep () at which it stands; after the last step that is 0.
         """
-        embeds, negative, device = self.encode(prompts), self.encode([""]), self.pipe.device
+        told, negative, device = self.encode(prompts), self.encode([""]), self.pipe.device
         self.scheduler.set_timesteps(num_inference_steps, device=device)
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        x = torch.randn(len(prompts), self.unet.config.in_channels, height, width, generator=generator).to(device)
+        x = torch.randn(len(prompts), *latent_shape(self.unet), generator=generator).to(device)
         for t in self.scheduler.timesteps[:steps]:
-            x = self.scheduler.step(guided_output(self.unet, t, x, embeds, negative, guidance_scale), t, x).prev_sample
+            x = self.scheduler.step(guided_output(self.unet, t, x, told, negative, guidance_scale), t, x).prev_sample
         return x, F.pad(self.scheduler.timesteps, (0, 1))[steps]
 
 

@@ -104,7 +104,7 @@ def paired_states(task: Task, texts: Sequence[str], others: Sequence[str], state
     """(N, E) text states of `texts`, and beside each that of its counterpart in `others`, aligned at the last token of either text."""
     found, put = [], []
     for text, other in zip(texts, others, strict=True):
-        a, b = task.states[text], task.states[other]
+        a, b = task.states(text), task.states(other)
         last, of_other = (len(task.pipe.tokenizer(t).input_ids) - 2 for t in (text, other))  # the end-of-text token comes after it
         before = min(last, of_other) - 1 if states == States.TEXT else 0
         after = min(len(a) - last, len(b) - of_other)

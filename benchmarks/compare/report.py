@@ -20,6 +20,7 @@ DOMAINS = ("style", "object")
 COSTS = {"seconds": "seconds", "peak_memory_mb": "peak memory, MB", "unet_samples": "UNet samples", "images": "images drawn"}
 """Columns from the `training` of results.json."""
 DETAILS = ("ci95", "per_seed", "per_class")
+PERCENT = (*HEADLINE, "mean")
 
 
 def domain(run: Run) -> str:
@@ -48,10 +49,11 @@ def table(runs: Sequence[Run]) -> str:
     base: list[str] = []
     for d in DOMAINS:
         for name in columns[d]:
-            found = {method: _summary([figures(run).get(name) for run in per_domain[d] if run["method"] == method]) for method in methods}
+            of_method = {method: [figures(run).get(name) for run in per_domain[d] if run["method"] == method] for method in methods}
+            found = {method: _summary(values, percent=name in PERCENT) for method, values in of_method.items()}
             means = [s["mean"] for s in found.values() if s["mean"] is not None]
             for method, s in found.items():
-                best = name in (*HEADLINE, "mean") and s["mean"] is not None and f"{s['mean']:.1f}" == f"{max(means):.1f}"
+                best = name in PERCENT and s["mean"] is not None and f"{s['mean']:.1f}" == f"{max(means):.1f}"
                 cells[method].append(f"**{_cell(s)}**" if best else _cell(s))
             base.append(_cell(_summary([figures({"adapter": run["base"]}).get(name) for run in per_domain[d]]), interval=False))
     for method in methods:
@@ -86,15 +88,15 @@ def plot(runs: Sequence[Run], path: Path) -> None:
     figure.savefig(path)
 
 
-def _summary(values: Sequence[float | None]) -> dict[str, float | None]:
-    return summarize([{"": value} for value in values])[""] if values else {"mean": None, "ci95": None}
+def _summary(values: Sequence[float | None], percent: bool = False) -> dict[str, Any]:
+    return summarize([{"": value} for value in values], {"": None} if percent else None)[""] if values else {"mean": None, "ci95": None}
 
 
-def _cell(summary: Mapping[str, float | None], interval: bool = True) -> str:
-    mean, half = summary["mean"], summary["ci95"]
-    if mean is None:
+def _cell(summary: Mapping[str, Any], interval: bool = True) -> str:
+    if summary["mean"] is None:
         return "–"
-    return f"{mean:.1f}" + (f" ± {half:.1f}" if interval and half is not None else "")
+    low_high = summary["ci95"]
+    return f"{summary['mean']:.1f}" + (f" [{low_high[0]:.1f}, {low_high[1]:.1f}]" if interval and low_high else "")
 
 
 def _mean(values: Sequence[float | None], digits: int = 0) -> str:

@@ -147,12 +147,12 @@ def test_uce_reproduces_its_edit_on_the_unet(task: Task) -> None:
 
 def test_states_are_paired_at_the_last_word(task: Task) -> None:
     text, other = "a cat image in Van Gogh style", "a tree image in Neon style"
-    length, count = len(task.states[text]), [len(task.pipe.tokenizer(t).input_ids) for t in (text, other)]
+    length, count = len(task.states(text)), [len(task.pipe.tokenizer(t).input_ids) for t in (text, other)]
     tail, of_tail = uce.paired_states(task, [text], [other], uce.States.TAIL)
-    assert torch.equal(tail[0], task.states[text][count[0] - 2]) and torch.equal(of_tail[0], task.states[other][count[1] - 2])
+    assert torch.equal(tail[0], task.states(text)[count[0] - 2]) and torch.equal(of_tail[0], task.states(other)[count[1] - 2])
     assert len(tail) == len(of_tail) == length - max(count) + 2
     whole, of_whole = uce.paired_states(task, [text], [text], uce.States.TEXT)
-    assert torch.equal(whole, of_whole) and torch.equal(whole, task.states[text][1:])  # all but the start-of-text token
+    assert torch.equal(whole, of_whole) and torch.equal(whole, task.states(text)[1:])  # all but the start-of-text token
 
 
 # --- what they share --------------------------------------------------------------------------------------

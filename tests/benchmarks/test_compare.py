@@ -49,9 +49,9 @@ def test_the_table_gives_means_and_intervals_and_marks_what_is_best() -> None:
     runs = [run("ours", "Neon style", ua, 99.0, 97.0) for ua in (96.0, 98.0, 100.0)] + [run("uce", "Neon style", 90.0, 99.0, 96.0)]
     text = table([*runs, run("ours", "cat", 100.0, 90.0, 80.0), run("uce", "cat", 50.0, 100.0, 99.0)])
     ours, peer, base = cells(text, "ours"), cells(text, "UCE"), cells(text, "none (the base)")
-    # t(0.975, 2 degrees) = 4.303; the standard deviation of 96, 98, 100 is 2: 4.303 * 2 / sqrt(3) = 5.0
-    assert ours["style UA"] == "**98.0 ± 5.0**" and ours["style IRA"] == "**99.0 ± 0.0**" and peer["style IRA"] == "**99.0**"
-    assert ours["style mean"] == "**98.0 ± 1.7**" and peer["style mean"] == "95.0"
+    # t(0.975, 2 degrees) = 4.303; the standard deviation of 96, 98, 100 is 2: 98 ± 4.303 * 2 / sqrt(3), which is 5.0, within 100
+    assert ours["style UA"] == "**98.0 [93.0, 100.0]**" and ours["style IRA"] == "**99.0 [99.0, 99.0]**" and peer["style IRA"] == "**99.0**"
+    assert ours["style mean"] == "**98.0 [96.3, 99.7]**" and peer["style mean"] == "95.0"
     assert ours["object mean"] == "**90.0**" and peer["object mean"] == "83.0" and peer["object CRA"] == "**99.0**"
     assert base["style UA"] == "0.0" and base["object CRA"] == "98.0" and base["seconds"] == "–"
     assert ours["seconds"] == "60" and ours["peak memory, MB"] == "1234" and ours["adapter, MB"] == "0.25"
