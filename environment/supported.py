@@ -61,12 +61,12 @@ def choose_class(name: str | Path, index: Mapping[str, Any]) -> type[StableDiffu
             if strange:
                 raise Unsupported(f"{name} is a {kind} with a {strange[0]}, which training would leave out; {SUPPORTED}")
             return cls
-    others = (
-        f" with a {part} of the class {parts[part][1]}"
-        for part, of in PARTS[StableDiffusionPipeline].items()
-        if part in parts and parts[part][1] != of
-    )
-    raise Unsupported(f"{name} is a {kind}{next(others, '')}; {SUPPORTED}")
+    for part, of in PARTS[StableDiffusionPipeline].items():
+        if part not in parts:
+            raise Unsupported(f"{name} is a {kind} without a {part}; {SUPPORTED}")
+        if parts[part][1] != of:
+            raise Unsupported(f"{name} is a {kind} with a {part} of the class {parts[part][1]}; {SUPPORTED}")
+    raise AssertionError("a pipeline with all of the parts has a class")
 
 
 def check_unet(name: str | Path, config: Mapping[str, Any], cls: type) -> None:

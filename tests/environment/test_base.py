@@ -133,7 +133,7 @@ UNSUPPORTED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         "sd1",
         {"_class_name": "StableDiffusion3Pipeline", "unet": [None, None], "transformer": ["diffusers", "SD3Transformer2DModel"]},
         {},
-        "is a StableDiffusion3Pipeline",
+        "is a StableDiffusion3Pipeline without a unet",
     ),
     "another text encoder": ("sd1", {"_class_name": "AltDiffusionPipeline", "text_encoder": ["x", "RobertaSeriesModel"]}, {}, "AltDiffusionPipeline"),
     "a tiny autoencoder": (

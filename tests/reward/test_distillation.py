@@ -197,7 +197,12 @@ def test_from_prompts_to_a_checkpoint(tiny_pipeline_dir: Path, prompts: Path, tm
     assert (config["in_channels"], config["sample_size"], config["embed_dim"], config["width"]) == (4, 8, 64, 8)
     assert config["clip_model"] is None  # a local directory means nothing on another machine
     origin = config["origin"]
-    assert origin["base"] == {"name": tiny_pipeline_dir.name, "revision": None, "latent_shape": [4, 8, 8]}
+    assert origin["base"] == {
+        "name": tiny_pipeline_dir.name,
+        "revision": None,
+        "pipeline_class": "StableDiffusionPipeline",
+        "latent_shape": [4, 8, 8],
+    }
     assert origin["data"] == {"kind": "base rollouts", "num_inference_steps": 2, "guidance_scale": 7.5, "seed": 0, "count": 8}
     assert origin["training"]["steps"] == 3 and "torch" in origin["versions"]
     text = (tmp_path / "reward" / "config.json").read_text()
