@@ -29,9 +29,10 @@ from evaluation.grid import before_after
 from evaluation.judge import ImageJudge, weights_digest
 from evaluation.judges import load_judge, zero_shot_judge
 from evaluation.measures import Features, Measures, clip_features, inception_features, judge_features, reference_features
+from evaluation.observation import Store
 from evaluation.pareto import pareto
 from evaluation.prompt_file import FileExamination, read_prompt_file
-from evaluation.protocol import BUNDLED_PIPELINE, Store, default_guidance, evaluate, grid_title, list_jobs, public_name, table
+from evaluation.protocol import BUNDLED_PIPELINE, default_guidance, evaluate, grid_title, list_jobs, public_name, table
 from evaluation.shards import Side
 from evaluation.unlearncanvas import LITE, NAME, UnlearnCanvasExamination, UnlearnCanvasJudge
 from hub.adapter import find_adapter, load_adapter
