@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 import canvas
-from environment.base import load_pipeline
+from environment.base import load_pipeline, sample_size
 from environment.errors import friendly_errors, friendly_interrupts
 from evaluation.examination import Examination, JudgeExamination, TeacherExamination
 from evaluation.grid import before_after
@@ -152,7 +152,7 @@ def main(args: argparse.Namespace) -> None:
     if args.reference_images:
         if features is None:
             raise ValueError("--reference_images needs features to compare; leave --fid_features none out.")
-        side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+        side = sample_size(pipe) * pipe.vae_scale_factor
         reference = reference_features(args.reference_images, features.embed, (side, side))
     named = {"reference_name": args.reference_images.name} if args.reference_images else {}
     measures = Measures(features, teacher, clip_name, reference, **named)
@@ -292,7 +292,7 @@ def open_store(args: argparse.Namespace, examination: Examination, pipe: Any, ba
         ValueError: they hold images of another evaluation.
     """
     guidance = examination.guidance_scale if args.guidance_scale is None else args.guidance_scale
-    jobs = [[examination.prompts[i], seed] for i, seed in list_jobs(examination, args.seeds)]
+    jobs = [[examination.cells[i].prompt, seed] for i, seed in list_jobs(examination, args.seeds)]
     settings = {
         **base,
         "revision": args.revision,

@@ -181,7 +181,8 @@ def _side(
     verdicts, values = [verdict for seen in found for verdict in seen.verdicts], _values(found)
     side = _figures(examination, verdicts, ids)
     for name, kept in examination.without.items():
-        rows = [row for row, i in enumerate(ids) if i in set(kept)]
+        counted = set(kept)
+        rows = [row for row, i in enumerate(ids) if i in counted]
         side[name] = _figures(examination, [verdicts[row] for row in rows], [ids[row] for row in rows])
     classes = examination.per_class(verdicts, ids)
     side["per_class"] = {domain: {name: _rounded(value) for name, value in of_domain.items()} for domain, of_domain in classes.items()}

@@ -111,6 +111,16 @@ def test_an_adapter_that_does_nothing_is_noticed(adapter_dir: Path, base: list[s
         run(adapter_dir, tmp_path / "none", *base, "--concept", "cat")
 
 
+def test_distances_to_real_images(adapter_dir: Path, base: list[str], tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        Image.effect_noise((40, 24), 30.0 + i).save(tmp_path / "photos" / f"{i}.png")
+    results = run(adapter_dir, tmp_path / "out", *base, "--reference_images", str(tmp_path / "photos"))
+    assert results["measured_by"] == {"features": "tiny-judge, before its head", "reference": "photos"}
+    distances = {side: results[side]["measures"]["FID"]["mean"] for side in ("base", "adapter")}
+    assert distances["base"] > 0 and distances["adapter"] > 0 and distances["base"] != distances["adapter"]
+
+
 def test_the_same_command_goes_on_and_other_settings_are_refused(adapter_dir: Path, base: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = run(adapter_dir, out, *base)
