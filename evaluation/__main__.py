@@ -26,12 +26,13 @@ from environment.base import add_base_arguments, base_options, load_pipeline
 from environment.errors import friendly_errors, friendly_interrupts
 from evaluation.examination import Examination, JudgeExamination, TeacherExamination
 from evaluation.grid import before_after
-from evaluation.judge import ImageJudge
+from evaluation.judge import ImageJudge, weights_digest
 from evaluation.judges import load_judge, zero_shot_judge
 from evaluation.measures import Features, Measures, clip_features, inception_features, judge_features, reference_features
+from evaluation.observation import Store
 from evaluation.pareto import pareto
 from evaluation.prompt_file import FileExamination, read_prompt_file
-from evaluation.protocol import BUNDLED_PIPELINE, Store, default_guidance, evaluate, grid_title, list_jobs, public_name, table
+from evaluation.protocol import BUNDLED_PIPELINE, default_guidance, evaluate, grid_title, list_jobs, public_name, table
 from evaluation.shards import Side
 from evaluation.unlearncanvas import LITE, NAME, UnlearnCanvasExamination, UnlearnCanvasJudge
 from hub.adapter import find_adapter, load_adapter
@@ -143,6 +144,7 @@ def main(args: argparse.Namespace) -> None:
     features = choose_features(args, examination, teacher, clip_name, device)
     revision = args.revision or (None if args.pretrained_model_name_or_path else said["revision"])
     pipe = load_pipeline(base, revision, dtype=PRECISIONS[args.mixed_precision], **base_options(args)).to(device)
+    base_digest = weights_digest(pipe.unet.conv_in)  # tells one local pipeline from another of the same name
     load_adapter(pipe, args.adapter)
     reference = None
     if args.reference_images:
@@ -156,7 +158,7 @@ def main(args: argparse.Namespace) -> None:
         shutil.rmtree(args.output_dir / IMAGES, ignore_errors=True)
     accelerator.wait_for_everyone()
     with accelerator.main_process_first():
-        store = open_store(args, examination, pipe, base, adapter)
+        store = open_store(args, examination, pipe, {"base": public_name(base), "base_digest": base_digest}, adapter)
     with friendly_interrupts("What has been drawn is kept; the same command goes on."):
         found = evaluate(
             pipe,
@@ -179,7 +181,7 @@ def main(args: argparse.Namespace) -> None:
     before_after(found.pairs, args.output_dir / GRID_NAME, grid_title(results))
     written = [args.output_dir / RESULTS_NAME, args.output_dir / GRID_NAME]
     if "scales" in results:
-        pareto(results["scales"], args.output_dir / PARETO_NAME, f"Erased: {', '.join(concepts or ['-'])}\njudge: {results['judge']}")
+        pareto(results["scales"], args.output_dir / PARETO_NAME, pareto_title(results))
         written.append(args.output_dir / PARETO_NAME)
     print(f"\n{table(results)}\nwrote {', '.join(map(str, written))}")
     if results["changed_images"] == 0 and results["lora_scale"]:
@@ -275,16 +277,21 @@ def choose_features(
     return inception_features(args.fid_features, device)
 
 
-def open_store(args: argparse.Namespace, examination: Examination, pipe: Any, base: str | Path, adapter: Path) -> Store:
+def pareto_title(results: dict[str, Any]) -> str:
+    """Headline of the curves, with the judge's name."""
+    return f"Erased: {', '.join(results['concept'] or ['-'])}; numbers are weights of the adapter, bars 95 % intervals; judge: {results['judge']}"
+
+
+def open_store(args: argparse.Namespace, examination: Examination, pipe: Any, base: dict[str, str], adapter: Path) -> Store:
     """The directories of base and adapter, each with what its images depend on.
 
     Raises:
         ValueError: they hold images of another evaluation.
     """
     guidance = examination.guidance_scale if args.guidance_scale is None else args.guidance_scale
-    jobs = [[examination.prompts[i], seed] for i, seed in list_jobs(examination, args.seeds)]
+    jobs = [[examination.cells[i].prompt, seed] for i, seed in list_jobs(examination, args.seeds)]
     settings = {
-        "base": public_name(base),
+        **base,
         "revision": args.revision,
         "variant": args.variant,
         "mixed_precision": args.mixed_precision,

@@ -24,7 +24,7 @@ import numpy as np
 Interval = tuple[float, float]
 
 RESAMPLES = 2000
-_CHUNK = 4_000_000
+_CHUNK = 4_000_000  # numbers resampled at a time, which bounds the memory
 _T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 Z_975 = statistics.NormalDist().inv_cdf(0.975)
 

@@ -12,37 +12,51 @@ from matplotlib.figure import Figure
 from networks.checkpoint import write_aside
 
 KEPT = {"IRA": "#1b6e4b", "CRA": "#1f5fa8"}
+KEPT_AS = {"IRA": "its kind is still drawn right", "CRA": "all else is still drawn right"}
 
 
 def pareto(sides: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
-    """Write the curve as PNG: a point for each weight, with the 95 % intervals of both figures as bars; what no judge says is left out.
+    """Write the curves as PNG, one panel a figure that the judge says: a point for each weight, with the 95 % intervals of both figures as bars.
 
     Args:
         sides: figures as `evaluation.protocol.evaluate` gives them under `scales`, each with its `scale`.
         title: its first line is the headline.
     """
-    figure = Figure(figsize=(7.2, 5.4), dpi=110, layout="constrained")
+    sides = sorted(sides, key=lambda side: side["scale"])
+    names = [name for name in KEPT if any(side.get(name) is not None for side in sides)]
+    figure = Figure(figsize=(1.0 + 5.0 * max(1, len(names)), 4.6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    headline, _, subtitle = title.partition("\n")
-    axes.set_title(f"{headline}\n{subtitle}", fontsize=10, parse_math=False)
-    for name, colour in KEPT.items():
-        points = sorted((side for side in sides if side.get(name) is not None and side.get("UA") is not None), key=lambda side: side["scale"])
-        if not points:
-            continue
-        x, y = ([point[of] for point in points] for of in ("UA", name))
+    figure.suptitle(title, fontsize=10, parse_math=False)
+    for axes, name in zip(figure.subplots(1, max(1, len(names)), squeeze=False)[0], names, strict=False):
+        points = [side for side in sides if side.get(name) is not None]
         bars = {"xerr": _bars(points, "UA"), "yerr": _bars(points, name)}
-        axes.errorbar(x, y, **bars, color=colour, marker="o", markersize=5, linewidth=1.6, elinewidth=0.7, capsize=2, label=f"{name} against UA")
-        for point in points:
-            at = (point["UA"], point[name])
-            axes.annotate(f"{point['scale']:g}", at, textcoords="offset points", xytext=(5, 5), fontsize=8, color=colour)
-    axes.set_xlabel("UA: the concept is gone (percent)")
-    axes.set_ylabel("the rest is drawn right (percent)")
-    axes.set_xlim(-4, 104)
-    axes.set_ylim(-4, 104)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower left", frameon=False, title="numbers: weight of the adapter")
+        x, y = ([point[of] for point in points] for of in ("UA", name))
+        axes.errorbar(x, y, **bars, color=KEPT[name], marker="o", markersize=5, linewidth=1.6, elinewidth=0.6, capsize=2)
+        lowest = max(0.0, min(point["ci95"][name][0] for point in points) - 2)
+        height = 100 - lowest
+        axes.set_ylim(lowest, 100 + 0.12 * height)
+        axes.set_xlim(-4, 104)
+        for at, scales in _places(points, name, 0.03 * height):
+            right = at[0] > 50
+            text = ", ".join(f"{scale:g}" for scale in scales)
+            axes.annotate(text, at, textcoords="offset points", xytext=(-4 if right else 4, 6), ha="right" if right else "left", fontsize=8)
+        axes.set_xlabel("UA: the concept is gone (percent)")
+        axes.set_ylabel(f"{name}: {KEPT_AS[name]} (percent)")
+        axes.grid(alpha=0.3)
     write_aside(Path(path), lambda aside: figure.savefig(aside, format="png"))
+
+
+def _places(points: Sequence[Mapping[str, Any]], name: str, near: float) -> list[tuple[tuple[float, float], list[float]]]:
+    """Where to write which weights: those whose points lie on one another share a label."""
+    places: list[tuple[tuple[float, float], list[float]]] = []
+    for point in points:
+        for (x, y), scales in places:
+            if abs(x - point["UA"]) < 3 and abs(y - point[name]) < near:
+                scales.append(point["scale"])
+                break
+        else:
+            places.append(((point["UA"], point[name]), [point["scale"]]))
+    return places
 
 
 def _bars(points: Sequence[Mapping[str, Any]], name: str) -> list[list[float]]:

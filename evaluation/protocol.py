@@ -6,29 +6,25 @@ import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diffusers import DiffusionPipeline
-from PIL import Image
-from tqdm.auto import tqdm
 
 import canvas
 from evaluation.examination import Examination, default_seeds
-from evaluation.generate import adapter_at, draw, evaluation_mode
+from evaluation.generate import evaluation_mode
 from evaluation.grid import Pair
 from evaluation.metrics import HEADLINE, Verdict
-from evaluation.shards import SHARD_SIZE, Job, Seen, Side, split
+from evaluation.observation import BASE, CHANGED, Observer, Store
+from evaluation.shards import Job, Seen
 from networks.versions import versions
 
 if TYPE_CHECKING:
     from evaluation.measures import Measures
 
 BUNDLED_PIPELINE, BUNDLED_JUDGE = "bundled canvas", "bundled canvas judge"
-CHANGED = "changed"
-"""Name of the measurement that says in which images the adapter changed any pixel."""
 
 
 @dataclass
@@ -37,22 +33,6 @@ class Evaluation:
 
     results: dict[str, Any]
     pairs: list[Pair] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Store:
-    """Where images and verdicts are kept, one side a directory.
-
-    Attributes:
-        base: the base's side; it may serve several adapters.
-        sides: by weight of the adapter, its side.
-    """
-
-    base: Side
-    sides: Mapping[float, Side]
-
-    def __getitem__(self, scale: float) -> Side:
-        return self.base if scale == 0 else self.sides[scale]
 
 
 def evaluate(
@@ -101,57 +81,21 @@ def evaluate(
     steps = num_inference_steps or examination.num_inference_steps
     guidance = examination.guidance_scale if guidance_scale is None else guidance_scale
     jobs = list_jobs(examination, seeds)
-    shards = split(jobs, SHARD_SIZE if store else batch_size)
     shown = [(i, next(seed for prompt, seed in jobs if prompt == i)) for i in examination.showcase(showcase)]
-    weights = sorted({float(scale) for scale in scales} - {0.0})
-    identity = _identity(examination, measures) if store else ""
-
-    def draw_shard(scale: float, shard: Sequence[Job]) -> list[Image.Image]:
-        with adapter_at(pipe, scale):
-            return draw(pipe, [(examination.prompts[i], seed) for i, seed in shard], steps, guidance, batch_size)
-
-    def images_of(scale: float, k: int) -> list[Image.Image]:
-        draw_it = partial(draw_shard, scale, shards[k])
-        return store[scale].images(k, shards[k], draw_it) if store else draw_it()
-
-    def known(scale: float, k: int) -> Seen | None:
-        if store is None or not store.base.is_whole(k, shards[k]) or not store[scale].is_whole(k, shards[k]):
-            return None
-        return store[scale].read_seen(k, store[scale].key(k, identity, "" if scale == 0 else store.base.key(k)))
-
-    def observe_all(mine: Sequence[int], label: str) -> tuple[dict[float, list[Seen]], dict[float, dict[Job, Image.Image]]]:
-        """What is seen of every shard of `mine`, by weight, and the images to show that passed by."""
-        found: dict[float, list[Seen]] = {scale: [] for scale in (0.0, *weights)}
-        pictures: dict[float, dict[Job, Image.Image]] = {scale: {} for scale in found}
-        total = len(found) * sum(len(shards[k]) for k in mine)
-        with tqdm(total=total, desc=label, disable=not progress, unit="image", leave=False) as bar:
-            for k in mine:
-                base: list[Image.Image] | None = None
-                for scale in found:
-                    seen = known(scale, k)
-                    if seen is None:
-                        base = base or images_of(0.0, k)
-                        images = base if scale == 0 else images_of(scale, k)
-                        seen = _observe(examination, measures, images, shards[k], None if scale == 0 else base)
-                        pictures[scale] |= {job: image for job, image in zip(shards[k], images, strict=True) if job in shown}
-                        if store:
-                            store[scale].write_seen(k, store[scale].key(k, identity, "" if scale == 0 else store.base.key(k)), seen)
-                    found[scale].append(seen)
-                    bar.update(len(shards[k]))
-        return found, pictures
-
+    observer = Observer(pipe, examination, jobs, scales, steps, guidance, batch_size, measures, store, shown)
+    shards, (process, count) = range(len(observer.shards)), processes
     with evaluation_mode(pipe):
-        if processes[1] > 1:
-            observe_all(range(processes[0], len(shards), processes[1]), f"evaluating, process {processes[0] + 1} of {processes[1]}")
+        if count > 1:
+            observer.observe(shards[process::count], f"evaluating, process {process + 1} of {count}" if progress else None)
             wait()
-            if processes[0]:
+            if process:
                 return None
-        found, pictures = observe_all(range(len(shards)), "evaluating")
-    ids, base_values = [i for i, _ in jobs], _values(found[0.0])
-    sides = {scale: _side(examination, found[scale], ids, measures, None if scale == 0 else base_values) for scale in found}
-    chosen = min(sides, key=lambda scale: (scale == 0 and bool(weights), abs(scale - 1)))
+        found = observer.observe(shards, "evaluating" if progress else None)
+    ids, base_values = [i for i, _ in jobs], _values(found[BASE])
+    sides = {scale: _side(examination, seen, ids, measures, None if scale == BASE else base_values) for scale, seen in found.items()}
+    chosen = min(sides, key=lambda scale: (scale == BASE and len(sides) > 1, abs(scale - 1)))
     results = {
-        "base": sides[0.0],
+        "base": sides[BASE],
         "adapter": sides[chosen],
         "lora_scale": chosen,
         "scales": [{"scale": scale, **sides[scale]} for scale in sorted({float(scale) for scale in scales})] if len(scales) > 1 else None,
@@ -170,10 +114,9 @@ def evaluate(
     }
     results = {name: value for name, value in results.items() if value not in (None, {})}
 
-    def picture(scale: float, job: Job) -> Image.Image:
-        return pictures[scale][job] if job in pictures[scale] or store is None else store[scale].image(job)
-
-    pairs = [Pair(examination.prompts[i], picture(0.0, (i, seed)), picture(chosen, (i, seed)), examination.forget[i]) for i, seed in shown]
+    pairs = [
+        Pair(examination.prompts[job[0]], observer.picture(BASE, job), observer.picture(chosen, job), examination.forget[job[0]]) for job in shown
+    ]
     return Evaluation(results, pairs)
 
 
@@ -228,20 +171,6 @@ def grid_title(results: Mapping[str, Any]) -> str:
     return f"Erased: {erased}\n{' · '.join(figures)} (percent, base → adapter; judge: {results['judge']})"
 
 
-def _identity(examination: Examination, measures: Measures | None) -> str:
-    return f"{examination.identity()}\n{measures.identity() if measures else ''}"
-
-
-def _observe(
-    examination: Examination, measures: Measures | None, images: list[Image.Image], shard: Sequence[Job], base: list[Image.Image] | None
-) -> Seen:
-    ids = [i for i, _ in shard]
-    values = measures.observe(images, [examination.prompts[i] for i in ids], base) if measures else {}
-    if base is not None:
-        values[CHANGED] = np.array([before.tobytes() != after.tobytes() for before, after in zip(base, images, strict=True)], dtype=np.uint8)
-    return Seen([dict(verdict) for verdict in examination.examine(images, ids)], values)
-
-
 def _values(found: Sequence[Seen]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([seen.values[name] for seen in found]) for name in found[0].values}
 
@@ -252,11 +181,12 @@ def _side(
     verdicts, values = [verdict for seen in found for verdict in seen.verdicts], _values(found)
     side = _figures(examination, verdicts, ids)
     for name, kept in examination.without.items():
-        rows = [row for row, i in enumerate(ids) if i in set(kept)]
+        counted = set(kept)
+        rows = [row for row, i in enumerate(ids) if i in counted]
         side[name] = _figures(examination, [verdicts[row] for row in rows], [ids[row] for row in rows])
     classes = examination.per_class(verdicts, ids)
     side["per_class"] = {domain: {name: _rounded(value) for name, value in of_domain.items()} for domain, of_domain in classes.items()}
-    side["changed_images"] = _rounded(100 * float(np.mean(values[CHANGED]))) if CHANGED in values else 0.0
+    side["changed_images"] = _rounded(100 * float(np.mean(values[CHANGED])))
     if measures:
         measured = measures.summarize(values, base and dict(base), ids, examination.forget)
         side["measures"] = {

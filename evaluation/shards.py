@@ -69,7 +69,7 @@ class Side:
                 if found.get(name) != wanted[name]:
                     raise ValueError(
                         f"{directory} holds images of another evaluation ({name} is {_shown(found.get(name))} there and {_shown(wanted[name])} here); "
-                        "choose another --output_dir or add --overwrite_output_dir."
+                        "choose another directory, or add --overwrite_output_dir to begin --output_dir anew."
                     )
         else:
             directory.mkdir(parents=True, exist_ok=True)

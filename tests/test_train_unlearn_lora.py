@@ -182,9 +182,11 @@ def test_every_backbone_is_trained_saved_and_loaded_into_its_stock_pipeline(
 def test_a_judge_that_is_named_gives_the_figures(arguments: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
     domains = {"style": ["Van Gogh", "Mosaic"], "object": ["cat", "car"]}
     Judge(domains, "a {object} image in {style} style", 16, widths=(4, 8)).save_pretrained(tmp_path / "judge")
-    script.main(arguments(judge_name_or_path=tmp_path / "judge", evaluation_seeds=0, max_train_iterations=1))
+    script.main(arguments(judge_name_or_path=tmp_path / "judge", evaluation_seeds=False, max_train_iterations=1))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert "teacher" not in results["judge"]
+    # Two of its four prompts ask for the concept: 12 images each by default, and three of the others.
+    assert results["adapter"]["images"]["UA"] == 24 and results["adapter"]["images"]["IRA"] == 6
     assert all(isinstance(results[side][name], float) for side in ("base", "adapter") for name in ("UA", "IRA", "CRA"))
 
 

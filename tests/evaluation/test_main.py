@@ -111,6 +111,32 @@ def test_an_adapter_that_does_nothing_is_noticed(adapter_dir: Path, base: list[s
         run(adapter_dir, tmp_path / "none", *base, "--concept", "cat")
 
 
+def test_distances_to_real_images(adapter_dir: Path, base: list[str], tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        Image.effect_noise((40, 24), 30.0 + i).save(tmp_path / "photos" / f"{i}.png")
+    results = run(adapter_dir, tmp_path / "out", *base, "--reference_images", str(tmp_path / "photos"))
+    assert results["measured_by"] == {"features": "tiny-judge, before its head", "reference": "photos"}
+    distances = {side: results[side]["measures"]["FID"]["mean"] for side in ("base", "adapter")}
+    assert distances["base"] > 0 and distances["adapter"] > 0 and distances["base"] != distances["adapter"]
+
+
+def test_the_same_command_goes_on_and_other_settings_are_refused(adapter_dir: Path, base: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = run(adapter_dir, out, *base)
+    (out / "results.json").unlink()
+    (out / "images" / "base" / "00000-seed1.png").unlink()
+    again = run(adapter_dir, out, *base)
+    assert {**first, "evaluation_seconds": 0} == {**again, "evaluation_seconds": 0}
+    with pytest.raises(ValueError, match=r"guidance_scale is 7\.5 there and 3\.0 here"):
+        run(adapter_dir, out, *base, "--guidance_scale", "3")
+    assert run(adapter_dir, out, *base, "--guidance_scale", "3", "--overwrite_output_dir")["guidance_scale"] == 3
+    tensors = load_file(adapter_dir / "pytorch_lora_weights.safetensors")
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, adapter_dir / "pytorch_lora_weights.safetensors")
+    with pytest.raises(ValueError, match="adapter is"):
+        run(adapter_dir, out, *base, "--guidance_scale", "3", "--concept", "cat")
+
+
 def test_results_beside_the_adapter_go_before_its_header(adapter_dir: Path, base: list[str], tmp_path: Path) -> None:
     (adapter_dir / "results.json").write_text(json.dumps({"concept": "cat"}))
     assert run(adapter_dir, tmp_path / "out", *base)["targets"] == {"object": ["cat"]}

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from diffusers import StableDiffusionPipeline
 
-import evaluation.protocol as protocol
+import evaluation.observation as observation
 import evaluation.shards as shards
 from environment.base import load_pipeline
 from evaluation.examination import JudgeExamination
 from evaluation.judge import Judge
 from evaluation.measures import Measures, judge_features
-from evaluation.protocol import Store, evaluate, list_jobs, table
+from evaluation.observation import Store
+from evaluation.protocol import evaluate, list_jobs, table
 from evaluation.shards import Side
 from hub.adapter import load_adapter
 
@@ -32,7 +33,7 @@ def pipe(tiny_pipeline_dir: Path, adapter_dir: Path) -> StableDiffusionPipeline:
 @pytest.fixture
 def run(pipe: StableDiffusionPipeline, tiny_judge: Judge, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """12 images a side in three shards; with a directory they are kept in it."""
-    monkeypatch.setattr("evaluation.protocol.SHARD_SIZE", SHARD)
+    monkeypatch.setattr("evaluation.observation.SHARD_SIZE", SHARD)
     monkeypatch.setattr("evaluation.shards.SHARD_SIZE", SHARD)
     measures = Measures(judge_features(tiny_judge, "tiny"))
 
@@ -49,13 +50,13 @@ def run(pipe: StableDiffusionPipeline, tiny_judge: Judge, monkeypatch: pytest.Mo
 def draws(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images each call has drawn."""
     counts: list[int] = []
-    real = protocol.draw
+    real = observation.draw
 
     def counted(pipe: StableDiffusionPipeline, jobs: list[tuple[str, int]], *more: Any) -> list[Any]:
         counts.append(len(jobs))
         return real(pipe, jobs, *more)
 
-    monkeypatch.setattr("evaluation.protocol.draw", counted)
+    monkeypatch.setattr("evaluation.observation.draw", counted)
     return counts
 
 

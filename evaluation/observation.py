@@ -1,0 +1,128 @@
+"""Drawing and judging, shard by shard: the base and an adapter at several weights from the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from diffusers import DiffusionPipeline
+from PIL import Image
+from tqdm.auto import tqdm
+
+from evaluation.examination import Examination
+from evaluation.generate import adapter_at, draw
+from evaluation.shards import SHARD_SIZE, Job, Seen, Side, split
+
+if TYPE_CHECKING:
+    from evaluation.measures import Measures
+
+BASE = 0.0
+"""The adapter's weight at which it is the base."""
+CHANGED = "changed"
+"""Name of the measurement that says in which images the adapter changed any pixel."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where images and verdicts are kept, one side a directory.
+
+    Attributes:
+        base: the base's side; it may serve several adapters.
+        sides: by weight of the adapter, its side.
+    """
+
+    base: Side
+    sides: Mapping[float, Side]
+
+    def __getitem__(self, scale: float) -> Side:
+        return self.base if scale == BASE else self.sides[scale]
+
+
+class Observer:
+    """Observes the images of an examination at every weight of the adapter; what a store holds is neither drawn nor judged again.
+
+    Args:
+        jobs: the images, by prompt and seed.
+        scales: weights of the adapter; the base comes first in any case.
+        shown: images to keep for a picture.
+
+    Attributes:
+        pictures: of `shown`, by weight, those that were in memory.
+    """
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        examination: Examination,
+        jobs: Sequence[Job],
+        scales: Sequence[float],
+        num_inference_steps: int,
+        guidance_scale: float | None,
+        batch_size: int,
+        measures: Measures | None,
+        store: Store | None,
+        shown: Sequence[Job],
+    ) -> None:
+        self.pipe, self.examination, self.measures, self.store = pipe, examination, measures, store
+        self.num_inference_steps, self.guidance_scale, self.batch_size = num_inference_steps, guidance_scale, batch_size
+        self.shards = split(jobs, SHARD_SIZE if store else batch_size)
+        self.scales = [BASE, *sorted({float(scale) for scale in scales} - {BASE})]
+        self.shown = shown
+        self.pictures: dict[float, dict[Job, Image.Image]] = {scale: {} for scale in self.scales}
+        self._judged_by = f"{examination.identity()}\n{measures.identity() if measures else ''}" if store else ""
+
+    def observe(self, shards: Sequence[int], label: str | None) -> dict[float, list[Seen]]:
+        """What is seen of these shards, by weight. `label` is the progress bar's; None shows none."""
+        found: dict[float, list[Seen]] = {scale: [] for scale in self.scales}
+        total = len(self.scales) * sum(len(self.shards[k]) for k in shards)
+        with tqdm(total=total, desc=label, disable=label is None, unit="image", leave=False) as bar:
+            for k in shards:
+                base: list[Image.Image] = []
+                for scale in self.scales:
+                    seen = self._known(scale, k)
+                    if seen is None:
+                        base = base or self._images(BASE, k)
+                        seen = self._look(scale, k, base)
+                    found[scale].append(seen)
+                    bar.update(len(self.shards[k]))
+        return found
+
+    def picture(self, scale: float, job: Job) -> Image.Image:
+        """One of the images to show."""
+        return self.pictures[scale][job] if self.store is None or job in self.pictures[scale] else self.store[scale].image(job)
+
+    def _look(self, scale: float, k: int, base: list[Image.Image]) -> Seen:
+        shard, examination = self.shards[k], self.examination
+        images = base if scale == BASE else self._images(scale, k)
+        ids = [i for i, _ in shard]
+        values = {}
+        if self.measures:
+            values = self.measures.observe(images, [examination.cells[i].prompt for i in ids], None if scale == BASE else base)
+        values[CHANGED] = np.array([before.tobytes() != after.tobytes() for before, after in zip(base, images, strict=True)], dtype=np.uint8)
+        seen = Seen([dict(verdict) for verdict in examination.examine(images, ids)], values)
+        self.pictures[scale] |= {job: image for job, image in zip(shard, images, strict=True) if job in self.shown}
+        if self.store:
+            self.store[scale].write_seen(k, self._key(self.store, scale, k), seen)
+        return seen
+
+    def _images(self, scale: float, k: int) -> list[Image.Image]:
+        draw_it = partial(self._draw, scale, k)
+        return self.store[scale].images(k, self.shards[k], draw_it) if self.store else draw_it()
+
+    def _draw(self, scale: float, k: int) -> list[Image.Image]:
+        jobs = [(self.examination.cells[i].prompt, seed) for i, seed in self.shards[k]]
+        with adapter_at(self.pipe, scale):
+            return draw(self.pipe, jobs, self.num_inference_steps, self.guidance_scale, self.batch_size)
+
+    def _known(self, scale: float, k: int) -> Seen | None:
+        """What the store says of a shard whose images, and the base's, are whole."""
+        if self.store is None or not all(self.store[of].is_whole(k, self.shards[k]) for of in {BASE, scale}):
+            return None
+        return self.store[scale].read_seen(k, self._key(self.store, scale, k))
+
+    def _key(self, store: Store, scale: float, k: int) -> str:
+        """What is seen of an adapter's images depends on the base's too, which they are compared with."""
+        return store[scale].key(k, self._judged_by, *([store.base.key(k)] if scale != BASE else []))
