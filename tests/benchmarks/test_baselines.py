@@ -344,6 +344,6 @@ def test_a_prompt_file_of_the_user_decides_for_every_method(line: Callable[..., 
 
 def test_published_settings_that_are_kept() -> None:
     assert esd.Settings().eta == leco.Settings().erase_scale == spm.Settings().erase_scale == 1.0
-    assert (leco.Settings().rank, leco.Settings().lora_alpha) == (4, 1.0) and spm.Settings().rank == 1
-    assert spm.Settings().anchoring == 1000.0 and ca.Settings().images == 200
-    assert replace(uce.Settings(), tolerance=0.0).damping == 0.5
+    assert (leco.Settings().rank, leco.Settings().lora_alpha, spm.Settings().rank, spm.Settings().anchors) == (4, 1.0, 1, 4)
+    assert (uce.Settings().erase_scale, uce.Settings().preserve_scale, uce.Settings().damping) == (1.0, 1.0, 0.5)
+    assert ca.Settings().images == 200 and ca.Settings().target_modules == uce.Settings().target_modules == ("attn2.to_k", "attn2.to_v")
