@@ -1,4 +1,4 @@
-"""ESD-x, erasing by negative guidance (Gandikota et al., 2023, arXiv 2303.07345, eq. 7):
+"""ESD-x, erasing by negative guidance (Gandikota et al., 2023, arXiv 2303.07345):
 
     ε_θ(x_t, c, t)  ←  ε_θ*(x_t, t) - η (ε_θ*(x_t, c, t) - ε_θ*(x_t, t)),
 

@@ -55,7 +55,7 @@ def settings(method: str, *given: str) -> Any:
 
 
 def test_esd_is_led_away_from_the_concept_beyond_no_prompt() -> None:
-    """eq. 7 of arXiv 2303.07345, number by number; and as the authors' code erases a concept from a prompt, their scale being 1 + eta."""
+    """The equation of arXiv 2303.07345, number by number; and as the authors' code erases a concept from a prompt, their scale being 1 + eta."""
     without, concept, prompt = (numbers(2, 4, 3, 3, seed=s) for s in range(3))
     target, apart = esd.esd_target(concept, concept, without, eta=2.0), esd.esd_target(prompt, concept, without, eta=1.0)
     for index in ((0, 0, 0, 0), (1, 3, 2, 1)):
@@ -107,7 +107,7 @@ def test_spm_weighs_its_anchors() -> None:
 def uce_objective(
     weight: torch.Tensor, old: torch.Tensor, erased: torch.Tensor, values: torch.Tensor, kept: torch.Tensor, s: uce.Settings
 ) -> torch.Tensor:
-    """What UCE minimises (arXiv 2308.14761, eq. 3, with its scales)."""
+    """What UCE minimises (arXiv 2308.14761), with its scales."""
     erasing = (erased @ weight.T - values).square().sum()
     keeping = (kept @ weight.T - kept @ old.T).square().sum()
     return s.erase_scale * erasing + s.preserve_scale * keeping + s.damping * (weight - old).square().sum()
