@@ -6,7 +6,11 @@ c* a prompt of the target, c the same with an anchor in its place, x_t noised im
 the denoising loss on these images, the regularisation. The paper puts ε_θ without its gradient for ε, to keep no second model in memory; with an
 adapter the base is always at hand, and ε is the base.
 
-Published: keys and values of cross-attention, AdamW 2e-6 (times batch and GPUs), 100 updates of 8 images, 200 images of the anchor, λ 1.
+Published: keys and values of cross-attention, AdamW 2e-6 (times batch and GPUs), 100 updates of 8 images, 200 images of the anchor, λ 1
+where the regularisation is on, which in the authors' script it is not by default.
+
+Here: c* are the forget prompts and c their anchors; a LoRA of rank 8 on the same layers, learning rate 1e-3, 200 updates, images of 16 DDIM steps. λ is 0:
+with 1 the adapter learns from images that guidance has drawn, is guided once more when it draws, and loses what it is to keep.
 """
 
 from __future__ import annotations

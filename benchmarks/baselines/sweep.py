@@ -28,9 +28,9 @@ Run = Mapping[str, Any]
 GRID: dict[str, dict[str, Sequence[object]]] = {
     "uce": {"erase_scale": [0.1, 1.0], "preserve_scale": [0.1, 1.0], "states": ["tail", "text"]},
     "ca": {"learning_rate": [1e-3], "regularisation": [0.0, 1.0], "steps": [200]},
-    "esd": {"learning_rate": [1e-3, 3e-3], "prompts": ["name", "spec"], "steps": [100]},
-    "leco": {"learning_rate": [1e-3, 3e-3], "prompts": ["name", "spec"], "steps": [100]},
-    "spm": {"learning_rate": [1e-3, 3e-3], "prompts": ["name", "spec"], "steps": [100]},
+    "esd": {"learning_rate": [1e-3], "prompts": ["name", "spec"], "steps": [150]},
+    "leco": {"learning_rate": [1e-3, 2e-3, 3e-3], "prompts": ["name", "spec"], "steps": [100]},
+    "spm": {"learning_rate": [3e-3], "anchoring": [10.0, 1000.0], "prompts": ["name", "spec"], "steps": [100]},
 }
 """What is tried: every combination, each after every 50 steps."""
 

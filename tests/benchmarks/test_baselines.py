@@ -55,20 +55,29 @@ def settings(method: str, *given: str) -> Any:
 
 
 def test_esd_is_led_away_from_the_concept_beyond_no_prompt() -> None:
-    """eq. 7 of arXiv 2303.07345, number by number."""
-    without, with_concept = numbers(2, 4, 3, 3), numbers(2, 4, 3, 3, seed=1)
-    target = esd.esd_target(without, with_concept, eta=2.0)
+    """The equation of arXiv 2303.07345, number by number; and as the authors' code erases a concept from a prompt, their scale being 1 + eta."""
+    without, concept, prompt = (numbers(2, 4, 3, 3, seed=s) for s in range(3))
+    target, apart = esd.esd_target(concept, concept, without, eta=2.0), esd.esd_target(prompt, concept, without, eta=1.0)
     for index in ((0, 0, 0, 0), (1, 3, 2, 1)):
-        assert target[index].item() == pytest.approx(3 * without[index].item() - 2 * with_concept[index].item(), abs=1e-6)
-    assert torch.equal(esd.esd_target(without, with_concept, eta=0.0), without)
+        w, c, p = (tensor[index].item() for tensor in (without, concept, prompt))
+        assert target[index].item() == pytest.approx(w - 2 * (c - w), abs=1e-5)
+        assert apart[index].item() == pytest.approx(p - 2 * (c - w), abs=1e-5)
+    torch.testing.assert_close(esd.esd_target(concept, concept, without, eta=0.0), without)
+
+
+def test_what_esd_erases_and_from_what() -> None:
+    assert esd.erasures(SPEC, Prompts.NAME) == [("Van Gogh style", "Van Gogh style")]
+    both = replace(SPEC, concepts=["cat", "Van Gogh style"])
+    assert esd.erasures(both, Prompts.SPEC) == [(SPEC.forget_prompts[0], "cat"), (SPEC.forget_prompts[1], "Van Gogh style")]
 
 
 def test_leco_is_esd_where_its_neutral_and_unconditional_are_one() -> None:
     neutral, positive, unconditional = (numbers(2, 4, 3, 3, seed=s) for s in range(3))
     target = leco.leco_target(neutral, positive, unconditional, erase_scale=1.5)
-    assert target[1, 2, 0, 1].item() == pytest.approx((neutral - 1.5 * positive + 1.5 * unconditional)[1, 2, 0, 1].item(), abs=1e-6)
-    assert torch.equal(leco.leco_target(neutral, positive, neutral, 1.5), esd.esd_target(neutral, positive, 1.5))
-    assert torch.equal(spm.spm_target(neutral, positive, 1.5), esd.esd_target(neutral, positive, 1.5))
+    assert target[1, 2, 0, 1].item() == pytest.approx((neutral - 1.5 * positive + 1.5 * unconditional)[1, 2, 0, 1].item(), abs=1e-5)
+    of_esd = esd.esd_target(positive, positive, neutral, eta=1.5)
+    torch.testing.assert_close(leco.leco_target(neutral, positive, neutral, 1.5), of_esd)
+    torch.testing.assert_close(spm.spm_target(neutral, positive, 1.5), of_esd)
 
 
 def test_leco_prompt_files() -> None:
@@ -98,7 +107,7 @@ def test_spm_weighs_its_anchors() -> None:
 def uce_objective(
     weight: torch.Tensor, old: torch.Tensor, erased: torch.Tensor, values: torch.Tensor, kept: torch.Tensor, s: uce.Settings
 ) -> torch.Tensor:
-    """What UCE minimises (arXiv 2308.14761, eq. 3, with its scales)."""
+    """What UCE minimises (arXiv 2308.14761), with its scales."""
     erasing = (erased @ weight.T - values).square().sum()
     keeping = (kept @ weight.T - kept @ old.T).square().sum()
     return s.erase_scale * erasing + s.preserve_scale * keeping + s.damping * (weight - old).square().sum()
@@ -335,6 +344,6 @@ def test_a_prompt_file_of_the_user_decides_for_every_method(line: Callable[..., 
 
 def test_published_settings_that_are_kept() -> None:
     assert esd.Settings().eta == leco.Settings().erase_scale == spm.Settings().erase_scale == 1.0
-    assert (leco.Settings().rank, leco.Settings().lora_alpha) == (4, 1.0) and spm.Settings().rank == 1
-    assert spm.Settings().anchoring == 1000.0 and ca.Settings().images == 200
-    assert replace(uce.Settings(), tolerance=0.0).damping == 0.5
+    assert (leco.Settings().rank, leco.Settings().lora_alpha, spm.Settings().rank, spm.Settings().anchors) == (4, 1.0, 1, 4)
+    assert (uce.Settings().erase_scale, uce.Settings().preserve_scale, uce.Settings().damping) == (1.0, 1.0, 0.5)
+    assert ca.Settings().images == 200 and ca.Settings().target_modules == uce.Settings().target_modules == ("attn2.to_k", "attn2.to_v")
