@@ -20,7 +20,7 @@ demo: install
 	@echo "Look at runs/demo/before_after.png; the figures are in runs/demo/results.json."
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: install
 	$(BIN)/ruff check .

@@ -467,7 +467,7 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_written(
     (tmp_path / "out" / "checkpoint-1" / "state.safetensors").write_bytes(b"half a file")
     with pytest.raises(SystemExit) as caught:
         script.main(arguments(resume_from_checkpoint="latest"))
-    assert caught.value.code == 2 and "no complete checkpoint" in capsys.readouterr().err
+    assert caught.value.code == 2 and "There is no checkpoint in" in capsys.readouterr().err
     assert (tmp_path / "out" / ADAPTER).read_bytes() == before
 
 

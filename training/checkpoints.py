@@ -162,7 +162,7 @@ def load_checkpoint(output_dir: Path, name: str) -> Checkpoint:
             return _read(directory)
         except ValueError as error:
             logger.warning(f"{error}; the one before it is taken.")
-    raise ValueError(f"There is no complete checkpoint in {output_dir} to resume from; start without --resume_from_checkpoint.")
+    raise ValueError(f"There is no checkpoint in {output_dir} to resume from; start without --resume_from_checkpoint.")
 
 
 def _read(directory: Path) -> Checkpoint:
