@@ -10,7 +10,7 @@ Published: keys and values of cross-attention, AdamW 2e-6 (times batch and GPUs)
 where the regularisation is on, which in the authors' script it is not by default.
 
 Here: c* are the forget prompts and c their anchors; a LoRA of rank 8 on the same layers, learning rate 1e-3, 200 updates, images of 16 DDIM steps. λ is 0:
-with 1 the adapter learns from images that guidance has drawn, is guided once more when it draws, and loses what it is to keep.
+with 1 the adapter lost what it is to keep, presumably since it learns from images that guidance has drawn and is guided once more when it draws.
 """
 
 from __future__ import annotations

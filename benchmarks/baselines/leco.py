@@ -7,7 +7,7 @@
 Published: LoRA of rank 4 and alpha 1 on all of self- and cross-attention, g 1, guidance 3 while denoising, 50 DDIM steps, AdamW 1e-4, 500 updates
 of one or two states; neutral and unconditional are the empty prompt, target and positive the concept.
 
-Here: target and positive are the forget prompts, neutral and unconditional their anchors; learning rate 2e-3, 50 updates of 8 states, 16 DDIM steps.
+Here: target and positive are the forget prompts, neutral and unconditional their anchors; learning rate 2e-3, 100 updates of 8 states, 16 DDIM steps.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Settings(Training):
     """
 
     learning_rate: float = 2e-3
-    steps: int = 50
+    steps: int = 100
     batch_size: int = 8
     rank: int = 4
     lora_alpha: float = 1.0

@@ -10,8 +10,8 @@ Published: rank 1 on every linear layer and 1x1 convolution of the transformer b
 scales the adapter by the likeness of the user's prompt and the concept; a plain LoRA has none ("ungated"). The authors' code draws
 its anchors from a normal distribution of text states, the paper among concepts.
 
-Here: c are the forget prompts, c_0 their anchors, a the retain prompts. These are so near to c, on a state that shows c, that λ 1,000 erases nothing: it is
-10. Learning rate 3e-3, 100 updates of 8 states, 16 DDIM steps.
+Here: c are the forget prompts, c_0 their anchors, a the retain prompts. These are so near to c, on a state that shows c, that with λ 1,000 nothing
+was erased in 50 updates: it is 10. Learning rate 3e-3, 100 updates of 8 states, 16 DDIM steps.
 """
 
 from __future__ import annotations

@@ -17,5 +17,10 @@ PUBLISHED: dict[str, tuple[float, ...]] = {
 def table() -> str:
     """Markdown, with its source."""
     lines = [f"| method | {' | '.join(COLUMNS)} |", "|---|" + "---|" * len(COLUMNS)]
-    lines += [f"| {method} | {' | '.join(f'{value:g}' for value in row)} |" for method, row in PUBLISHED.items()]
-    return "\n".join([*lines, "", f"UnlearnCanvas (Stable Diffusion 1.5, 50 styles, 20 objects), as its authors report it: {SOURCE}"])
+    lines += [
+        f"| {method} | {' | '.join([*(f'{value:.2f}' for value in row[:7]), *(f'{value:g}' for value in row[7:])])} |"
+        for method, row in PUBLISHED.items()
+    ]
+    return "\n".join(
+        [*lines, "", f"Percent, but for FID and costs; each method on 50 styles and 20 objects, as the benchmark's authors report it: {SOURCE}"]
+    )

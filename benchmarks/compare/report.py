@@ -77,14 +77,14 @@ def plot(runs: Sequence[Run], path: Path) -> None:
                 continue
             x, y = [f["UA"] for f in of], [(f["IRA"] + f["CRA"]) / 2 for f in of]
             axes.scatter(x, y, s=10, color=f"C{k}", alpha=0.35, linewidths=0)
-            axes.scatter(
-                fmean(x), fmean(y), s=110 if method == OURS else 60, color=f"C{k}", marker="*" if method == OURS else "o", label=NAMES[method]
-            )
+            size, marker = (150, "*") if method == OURS else (60, "o")
+            shown[NAMES[method]] = axes.scatter(fmean(x), fmean(y), s=size, color=f"C{k}", marker=marker)
+        axes.set(xlim=(None, 101), ylim=(None, 101))
         axes.set_title(f"{d}s", fontsize=11)
         axes.set_xlabel("UA (percent)")
         axes.set_ylabel("(IRA + CRA) / 2 (percent)")
         axes.grid(alpha=0.3)
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncol=len(NAMES), fontsize=9, frameon=False)
+    figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncol=len(NAMES), fontsize=9, frameon=False)
     figure.savefig(path)
 
 
