@@ -197,7 +197,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         help="Brake: how far the retain reward may fall below the base's, as a share of the distance between the concept and its anchors.",
     )
     parser.add_argument("--max_retain_kl", type=float, default=0.3, help="Brake: bound of the KL to the base on retain states.")
-    parser.add_argument("--max_step_kl", type=float, default=1.0, help="Brake: bound of the KL by which one iteration may move the policy.")
+    parser.add_argument(
+        "--max_step_kl",
+        type=float,
+        default=3.0,
+        help="Brake: bound of the KL by which one iteration may move the policy; 0.1 to 1 is usual at first.",
+    )
     parser.add_argument("--max_brakes", type=int, default=3, help="How often the brake may return to the last good state before the run ends there.")
 
     parser.add_argument("--critic_learning_rate", type=float, default=1e-3, help="Learning rate of the critic.")
