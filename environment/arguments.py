@@ -96,5 +96,5 @@ def build_environment(args: argparse.Namespace, device: torch.device, dtype: tor
         anchor_rows=torch.tensor([[row_of[text] for text in row] for row in spec.padded_anchors()], device=device),
         prompt_text=teacher.encode_text([*spec.forget_prompts, *spec.retain_prompts]),
         guidance_scale=args.guidance_scale,
-        rollout_batch_size=args.train_batch_size,
+        batch_size=args.train_batch_size,
     )
