@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -94,6 +95,16 @@ class Environment:
     def pipe(self) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
         """The base, with the adapter once there is one."""
         return self.backbone.pipe
+
+    def offload_models(self) -> None:
+        """Have everything but UNet and reward predictor wait in main memory while it is not in use, and the VAE decode sparingly."""
+        for module in (self.backbone.vae, *self.backbone.text_encoders, self.teacher.model):
+            module.to("cpu")
+        self.backbone.decode_sparingly()
+
+    def at_hand(self) -> AbstractContextManager[None]:
+        """Within, nothing waits in main memory: to call the pipeline as its users do, or the teacher."""
+        return self.backbone.at_hand(*self.backbone.modules, self.teacher.model)
 
     @property
     def forget_ids(self) -> torch.Tensor:

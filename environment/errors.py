@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -26,6 +26,17 @@ def friendly_interrupts(hint: str = "") -> Iterator[None]:
         _leave(f"interrupted. {hint}", 130)
     except OSError as error:
         _leave(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}. {hint}", 1)
+
+
+@contextmanager
+def friendly_memory(is_out_of_memory: Callable[[BaseException], bool], advice: Callable[[], str]) -> Iterator[None]:
+    """A lack of memory ends in a sentence too, exit code 1; any other error goes on."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        _leave(advice(), 1)
 
 
 def _leave(message: str, code: int) -> None:
