@@ -75,7 +75,7 @@ from training.control import RECOGNISABLE, Brake, StopSignal, adapt_coefficient
 from training.diagnostics import Diagnostics
 from training.interruption import Interruption, leave
 from training.lock import LOCK_NAME, only_run
-from training.memory import is_out_of_memory, out_of_memory, peak_memory_mb
+from training.memory import out_of_memory, peak_memory_mb
 from training.plan import Amounts, costs_in_words, listing, probe
 
 logger = get_logger(__name__)
@@ -1072,7 +1072,7 @@ PROBED = 16
 
 
 def main(args: argparse.Namespace) -> None:
-    with friendly_memory(is_out_of_memory, lambda: out_of_memory(args, PartialState().device.type != "cpu")):
+    with friendly_memory(lambda: out_of_memory(args, PartialState().device.type != "cpu")):
         run(args)
 
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
+
 
 @contextmanager
 def friendly_errors() -> Iterator[None]:
@@ -28,9 +30,14 @@ def friendly_interrupts(hint: str = "") -> Iterator[None]:
         _leave(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}. {hint}", 1)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU or the CPU has refused PyTorch memory; the latter is a RuntimeError like many others."""
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+
+
 @contextmanager
-def friendly_memory(is_out_of_memory: Callable[[BaseException], bool], advice: Callable[[], str]) -> Iterator[None]:
-    """A lack of memory ends in a sentence too, exit code 1; any other error goes on."""
+def friendly_memory(advice: Callable[[], str]) -> Iterator[None]:
+    """A lack of memory ends in the sentence that `advice` gives and exit code 1; any other error goes on."""
     try:
         yield
     except RuntimeError as error:

@@ -23,11 +23,6 @@ def peak_memory_mb() -> float | None:
     return round(int(found[1]) * 1024 / 1e6, 1) if found else None
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU or the CPU has refused PyTorch memory; the latter is a RuntimeError like many others."""
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
-
-
 def flags_to_try(args: argparse.Namespace, on_gpu: bool) -> list[str]:
     """The flags that would save memory and are not given yet, what costs least first.
 
