@@ -25,7 +25,7 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers.optimization import SchedulerType, get_scheduler
@@ -41,7 +41,8 @@ from critic.pathwise import linear_advantages, scaled, slope_scale, value_slopes
 from environment.arguments import add_environment_arguments, build_environment
 from environment.concept_arguments import positive_int, uses_bundled_base
 from environment.environment import Environment, ForgetScore, RetainScore
-from environment.errors import friendly_errors, friendly_interrupts
+from environment.errors import friendly_errors, friendly_interrupts, friendly_memory
+from environment.memory import DTYPES, add_memory_arguments, memory_options, read_quantization
 from evaluation.examination import Examination, JudgeExamination, TeacherExamination
 from evaluation.generate import adapter_disabled, evaluation_mode, generate
 from evaluation.grid import Pair, before_after
@@ -56,7 +57,7 @@ from hub.push import CRITIC_FILES, push_adapter, push_command
 from networks.checkpoint import cached_revision, write_aside
 from networks.versions import versions
 from policy.adapter import ADAPTER, add_lora, base_policy, load_lora_state, lora_state
-from policy.trajectory import Experience, Trajectory
+from policy.trajectory import Experience, Trajectory, batches
 from policy.update import UpdateConfig, UpdateStats, update_policy
 from training.checkpoints import (
     Checkpoint,
@@ -74,7 +75,7 @@ from training.control import RECOGNISABLE, Brake, StopSignal, adapt_coefficient
 from training.diagnostics import Diagnostics
 from training.interruption import Interruption, leave
 from training.lock import LOCK_NAME, only_run
-from training.memory import peak_memory_mb
+from training.memory import out_of_memory, peak_memory_mb
 from training.plan import Amounts, costs_in_words, listing, probe
 
 logger = get_logger(__name__)
@@ -134,12 +135,15 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--adam_weight_decay", type=float, default=1e-4, help="Weight decay of the adapter.")
     parser.add_argument("--adam_epsilon", type=float, default=1e-8, help="Epsilon of AdamW.")
     parser.add_argument("--max_grad_norm", type=float, default=1.0, help="Norm that the gradient is clipped to.")
-    parser.add_argument("--gradient_accumulation_steps", type=positive_int, default=2, help="(Batch, timestep) terms in an optimizer step.")
+    parser.add_argument(
+        "--gradient_accumulation_steps", type=positive_int, default=2, help="Timesteps in an optimizer step, each of all trajectories."
+    )
     parser.add_argument("--gradient_checkpointing", action="store_true", help="Trade about a fifth of the speed of updates for memory.")
     parser.add_argument(
         "--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="Precision of the frozen base; the adapter stays float32."
     )
     parser.add_argument("--allow_tf32", action="store_true", help="Allow TF32 matrix products on NVIDIA GPUs.")
+    add_memory_arguments(parser)
 
     parser.add_argument(
         "--advantage",
@@ -173,7 +177,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--target_kl", type=float, default=0.02, help="Stop an iteration's updates once the KL to the acting policy exceeds this.")
     parser.add_argument(
-        "--train_timestep_fraction", type=float, default=0.5, help="Share of the timesteps that is trained, drawn anew for every batch."
+        "--train_timestep_fraction", type=float, default=0.5, help="Share of the timesteps that is trained, drawn anew in every iteration."
     )
     parser.add_argument("--masked_steps", type=int, default=2, help="How many of the last denoising steps are never trained.")
     parser.add_argument("--kl_coef", type=float, default=20.0, help="Weight of the KL to the base on retain prompts.")
@@ -188,7 +192,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         "--retain_batch_size",
         type=positive_int,
         default=16,
-        help="Retain states beside every batch of an update, and retain images judged an iteration.",
+        help="Retain states beside every timestep of an update, and retain images judged an iteration.",
     )
     parser.add_argument(
         "--max_retain_drop",
@@ -398,15 +402,21 @@ def estimate_advantages(args: argparse.Namespace, trajectory: Trajectory, potent
 
 
 def slopes_of_values(args: argparse.Namespace, env: Environment, critic: Critic, trajectory: Trajectory) -> torch.Tensor:
-    """(B, T, C, H, W): how the value of each step changes with the state it led to (`critic.pathwise`)."""
-    estimator, ids = choose_estimator(args), trajectory.prompt_ids
-    text = env.table.pooled[ids]
+    """(B, T, C, H, W), where the latents are: how the value of each step changes with the state it led to (`critic.pathwise`)."""
+    estimator = choose_estimator(args)
 
-    def value(x: torch.Tensor, state: int) -> torch.Tensor:
-        potential = env.potential(x, state, ids)
-        return estimator.action_value(potential, critic.state_value(x, state, env.kernel.timesteps[state], text, potential))
+    def slopes(part: Trajectory) -> torch.Tensor:
+        ids = part.prompt_ids
+        text = env.table.pooled[ids]
 
-    return value_slopes(trajectory, value)
+        def value(x: torch.Tensor, state: int) -> torch.Tensor:
+            potential = env.potential(x, state, ids)
+            return estimator.action_value(potential, critic.state_value(x, state, env.kernel.timesteps[state], text, potential))
+
+        brought = replace(part, latents=part.latents.to(env.kernel.stds.device))
+        return value_slopes(brought, value).to(part.latents.device)
+
+    return torch.cat([slopes(trajectory[rows]) for rows in batches(len(trajectory), env.batch_size)])
 
 
 def weighed_slopes(
@@ -417,8 +427,9 @@ def weighed_slopes(
     The push on a trajectory is the slope of -shortfall^2 / 2 rather than that of the reward: a reward predictor can be climbed for ever, by images
     that nobody would draw, but nothing is better than images of the anchors are.
     """
-    left = env.reward.shortfall(score.terminal)
-    return left[:, None, None, None, None] * scaled(slopes_of_values(args, env, critic, trajectory), scale)
+    slopes = slopes_of_values(args, env, critic, trajectory)
+    left = env.reward.shortfall(score.terminal).to(slopes.device)
+    return left[:, None, None, None, None] * scaled(slopes, scale.to(slopes.device))
 
 
 def critic_logs(env: Environment, values: torch.Tensor, returns: torch.Tensor, groups: torch.Tensor) -> dict[str, float]:
@@ -478,7 +489,7 @@ def spread(prompts: list[str], count: int) -> list[str]:
 
 def draw_previews(args: argparse.Namespace, env: Environment, prompts: list[str]) -> list[Image.Image]:
     """One image a prompt at a fixed seed, drawn by the pipeline as a user would call it."""
-    with evaluation_mode(env.pipe):
+    with env.at_hand(), evaluation_mode(env.pipe):
         return [
             image
             for _, _, image in generate(
@@ -538,9 +549,10 @@ def write_results(
     if examination is None:
         pairs = preview_pairs(args, env, validation_prompts(args, env))
     else:
-        evaluation = evaluate(
-            env.pipe, examination, args.evaluation_seeds, guidance_scale=args.validation_guidance_scale, batch_size=args.train_batch_size
-        )
+        with env.at_hand():
+            evaluation = evaluate(
+                env.pipe, examination, args.evaluation_seeds, guidance_scale=args.validation_guidance_scale, batch_size=args.train_batch_size
+            )
         assert evaluation is not None
         results |= evaluation.results
         pairs = evaluation.pairs
@@ -583,6 +595,10 @@ MAY_CHANGE = {
     "target_unlearning_accuracy",
     "patience",
     "max_brakes",
+    "train_batch_size",
+    "gradient_checkpointing",
+    "offload_models",
+    "offload_trajectories",
     "base_model_id",
     "judge_name_or_path",
     "output_kohya_format",
@@ -595,7 +611,7 @@ MAY_CHANGE = {
     "checkpoints_total_limit",
     "report_to",
 }
-"""What may be different where a run is resumed: when it ends, and what is shown and kept of it."""
+"""What may be different where a run is resumed: when it ends, how much memory it may take, and what is shown and kept of it."""
 LOCAL_ARGUMENTS = {
     "dry_run",
     "output_dir",
@@ -618,6 +634,8 @@ LOCAL_ARGUMENTS = {
 def public_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The command line without what is local to this machine."""
     settings = {k: (public_name(v) if k.endswith("name_or_path") and v else v) for k, v in vars(args).items() if k not in LOCAL_ARGUMENTS}
+    if args.bnb_quantization_config_path:
+        settings["bnb_quantization_config_path"] = read_quantization(args.bnb_quantization_config_path)
     settings["clip_model"] = args.clip_model and public_name(args.clip_model.removeprefix("local-dir:"))
     return settings
 
@@ -660,6 +678,7 @@ def prepare(
         raise ValueError(f"--masked_steps {args.masked_steps} leaves none of the {args.num_inference_steps} denoising steps to train.")
     check_objective(args)
     check_hub_arguments(args)
+    memory = memory_options(args, PartialState().device)
     checkpoint = load_checkpoint(args.output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
     project = ProjectConfiguration(project_dir=str(args.output_dir), logging_dir=str(args.output_dir / args.logging_dir))
     accelerator = Accelerator(
@@ -675,9 +694,9 @@ def prepare(
     set_seed(args.seed)
     if args.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
-    weight_dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
-    env = build_environment(args, accelerator.device, weight_dtype)
-    examination = choose_examination(args, env) if args.evaluation_seeds != [] else None
+    env = build_environment(args, accelerator.device, DTYPES[accelerator.mixed_precision], memory)
+    with env.at_hand():
+        examination = choose_examination(args, env) if args.evaluation_seeds != [] else None
     critic = create_critic(args, env)
     unet = env.pipe.unet
     for module in env.backbone.modules:
@@ -761,8 +780,8 @@ def learn(
         groups, numbers = checkpoint
         load_lora_state(unet, groups["lora"])
         load_optimizer_tensors(optimizer, groups["optimizer"])
-        load_critic_tensors(critic, groups["critic"])
-        load_replay_tensors(replay, groups.get("replay", {}), accelerator.device)
+        load_critic_tensors(critic, groups["critic"], args.offload_trajectories)
+        load_replay_tensors(replay, groups.get("replay", {}), accelerator.device, args.offload_trajectories)
         lr_scheduler.load_state_dict(numbers["lr_scheduler"])
         for group in optimizer.param_groups:
             group["lr"] = numbers["learning_rate"]
@@ -816,7 +835,7 @@ def learn(
                 slopes, advantages = None, estimate_advantages(args, trajectory, score.potentials, values)
             else:
                 slopes = weighed_slopes(args, env, critic, trajectory, score, base.slope_scale)
-                advantages = linear_advantages(trajectory, slopes)
+                advantages = linear_advantages(trajectory, slopes).to(accelerator.device)
             generator = generator_for(args, accelerator, UPDATE, iteration)
             fresh = Experience(trajectory, advantages, score.anchor_ids, slopes)
             stats = update_policy(
@@ -1058,6 +1077,12 @@ PROBED = 16
 
 
 def main(args: argparse.Namespace) -> None:
+    with friendly_memory(lambda: out_of_memory(args, PartialState().device.type != "cpu")):
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """A dry run, or a run and its upload."""
     if args.dry_run:
         with friendly_errors():
             accelerator, env, examination, optimizer, *_ = prepare(args)

@@ -12,6 +12,8 @@ from critic.network import ValueNetwork
 from policy.trajectory import Trajectory
 
 CRITICS = ("film", "timestep_blind", "clean_only", "none")
+BATCH_NUMBERS = 2**19
+"""Latent numbers that are valued together: 2048 states of 4x8x8, 32 of 4x64x64."""
 
 
 class Critic:
@@ -58,7 +60,7 @@ class Critic:
             return torch.zeros_like(potential)
         return self.trust[state] * self.scale[state] * self.network(latents, timestep.expand(len(latents)), text, potential)
 
-    def _predict(self, trajectory: Trajectory, text: torch.Tensor, potentials: torch.Tensor, batch_size: int = 2048) -> torch.Tensor:
+    def _predict(self, trajectory: Trajectory, text: torch.Tensor, potentials: torch.Tensor) -> torch.Tensor:
         count, steps = trajectory.log_probs.shape
         if self.kind == "none":
             return torch.zeros(count, steps, device=self.device)
@@ -68,7 +70,8 @@ class Critic:
             text.repeat_interleave(steps, dim=0),
             potentials[:, :-1].flatten(),
         )
-        chunks = [self.network(*parts) for parts in zip(*(x.split(batch_size) for x in flat), strict=True)]
+        batch_size = max(1, BATCH_NUMBERS // trajectory.latents[0, 0].numel())
+        chunks = [self.network(*(x.to(self.device) for x in parts)) for parts in zip(*(x.split(batch_size) for x in flat), strict=True)]
         return torch.cat(chunks).reshape(count, steps)
 
     @torch.no_grad()
@@ -105,7 +108,8 @@ class Critic:
             row, step = index // num_steps, index % num_steps
             if self.kind == "clean_only":
                 step = torch.full_like(step, num_steps - 1)
-            prediction = self.network(latents[row, step], timesteps[step], text[row], potential[row, step])
+            states = latents[row.to(latents.device), step.to(latents.device)].to(self.device)
+            prediction = self.network(states, timesteps[step], text[row], potential[row, step])
             loss = F.smooth_l1_loss(prediction, residual[row, step] / self.scale[step])
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -18,7 +18,7 @@ def value_slopes(trajectory: Trajectory, value: Callable[[torch.Tensor, int], to
     """dQ/dx_{t-1} at the states that a trajectory passed through: (B, T, C, H, W).
 
     Args:
-        trajectory: B trajectories of T steps.
+        trajectory: B trajectories of T steps, on the device that `value` computes on.
         value: (B, C, H, W) states and their index -> (B,) values, differentiable. The finished latent is not asked for, since it is scored as an
             image: the last step has slope zero.
     """
@@ -31,8 +31,8 @@ def value_slopes(trajectory: Trajectory, value: Callable[[torch.Tensor, int], to
 
 
 def slope_scale(slopes: torch.Tensor, stds: torch.Tensor) -> torch.Tensor:
-    """Standard deviation of the advantage that slopes (B, T, C, H, W) make of a step's noise, to first order: (T,)."""
-    return stds * slopes.square().sum(dim=(2, 3, 4)).mean(dim=0).sqrt()
+    """Standard deviation of the advantage that slopes (B, T, C, H, W), wherever they lie, make of a step's noise, to first order: (T,)."""
+    return stds * slopes.square().sum(dim=(2, 3, 4)).to(stds.device).mean(dim=0).sqrt()
 
 
 def scaled(slopes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -10,8 +10,10 @@ import canvas
 from environment.base import add_base_arguments, base_options, load_pipeline
 from environment.concept_arguments import add_concept_arguments, load_teachers, positive_int, read_given, resolve_spec, uses_bundled_base
 from environment.environment import Environment
+from environment.memory import MemoryOptions
 from policy.backbone import Backbone
 from policy.kernel import ReverseKernel
+from policy.quantization import quantize
 from reward.margin import FIDELITY_WEIGHT, ConceptReward
 from reward.origin import check_fit
 from reward.predictor import RewardPredictor
@@ -35,11 +37,22 @@ def add_environment_arguments(parser: argparse.ArgumentParser) -> None:
         help="Classifier-free guidance of rollouts and updates alike; use the one the adapter will be used with.",
     )
     parser.add_argument("--eta", type=float, default=1.0, help="Noise of the stochastic DDIM sampler; 1 is ancestral sampling, 0 is refused.")
-    parser.add_argument("--train_batch_size", type=positive_int, default=64, help="Trajectories rolled out and updated together.")
+    parser.add_argument(
+        "--train_batch_size",
+        type=positive_int,
+        default=64,
+        help="Trajectories that go through the UNet together, in rollouts and updates; fewer need less memory and give the same updates.",
+    )
 
 
-def build_environment(args: argparse.Namespace, device: torch.device, dtype: torch.dtype = torch.float32) -> Environment:
+def build_environment(
+    args: argparse.Namespace, device: torch.device, dtype: torch.dtype = torch.float32, memory: MemoryOptions | None = None
+) -> Environment:
     """Load what the arguments name and check that it fits together, cheapest checks first.
+
+    Args:
+        dtype: precision of the base.
+        memory: how memory is saved; by default not at all.
 
     Raises:
         ValueError: something named does not exist or does not fit; the message says what to do.
@@ -55,8 +68,11 @@ def build_environment(args: argparse.Namespace, device: torch.device, dtype: tor
             f"{args.pretrained_model_name_or_path} {teacher_flag} --prompts FILE --output_dir DIR` and give it with "
             "--reward_model_name_or_path DIR, or add --train_reward."
         )
-    pipe = load_pipeline(args.pretrained_model_name_or_path or canvas.PIPELINE, args.revision, dtype=dtype, **base_options(args)).to(device)
-    backbone = Backbone.of(pipe)
+    memory = memory or MemoryOptions()
+    pipe = load_pipeline(args.pretrained_model_name_or_path or canvas.PIPELINE, args.revision, dtype=dtype, **base_options(args))
+    if memory.quantization is not None:
+        quantize(pipe.unet, memory.quantization, device)
+    backbone = Backbone.of(pipe.to(device))
     kernel = ReverseKernel.from_scheduler(pipe.scheduler, args.num_inference_steps, args.eta, device=device)
     for text in given.texts():
         backbone.check_window(text)
@@ -85,7 +101,7 @@ def build_environment(args: argparse.Namespace, device: torch.device, dtype: tor
     prompts += sorted({text for row in spec.anchors for text in row} - set(prompts))
     row_of = {prompt: row for row, prompt in reversed(list(enumerate(prompts)))}
     forget = torch.arange(len(prompts), device=device) < len(spec.forget_prompts)
-    return Environment(
+    env = Environment(
         backbone=backbone,
         kernel=kernel,
         spec=spec,
@@ -96,5 +112,9 @@ def build_environment(args: argparse.Namespace, device: torch.device, dtype: tor
         anchor_rows=torch.tensor([[row_of[text] for text in row] for row in spec.padded_anchors()], device=device),
         prompt_text=teacher.encode_text([*spec.forget_prompts, *spec.retain_prompts]),
         guidance_scale=args.guidance_scale,
-        rollout_batch_size=args.train_batch_size,
+        batch_size=args.train_batch_size,
+        offload_trajectories=memory.offload_trajectories,
     )
+    if memory.offload_models:
+        env.offload_models()
+    return env

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline,
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
+from environment.errors import is_out_of_memory
 from environment.supported import Unsupported, check_unet, choose_class, class_of_checkpoint
 
 
@@ -132,5 +133,7 @@ def _one_line(beginning: str) -> Iterator[None]:
     except Unsupported:
         raise
     except (OSError, ValueError, HFValidationError, AttributeError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{beginning}: {reason}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from policy.backbone import Backbone
 from policy.kernel import ReverseKernel
 from policy.rollout import rollout
-from policy.trajectory import PromptTable, Trajectory
+from policy.trajectory import PromptTable, Trajectory, batches
 from reward.margin import ConceptReward
 from reward.predictor import RewardPredictor
 from reward.spec import ConceptSpec
@@ -83,7 +84,10 @@ class Environment:
     anchor_rows: torch.Tensor
     prompt_text: torch.Tensor
     guidance_scale: float
-    rollout_batch_size: int
+    batch_size: int
+    """How many trajectories or images go through a network together."""
+    offload_trajectories: bool = False
+    """Whether trajectories are kept in main memory."""
     base_cosine: torch.Tensor | None = None
     """(N,) the base's mean cosine of image and prompt on every prompt, once calibrated."""
 
@@ -91,6 +95,16 @@ class Environment:
     def pipe(self) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
         """The base, with the adapter once there is one."""
         return self.backbone.pipe
+
+    def offload_models(self) -> None:
+        """Have everything but UNet and reward predictor wait in main memory while it is not in use, and the VAE decode sparingly."""
+        for module in (self.backbone.vae, *self.backbone.text_encoders, self.teacher.model):
+            module.to("cpu")
+        self.backbone.decode_sparingly()
+
+    def at_hand(self) -> AbstractContextManager[None]:
+        """Within, nothing waits in main memory: to call the pipeline as its users do, or the teacher."""
+        return self.backbone.at_hand(*self.backbone.modules, self.teacher.model)
 
     @property
     def forget_ids(self) -> torch.Tensor:
@@ -104,8 +118,16 @@ class Environment:
 
     def collect(self, prompt_ids: torch.Tensor, generator: torch.Generator) -> Trajectory:
         """Roll the current policy out, one trajectory for each of `prompt_ids`."""
-        batches = prompt_ids.split(self.rollout_batch_size)
-        return Trajectory.cat([rollout(self.backbone.unet, self.kernel, self.table, ids, self.guidance_scale, generator) for ids in batches])
+        return rollout(
+            self.backbone.unet,
+            self.kernel,
+            self.table,
+            prompt_ids,
+            self.guidance_scale,
+            generator,
+            batch_size=self.batch_size,
+            offload=self.offload_trajectories,
+        )
 
     def draw(self, ids: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
         """`count` of `ids`, each as often as any other but for the remainder, which is drawn at random."""
@@ -128,9 +150,14 @@ class Environment:
 
     @torch.no_grad()
     def finish(self, trajectory: Trajectory) -> Finished:
-        """Decode the last latents and let the teacher look at them."""
-        pixels = self.backbone.decode(trajectory.latents[:, -1])
-        return Finished(self.teacher.encode_images(pixels), pixels.std(dim=(2, 3)).mean(dim=1))
+        """Decode the last latents and let the teacher look at them, batch by batch."""
+        embeddings, contrast = [], []
+        with self.backbone.at_hand(self.backbone.vae, self.teacher.model):
+            for rows in batches(len(trajectory), self.batch_size):
+                pixels = self.backbone.decode(trajectory.latents[rows, -1])
+                embeddings.append(self.teacher.encode_images(pixels))
+                contrast.append(pixels.std(dim=(2, 3)).mean(dim=1))
+        return Finished(torch.cat(embeddings), torch.cat(contrast))
 
     def potential(self, latents: torch.Tensor, state: int, prompt_ids: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) noisy states at index `state` of trajectories of forget prompts -> margins (B,), differentiable."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+import torch
 
 
 @contextmanager
@@ -26,6 +28,22 @@ def friendly_interrupts(hint: str = "") -> Iterator[None]:
         _leave(f"interrupted. {hint}", 130)
     except OSError as error:
         _leave(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}. {hint}", 1)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU or the CPU has refused PyTorch memory; the latter is a RuntimeError like many others."""
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+
+
+@contextmanager
+def friendly_memory(advice: Callable[[], str]) -> Iterator[None]:
+    """A lack of memory ends in the sentence that `advice` gives and exit code 1; any other error goes on."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        _leave(advice(), 1)
 
 
 def _leave(message: str, code: int) -> None:

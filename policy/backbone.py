@@ -13,7 +13,10 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLP
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from policy.trajectory import Conditioning, PromptTable
+from policy.trajectory import Conditioning, PromptTable, batches
+
+TILE = 512
+"""Pixels of a side beyond which an image is decoded in tiles where memory is to be saved."""
 
 
 def latent_shape(unet: UNet2DConditionModel) -> tuple[int, int, int]:
@@ -43,6 +46,11 @@ class Backbone:
         return self.pipe.vae
 
     @property
+    def device(self) -> torch.device:
+        """The device of the UNet, which never waits elsewhere; the pipeline's own `device` is that of whatever it lists first."""
+        return self.unet.device
+
+    @property
     def pipeline_class(self) -> str:
         """The class whose latents and texts networks are made for, by diffusers' name."""
         return StableDiffusionPipeline.__name__
@@ -59,13 +67,37 @@ class Backbone:
         return height * self.pipe.vae_scale_factor, width * self.pipe.vae_scale_factor
 
     @property
+    def text_encoders(self) -> list[nn.Module]:
+        return [self.pipe.text_encoder]
+
+    @property
     def modules(self) -> list[nn.Module]:
         """Everything that decides what is drawn: UNet, VAE, text encoders."""
-        return [self.unet, self.vae, self.pipe.text_encoder]
+        return [self.unet, self.vae, *self.text_encoders]
 
     @property
     def tokenizers(self) -> list[PreTrainedTokenizerBase]:
         return [self.pipe.tokenizer]
+
+    @contextmanager
+    def at_hand(self, *modules: nn.Module) -> Iterator[None]:
+        """Within, the modules are on the UNet's device; after, those that were brought there are back where they waited."""
+        waiting = [(module, place) for module in modules if (place := next(module.parameters()).device) != self.device]
+        for module, _ in waiting:
+            module.to(self.device)
+        try:
+            yield
+        finally:
+            for module, place in waiting:
+                module.to(place)
+
+    def decode_sparingly(self) -> None:
+        """From now on the VAE decodes one image at a time, and one of more than `TILE` pixels in tiles of that size, which overlap and are blended."""
+        self.vae.enable_slicing()
+        self.vae.enable_tiling()
+        # diffusers' tiles are as large as the images that the VAE was trained on: SDXL's would be one of 1024 pixels.
+        self.vae.tile_sample_min_size = min(TILE, self.vae.tile_sample_min_size)
+        self.vae.tile_latent_min_size = self.vae.tile_sample_min_size // self.pipe.vae_scale_factor
 
     def check_window(self, text: str) -> None:
         """Refuse a text that a tokenizer would cut off.
@@ -88,12 +120,14 @@ class Backbone:
         """
         for prompt in prompts:
             self.check_window(prompt)
-        return Conditioning.cat([self._encode(prompts[i : i + batch_size]) for i in range(0, len(prompts), batch_size)])
+        with self.at_hand(*self.text_encoders):
+            return Conditioning.cat([self._encode(prompts[rows]) for rows in batches(len(prompts), batch_size)])
 
     @torch.no_grad()
     def encode_no_prompt(self) -> Conditioning:
         """What the UNet is told in the other branch of classifier-free guidance where the user gives no negative prompt; length 1."""
-        return self._encode([""])
+        with self.at_hand(*self.text_encoders):
+            return self._encode([""])
 
     def prompt_table(self, prompts: list[str], forget: torch.Tensor | None = None) -> PromptTable:
         """The prompts with what the UNet is told of them; `forget` (N,) bool, by default none.
@@ -101,24 +135,25 @@ class Backbone:
         Raises:
             ValueError: a prompt does not fit into the tokenizer's window.
         """
-        forget = torch.zeros(len(prompts), dtype=torch.bool, device=self.pipe.device) if forget is None else forget
-        return PromptTable(prompts, self.encode_prompts(prompts), self.encode_no_prompt(), forget)
+        forget = torch.zeros(len(prompts), dtype=torch.bool, device=self.device) if forget is None else forget
+        with self.at_hand(*self.text_encoders):
+            return PromptTable(prompts, self.encode_prompts(prompts), self.encode_no_prompt(), forget)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
-        """Latents (B, C, h, w) as the UNet knows them -> pixels (B, 3, H, W) in [-1, 1], float32."""
-        with self._vae_ready():
-            unscaled = self._unscale(latents.to(self.vae.dtype))
+        """Latents (B, C, h, w) as the UNet knows them, wherever they lie -> pixels (B, 3, H, W) in [-1, 1], float32."""
+        with self.at_hand(self.vae), self._vae_ready():
+            unscaled = self._unscale(latents.to(self.vae.device, self.vae.dtype))
             return torch.cat([self.vae.decode(chunk).sample.float() for chunk in unscaled.split(batch_size)]).clamp(-1, 1)
 
     @torch.no_grad()
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels (B, 3, H, W) in [-1, 1] -> the mode of their latents (B, C, h, w) as the UNet knows them, float32."""
-        with self._vae_ready():
+        with self.at_hand(self.vae), self._vae_ready():
             return self._scale(self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mode().float())
 
     def _encode(self, prompts: list[str]) -> Conditioning:
-        return Conditioning(self.pipe.encode_prompt(prompts, self.pipe.device, 1, do_classifier_free_guidance=False)[0])
+        return Conditioning(self.pipe.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)[0])
 
     @contextmanager
     def _vae_ready(self) -> Iterator[None]:
@@ -141,8 +176,8 @@ class XLBackbone(Backbone):
         return StableDiffusionXLPipeline.__name__
 
     @property
-    def modules(self) -> list[nn.Module]:
-        return [*super().modules, self.pipe.text_encoder_2]
+    def text_encoders(self) -> list[nn.Module]:
+        return [self.pipe.text_encoder, self.pipe.text_encoder_2]
 
     @property
     def tokenizers(self) -> list[PreTrainedTokenizerBase]:
@@ -151,11 +186,12 @@ class XLBackbone(Backbone):
     @torch.no_grad()
     def encode_no_prompt(self) -> Conditioning:
         """Zeros, or the states of the empty prompt, as the pipeline's `force_zeros_for_empty_prompt` says; length 1."""
-        _, states, _, pooled = self.pipe.encode_prompt([""], device=self.pipe.device, do_classifier_free_guidance=True)
+        with self.at_hand(*self.text_encoders):
+            _, states, _, pooled = self.pipe.encode_prompt([""], device=self.device, do_classifier_free_guidance=True)
         return self._with_sizes(states, pooled)
 
     def _encode(self, prompts: list[str]) -> Conditioning:
-        states, _, pooled, _ = self.pipe.encode_prompt(prompts, device=self.pipe.device, do_classifier_free_guidance=False)
+        states, _, pooled, _ = self.pipe.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
         return self._with_sizes(states, pooled)
 
     def _with_sizes(self, states: torch.Tensor, pooled: torch.Tensor) -> Conditioning:

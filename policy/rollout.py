@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from diffusers import UNet2DConditionModel
 
 from policy.backbone import latent_shape
 from policy.kernel import ReverseKernel
-from policy.trajectory import Conditioning, PromptTable, Trajectory
+from policy.trajectory import Conditioning, PromptTable, Trajectory, batches
 
 
 def guided_output(
@@ -58,24 +60,45 @@ def rollout(
     guidance_scale: float,
     generator: torch.Generator,
     storage_dtype: torch.dtype = torch.float32,
+    batch_size: int | None = None,
+    offload: bool = False,
 ) -> Trajectory:
     """Sample one trajectory for each of `prompt_ids` (B,) from the current policy.
 
-    States are rounded to `storage_dtype` before their log-probability is taken, so that an update that reads
-    them back finds exactly the ratio 1 (field-tested pitfall: scoring the unrounded sample does not).
+    The noise is drawn for all of them at once, so that the trajectories do not depend on how many are sampled together.
+
+    Args:
+        storage_dtype: states are rounded to it before their log-probability is taken, so that an update that reads
+            them back finds exactly the ratio 1 (field-tested pitfall: scoring the unrounded sample does not).
+        batch_size: how many are sampled together; by default all.
+        offload: keep the trajectories in main memory (`Trajectory.offloaded`), batch by batch.
     """
     shape = (len(prompt_ids), *latent_shape(unet))
+    noise = [torch.randn(shape, generator=generator, device=generator.device) for _ in range(kernel.num_steps + 1)]
+    parts = []
+    for rows in batches(len(prompt_ids), batch_size or len(prompt_ids)):
+        part = _sample(unet, kernel, table, prompt_ids[rows], guidance_scale, [drawn[rows] for drawn in noise], storage_dtype)
+        parts.append(part.offloaded() if offload else part)
+    return Trajectory.cat(parts)
+
+
+def _sample(
+    unet: UNet2DConditionModel,
+    kernel: ReverseKernel,
+    table: PromptTable,
+    prompt_ids: torch.Tensor,
+    guidance_scale: float,
+    noise: Sequence[torch.Tensor],
+    storage_dtype: torch.dtype,
+) -> Trajectory:
+    """A batch of trajectories from `noise`, T + 1 times (B, C, H, W)."""
     device = kernel.stds.device
     prompts = table.conditioning[prompt_ids]
-
-    def noise() -> torch.Tensor:
-        return torch.randn(shape, generator=generator, device=generator.device).to(device)
-
-    x = noise().to(storage_dtype)
+    x = noise[0].to(device).to(storage_dtype)
     latents, means, log_probs = [x], [], []
     for step in range(kernel.num_steps):
         mean = step_mean(unet, kernel, x, step, prompts, table.negative, guidance_scale)
-        x = (mean + kernel.stds[step] * noise()).to(storage_dtype)
+        x = (mean + kernel.stds[step] * noise[step + 1].to(device)).to(storage_dtype)
         latents.append(x)
         means.append(mean.to(storage_dtype))
         log_probs.append(kernel.log_prob(x, mean, step))

@@ -2,28 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 
 @dataclass(frozen=True)
-class Surrogate:
-    """Loss with gradient, and its diagnostics (detached scalars).
+class Movement:
+    """How far B samples of one step have moved, detached.
 
     Attributes:
-        loss: scalar to minimise.
-        ratio_mean: mean importance ratio; exactly 1 before the first update.
-        ratio_std: its standard deviation.
-        clip_fraction: share of samples that have moved beyond the clip range, in [0, 1].
-        approx_kl: k3 estimate of KL(old || new), non-negative (Schulman, "Approximating KL divergence").
+        log_ratio: (B,) log importance ratios, as `log_ratio` scales them.
+        outside: (B,) bool, which samples have moved beyond the clip range.
     """
 
+    log_ratio: torch.Tensor
+    outside: torch.Tensor
+
+    @staticmethod
+    def cat(parts: Sequence[Movement]) -> Movement:
+        """Join the parts of a batch."""
+        return Movement(torch.cat([part.log_ratio for part in parts]), torch.cat([part.outside for part in parts]))
+
+    @property
+    def ratio_mean(self) -> torch.Tensor:
+        """Mean importance ratio; exactly 1 before the first update."""
+        return self.log_ratio.exp().mean()
+
+    @property
+    def ratio_std(self) -> torch.Tensor:
+        """Its standard deviation."""
+        return self.log_ratio.exp().std(unbiased=False)
+
+    @property
+    def clip_fraction(self) -> torch.Tensor:
+        """Share of samples that have moved beyond the clip range, in [0, 1]."""
+        return self.outside.float().mean()
+
+    @property
+    def approx_kl(self) -> torch.Tensor:
+        """k3 estimate of KL(old || new), non-negative (Schulman, "Approximating KL divergence")."""
+        return (self.log_ratio.exp() - 1 - self.log_ratio).mean()
+
+
+@dataclass(frozen=True)
+class Surrogate(Movement):
+    """The same with the loss: a scalar to minimise, with gradient, the mean over the samples."""
+
     loss: torch.Tensor
-    ratio_mean: torch.Tensor
-    ratio_std: torch.Tensor
-    clip_fraction: torch.Tensor
-    approx_kl: torch.Tensor
 
 
 def log_ratio(log_prob: torch.Tensor, old_log_prob: torch.Tensor, dim: int) -> torch.Tensor:
@@ -43,7 +70,7 @@ def clipped_surrogate(log_prob: torch.Tensor, old_log_prob: torch.Tensor, advant
     ratio = difference.exp()
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
-    return _with_diagnostics(loss, difference, (ratio - 1).abs() > clip_range)
+    return Surrogate(difference.detach(), (ratio.detach() - 1).abs() > clip_range, loss)
 
 
 def pathwise_surrogate(
@@ -66,16 +93,4 @@ def pathwise_surrogate(
     moved = mean - old_mean
     inside = moved.detach().square().mean(dim=(1, 2, 3)).sqrt() <= clip_range * std
     gain = (slope * moved).sum(dim=(1, 2, 3)) / moved[0].numel() ** 0.5
-    return _with_diagnostics(-(inside * gain).mean(), log_ratio(log_prob, old_log_prob, moved[0].numel()), ~inside)
-
-
-@torch.no_grad()
-def _with_diagnostics(loss: torch.Tensor, difference: torch.Tensor, outside: torch.Tensor) -> Surrogate:
-    ratio = difference.exp()
-    return Surrogate(
-        loss=loss,
-        ratio_mean=ratio.mean(),
-        ratio_std=ratio.std(unbiased=False),
-        clip_fraction=outside.float().mean(),
-        approx_kl=(ratio - 1 - difference).mean(),
-    )
+    return Surrogate(log_ratio(log_prob, old_log_prob, moved[0].numel()).detach(), ~inside, -(inside * gain).mean())

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
+
+
+def batches(count: int, size: int) -> list[slice]:
+    """0 to `count` in parts of `size`."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ class PromptTable:
 class Trajectory:
     """B denoising trajectories of T steps.
 
+    Latents and means may lie in main memory while the rest is on the GPU (`offloaded`): whoever computes with them brings over what it needs.
+
     Attributes:
         latents: (B, T+1, C, H, W); index 0 is pure noise, index T is x_0.
         means: (B, T, C, H, W), the reverse kernel's mean at each step under the policy that acted.
@@ -110,6 +117,10 @@ class Trajectory:
         """The trajectories at `index`."""
         return Trajectory(self.latents[index], self.means[index], self.log_probs[index], self.timesteps, self.prompt_ids[index])
 
+    def offloaded(self) -> Trajectory:
+        """With latents and means, nearly all of it, in main memory; what is small stays where it is."""
+        return replace(self, latents=self.latents.cpu(), means=self.means.cpu())
+
     @staticmethod
     def cat(parts: list[Trajectory]) -> Trajectory:
         """Join batches that share their timesteps."""
@@ -125,7 +136,8 @@ class Experience:
         trajectory: with the log-probabilities of the policy that acted.
         advantages: (B, T).
         anchor_ids: (B,) rows of the prompt table: what each image came nearest to.
-        slopes: (B, T, C, H, W), the slopes of the steps' values in the state they led to; None if the advantages are used as they are.
+        slopes: (B, T, C, H, W), the slopes of the steps' values in the state they led to, where the latents are; None if the advantages are used
+            as they are.
     """
 
     trajectory: Trajectory

@@ -13,8 +13,8 @@ from diffusers import UNet2DConditionModel
 from policy.adapter import base_policy
 from policy.kernel import ReverseKernel
 from policy.rollout import step_mean
-from policy.surrogate import clipped_surrogate, pathwise_surrogate
-from policy.trajectory import Experience, PromptTable, Trajectory
+from policy.surrogate import Movement, clipped_surrogate, pathwise_surrogate
+from policy.trajectory import Experience, PromptTable, Trajectory, batches
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class UpdateConfig:
         anchor_kl_coef: weight of the KL to the base under the anchor prompt, on forget states.
         target_kl: the inner loop stops once the KL to the acting policy, averaged over the latent's numbers, exceeds it.
         inner_epochs: passes over the trajectories.
-        batch_size: trajectories in a forward pass, as many as acted together in the rollout.
-        retain_batch_size: retain states beside them.
-        accumulation: (batch, step) terms in an optimizer step.
-        timestep_fraction: share of the steps that are trained, drawn anew for every batch.
+        batch_size: states in a pass of the UNet, as many as acted together in the rollout; it decides about memory and not about the update.
+        retain_batch_size: retain states in a term.
+        accumulation: terms in an optimizer step; a term is one denoising step of all trajectories of an experience, and the retain states beside it.
+        timestep_fraction: share of the steps that are trained, drawn anew for every pass over the trajectories.
         masked_steps: how many of the last steps are never trained: their noise is small and dominates the ratio.
         guidance_scale: classifier-free guidance, the same as in the rollouts.
         max_grad_norm: gradient norm above which gradients are scaled down.
@@ -98,60 +98,75 @@ def update_policy(
     is held to what the base would draw, where a reward alone can be had by images that nobody would.
     """
     stats = UpdateStats()
+    device = kernel.stds.device
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     trainable_steps = kernel.num_steps - config.masked_steps
-    steps_per_batch = max(1, round(config.timestep_fraction * trainable_steps))
+    trained_steps = max(1, round(config.timestep_fraction * trainable_steps))
     dim = retain.latents[0, 0].numel()
     sensitivity = kernel.sensitivity()
     weights = sensitivity[:trainable_steps].median() / sensitivity
     terms = [
-        (experience, rows, int(step))
+        (experience, int(step))
         for _ in range(config.inner_epochs)
         for experience in experiences
-        for rows in torch.arange(len(experience.trajectory)).split(config.batch_size)
-        for step in torch.randperm(trainable_steps, generator=generator)[:steps_per_batch]
+        for step in torch.randperm(trainable_steps, generator=generator)[:trained_steps]
     ]
+
+    def ask(x: torch.Tensor, step: int, prompt_ids: torch.Tensor) -> torch.Tensor:
+        return step_mean(unet, kernel, x, step, table.conditioning[prompt_ids], table.negative, config.guidance_scale)
+
     for start in range(0, len(terms), config.accumulation):
         chunk = terms[start : start + config.accumulation]
         kls, moves, clips, retain_kls, anchor_kls = [], [], [], [], []
-        for experience, rows, step in chunk:
-            batch = experience.trajectory[rows]
-            mean = step_mean(unet, kernel, batch.latents[:, step], step, table.conditioning[batch.prompt_ids], table.negative, config.guidance_scale)
-            log_prob = kernel.log_prob(batch.latents[:, step + 1], mean, step)
-            old_log_prob, old_mean = batch.log_probs[:, step], batch.means[:, step].float()
-            if experience.slopes is None:
-                surrogate = clipped_surrogate(log_prob, old_log_prob, experience.advantages[rows, step], config.clip_range, dim)
-            else:
-                std, slope = kernel.stds[step].item(), experience.slopes[rows, step]
-                surrogate = pathwise_surrogate(mean, old_mean, slope, log_prob, old_log_prob, std, config.clip_range)
-            if start == 0:
-                deviation = ((log_prob - old_log_prob).exp() - 1).abs().max()
-                stats.first_ratio_deviation = max(stats.first_ratio_deviation, deviation.item())
-                stats.first_clip_fraction = max(stats.first_clip_fraction, surrogate.clip_fraction.item())
-            moves.append(kernel.kl(mean.detach(), old_mean, step).mean().item())
-            loss = weights[step] * surrogate.loss
-            if config.anchor_kl_coef > 0:
-                anchors = table.conditioning[experience.anchor_ids[rows]]
-                with base_policy(unet), torch.no_grad():
-                    reference = step_mean(unet, kernel, batch.latents[:, step], step, anchors, table.negative, config.guidance_scale)
-                anchor_kl = kernel.kl(mean, reference, step).mean()
-                loss = loss + config.anchor_kl_coef * anchor_kl
-                anchor_kls.append(anchor_kl.item())
+        for experience, step in chunk:
+            movements, moved, anchored, held = [], [], [], []
+            for rows in batches(len(experience.trajectory), config.batch_size):
+                batch = experience.trajectory[rows]
+                share = len(batch) / len(experience.trajectory)
+                x, action = batch.latents[:, step].to(device), batch.latents[:, step + 1].to(device)
+                if config.anchor_kl_coef > 0:
+                    with base_policy(unet), torch.no_grad():
+                        reference = ask(x, step, experience.anchor_ids[rows])
+                    stats.unet_samples += 2 * len(batch)
+                mean = ask(x, step, batch.prompt_ids)
                 stats.unet_samples += 2 * len(batch)
-            accelerator.backward(loss / len(chunk))
-            stats.unet_samples += 2 * len(batch)
+                log_prob = kernel.log_prob(action, mean, step)
+                old_log_prob, old_mean = batch.log_probs[:, step], batch.means[:, step].to(device).float()
+                if experience.slopes is None:
+                    surrogate = clipped_surrogate(log_prob, old_log_prob, experience.advantages[rows, step], config.clip_range, dim)
+                else:
+                    std, slope = kernel.stds[step].item(), experience.slopes[rows, step].to(device)
+                    surrogate = pathwise_surrogate(mean, old_mean, slope, log_prob, old_log_prob, std, config.clip_range)
+                loss = weights[step] * surrogate.loss
+                if config.anchor_kl_coef > 0:
+                    anchor_kl = kernel.kl(mean, reference, step)
+                    loss = loss + config.anchor_kl_coef * anchor_kl.mean()
+                    anchored.append(anchor_kl.detach())
+                accelerator.backward(loss * share / len(chunk))
+                if start == 0:
+                    deviation = ((log_prob.detach() - old_log_prob).exp() - 1).abs().max()
+                    stats.first_ratio_deviation = max(stats.first_ratio_deviation, deviation.item())
+                movements.append(Movement.cat([surrogate]))  # without the loss, which would keep its graph
+                moved.append(kernel.kl(mean.detach(), old_mean, step))
             if config.kl_coef > 0:
-                held = retain[torch.randint(len(retain), (config.retain_batch_size,), generator=generator)]
-                mean = step_mean(
-                    unet, kernel, held.latents[:, step], step, table.conditioning[held.prompt_ids], table.negative, config.guidance_scale
-                )
-                retain_kl = kernel.kl(mean, held.means[:, step].float(), step).mean()
-                accelerator.backward(config.kl_coef * retain_kl / len(chunk))
-                retain_kls.append(retain_kl.item())
-                stats.unet_samples += 2 * len(held)
-            kls.append(surrogate.approx_kl.item())
-            clips.append(surrogate.clip_fraction.item())
-            stats.by_step.setdefault(step, []).append((surrogate.ratio_mean.item(), surrogate.ratio_std.item(), clips[-1]))
+                ids = torch.randint(len(retain), (config.retain_batch_size,), generator=generator)
+                for rows in batches(len(ids), config.batch_size):
+                    part = ids[rows]
+                    mean = ask(retain.latents[part, step].to(device), step, retain.prompt_ids[part])
+                    retain_kl = kernel.kl(mean, retain.means[part, step].to(device).float(), step)
+                    accelerator.backward(config.kl_coef * retain_kl.mean() * (len(part) / len(ids)) / len(chunk))
+                    held.append(retain_kl.detach())
+                    stats.unet_samples += 2 * len(part)
+                retain_kls.append(torch.cat(held).mean().item())
+            movement = Movement.cat(movements)
+            if anchored:
+                anchor_kls.append(torch.cat(anchored).mean().item())
+            moves.append(torch.cat(moved).mean().item())
+            kls.append(movement.approx_kl.item())
+            clips.append(movement.clip_fraction.item())
+            if start == 0:
+                stats.first_clip_fraction = max(stats.first_clip_fraction, clips[-1])
+            stats.by_step.setdefault(step, []).append((movement.ratio_mean.item(), movement.ratio_std.item(), clips[-1]))
         average_gradients(accelerator, parameters)
         norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
         finite = math.isfinite(norm)

@@ -14,6 +14,9 @@ from torch import nn
 from networks.checkpoint import Checkpoint
 from networks.film import FiLMTrunk, timestep_embedding, widths_for
 
+BATCH_NUMBERS = 2**19
+"""Latent numbers that are scored together: 2048 states of 4x8x8, 32 of 4x64x64. Their activations are about a hundred times as large."""
+
 
 class RewardPredictor(Checkpoint):
     """f(x_t, t) -> the teacher's embedding of the finished image (B, D), on latents, without a decode.
@@ -75,9 +78,14 @@ class RewardPredictor(Checkpoint):
         return F.normalize(embeddings, dim=-1) if self.unit_length else embeddings
 
     @torch.no_grad()
-    def score_trajectory(self, latents: torch.Tensor, timesteps: torch.Tensor, batch_size: int = 2048) -> torch.Tensor:
-        """(B, S, C, H, W) states at the timesteps (S,) -> embeddings (B, S, D)."""
+    def score_trajectory(self, latents: torch.Tensor, timesteps: torch.Tensor, batch_size: int | None = None) -> torch.Tensor:
+        """(B, S, C, H, W) states, wherever they lie, at the timesteps (S,) -> embeddings (B, S, D).
+
+        Args:
+            batch_size: states scored together; by default as many as hold `BATCH_NUMBERS` numbers.
+        """
         count, states = latents.shape[:2]
+        batch_size = batch_size or max(1, BATCH_NUMBERS // latents[0, 0].numel())
         flat, t = latents.flatten(0, 1), timesteps.repeat(count)
-        chunks = [self(x, s) for x, s in zip(flat.split(batch_size), t.split(batch_size), strict=True)]
+        chunks = [self(x.to(t.device), s) for x, s in zip(flat.split(batch_size), t.split(batch_size), strict=True)]
         return torch.cat(chunks).reshape(count, states, -1)

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 TENSORS, NUMBERS, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 ASIDE, DISCARDED = ".checkpoint.new", ".checkpoint.old"
+OFFLOADED = ("latents", "means", "slopes")
+"""What stays in main memory of trajectories that are offloaded."""
 CRITIC_STATE = ("baseline", "seen", "scale", "trust")
 
 
@@ -59,14 +61,14 @@ def critic_tensors(critic: Critic) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def load_critic_tensors(critic: Critic, tensors: dict[str, torch.Tensor]) -> None:
-    """Put back what `critic_tensors` returned."""
+def load_critic_tensors(critic: Critic, tensors: dict[str, torch.Tensor], offload: bool = False) -> None:
+    """Put back what `critic_tensors` returned; its trajectories stay in main memory if told to `offload`."""
     critic.network.load_state_dict(_under("network.", tensors))
     load_optimizer_tensors(critic.optimizer, _under("optimizer.", tensors))
     for name in CRITIC_STATE:
         setattr(critic, name, tensors[name].to(critic.device))
     critic.buffer = deque(maxlen=critic.buffer.maxlen)
-    for entry in _by_index(_under("buffer.", tensors), critic.device):
+    for entry in _by_index(_under("buffer.", tensors), critic.device, offload):
         text, potentials, residual = (entry.pop(name) for name in ("text", "potentials", "residual"))
         critic.buffer.append((Trajectory(**entry), text, potentials, residual))
 
@@ -82,19 +84,19 @@ def replay_tensors(replay: deque[Experience]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def load_replay_tensors(replay: deque[Experience], tensors: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Put back what `replay_tensors` returned."""
+def load_replay_tensors(replay: deque[Experience], tensors: dict[str, torch.Tensor], device: torch.device, offload: bool = False) -> None:
+    """Put back what `replay_tensors` returned; the trajectories stay in main memory if told to `offload`."""
     replay.clear()
-    for entry in _by_index(tensors, device):
+    for entry in _by_index(tensors, device, offload):
         advantages, anchor_ids, slopes = entry.pop("advantages"), entry.pop("anchor_ids"), entry.pop("slopes", None)
         replay.append(Experience(Trajectory(**entry), advantages, anchor_ids, slopes))
 
 
-def _by_index(tensors: dict[str, torch.Tensor], device: torch.device) -> list[dict[str, torch.Tensor]]:
+def _by_index(tensors: dict[str, torch.Tensor], device: torch.device, offload: bool) -> list[dict[str, torch.Tensor]]:
     entries: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".")
-        entries.setdefault(int(index), {})[name] = value.to(device)
+        entries.setdefault(int(index), {})[name] = value if offload and name in OFFLOADED else value.to(device)
     return [entries[index] for index in sorted(entries)]
 
 

@@ -1,7 +1,8 @@
-"""The most memory that a run has held so far."""
+"""The most memory that a run has held so far, and what to do where there is not enough of it."""
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
@@ -20,3 +21,32 @@ def peak_memory_mb() -> float | None:
         return round(torch.cuda.max_memory_allocated() / 1e6, 1)
     found = re.search(r"^VmHWM:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE) if STATUS.is_file() else None
     return round(int(found[1]) * 1024 / 1e6, 1) if found else None
+
+
+def flags_to_try(args: argparse.Namespace, on_gpu: bool) -> list[str]:
+    """The flags that would save memory and are not given yet, what costs least first.
+
+    Args:
+        args: the run's own.
+        on_gpu: what lies in main memory saves none of it on a CPU.
+    """
+    quantized = args.load_in_8bit or args.load_in_4bit or args.bnb_quantization_config_path
+    size = args.train_batch_size
+    steps = [
+        ("--mixed_precision bf16", args.mixed_precision == "no"),
+        (f"--train_batch_size {size // 2}", size > 4),
+        ("--gradient_checkpointing", not args.gradient_checkpointing),
+        ("--offload_models", on_gpu and not args.offload_models),
+        ("--offload_trajectories", on_gpu and not args.offload_trajectories),
+        (f"--train_batch_size {max(1, size // 2)}", 1 < size <= 4),
+        ("--load_in_4bit", not quantized),
+        ("--load_in_4bit in place of --load_in_8bit", args.load_in_8bit),
+    ]
+    return [flag for flag, helps in steps if helps]
+
+
+def out_of_memory(args: argparse.Namespace, on_gpu: bool) -> str:
+    """The sentence for a run that there is not enough memory for."""
+    flags = flags_to_try(args, on_gpu)
+    advice = f"try, in this order and together: {', '.join(flags)}" if flags else "every flag that saves memory is set: take a larger device"
+    return f"there is not enough {'GPU ' if on_gpu else ''}memory; {advice} (docs/hardware.md)."

@@ -113,3 +113,14 @@ def test_cat_and_indexing_keep_rows_together(policy: Policy) -> None:
 
 def test_pooled_text_is_the_mean_over_tokens(policy: Policy) -> None:
     torch.testing.assert_close(policy.table.pooled, policy.table.conditioning.states.sum(1) / 7)
+
+
+def test_how_many_are_sampled_together_does_not_change_what_is_sampled(policy: Policy) -> None:
+    policy.move()
+    whole = policy.sample(IDS, seed=5)
+    for batch_size in (3, 1):
+        generator = torch.Generator().manual_seed(5)
+        parts = rollout(policy.unet, policy.kernel, policy.table, IDS, 5.0, generator, batch_size=batch_size)
+        assert torch.equal(parts.latents[:, 0], whole.latents[:, 0]) and torch.equal(parts.prompt_ids, whole.prompt_ids)
+        torch.testing.assert_close(parts.latents, whole.latents, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(parts.log_probs, whole.log_probs, atol=1e-4, rtol=1e-4)

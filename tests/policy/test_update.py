@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -137,7 +138,7 @@ def test_masked_steps_are_never_trained_and_a_fraction_is_a_fraction(policy: Pol
     stats = update(policy, trajectory, advantages, retain, sgd(policy, 0.0), masked_steps=2, inner_epochs=3)
     assert {step: len(rows) for step, rows in stats.by_step.items()} == {0: 3, 1: 3, 2: 3}
     stats = update(policy, trajectory, advantages, retain, sgd(policy, 0.0), batch_size=2, timestep_fraction=0.5)
-    assert sum(len(rows) for rows in stats.by_step.values()) == 2 * 2  # two batches, two of four steps each
+    assert sum(len(rows) for rows in stats.by_step.values()) == 2  # two of four steps, of all trajectories
 
 
 def test_terms_are_gathered_into_optimizer_steps_and_counted(policy: Policy) -> None:
@@ -193,3 +194,46 @@ def test_replayed_advantages_move_the_policy_too(policy: Policy) -> None:
     replayed = Experience(old, torch.ones(1, 5), torch.zeros(1, dtype=torch.int64))
     update(policy, policy.sample(FORGET[:1], seed=2), torch.zeros(1, 5), retain, sgd(policy, 0.003), [replayed], masked_steps=0)
     assert (log_probs(policy, old) - old.log_probs).sum() > 1e-6
+
+
+@pytest.mark.parametrize("by_slopes", [False, True], ids=["likelihood ratio", "slopes"])
+def test_how_many_go_through_the_unet_together_does_not_change_the_update(policy: Policy, by_slopes: bool) -> None:
+    """Seven trajectories and five retain states, in passes of all, of three, of two and of one: the same optimizer steps, gradients and figures."""
+    trajectory = policy.sample(torch.tensor([0, 1, 0, 1, 0, 1, 1]))
+    retain = policy.sample(torch.tensor([2, 2, 2, 2, 2, 2]), seed=1)
+    policy.move(0.1)
+    start = [p.detach().clone() for p in policy.parameters]
+    advantages, slopes = torch.randn(7, 5), 0.3 * torch.randn_like(trajectory.means)
+    anchors = torch.full((7,), 2)
+
+    def learn(batch_size: int) -> tuple[list[torch.Tensor], UpdateStats]:
+        with torch.no_grad():
+            for p, value in zip(policy.parameters, start, strict=True):
+                p.copy_(value)
+        accelerator = Accelerator(cpu=True)
+        config = UpdateConfig(0.5, 2.0, 1.0, math.inf, 2, batch_size, 5, 3, 0.75, 1, 5.0, 1.0)
+        stats = update_policy(
+            policy.unet,
+            policy.kernel,
+            policy.table,
+            [Experience(trajectory, advantages, anchors, slopes if by_slopes else None)],
+            retain,
+            accelerator.prepare(sgd(policy, 0.05)),
+            accelerator,
+            config,
+            torch.Generator().manual_seed(0),
+        )
+        return [p.detach().clone() for p in policy.parameters], stats
+
+    whole, stats = learn(7)
+    assert len(stats.grad_norm) == 2 and min(stats.grad_norm) > 1e-3 and min(stats.retain_kl) > 0 and 0 < max(stats.clip_fraction) < 1
+    assert max((p - value).abs().max().item() for p, value in zip(whole, start, strict=True)) > 1e-3
+    for batch_size in (3, 2, 1):
+        parts, others = learn(batch_size)
+        for p, q in zip(whole, parts, strict=True):
+            torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-4)
+        for name in ("grad_norm", "clip_fraction", "approx_kl", "step_kl", "retain_kl", "anchor_kl"):
+            assert getattr(others, name) == pytest.approx(getattr(stats, name), rel=1e-3, abs=1e-7)
+        assert others.by_step.keys() == stats.by_step.keys() and others.unet_samples == stats.unet_samples
+        for step, rows in stats.by_step.items():
+            assert np.allclose(others.by_step[step], rows, atol=1e-5)

@@ -3,6 +3,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from train_unlearn_lora import parse_args
+from training.memory import flags_to_try, out_of_memory
+
 HELD = """
 import torch
 from training.memory import peak_memory_mb
@@ -19,3 +22,22 @@ def test_the_peak_counts_what_was_held_and_is_held_no_more() -> None:
     done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
     before, after = map(float, done.stdout.split())
     assert before > 50 and 290 < after - before < 400
+
+
+def test_the_flags_to_try_are_those_not_given_yet_cheapest_first() -> None:
+    args = parse_args(["--concept", "cat"])
+    first = ["--mixed_precision bf16", "--train_batch_size 32", "--gradient_checkpointing"]
+    assert flags_to_try(args, on_gpu=True) == [*first, "--offload_models", "--offload_trajectories", "--load_in_4bit"]
+    assert flags_to_try(args, on_gpu=False) == [*first, "--load_in_4bit"]  # what lies in main memory saves none there
+    args = parse_args(["--mixed_precision", "bf16", "--train_batch_size", "2", "--gradient_checkpointing", "--offload_models", "--load_in_8bit"])
+    assert flags_to_try(args, on_gpu=True) == ["--offload_trajectories", "--train_batch_size 1", "--load_in_4bit in place of --load_in_8bit"]
+
+
+def test_following_the_advice_to_the_end_ends_with_a_larger_device() -> None:
+    line, said = ["--concept", "cat"], []
+    while flags := flags_to_try(args := parse_args(line), on_gpu=True):
+        said.append(flags[0])
+        if "in place of" not in flags[0]:
+            line += flags[0].split()
+    assert said[-1] == "--load_in_4bit" and said.count("--gradient_checkpointing") == 1 and args.train_batch_size == 1
+    assert "take a larger device" in out_of_memory(args, on_gpu=True) and "GPU memory" in out_of_memory(args, on_gpu=True)
