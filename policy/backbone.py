@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from policy.trajectory import Conditioning, PromptTable
 
@@ -61,7 +61,11 @@ class Backbone:
     @property
     def modules(self) -> list[nn.Module]:
         """Everything that decides what is drawn: UNet, VAE, text encoders."""
-        return [self.unet, self.vae, self.pipe.text_encoder]
+        return [self.unet, self.vae, *self.text_encoders]
+
+    @property
+    def text_encoders(self) -> list[PreTrainedModel]:
+        return [self.pipe.text_encoder]
 
     @property
     def tokenizers(self) -> list[PreTrainedTokenizerBase]:
@@ -88,12 +92,12 @@ class Backbone:
         """
         for prompt in prompts:
             self.check_window(prompt)
-        return Conditioning.cat([self._encode(prompts[i : i + batch_size]) for i in range(0, len(prompts), batch_size)])
+        return Conditioning.cat([self.encode(prompts[i : i + batch_size]) for i in range(0, len(prompts), batch_size)])
 
     @torch.no_grad()
     def encode_no_prompt(self) -> Conditioning:
         """What the UNet is told in the other branch of classifier-free guidance where the user gives no negative prompt; length 1."""
-        return self._encode([""])
+        return self.encode([""])
 
     def prompt_table(self, prompts: list[str], forget: torch.Tensor | None = None) -> PromptTable:
         """The prompts with what the UNet is told of them; `forget` (N,) bool, by default none.
@@ -117,7 +121,8 @@ class Backbone:
         with self._vae_ready():
             return self._scale(self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mode().float())
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
+    def encode(self, prompts: list[str]) -> Conditioning:
+        """What the UNet is told of prompts of which it is known that they fit, in one batch; with gradient if it is enabled."""
         return Conditioning(self.pipe.encode_prompt(prompts, self.pipe.device, 1, do_classifier_free_guidance=False)[0])
 
     @contextmanager
@@ -141,8 +146,8 @@ class XLBackbone(Backbone):
         return StableDiffusionXLPipeline.__name__
 
     @property
-    def modules(self) -> list[nn.Module]:
-        return [*super().modules, self.pipe.text_encoder_2]
+    def text_encoders(self) -> list[PreTrainedModel]:
+        return [self.pipe.text_encoder, self.pipe.text_encoder_2]
 
     @property
     def tokenizers(self) -> list[PreTrainedTokenizerBase]:
@@ -154,7 +159,7 @@ class XLBackbone(Backbone):
         _, states, _, pooled = self.pipe.encode_prompt([""], device=self.pipe.device, do_classifier_free_guidance=True)
         return self._with_sizes(states, pooled)
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
+    def encode(self, prompts: list[str]) -> Conditioning:
         states, _, pooled, _ = self.pipe.encode_prompt(prompts, device=self.pipe.device, do_classifier_free_guidance=False)
         return self._with_sizes(states, pooled)
 
