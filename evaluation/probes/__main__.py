@@ -166,10 +166,9 @@ def run_probes(
         ValueError: the directory holds a probe that was run under other circumstances.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    circumstances = {name: value for name, value in said.items() if name != "versions"}
     found = {}
     for name in PROBES:
-        path = directory / f"probe-{name}.json"
+        path, circumstances = directory / f"probe-{name}.json", circumstances_of(name, said)
         known = None if overwrite and name in names else read_probe(path)
         if known is not None and known["circumstances"] != circumstances:
             if name not in names:
@@ -187,6 +186,15 @@ def run_probes(
             write_json(known, path)
         found[name] = {"tries": known["tries"], "rows": known["rows"]}
     return found
+
+
+def circumstances_of(probe: str, said: dict[str, Any]) -> dict[str, Any]:
+    """What the figures of one probe depend on: not the versions, nor the budgets of the others."""
+    circumstances = {name: value for name, value in said.items() if name not in ("versions", "settings", "merged_with")}
+    if probe == "removal":
+        circumstances["merged_with"] = said["merged_with"]
+    others = tuple(f"{name}_" for name in PROBES if name != probe)
+    return circumstances | {name: value for name, value in said["settings"].items() if not name.startswith(others)}
 
 
 def read_probe(path: Path) -> dict[str, Any] | None:

@@ -44,7 +44,7 @@ def misspell(name: str, seed: str) -> str:
     if len(word) < 2:
         return name + word
     i = generator.randrange(1, len(word))
-    slips = [word[:i] + word[i:][1:], word[:i] + word[i] + word[i:], word[:i] + generator.choice(string.ascii_lowercase) + word[i + 1 :]]
+    slips = [word[:i] + word[i + 1 :], word[:i] + word[i] + word[i:], word[:i] + generator.choice(string.ascii_lowercase) + word[i + 1 :]]
     if i + 1 < len(word):
         slips.append(word[:i] + word[i + 1] + word[i] + word[i + 2 :])
     wrong = [slip for slip in slips if slip != word]

@@ -20,7 +20,7 @@ from evaluation.probes.denoising import denoising_loss, draw_noise
 from evaluation.probes.pipeline import frozen, twin
 from evaluation.probes.rows import SAMPLES, Budget, Return, Row, metered
 from evaluation.probes.settings import Settings
-from evaluation.probes.subject import Subject
+from evaluation.probes.subject import Examples, Subject
 from policy.backbone import Backbone
 
 TUNED = "relearning"
@@ -50,26 +50,39 @@ def _tune(subject: Subject, settings: Settings, concept: bool, base: bool) -> It
     """Fine-tune; after each number of steps what the plain prompts bring."""
     label = f"fine-tuning on {'the concept' if concept else 'unrelated images'}, {'base' if base else 'with the adapter'}"
     examples = subject.examples(settings.concept_images, concept)
-    tuned = twin(subject.pipe)
-    backbone, scheduler, budget = Backbone.of(tuned), ddim(tuned), Budget(images=len(examples))
-    told = backbone.encode_prompts([subject.prompt(cell) for cell in examples.cells])
+    prompts = [subject.prompt(cell) for cell in examples.cells]
+    tuned, budget, generator = twin(subject.pipe), Budget(images=len(examples)), torch.Generator().manual_seed(settings.seed)
     with frozen(tuned):
         parameters = add_tuned(tuned, settings, [] if base else [subject.adapter])
         optimizer = torch.optim.AdamW(parameters, lr=settings.relearning_learning_rate, weight_decay=1e-2)
-        generator = torch.Generator().manual_seed(settings.seed)
         for steps in sorted(settings.relearning_steps):
-            with metered(backbone.unet, budget):
+            with metered(tuned.unet, budget):
                 for _ in tqdm(range(budget.steps, steps), desc=label, disable=not subject.progress, leave=False):
-                    ids = torch.randint(len(examples), (settings.batch_size,), generator=generator).to(examples.latents.device)
-                    latents = examples.latents[ids]
-                    loss = denoising_loss(backbone, scheduler, latents, *draw_noise(scheduler, latents, generator), told[ids]).mean()
-                    loss.backward()
-                    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
+                    tuning_step(tuned, optimizer, examples, prompts, settings.batch_size, generator)
             budget.steps = steps
             found, images = subject.look(subject.plain, settings.least_images, label, tuned)
             yield steps, found, images, Budget(**vars(budget))
+
+
+def tuning_step(
+    pipe: StableDiffusionPipeline,
+    optimizer: torch.optim.Optimizer,
+    examples: Examples,
+    prompts: list[str],
+    batch_size: int,
+    generator: torch.Generator,
+) -> None:
+    """One step of fine-tuning on a batch of the examples under their prompts, the gradient's norm clipped to 1."""
+    backbone, scheduler = Backbone.of(pipe), ddim(pipe)
+    ids = torch.randint(len(examples), (batch_size,), generator=generator)
+    latents = examples.latents[ids.to(examples.latents.device)]
+    with torch.no_grad():
+        told = backbone.encode([prompts[i] for i in ids.tolist()])
+    loss = denoising_loss(backbone, scheduler, latents, *draw_noise(scheduler, latents, generator), told).mean()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def add_tuned(pipe: StableDiffusionPipeline, settings: Settings, beside: list[str]) -> list[torch.nn.Parameter]:

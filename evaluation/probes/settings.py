@@ -32,7 +32,7 @@ class Settings:
     batch_size: int = 8
     inversion_tokens: tuple[int, ...] = (1,)
     inversion_steps: int = 300
-    inversion_learning_rate: float = 0.04
+    inversion_learning_rate: float = 0.1
     attack_tokens: int = 5
     attack_steps: int = 40
     attack_prompts: int = 8
