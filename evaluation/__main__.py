@@ -29,7 +29,7 @@ from evaluation.judge import weights_digest
 from evaluation.measures import Features, Measures, clip_features, inception_features, judge_features, reference_features
 from evaluation.observation import Store
 from evaluation.pareto import pareto
-from evaluation.protocol import default_guidance, evaluate, grid_title, list_jobs, public_name, table
+from evaluation.protocol import default_guidance, evaluate, grid_title, list_jobs, pareto_title, public_name, table
 from evaluation.shards import Side
 from hub.adapter import load_adapter
 from hub.provenance import RESULTS_NAME
@@ -158,11 +158,6 @@ def choose_features(
             raise ValueError("--fid_features clip needs --clip_model.")
         return clip_features(teacher, clip_name)
     return inception_features(args.fid_features, device)
-
-
-def pareto_title(results: dict[str, Any]) -> str:
-    """Headline of the curves, with the judge's name."""
-    return f"Erased: {', '.join(results['concept'] or ['-'])}; numbers are weights of the adapter, bars 95 % intervals; judge: {results['judge']}"
 
 
 def open_store(args: argparse.Namespace, examination: Examination, pipe: Any, base: dict[str, str], adapter: Path) -> Store:

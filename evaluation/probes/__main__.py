@@ -143,7 +143,7 @@ def described(subject: Subject, settings: Settings, chosen: Choice, args: argpar
         "base_model_name_or_path": public_name(chosen.base),
         "judge": chosen.examination.name,
         "protocol": chosen.examination.protocol,
-        "adapter": hashlib.sha256(chosen.adapter.read_bytes()).hexdigest(),
+        "adapter_sha256": hashlib.sha256(chosen.adapter.read_bytes()).hexdigest(),
         "num_inference_steps": subject.num_inference_steps,
         "guidance_scale": guidance,
         "mixed_precision": args.mixed_precision,
