@@ -70,7 +70,8 @@ def evaluate(
     Returns:
         None in every process but the first. `results` has `base` and `adapter` (at the weight nearest to 1; figures in percent, within each `ci95`
         `{figure: [low, high]}`, `images` of each figure, `per_class`, `measures`), `scales` (the same for every weight), `seeds`, `judge`, `protocol`,
-        `targets`, `images_per_side`, `changed_images` (percent of images in which the adapter changed any pixel), settings, versions, seconds.
+        `targets`, `images_per_side`, `changed_images` (percent of images in which the adapter changed any pixel), `shown` (which images of a store `pairs` holds), settings,
+        versions, seconds.
 
     Raises:
         ValueError: several processes and no store.
@@ -110,6 +111,7 @@ def evaluate(
         "guidance_scale": default_guidance(pipe) if guidance is None else guidance,
         "versions": versions(),
         "evaluation_seconds": round(time.perf_counter() - started, 1),
+        "shown": store and [{"prompt": examination.prompts[i], "index": i, "seed": seed, "forget": examination.forget[i]} for i, seed in shown],
         "targets": {domain: sorted(names) for domain, names in examination.targets.items()},
     }
     results = {name: value for name, value in results.items() if value not in (None, {})}
@@ -169,6 +171,11 @@ def grid_title(results: Mapping[str, Any]) -> str:
     base, adapter = results["base"], results["adapter"]
     figures = [f"{name} {base[name]:.1f} → {adapter[name]:.1f}" for name in HEADLINE if base.get(name) is not None and adapter.get(name) is not None]
     return f"Erased: {erased}\n{' · '.join(figures)} (percent, base → adapter; judge: {results['judge']})"
+
+
+def pareto_title(results: Mapping[str, Any]) -> str:
+    """Headline of the curves, with the judge's name."""
+    return f"Erased: {', '.join(results['concept'] or ['-'])}; numbers are weights of the adapter, bars 95 % intervals; judge: {results['judge']}"
 
 
 def _values(found: Sequence[Seen]) -> dict[str, np.ndarray]:

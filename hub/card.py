@@ -52,6 +52,9 @@ UNLOADABLE = (
     "Whoever holds the weights can unload an adapter: it keeps a service from drawing a concept, but takes nothing out of a model that is given away."
 )
 
+UNPROBED = "Fine-tuning, textual inversion or a roundabout prompt may bring the concept back; the figures above are about plain prompts."
+ATTEMPTS = "The attempts above have small budgets. Whoever spends more on fine-tuning, textual inversion or a search for prompts may get back more of the concept."
+
 ADDRESS = re.compile(r"^pipe\.load_lora_weights\(.*\)  # a folder or an id on the Hub$", re.MULTILINE)
 WORST, SHOWN_PROMPTS, SHOWN_SEEDS = 5, 3, 8
 """How many classes that suffered, how many prompts of a kind, and how many seeds the card shows."""
@@ -91,6 +94,7 @@ def model_card(results: Mapping[str, Any], output_dir: str | Path, notes: str = 
         f"<Gallery />\n\n![Images of the base above, with the adapter below]({GRID_NAME})" if picture else "",
         _figures_section(results),
         _suffered_section(results),
+        _probes_section(results),
         _use_section(base, base_id, concepts, results, output_dir),
         _limits_section(results),
         _training_section(results),
@@ -155,11 +159,14 @@ def _figures_section(results: Mapping[str, Any]) -> str:
     )
 
 
-def _suffered_section(results: Mapping[str, Any]) -> str:
-    """The retained classes, or prompts, whose accuracy fell most; nothing where it is not known which were to be erased."""
+def suffered(results: Mapping[str, Any]) -> list[tuple[str, str, float, float]]:
+    """The retained classes, or prompts, whose accuracy fell, worst first: domain, name, percent of the base and of the adapter.
+
+    Nothing where it is not known which were to be erased.
+    """
     erased = results.get("targets") or {"prompt": results.get("forget_prompts") or []}
     if not any(erased.values()):
-        return ""
+        return []
     before, after = ((results.get(side) or {}).get("per_class") or {} for side in ("base", "adapter"))
     pairs = [
         (domain, name, before[domain][name], value)
@@ -167,11 +174,42 @@ def _suffered_section(results: Mapping[str, Any]) -> str:
         for name, value in classes.items()
         if name in before.get(domain, {}) and name not in erased.get(domain, [])
     ]
-    fallen = sorted((pair for pair in pairs if pair[3] < pair[2]), key=lambda pair: pair[3] - pair[2])
+    return sorted((pair for pair in pairs if pair[3] < pair[2]), key=lambda pair: pair[3] - pair[2])
+
+
+def _suffered_section(results: Mapping[str, Any]) -> str:
+    fallen = suffered(results)
     if not fallen:
         return ""
     rows = [[escape(domain), escape(name), f"{base:.2f}", f"{adapter:.2f}"] for domain, name, base, adapter in fallen[:WORST]]
     return "\n".join(["## What suffered most", "", _table(["kind", "retained", "base", "with this adapter"], rows), "", "Percent recognised."])
+
+
+def _probes_section(results: Mapping[str, Any]) -> str:
+    """How much of the concept came back to whoever tried; nothing where nobody did."""
+    report = results.get("probes") or {}
+    rows = [row for probe in (report.get("probes") or {}).values() for row in probe.get("rows") or []]
+    if not rows:
+        return ""
+    cells = [[escape(row["name"]), _returned(row["adapter"]), _returned(row.get("base")), _spent(row.get("budget") or {})] for row in rows]
+    return "\n".join(
+        [
+            "## How much comes back",
+            "",
+            _table(["attempt", "with this adapter", "the same on the base", "spent on the attempt"], cells),
+            "",
+            f"Percent of images in which the judge ({escape(str(report.get('judge') or 'unknown'))}) sees the concept; in brackets the 95 % interval. The base's "
+            "column is the most that an attempt could find.",
+        ]
+    )
+
+
+def _returned(found: Mapping[str, Any] | None) -> str:
+    return "–" if not found else f"{found['return']:.1f} [{found['ci95'][0]:.1f}, {found['ci95'][1]:.1f}]"
+
+
+def _spent(budget: Mapping[str, Any]) -> str:
+    return f"{budget['steps']} steps, {budget['images']} images" if budget.get("steps") else "nothing"
 
 
 def _use_section(base: str, base_id: str | None, concepts: Sequence[str], results: Mapping[str, Any], output_dir: str | Path) -> str:
@@ -235,7 +273,7 @@ def _limits_section(results: Mapping[str, Any]) -> str:
     limits = [
         "It is meant for services and studies that want a base without the concept and all else as it was, by whoever runs the base.",
         UNLOADABLE,
-        "Fine-tuning, textual inversion or a roundabout prompt may bring the concept back; the figures above are about plain prompts.",
+        ATTEMPTS if results.get("probes") else UNPROBED,
         "What is close to the concept may suffer with it; look at the picture as well as at the means.",
     ]
     if str(results.get("judge") or "").startswith("teacher"):

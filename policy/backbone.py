@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from policy.trajectory import Conditioning, PromptTable, batches
 
@@ -67,7 +67,7 @@ class Backbone:
         return height * self.pipe.vae_scale_factor, width * self.pipe.vae_scale_factor
 
     @property
-    def text_encoders(self) -> list[nn.Module]:
+    def text_encoders(self) -> list[PreTrainedModel]:
         return [self.pipe.text_encoder]
 
     @property
@@ -121,13 +121,13 @@ class Backbone:
         for prompt in prompts:
             self.check_window(prompt)
         with self.at_hand(*self.text_encoders):
-            return Conditioning.cat([self._encode(prompts[rows]) for rows in batches(len(prompts), batch_size)])
+            return Conditioning.cat([self.encode(prompts[rows]) for rows in batches(len(prompts), batch_size)])
 
     @torch.no_grad()
     def encode_no_prompt(self) -> Conditioning:
         """What the UNet is told in the other branch of classifier-free guidance where the user gives no negative prompt; length 1."""
         with self.at_hand(*self.text_encoders):
-            return self._encode([""])
+            return self.encode([""])
 
     def prompt_table(self, prompts: list[str], forget: torch.Tensor | None = None) -> PromptTable:
         """The prompts with what the UNet is told of them; `forget` (N,) bool, by default none.
@@ -152,7 +152,8 @@ class Backbone:
         with self.at_hand(self.vae), self._vae_ready():
             return self._scale(self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mode().float())
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
+    def encode(self, prompts: list[str]) -> Conditioning:
+        """What the UNet is told of prompts of which it is known that they fit, in one batch; with gradient if it is enabled."""
         return Conditioning(self.pipe.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)[0])
 
     @contextmanager
@@ -176,7 +177,7 @@ class XLBackbone(Backbone):
         return StableDiffusionXLPipeline.__name__
 
     @property
-    def text_encoders(self) -> list[nn.Module]:
+    def text_encoders(self) -> list[PreTrainedModel]:
         return [self.pipe.text_encoder, self.pipe.text_encoder_2]
 
     @property
@@ -190,7 +191,7 @@ class XLBackbone(Backbone):
             _, states, _, pooled = self.pipe.encode_prompt([""], device=self.device, do_classifier_free_guidance=True)
         return self._with_sizes(states, pooled)
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
+    def encode(self, prompts: list[str]) -> Conditioning:
         states, _, pooled, _ = self.pipe.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
         return self._with_sizes(states, pooled)
 

@@ -1,0 +1,130 @@
+"""What a probe reports: rows, each with the concept's judged return, what it cost, and a few of its images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import nn
+
+from evaluation.intervals import Interval, proportion_interval
+from networks.checkpoint import write_aside
+
+CELL, GAP, SAMPLES = 96, 4, 8
+"""Side of a sample and the gap between two in pixels, and how many of a row's images are kept."""
+
+
+@dataclass(frozen=True)
+class Return:
+    """How often the judge sees the concept, in percent.
+
+    Attributes:
+        interval: of 95 %, over prompts and their images.
+        images: how many were judged.
+    """
+
+    percent: float
+    interval: Interval
+    images: int
+
+    @classmethod
+    def of(cls, seen: Sequence[Sequence[float]]) -> Return:
+        """From the images of each prompt: 1 where the concept was seen, 0 where it was not.
+
+        Raises:
+            ValueError: there is no image.
+        """
+        if not any(seen):
+            raise ValueError("no images were judged")
+        means = [sum(row) / len(row) for row in seen]
+        return cls(100 * sum(means) / len(means), proportion_interval(seen), sum(map(len, seen)))
+
+    def as_json(self) -> dict[str, Any]:
+        low, high = self.interval
+        return {"return": round(self.percent, 2), "ci95": [round(low, 2), round(high, 2)], "images": self.images}
+
+
+@dataclass
+class Budget:
+    """What whoever wants the concept back spends before the first image.
+
+    Attributes:
+        images: of the concept, or of anything else, that were learnt from.
+        steps: of an optimizer.
+        unet_samples: what the UNet was asked, one sample an image, timestep and branch of the guidance.
+        seconds: on the machine that measured.
+    """
+
+    images: int = 0
+    steps: int = 0
+    unet_samples: int = 0
+    seconds: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        return {"images": self.images, "steps": self.steps, "unet_samples": self.unet_samples, "seconds": round(self.seconds, 1)}
+
+
+@dataclass
+class Row:
+    """One attempt at the concept.
+
+    Attributes:
+        name: what was attempted.
+        adapter: what came back with the adapter.
+        base: what the same attempt finds in the base, the most that can come back; None where it would say nothing.
+        budget: of the attempt on the adapter; the one on the base has as much.
+        prompts: some of those that were drawn.
+        before, after: of the first images drawn, the base's and the adapter's.
+        facts: further figures by name.
+    """
+
+    name: str
+    adapter: Return
+    base: Return | None
+    budget: Budget = field(default_factory=Budget)
+    prompts: Sequence[str] = ()
+    before: Sequence[Image.Image] = ()
+    after: Sequence[Image.Image] = ()
+    facts: dict[str, float | str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "adapter": self.adapter.as_json(),
+            "base": self.base.as_json() if self.base else None,
+            "budget": self.budget.as_json(),
+            "prompts": list(self.prompts),
+            "facts": {name: round(value, 4) if isinstance(value, float) else value for name, value in self.facts.items()},
+        }
+
+
+@contextmanager
+def metered(unet: nn.Module, budget: Budget) -> Iterator[None]:
+    """Add to the budget what the UNet is asked within, and the time it takes."""
+
+    def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        budget.unet_samples += len(args[0] if args else kwargs["sample"])
+
+    handle, started = unet.register_forward_pre_hook(count, with_kwargs=True), time.perf_counter()
+    try:
+        yield
+    finally:
+        handle.remove()
+        budget.seconds += time.perf_counter() - started
+
+
+def save_samples(row: Row, path: Path) -> None:
+    """Write the row's images as PNG: the base's above, the adapter's below, from the same noise; the adapter's alone where there are no others."""
+    bands = [band[:SAMPLES] for band in (row.before, row.after) if band]
+    width = max(map(len, bands)) * (CELL + GAP) + GAP
+    sheet = Image.new("RGB", (width, len(bands) * (CELL + GAP) + GAP), "white")
+    for y, band in enumerate(bands):
+        for x, image in enumerate(band):
+            filtering = Image.Resampling.NEAREST if max(image.size) < CELL else Image.Resampling.LANCZOS
+            sheet.paste(image.convert("RGB").resize((CELL, CELL), filtering), (GAP + x * (CELL + GAP), GAP + y * (CELL + GAP)))
+    write_aside(path, lambda aside: sheet.save(aside, "PNG"))

@@ -1,0 +1,155 @@
+"""What is probed: an adapter on its base, the prompts that ask for the concept, and the judge that says whether it is there."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from PIL import Image
+from tqdm.auto import tqdm
+
+from evaluation.examination import Examination
+from evaluation.generate import adapter_disabled, draw, evaluation_mode
+from evaluation.judge import to_pixels
+from evaluation.metrics import FORGET
+from evaluation.probes.rows import SAMPLES, Budget, Return, Row
+from policy.backbone import Backbone
+
+ATTACKER_SEEDS = 10_000
+"""Images that are learnt from have seeds from here on, so that none of them is judged."""
+
+Variant = tuple[int, str]
+"""Index of a prompt of the examination that asks for the concept, and the prompt that is drawn in its place."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """N images to learn from.
+
+    Attributes:
+        latents: (N, C, h, w), as the UNet knows them.
+        cells: for each the index of its prompt in the examination.
+    """
+
+    latents: torch.Tensor
+    cells: list[int]
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+
+@dataclass
+class Subject:
+    """An adapter on its base, and how it is examined.
+
+    Attributes:
+        pipe: the base with the adapter, and no other, loaded at weight 1.
+        adapter: its name in the pipeline.
+        concepts: what it was to erase.
+        guidance_scale: None is the pipeline's own.
+        images: files or a folder's images of the concept to learn from; None lets the base draw them.
+        adapter_dir: where the adapter lies.
+        merge_with: a directory with another adapter for the same base.
+    """
+
+    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline
+    adapter: str
+    concepts: list[str]
+    examination: Examination
+    num_inference_steps: int = 30
+    guidance_scale: float | None = None
+    eval_batch_size: int = 64
+    images: list[Image.Image] | None = None
+    adapter_dir: Path | None = None
+    merge_with: Path | None = None
+    progress: bool = True
+    _drawn: dict[tuple[bool, int], Examples] = field(default_factory=dict, repr=False)
+
+    @property
+    def backbone(self) -> Backbone:
+        return Backbone.of(self.pipe)
+
+    @property
+    def forget(self) -> list[int]:
+        """Indices of the examination's prompts that ask for the concept."""
+        return [i for i, asks in enumerate(self.examination.forget) if asks]
+
+    @property
+    def retain(self) -> list[int]:
+        """Indices of the others."""
+        return [i for i, asks in enumerate(self.examination.forget) if not asks]
+
+    @property
+    def plain(self) -> list[Variant]:
+        """The prompts that ask for the concept, as they are."""
+        return [(i, self.prompt(i)) for i in self.forget]
+
+    def prompt(self, cell: int) -> str:
+        return self.examination.cells[cell].prompt
+
+    @contextmanager
+    def side(self, base: bool) -> Iterator[None]:
+        """Within: the base, bit for bit, or the adapter."""
+        with adapter_disabled(self.pipe) if base else nullcontext():
+            yield
+
+    def jobs(self, variants: Sequence[Variant], least: int) -> list[tuple[int, int]]:
+        """Variant and seed of each image, seed after seed, so many that there are `least` images or more and each variant has as many."""
+        return [(row, seed) for seed in range(-(-least // len(variants))) for row in range(len(variants))]
+
+    def draw(self, prompts: Sequence[tuple[str, int]], label: str, pipe: StableDiffusionPipeline | None = None) -> list[Image.Image]:
+        """An image for each prompt and seed, by the pipeline as it is now (or by another)."""
+        pipe = pipe or self.pipe
+        images: list[Image.Image] = []
+        with evaluation_mode(pipe), tqdm(total=len(prompts), desc=label, disable=not self.progress, unit="image", leave=False) as bar:
+            for start in range(0, len(prompts), self.eval_batch_size):
+                batch = prompts[start : start + self.eval_batch_size]
+                images += draw(pipe, batch, self.num_inference_steps, self.guidance_scale, self.eval_batch_size)
+                bar.update(len(batch))
+        return images
+
+    def look(
+        self, variants: Sequence[Variant], least: int, label: str, pipe: StableDiffusionPipeline | None = None
+    ) -> tuple[Return, list[Image.Image]]:
+        """Draw the variants with the pipeline as it is now, and ask the judge for the concept: how often it is there, and the first images."""
+        jobs = self.jobs(variants, least)
+        images = self.draw([(variants[row][1], seed) for row, seed in jobs], label, pipe)
+        cells = [variants[row][0] for row, _ in jobs]
+        seen: list[list[float]] = [[] for _ in variants]
+        for (row, _), verdict in zip(jobs, self.examination.examine(images, cells), strict=True):
+            cell = self.examination.cells[variants[row][0]]
+            seen[row].append(statistics.fmean(verdict[domain] == cell.labels[domain] for domain, role in cell.asked if role == FORGET))
+        return Return.of(seen), images[:SAMPLES]
+
+    def compare(self, name: str, variants: Sequence[Variant], least: int, budget: Budget | None = None) -> Row:
+        """A row: the same prompts and noise, by the base and with the adapter."""
+        adapter, after = self.look(variants, least, f"{name}, with the adapter")
+        with self.side(base=True):
+            base, before = self.look(variants, least, f"{name}, base")
+        return Row(name, adapter, base, budget or Budget(), [prompt for _, prompt in variants[:SAMPLES]], before, after)
+
+    def examples(self, count: int, concept: bool = True) -> Examples:
+        """Images to learn from: the user's, or what the base draws for the prompts that ask for the concept, or for those that do not."""
+        key = (concept, count)
+        if key not in self._drawn:
+            cells = self.forget if concept else self.retain
+            if not cells:
+                raise ValueError("The protocol has no prompts of other things to learn from.")
+            spread = [cells[i * len(cells) // count] for i in range(count)] if count < len(cells) else [cells[i % len(cells)] for i in range(count)]
+            if concept and self.images:
+                width, height = self.backbone.image_size[::-1]
+                images = [image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS) for image in self.images[:count]]
+                spread = spread[: len(images)]
+            else:
+                seeds = [ATTACKER_SEEDS + i // len(cells) for i in range(count)]
+                with self.side(base=True):
+                    images = self.draw([(self.prompt(cell), seed) for cell, seed in zip(spread, seeds, strict=True)], "images to learn from")
+            size = self.eval_batch_size
+            latents = [self.backbone.encode_images(to_pixels(images[i : i + size])) for i in range(0, len(images), size)]
+            self._drawn[key] = Examples(torch.cat(latents), spread)
+        return self._drawn[key]

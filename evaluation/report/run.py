@@ -1,0 +1,136 @@
+"""What a run has left in its directory; any of it may be missing."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hub.provenance import RESULTS_NAME, read_results
+
+DIAGNOSTICS_NAME, PROBES_NAME = "diagnostics.jsonl", "probes.json"
+PNG = b"\x89PNG\r\n\x1a\n"
+PER_TIMESTEP = re.compile(r"(.+)/t(\d+)")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A prompt drawn twice from the same noise; the images are PNG files."""
+
+    prompt: str
+    seed: int
+    forget: bool
+    before: Path
+    after: Path
+
+
+@dataclass
+class Run:
+    """A run as its files tell it.
+
+    Attributes:
+        results: results.json.
+        diagnostics: the figures of each iteration, in order.
+        probes: what `python -m evaluation.probes` found.
+        samples: the pictures of each probe, by its name.
+        shown: images of the evaluation, base and adapter.
+    """
+
+    directory: Path
+    results: dict[str, Any]
+    diagnostics: list[dict[str, Any]] = field(default_factory=list)
+    probes: dict[str, Any] = field(default_factory=dict)
+    samples: dict[str, list[Path]] = field(default_factory=dict)
+    shown: list[Shown] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, directory: Path) -> Run:
+        """Whatever is there.
+
+        Raises:
+            ValueError: there is neither results.json nor diagnostics.jsonl nor probes.json, or one is not what it should be.
+        """
+        results, diagnostics = read_results(directory), _read_lines(directory / DIAGNOSTICS_NAME)
+        place = next((at for at in (directory, directory / "probes") if (at / PROBES_NAME).is_file()), directory / "probes")
+        probes = _read_object(place / PROBES_NAME) or results.get("probes") or {}
+        if not (results or diagnostics or probes):
+            raise ValueError(f"{directory} holds no run: there is neither {RESULTS_NAME} nor {DIAGNOSTICS_NAME} nor {PROBES_NAME}.")
+        samples = {name: _numbered(place, name, len(probe["rows"])) for name, probe in (probes.get("probes") or {}).items()}
+        return cls(directory, results, diagnostics, probes, samples, _shown(directory, results))
+
+    def picture(self, name: str) -> Path | None:
+        """A PNG of the directory, if it is one."""
+        path = self.directory / name
+        return path if is_png(path) else None
+
+    def per_timestep(self) -> dict[str, list[dict[int, float]]]:
+        """Figures that are known for single timesteps: by name, for each iteration, by timestep."""
+        found: dict[str, list[dict[int, float]]] = {}
+        for number, line in enumerate(self.diagnostics):
+            for key, value in line.items():
+                match = PER_TIMESTEP.fullmatch(key)
+                if match and isinstance(value, int | float):
+                    rows = found.setdefault(match[1], [{} for _ in self.diagnostics])
+                    rows[number][int(match[2])] = float(value)
+        return found
+
+
+def is_png(path: Path) -> bool:
+    """Whether a file begins as PNG does."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(PNG)) == PNG
+    except OSError:
+        return False
+
+
+def data_uri(path: Path) -> str:
+    """A PNG within the page."""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _numbered(place: Path, name: str, count: int) -> list[Path]:
+    return [path for number in range(1, count + 1) if is_png(path := place / f"probe-{name}-{number}.png")]
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not a JSON object.")
+    return found
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines that are whole; a run that is under way may be writing the last."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            figures = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(figures, dict) and "iteration" in figures:
+            found.append(figures)
+    return found
+
+
+def _shown(directory: Path, results: dict[str, Any]) -> list[Shown]:
+    images = directory / "images"
+    found = []
+    for one in results.get("shown") or []:
+        file = f"{one['index']:05d}-seed{one['seed']}.png"
+        before, after = images / "base" / file, images / f"weight-{results.get('lora_scale', 1):g}" / file
+        if is_png(before) and is_png(after):
+            found.append(Shown(one["prompt"], one["seed"], one["forget"], before, after))
+    return found

@@ -1,0 +1,103 @@
+"""Every probe keeps its budget, finds the same twice, and leaves the pipeline as it was."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from environment.base import load_pipeline
+from evaluation.probes.__main__ import PROBES
+from evaluation.probes.rows import Budget, Return, metered
+from evaluation.probes.settings import Settings
+from evaluation.probes.subject import Subject
+from hub.adapter import load_adapter
+
+STEPS, BRANCHES, IMAGES = 2, 2, 4
+
+
+def spent(rows: list) -> list[tuple[int, int, int]]:
+    return [(row.budget.images, row.budget.steps, row.budget.unet_samples) for row in rows]
+
+
+BUDGETS = {
+    "plain": [(0, 0, 0)],
+    "paraphrase": [(0, 0, 0)] * 2,
+    "composition": [(0, 0, 0)] * 3,
+    "inversion": [(4, 3, 6)],
+    "attack": [(2, 6, 12)],
+    "relearning": [(4, 2, 4), (4, 3, 6)] * 2,
+    "removal": [(0, 0, 0)] * 3,
+}
+"""Images, steps and UNet samples of each row, counted by hand."""
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_a_probe_keeps_its_budget_and_the_pipeline(name: str, subject: Subject, few: Settings, state: Callable[[Subject], tuple]) -> None:
+    before = state(subject)
+    rows = PROBES[name][1](subject, few)
+    assert state(subject) == before
+    assert spent(rows) == BUDGETS[name]
+    for row in rows:
+        for found in (row.adapter, row.base):
+            assert found.images >= IMAGES and found.interval[0] <= found.percent <= found.interval[1]
+        assert row.prompts and len(row.after) == min(8, row.adapter.images)
+    again = PROBES[name][1](dataclasses.replace(subject, _drawn={}), few)
+    assert [(row.name, row.adapter, row.base, row.facts) for row in again] == [(row.name, row.adapter, row.base, row.facts) for row in rows]
+    assert [image.tobytes() for row in again for image in row.after] == [image.tobytes() for row in rows for image in row.after]
+
+
+@pytest.mark.parametrize("name", ["inversion", "attack", "relearning", "removal"])
+def test_every_backbone(name: str, backbone_dir: Path, tmp_path: Path, tiny_judge, few: Settings, state: Callable[[Subject], tuple]) -> None:
+    from diffusers import UNet2DConditionModel
+    from peft import LoraConfig
+
+    from evaluation.examination import JudgeExamination
+    from hub.adapter import save_adapter
+
+    unet = UNet2DConditionModel.from_pretrained(backbone_dir, subfolder="unet")
+    unet.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["attn2.to_k", "attn2.to_v"]))
+    save_adapter(tmp_path / "adapter", unet)
+    pipe = load_pipeline(backbone_dir)
+    examination = JudgeExamination(tiny_judge, ["Van Gogh style"], "tiny-judge")
+    subject = Subject(pipe, load_adapter(pipe, tmp_path / "adapter"), ["Van Gogh style"], examination, num_inference_steps=2, progress=False)
+    before = state(subject)
+    rows = PROBES[name][1](subject, few)
+    assert state(subject) == before
+    assert spent(rows) == BUDGETS[name]
+
+
+def test_another_seed_learns_something_else(subject: Subject, few: Settings) -> None:
+    rows, others = (PROBES["inversion"][1](subject, dataclasses.replace(few, seed=seed)) for seed in (0, 1))
+    assert rows[0].facts != others[0].facts
+
+
+def test_the_meter_counts_what_the_unet_is_asked() -> None:
+    class Unet(nn.Module):
+        def forward(self, sample: torch.Tensor, timestep: int) -> torch.Tensor:
+            return sample
+
+    unet, budget = Unet(), Budget(unet_samples=1)
+    with metered(unet, budget):
+        unet(torch.zeros(3, 1), 0)
+        unet(sample=torch.zeros(2, 1), timestep=0)
+    unet(torch.zeros(5, 1), 0)
+    assert budget.unet_samples == 6 and budget.seconds > 0
+
+
+def test_what_is_drawn_costs_what_it_says(subject: Subject, few: Settings) -> None:
+    budget = Budget()
+    with metered(subject.pipe.unet, budget):
+        PROBES["plain"][1](subject, few)
+    assert budget.unet_samples == 2 * IMAGES * STEPS * BRANCHES
+
+
+def test_the_return_weighs_every_prompt_alike() -> None:
+    found = Return.of([[1.0, 1.0, 1.0, 0.0], [0.0]])
+    assert found.percent == 37.5 and found.images == 5
+    with pytest.raises(ValueError, match="no images"):
+        Return.of([])
