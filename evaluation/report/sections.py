@@ -165,9 +165,9 @@ def training(run: Run) -> str:
         bounds = (0.0, 1.0) if set(names) <= SHARES else None
         charts.append(lines(title, {name: points for name, points in series.items() if any(y for _, y in points)}, "iteration", bounds))
     panels = []
-    last = len(run.diagnostics) - 1
     for name, rows in run.per_timestep().items():
-        chosen = {f"iteration {run.diagnostics[i]['iteration']}": rows[i] for i in sorted({0, last // 2, last})}
+        known = [i for i, row in enumerate(rows) if row]
+        chosen = {f"iteration {run.diagnostics[i]['iteration']}": rows[i] for i in sorted({known[0], known[len(known) // 2], known[-1]})}
         series = {label: [(float(t), value) for t, value in row.items() if math.isfinite(value)] for label, row in chosen.items()}
         if any(y for points in series.values() for _, y in points):
             panels.append(lines(name.replace("_", " "), series, "timestep"))
@@ -177,9 +177,8 @@ def training(run: Run) -> str:
 
 
 def cost(run: Run) -> str:
-    """What training, evaluation and probes took."""
+    """What training and evaluation took; each probe says what it spent."""
     spent = run.results.get("training") or {}
-    tried = [row["budget"] for probe in (run.probes.get("probes") or {}).values() for row in probe["rows"]]
     facts = {
         "iterations": spent.get("iterations"),
         "images drawn in training": spent.get("images"),
@@ -190,7 +189,6 @@ def cost(run: Run) -> str:
         "brakes": spent.get("brakes"),
         "images judged, both sides": 2 * run.results["images_per_side"] if run.results.get("images_per_side") else None,
         "seconds of evaluation": run.results.get("evaluation_seconds"),
-        "UNet samples in the probes' attempts": sum(budget["unet_samples"] for budget in tried) or None,
     }
     rows = [[name, _plain(value)] for name, value in facts.items() if value is not None]
     return f"<h2>Cost</h2>{table(['', ''], rows)}" if rows else ""

@@ -139,4 +139,4 @@ def _dot(style: str, x: float, y: float, radius: float) -> str:
 
 def _padded(low: float, high: float) -> tuple[float, float]:
     room = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
-    return low - room, high + room
+    return max(low - room, 0.0) if low >= 0 else low - room, high + room

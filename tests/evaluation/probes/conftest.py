@@ -39,6 +39,7 @@ def subject(tiny_pipeline_dir: Path, adapter_dir: Path, tiny_judge: Judge) -> Su
 def make_subject(pipeline_dir: Path, adapter_dir: Path, judge: Judge) -> Subject:
     pipe = load_pipeline(pipeline_dir)
     name = load_adapter(pipe, adapter_dir)
+    pipe.unet.eval()  # the LoRA's layers too, which peft leaves in training
     examination = JudgeExamination(judge, ["Van Gogh style"], "tiny-judge")
     return Subject(pipe, name, ["Van Gogh style"], examination, num_inference_steps=2, adapter_dir=adapter_dir, progress=False)
 

@@ -48,7 +48,6 @@ def test_relearning_lowers_the_loss_on_its_images_more_than_on_others(subject: S
             tuning_step(tuned, optimizer, concept, [prompt] * 4, settings.batch_size, generator)
         after = [error(tuned, images, prompt) for images in (concept, control)]
     gains = [one - other for one, other in zip(before, after, strict=True)]
-    print(before, after, gains)
     assert gains[0] > 0 and gains[0] > gains[1]
     assert [error(subject.pipe, images, prompt) for images in (concept, control)] == before
 
@@ -68,7 +67,6 @@ def test_inversion_lowers_the_loss_on_its_images_more_than_on_others(subject: Su
             after = [error(subject.pipe, images, prompt) for images in (concept, control)]
     assert len(losses) == 80
     gains = [one - other for one, other in zip(before, after, strict=True)]
-    print(before, after, gains)
     assert gains[0] > 0 and gains[0] > gains[1]
 
 

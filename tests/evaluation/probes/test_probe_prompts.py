@@ -18,7 +18,7 @@ from evaluation.probes.subject import Subject
         ("a catalogue", "cat", None),
         ("a picture by Gogh", "paintings by Van Gogh", "Gogh"),
         ("a tree", "Van Gogh style", None),
-        ("nothing (at all", "at (all", None),
+        ("nothing (at all", "none (", None),
     ],
 )
 def test_names(prompt: str, concept: str, name: str | None) -> None:

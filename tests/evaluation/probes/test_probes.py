@@ -64,7 +64,9 @@ def test_every_backbone(name: str, backbone_dir: Path, tmp_path: Path, tiny_judg
     save_adapter(tmp_path / "adapter", unet)
     pipe = load_pipeline(backbone_dir)
     examination = JudgeExamination(tiny_judge, ["Van Gogh style"], "tiny-judge")
-    subject = Subject(pipe, load_adapter(pipe, tmp_path / "adapter"), ["Van Gogh style"], examination, num_inference_steps=2, progress=False)
+    name_of_adapter = load_adapter(pipe, tmp_path / "adapter")
+    pipe.unet.eval()
+    subject = Subject(pipe, name_of_adapter, ["Van Gogh style"], examination, num_inference_steps=2, progress=False)
     before = state(subject)
     rows = PROBES[name][1](subject, few)
     assert state(subject) == before

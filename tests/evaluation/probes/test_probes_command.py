@@ -1,0 +1,76 @@
+"""`python -m evaluation.probes` on a tiny pipeline: what it writes, that it goes on where it was, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from evaluation.probes.__main__ import main, parse_args
+
+
+@pytest.fixture
+def line(adapter_dir: Path, tiny_pipeline_dir: Path, tiny_judge_dir: Path) -> list[str]:
+    base = ["--pretrained_model_name_or_path", str(tiny_pipeline_dir), "--judge_name_or_path", str(tiny_judge_dir)]
+    return ["--adapter", str(adapter_dir), *base, "--num_inference_steps", "2", "--num_images", "2", "--num_concept_images", "2"]
+
+
+def test_probes_are_kept_and_merged(line: list[str], adapter_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (adapter_dir / "results.json").write_text('{"concept": ["Van Gogh style"], "adapter": {"UA": 90.0}}')
+    main(parse_args([*line, "--probes", "removal", "--merge_with", str(adapter_dir)]))
+    directory = adapter_dir / "probes"
+    report = json.loads((directory / "probes.json").read_text())
+    assert list(report["probes"]) == ["plain", "removal"]
+    rows = {row["name"]: row for probe in report["probes"].values() for row in probe["rows"]}
+    assert rows["unloaded"]["adapter"] == rows["plain prompts"]["base"] == rows["unloaded"]["base"]
+    assert rows["fused into the weights"]["adapter"] == rows["plain prompts"]["adapter"]
+    assert "merged with another adapter" in rows and report["merged_with"] == "adapter"
+    results = json.loads((adapter_dir / "results.json").read_text())
+    assert results["adapter"] == {"UA": 90.0} and results["probes"] == report
+    with Image.open(directory / "probe-removal-1.png") as picture:
+        assert picture.height == 2 * 100 + 4
+    assert "fused into the weights" in capsys.readouterr().out
+
+    # What is there is not run again: a probe that was marked keeps its mark, and other budgets concern their own probe alone.
+    path = directory / "probe-removal.json"
+    marked = json.loads(path.read_text())
+    marked["rows"][0]["name"] = "marked"
+    path.write_text(json.dumps(marked))
+    main(parse_args([*line, "--probes", "removal", "--merge_with", str(adapter_dir), "--attack_steps", "7"]))
+    assert json.loads((directory / "probes.json").read_text())["probes"]["removal"]["rows"][0]["name"] == "marked"
+    with pytest.raises(ValueError, match="seed differs"):
+        main(parse_args([*line, "--probes", "removal", "--merge_with", str(adapter_dir), "--seed", "1"]))
+    main(parse_args([*line, "--probes", "removal", "--seed", "1", "--overwrite_output_dir"]))
+    report = json.loads((directory / "probes.json").read_text())
+    assert report["probes"]["removal"]["rows"][0]["name"] == "unloaded" and report["settings"]["seed"] == 1
+
+
+def test_images_of_the_users(line: list[str], tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for i in range(2):
+        Image.effect_noise((40, 24), 30.0 + i).save(tmp_path / "photos" / f"{i}.png")
+    more = ["--concept_images", str(tmp_path / "photos"), "--relearning_steps", "2", "--train_batch_size", "2", "--output_dir", str(tmp_path / "out")]
+    main(parse_args([*line, "--probes", "relearning", *more]))
+    report = json.loads((tmp_path / "out" / "probes.json").read_text())
+    assert report["concept_images_from"] == "photos"
+    assert [row["name"] for row in report["probes"]["relearning"]["rows"]] == [
+        "fine-tuned on the concept, 2 steps",
+        "fine-tuned on unrelated images, 2 steps",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--probes", "magic"], "invalid choice"),
+        (["--attack_steps", "0"], "--attack_steps must be at least 1"),
+        (["--relearning_steps", "50", "0"], "must be at least 1"),
+        (["--adapter", "owner/model"], "--output_dir is needed"),
+    ],
+)
+def test_what_cannot_be_run(given: list[str], message: str, line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_args([*line, *given])
+    assert message in capsys.readouterr().err
