@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.memory.models import TOKENS, Model, build_teacher
+from benchmarks.memory.models import TOKENS, Model
 from environment.memory import DTYPES
 from policy.adapter import add_lora
 
@@ -61,7 +61,12 @@ def weigh(model: Model, rank: int, targets: list[str]) -> Weights:
         linear = [(m.out_features, m.in_features) for m in unet.modules() if isinstance(m, nn.Linear)]
         rest = count(unet) - sum(rows * columns for rows, columns in linear)
         adapter = sum(p.numel() for p in add_lora(unet, rank, rank, targets))
-        others = [sum(map(count, model.build_text_encoders())), count(model.build_vae()), count(build_teacher("meta")), count(model.build_predictor())]
+        others = [
+            sum(map(count, model.build_text_encoders())),
+            count(model.build_vae()),
+            count(model.build_teacher("meta")),
+            count(model.build_predictor()),
+        ]
     return Weights(linear, rest, *others, adapter)
 
 

@@ -25,7 +25,6 @@ from canvas.models import build_tokenizer
 from reward.predictor import RewardPredictor
 
 TOKENS, VOCABULARY = 77, 49408
-TEACHER, TEACHER_WIDTH = "ViT-B-32", 512
 PROMPTS = [f"a {thing} image in {style} style" for style in ("Van Gogh", "Mosaic", "Neon") for thing in ("cat", "car", "tree")]
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
@@ -39,6 +38,7 @@ class Model:
         latent_size: side of its latents.
         unet, vae: settings of UNet2DConditionModel and AutoencoderKL.
         texts: settings of each text encoder.
+        teacher: an architecture of open_clip.
     """
 
     title: str
@@ -46,6 +46,7 @@ class Model:
     unet: dict[str, Any] = field(default_factory=dict)
     vae: dict[str, Any] = field(default_factory=dict)
     texts: tuple[dict[str, Any], ...] = ()
+    teacher: str = "ViT-B-32"
 
     def build_unet(self) -> UNet2DConditionModel:
         return UNet2DConditionModel(sample_size=self.latent_size, **self.unet)
@@ -59,7 +60,10 @@ class Model:
         return [cls(config) for cls, config in zip((CLIPTextModel, CLIPTextModelWithProjection), configs, strict=False)]
 
     def build_predictor(self) -> RewardPredictor:
-        return RewardPredictor(4, self.latent_size, TEACHER_WIDTH, prompts=PROMPTS)
+        return RewardPredictor(4, self.latent_size, open_clip.get_model_config(self.teacher)["embed_dim"], prompts=PROMPTS)
+
+    def build_teacher(self, device: str = "cpu") -> nn.Module:
+        return open_clip.create_model(self.teacher, load_weights=False, device=device)
 
     def save(self, directory: Path, dtype: torch.dtype = torch.bfloat16) -> None:
         """Write `base`, `reward` and `clip` into the directory: what the training script needs, with random weights."""
@@ -78,13 +82,9 @@ class Model:
         pipe.save_pretrained(directory / "base", safe_serialization=True)
         self.build_predictor().save_pretrained(directory / "reward")
         (directory / "clip").mkdir(parents=True, exist_ok=True)
-        save_file(build_teacher().state_dict(), directory / "clip" / "open_clip_model.safetensors")
-        config = {"model_cfg": open_clip.get_model_config(TEACHER), "preprocess_cfg": {}}
+        save_file(self.build_teacher().state_dict(), directory / "clip" / "open_clip_model.safetensors")
+        config = {"model_cfg": open_clip.get_model_config(self.teacher), "preprocess_cfg": {}}
         (directory / "clip" / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def build_teacher(device: str = "cpu") -> nn.Module:
-    return open_clip.create_model(TEACHER, load_weights=False, device=device)
 
 
 def text(width: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
