@@ -70,11 +70,10 @@ def test_a_quantised_base_is_trained_on_and_its_adapter_is_for_the_base(
     options: dict[str, Any], broad_pipeline_dir: Path, arguments: Make, tmp_path: Path
 ) -> None:
     saving = options | {"pretrained_model_name_or_path": broad_pipeline_dir, "offload_models": True, "gradient_checkpointing": True}
-    pictures = {"validation_steps": 1, "num_validation_images": 2, "evaluation_seeds": [0]}
-    script.main(arguments(checkpointing_steps=1, max_train_iterations=1, **saving, **pictures))
+    script.main(arguments(checkpointing_steps=1, max_train_iterations=1, num_validation_images=2, **saving))
     first = adapter(tmp_path / "out")
-    script.main(arguments(resume_from_checkpoint="latest", **saving, **pictures))
-    script.main(arguments(output_dir=tmp_path / "whole", **saving, **pictures))
+    script.main(arguments(resume_from_checkpoint="latest", evaluation_seeds=[0], **saving))
+    script.main(arguments(output_dir=tmp_path / "whole", num_validation_images=2, **saving))
     learnt, whole = adapter(tmp_path / "out"), adapter(tmp_path / "whole")
     assert all(torch.equal(learnt[name], tensor) for name, tensor in whole.items())
     assert not all(torch.equal(learnt[name], tensor) for name, tensor in first.items())
@@ -106,12 +105,12 @@ def test_a_dry_run_and_a_file_of_settings(broad_pipeline_dir: Path, arguments: M
 
 
 @pytest.mark.parametrize("options", [{}, {"mixed_precision": "bf16"}, *QUANTISED.values()], ids=["float32", "bfloat16", *QUANTISED])
-def test_the_adapter_stays_float32_through_previews_evaluation_and_resuming(
+def test_the_adapter_stays_float32_through_previews_and_resuming(
     options: dict[str, Any], broad_pipeline_dir: Path, arguments: Make, tmp_path: Path
 ) -> None:
     given = options | {"pretrained_model_name_or_path": broad_pipeline_dir, "validation_steps": 1, "num_validation_images": 2}
     for resume in ({"max_train_iterations": 1, "checkpointing_steps": 1}, {"resume_from_checkpoint": "latest"}):
-        args = arguments(evaluation_seeds=[0], **given, **resume)
+        args = arguments(**given, **resume)
         parts = script.prepare(args)
         script.train(args, *parts)
         unet, optimizer = parts[1].pipe.unet, parts[3]

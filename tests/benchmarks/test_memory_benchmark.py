@@ -9,7 +9,6 @@ import torch
 from diffusers import BitsAndBytesConfig
 from tiny_pipelines import random_unet
 
-import canvas
 import train_unlearn_lora as script
 from benchmarks.memory import computed
 from benchmarks.memory.__main__ import TRIALS, measured_table, short_run, trial_job
@@ -78,9 +77,9 @@ def test_the_trajectories_are_as_large_as_computed() -> None:
 
 def test_a_saved_model_is_trained_and_what_that_took_is_written_down(tmp_path: Path) -> None:
     """The classes and the way of the full-size ones; on a CPU the peak is the process's."""
-    (tmp_path / "clip-nano.json").write_text((canvas.CLIP / "open_clip_config.json").read_text())
-    config = json.loads((tmp_path / "clip-nano.json").read_text())["model_cfg"]
-    (tmp_path / "clip-nano.json").write_text(json.dumps(config))
+    vision = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}
+    texts = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    (tmp_path / "clip-nano.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": texts}))
     open_clip.add_model_config(tmp_path / "clip-nano.json")
     unet = {"block_out_channels": (8, 16), "layers_per_block": 1, "attention_head_dim": 4, "norm_num_groups": 4, "cross_attention_dim": 16}
     unet |= {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
