@@ -42,7 +42,8 @@ def broad_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_small_batches_make_the_same_run(arguments: Make, tmp_path: Path) -> None:
     """Rollouts, slopes, updates and the retain states beside them, two and one at a time in place of all."""
     for size in (8, 2, 1):
-        script.main(arguments(train_batch_size=size, output_dir=tmp_path / str(size), gradient_accumulation_steps=2, learning_rate=1e-3))
+        settings = {"train_batch_size": size, "gradient_accumulation_steps": 2, "learning_rate": 1e-3, "num_validation_images": 2}
+        script.main(arguments(output_dir=tmp_path / str(size), **settings))
     whole, results = adapter(tmp_path / "8"), json.loads((tmp_path / "8" / "results.json").read_text())["training"]
     assert max(tensor.abs().max() for name, tensor in whole.items() if "lora_B" in name or "lora.up" in name) > 5e-4
     for size in (2, 1):
