@@ -19,6 +19,7 @@ CODE = (
         "canvas/__init__.py",
         "environment/__init__.py",
         "environment/base.py",
+        "environment/errors.py",
         "environment/supported.py",
         "evaluation/__init__.py",
         "evaluation/generate.py",

@@ -1,0 +1,114 @@
+"""Memory and time of training Stable Diffusion 1.5 and SDXL, by flags: `python -m benchmarks.memory`.
+
+Computed anywhere, in seconds: what weights, optimizer, prompts and trajectories take. Measured where there is a GPU: peak memory and seconds of
+runs of the training script, rollouts and previews included, each in a process of its own that may take no more of the GPU than a smaller
+card has. The bases have the real configs and random weights. What is measured is kept as JSON and not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import train_unlearn_lora as script
+from benchmarks.jobs import Job, run_jobs
+from benchmarks.memory.computed import FLAG_SETS, components, table, weigh
+from benchmarks.memory.models import MODELS, PROMPTS
+from environment.errors import friendly_errors
+from networks.checkpoint import write_aside
+
+BF16 = ["--mixed_precision", "bf16"]
+SPARING = ["--gradient_checkpointing", "--offload_models", "--offload_trajectories"]
+FOUR_BIT = ["--load_in_4bit"]
+TRIALS: list[tuple[str, int | None, list[str]]] = [
+    ("sd15", 8, [*BF16, *SPARING, "--train_batch_size", "4"]),
+    ("sd15", 8, [*BF16, *SPARING, *FOUR_BIT, "--train_batch_size", "4"]),
+    ("sd15", 12, [*BF16, "--gradient_checkpointing", "--train_batch_size", "8"]),
+    ("sd15", 16, [*BF16, "--gradient_checkpointing", "--train_batch_size", "16"]),
+    ("sd15", 24, [*BF16, "--train_batch_size", "8"]),
+    ("sd15", 24, [*BF16, "--use_8bit_adam", "--train_batch_size", "8"]),
+    ("sdxl", 12, [*BF16, *SPARING, *FOUR_BIT, "--train_batch_size", "1"]),
+    ("sdxl", 16, [*BF16, *SPARING, "--train_batch_size", "1"]),
+    ("sdxl", 16, [*BF16, *SPARING, "--load_in_8bit", "--train_batch_size", "1"]),
+    ("sdxl", 24, [*BF16, *SPARING, "--train_batch_size", "4"]),
+]
+"""Base, GB of the card that stands for, and flags."""
+
+
+def short_run(directory: Path, images: int) -> list[str]:
+    """Arguments of a run of two iterations with a preview after each, on what `Model.save` wrote."""
+    given = {
+        "concept": "Van Gogh style",
+        "pretrained_model_name_or_path": directory / "base",
+        "reward_model_name_or_path": directory / "reward",
+        "clip_model": f"local-dir:{directory / 'clip'}",
+        "max_train_iterations": 2,
+        "images_per_iteration": images,
+        "retain_batch_size": images,
+        "retain_rollouts": images,
+        "warmup_rollouts": images,
+        "num_validation_images": 2,
+        "validation_steps": 1,
+        "checkpointing_steps": 0,
+        "report_to": "none",
+        # Random pictures are neither forgotten nor retained: nothing may stop the run or brake it.
+        "target_unlearning_accuracy": 1.1,
+        "max_retain_drop": 1e9,
+        "max_retain_kl": 1e9,
+        "max_step_kl": 1e9,
+    }
+    return [word for name, value in given.items() for word in (f"--{name}", str(value))] + ["--evaluation_seeds"]
+
+
+def trial_job(name: str, cap: int | None, flags: list[str], args: argparse.Namespace) -> Job:
+    label = "-".join([name, str(cap or "all"), *(flag.strip("-") for flag in flags)])
+    run = [*short_run(args.output_dir / name, args.images), *flags, "--output_dir", str(args.output_dir / "runs" / label), "--overwrite_output_dir"]
+    output = args.output_dir / "measured" / f"{label}.json"
+    capped = [] if cap is None else ["--cap", str(cap)]
+    return Job(["-m", "benchmarks.memory.trial", *capped, "--output", str(output), "--", *run], output, output.with_suffix(".log"))
+
+
+def measured_table(reports: list[dict[str, Any]]) -> str:
+    """Markdown: a row for each run."""
+    lines = ["| base | cap | flags | peak | seconds an iteration |", "|---|---|---|---|---|"]
+    for (name, cap, flags), report in zip(TRIALS, reports, strict=True):
+        fits = f"{report['allocated_gb']:.1f} GB" if report["fits"] else "does not fit"
+        pace = f"{report['seconds'] / report['iterations']:.1f}" if report["fits"] else "-"
+        lines.append(f"| {MODELS[name].title} | {cap} GB | `{' '.join(flags)}` | {fits} | {pace} |")
+    return "\n".join(lines)
+
+
+def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=8, help="Trajectories of a measured iteration, and rollouts before the first.")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/memory"), help="Where bases, runs, JSON and tables are written.")
+    return parser.parse_args(input_args)
+
+
+def main(args: argparse.Namespace) -> None:
+    parts = []
+    for model in MODELS.values():
+        defaults = script.parse_args(["--concept", PROMPTS[0]])
+        weights = weigh(model, defaults.rank, defaults.lora_target_modules)
+        rows = {flags: components(model, weights, script.parse_args(["--concept", PROMPTS[0], *line])) for flags, line in FLAG_SETS.items()}
+        parts.append(f"Computed, MB: {model.title}, without activations\n\n{table(rows)}\n")
+    if torch.cuda.is_available():
+        for name, model in MODELS.items():
+            if not (args.output_dir / name / "clip" / "open_clip_config.json").is_file():  # the last that is written
+                model.save(args.output_dir / name)
+        reports = run_jobs([trial_job(*trial, args) for trial in TRIALS], at_a_time=1)
+        parts.append(f"Measured on {reports[0]['device']}, {args.images} images an iteration\n\n{measured_table(reports)}\n")
+    else:
+        parts.append("Nothing was measured: there is no GPU.\n")
+    text = "\n".join(parts)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    write_aside(args.output_dir / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
+    print(text)
+
+
+if __name__ == "__main__":
+    with friendly_errors():
+        main(parse_args())

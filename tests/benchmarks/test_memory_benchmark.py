@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from diffusers import BitsAndBytesConfig
+from tiny_pipelines import random_unet
+
+import train_unlearn_lora as script
+from benchmarks.memory import computed
+from benchmarks.memory.__main__ import TRIALS, measured_table, short_run, trial_job
+from benchmarks.memory.__main__ import parse_args as parse_benchmark
+from benchmarks.memory.computed import COLUMNS, FLAG_SETS, components, count, linear_bytes, table, weigh
+from benchmarks.memory.models import MODELS, Model
+from benchmarks.memory.trial import measure, parse_args
+from policy.quantization import quantize
+from policy.trajectory import Trajectory
+
+MILLIONS = {"sd15": (859.5, 123.1, 83.7), "sdxl": (2567.5, 817.7, 83.7)}
+"""Parameters of UNet, text encoders and VAE, as published."""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_configs_have_the_published_numbers_of_parameters(name: str) -> None:
+    with torch.device("meta"):
+        model = MODELS[name]
+        counts = count(model.build_unet()), sum(map(count, model.build_text_encoders())), count(model.build_vae())
+    assert [round(n / 1e6, 1) for n in counts] == pytest.approx(MILLIONS[name], abs=0.11)
+
+
+@pytest.mark.parametrize("flags", [[], ["--load_in_8bit"], ["--load_in_4bit"]], ids=str)
+def test_what_is_computed_of_a_quantised_unet_is_what_it_takes(flags: list[str]) -> None:
+    args = script.parse_args(["--concept", "cat", *flags])
+    unet = random_unet(8, 64, block_out_channels=(64, 128), norm_num_groups=8)
+    linear = [(m.out_features, m.in_features) for m in unet.modules() if isinstance(m, torch.nn.Linear)]
+    rest = 4 * (count(unet) - sum(rows * columns for rows, columns in linear))
+    scales = 0
+    if flags:
+        quantize(unet, BitsAndBytesConfig(load_in_8bit=args.load_in_8bit, load_in_4bit=args.load_in_4bit), torch.device("cpu"))
+        weights = [m.weight for m in unet.modules() if isinstance(m, torch.nn.Linear)]
+        scales = sum(4 * (w.quant_state.absmax.numel() if args.load_in_4bit else w.SCB.numel()) for w in weights)
+    taken = sum(p.numel() * p.element_size() for p in unet.parameters())
+    assert rest + linear_bytes(linear, 4, args) == taken + scales
+
+
+def test_flags_take_away_what_they_promise() -> None:
+    model = MODELS["sdxl"]
+    weights = weigh(model, 8, script.parse_args(["--concept", "cat"]).lora_target_modules)
+    rows = {name: components(model, weights, script.parse_args(["--concept", "cat", *flags])) for name, flags in FLAG_SETS.items()}
+    assert all(set(row) == set(COLUMNS) for row in rows.values())
+    assert rows["none"]["UNet"] == 2 * rows["bf16"]["UNet"] > 2 * rows["8-bit base"]["UNet"] > 2 * rows["4-bit base"]["UNet"]
+    offloaded = rows["bf16, offloading"]
+    assert offloaded["trajectories"] == offloaded["text encoders"] == offloaded["VAE"] == offloaded["teacher"] == 0
+    saved = rows["bf16"]["adapter, gradients, Adam"] - rows["bf16, 8-bit Adam"]["adapter, gradients, Adam"]
+    assert saved == 6 * weights.adapter < 0.01 * sum(rows["bf16"].values())
+    text = table(rows)
+    assert len(text.splitlines()) == 2 + len(FLAG_SETS) and "| 4-bit base, offloading | 1,925 | - |" in text
+
+
+def test_the_trajectories_are_as_large_as_computed() -> None:
+    model = Model("tiny", 8, {"cross_attention_dim": 64})
+    args = script.parse_args(["--concept", "cat", "--num_inference_steps", "5", "--retain_rollouts", "3", "--warmup_rollouts", "7"])
+    steps, shape = 5, (4, 8, 8)
+
+    def size(rollouts: int) -> int:
+        trajectory = Trajectory(torch.zeros(rollouts, steps + 1, *shape), torch.zeros(rollouts, steps, *shape), *[torch.zeros(0)] * 3)
+        return trajectory.latents.nbytes + trajectory.means.nbytes
+
+    args.images_per_iteration = 7
+    weights = computed.Weights([], 0, 0, 0, 0, 0, 0)
+    slopes = torch.zeros(7, steps, *shape).nbytes
+    assert components(model, weights, args)["trajectories"] == size(3) + size(7) + slopes
+
+
+def test_a_saved_model_is_trained_and_what_that_took_is_written_down(tmp_path: Path) -> None:
+    """The classes and the way of the full-size ones; on a CPU the peak is the process's."""
+    vision = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}
+    texts = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    (tmp_path / "clip-nano.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": texts}))
+    open_clip.add_model_config(tmp_path / "clip-nano.json")
+    unet = {"block_out_channels": (8, 16), "layers_per_block": 1, "attention_head_dim": 4, "norm_num_groups": 4, "cross_attention_dim": 16}
+    unet |= {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
+    vae = {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4}
+    vae |= {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 16}
+    model = Model("tiny", 8, unet, vae, (text | {"bos_token_id": 0, "eos_token_id": 2},), teacher="clip-nano")
+    model.save(tmp_path / "tiny", torch.float32)
+    run = [*short_run(tmp_path / "tiny", 2), "--num_inference_steps", "3", "--output_dir", str(tmp_path / "run")]
+    report = measure(parse_args(["--cap", "8", "--output", str(tmp_path / "out.json"), "--", *run, "--train_batch_size", "1", "--load_in_4bit"]))
+    assert report["fits"] and report["iterations"] == 2 and report["seconds"] > 0 and report["peak_memory_mb"] > 50
+    assert len(list((tmp_path / "run" / "previews").iterdir())) == 2
+    failed = measure(parse_args(["--output", "x", "--", *run, "--overwrite_output_dir", "--retain_rollouts", str(10**15)]))
+    assert not failed["fits"] and failed["exit_code"] == 1
+
+
+def test_every_goal_has_a_run_of_its_own(tmp_path: Path) -> None:
+    args = parse_benchmark(["--output_dir", str(tmp_path)])
+    jobs = [trial_job(*trial, args) for trial in TRIALS]
+    assert len({job.output for job in jobs}) == len(TRIALS)
+    for (name, cap, flags), job in zip(TRIALS, jobs, strict=True):
+        trial = parse_args(list(job.arguments[2:]))
+        settings = script.parse_args(trial.arguments)
+        assert trial.cap == cap and settings.validation_steps == 1 and settings.pretrained_model_name_or_path == str(tmp_path / name / "base")
+        assert settings.mixed_precision == "bf16" and "--mixed_precision" in flags
+    goals = {(name, cap, "--load_in_4bit" in flags) for name, cap, flags in TRIALS}
+    assert goals >= {("sd15", 8, False), ("sdxl", 12, True), ("sdxl", 16, False)}
+    fits = {"fits": True, "allocated_gb": 7.25, "seconds": 30.0, "iterations": 2}
+    text = measured_table([fits, *[{"fits": False, "exit_code": 1}] * (len(TRIALS) - 1)])
+    assert "| 8 GB |" in text and "| 7.2 GB | 15.0 |" in text and "does not fit" in text
