@@ -41,7 +41,7 @@ from critic.pathwise import linear_advantages, scaled, slope_scale, value_slopes
 from environment.arguments import add_environment_arguments, build_environment
 from environment.concept_arguments import positive_int, uses_bundled_base
 from environment.environment import Environment, ForgetScore, RetainScore
-from environment.errors import friendly_errors, friendly_interrupts
+from environment.errors import Unsound, friendly_errors, friendly_interrupts
 from evaluation.examination import Examination, JudgeExamination, TeacherExamination
 from evaluation.generate import adapter_disabled, evaluation_mode, generate
 from evaluation.grid import Pair, before_after
@@ -55,7 +55,7 @@ from hub.kohya import save_kohya
 from hub.push import CRITIC_FILES, push_adapter, push_command
 from networks.checkpoint import cached_revision, write_aside
 from networks.versions import versions
-from policy.adapter import ADAPTER, add_lora, base_policy, load_lora_state, lora_state
+from policy.adapter import ADAPTER, add_lora, base_policy, is_identity, load_lora_state, lora_state
 from policy.trajectory import Experience, Trajectory
 from policy.update import UpdateConfig, UpdateStats, update_policy
 from training.checkpoints import (
@@ -76,6 +76,8 @@ from training.interruption import Interruption, leave
 from training.lock import LOCK_NAME, only_run
 from training.memory import peak_memory_mb
 from training.plan import Amounts, costs_in_words, listing, probe
+from training.soundness import what_is_no_number
+from training.tracking import Tracking
 
 logger = get_logger(__name__)
 
@@ -322,6 +324,8 @@ def check_objective(args: argparse.Namespace) -> None:
         raise ValueError("--terminal_weight has no slope that --advantage pathwise could use; choose --gamma, or another --advantage.")
     if args.critic_model_name_or_path and not choose_estimator(args).uses_critic:
         raise ValueError(f"--advantage {args.advantage} asks no critic at its discount; add --gamma 0.5, or leave --critic_model_name_or_path out.")
+    if choose_estimator(args).uses_critic and args.warmup_rollouts < 2:
+        raise ValueError("--warmup_rollouts must be at least 2 for a critic: one of them is held out.")
 
 
 def run_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -369,16 +373,27 @@ def warm_up_critic(
 ) -> None:
     """Fit the critic to what became of the base's trajectories of forget prompts."""
     order = torch.randperm(len(trajectory), generator=generator)
-    held_out, learnt = order[: len(order) // 4], order[len(order) // 4 :]
+    count = max(1, len(order) // 4)
+    held_out, learnt = order[:count], order[count:]
     observe(args, env, critic, trajectory[learnt], score.potentials[learnt])
     # A critic that was given is trained already; only its baselines and its trust belong to this run.
     critic.fit(0 if args.critic_model_name_or_path else args.critic_warmup_steps, args.critic_batch_size, generator)
     observe(args, env, critic, trajectory[held_out], score.potentials[held_out])
+    check_critic(critic)
 
 
 def observe(args: argparse.Namespace, env: Environment, critic: Critic, trajectory: Trajectory, potentials: torch.Tensor) -> None:
     """Show the critic trajectories and what became of them."""
     critic.observe(trajectory, env.table.pooled[trajectory.prompt_ids], potentials, choose_estimator(args).returns(potentials))
+
+
+def check_critic(critic: Critic) -> None:
+    """
+    Raises:
+        Unsound: the critic holds something that is no number.
+    """
+    if not critic.is_finite():
+        raise Unsound("The critic's weights or baselines are no longer numbers; lower --critic_learning_rate, or train without a critic.")
 
 
 def values_of(env: Environment, critic: Critic, trajectory: Trajectory, potentials: torch.Tensor) -> torch.Tensor:
@@ -493,14 +508,13 @@ def preview_pairs(args: argparse.Namespace, env: Environment, prompts: list[tupl
 
 
 def log_validation(
-    args: argparse.Namespace, accelerator: Accelerator, env: Environment, prompts: list[tuple[str, bool]], before: list[Image.Image], iteration: int
+    args: argparse.Namespace, tracking: Tracking, env: Environment, prompts: list[tuple[str, bool]], before: list[Image.Image], iteration: int
 ) -> None:
     """Write the preview, adapter beside base, as a picture and to tensorboard."""
     path = args.output_dir / "previews" / f"iteration-{iteration:04d}.png"
     before_after(preview_pairs(args, env, prompts, before), path, f"Erasing {', '.join(env.spec.concepts)}: iteration {iteration}")
-    for tracker in accelerator.trackers:
-        if tracker.name == "tensorboard":
-            tracker.writer.add_image("validation", np.asarray(Image.open(path).convert("RGB")), iteration, dataformats="HWC")
+    with Image.open(path) as image:
+        tracking.show("validation", np.asarray(image.convert("RGB")), iteration)
 
 
 def choose_examination(args: argparse.Namespace, env: Environment) -> Examination:
@@ -699,8 +713,10 @@ def train(
 ) -> dict[str, Any]:
     """Learn; then save the adapter, evaluate it and write the card. Returns what results.json says, on the main process."""
     args.output_dir.mkdir(parents=True, exist_ok=True)
+    tracking = Tracking(accelerator)
+    tracking.start("train_unlearn_lora", tracker_config(args))
     with Interruption() as interruption:
-        progress, logs = learn(args, accelerator, env, optimizer, critic, checkpoint, interruption)
+        progress, logs = learn(args, accelerator, env, optimizer, critic, checkpoint, interruption, tracking)
     logger.info(f"Stopped after {progress.iteration} iterations: {progress.stopped_by}")
     results: dict[str, Any] = {}
     if accelerator.is_main_process:
@@ -715,7 +731,7 @@ def train(
         results = write_results(args, env, examination, progress, logs)
         update_adapter_metadata(args.output_dir, results_header(results))
         logger.info(f"Wrote {args.output_dir}: load it with pipe.load_lora_weights({str(args.output_dir)!r})")
-    accelerator.end_training()
+    tracking.end()
     return results
 
 
@@ -727,6 +743,7 @@ def learn(
     critic: Critic,
     checkpoint: Checkpoint | None,
     interruption: Interruption,
+    tracking: Tracking,
 ) -> tuple[Progress, dict[str, float]]:
     """The loop: roll out, score, judge, estimate advantages, update, refresh the critic. Returns the counters and the last figures.
 
@@ -736,7 +753,6 @@ def learn(
     unet = env.pipe.unet
     config = update_config(args)
     lr_scheduler = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_iterations)
-    accelerator.init_trackers("train_unlearn_lora", config=tracker_config(args))
 
     started = time.perf_counter()
     with base_policy(unet):
@@ -750,7 +766,7 @@ def learn(
     progress = Progress(images=rollouts, unet_samples=2 * env.kernel.num_steps * rollouts, seconds=elapsed, kl_coef=args.kl_coef)
     replay: deque[Experience] = deque(maxlen=args.replay_iterations)
     diagnostics = Diagnostics(args.output_dir / "diagnostics.jsonl")
-    good = lora_state(unet)
+    good, reason = lora_state(unet), None
 
     if checkpoint:
         groups, numbers = checkpoint
@@ -782,7 +798,10 @@ def learn(
             progress.images += args.images_per_iteration + args.retain_batch_size
             progress.unet_samples += 2 * env.kernel.num_steps * (args.images_per_iteration + args.retain_batch_size)
 
-        reason = brake.reason(logs["retain_drop"], progress.retain_kl, progress.step_kl, logs["contrast"])
+        wrong, was_good = what_is_no_number(logs), reason is not None
+        if wrong and was_good:
+            raise Unsound(f"With the last good state of the adapter too, {wrong}.")
+        reason = brake.reason(logs["retain_drop"], progress.retain_kl, progress.step_kl, logs["contrast"]) or wrong or None
         if reason:
             progress.brakes += 1
             logger.warning(f"Brake: {reason}; back to the last good state at half the learning rate.")
@@ -791,6 +810,8 @@ def learn(
             lr_scheduler.base_lrs = [lr / 2 for lr in lr_scheduler.base_lrs]
             for group in optimizer.param_groups:
                 group["lr"] /= 2
+            if progress.brakes > args.max_brakes and not math.isfinite(progress.step_kl) and is_identity(good):
+                raise Unsound(f"The adapter has learnt nothing: {reason}.")
             progress.retain_kl = progress.step_kl = 0.0
             stop.recent = []
         else:
@@ -798,7 +819,9 @@ def learn(
         progress.stopped_by = why_stop(args, progress, reason, reason is None and stop.update(logs["replaced"]))
         progress.replaced = stop.recent
         if progress.stopped_by:
-            accelerator.log(logs, step=iteration)
+            if wrong and (still := what_is_no_number(measure_policy(args, accelerator, env, iteration + 1, base.recognisable)[-1])):
+                raise Unsound(f"With the last good state of the adapter too, {still}.")
+            tracking.log(logs, iteration)
             if accelerator.is_main_process:
                 diagnostics.write(iteration, logs)
             break
@@ -837,19 +860,21 @@ def learn(
             logs |= {"learning_rate": lr_scheduler.get_last_lr()[0], "kl_coef": progress.kl_coef}
             if args.retain_kl_target:
                 progress.kl_coef = adapt_coefficient(progress.kl_coef, progress.retain_kl, args.retain_kl_target)
-        observe(args, env, critic, trajectory, score.potentials)
+        if not wrong:
+            observe(args, env, critic, trajectory, score.potentials)
         if critic.kind != "none":
             logs["critic_loss"] = critic.fit(args.critic_steps, args.critic_batch_size, generator_for(args, accelerator, CRITIC, iteration))
+            check_critic(critic)
 
         progress.iteration += 1
         progress.seconds += time.perf_counter() - started
         bar.update()
         bar.set_postfix({name: f"{logs[key]:.3g}" for name, key in BAR.items() if key in logs})
-        accelerator.log(logs, step=iteration)
+        tracking.log(logs, iteration)
         if accelerator.is_main_process:
             diagnostics.write(iteration, logs)
             if args.validation_steps and progress.iteration % args.validation_steps == 0:
-                log_validation(args, accelerator, env, prompts, before, progress.iteration)
+                log_validation(args, tracking, env, prompts, before, progress.iteration)
         interrupted = mean_over_processes(accelerator, {"": float(interruption.received is not None)})[""] > 0
         due = bool(args.checkpointing_steps) and progress.iteration % args.checkpointing_steps == 0
         if accelerator.is_main_process and (due or interrupted):
@@ -860,7 +885,7 @@ def learn(
             save_checkpoint(args.output_dir, progress.iteration, groups, numbers, args.checkpoints_total_limit)
         accelerator.wait_for_everyone()
         if interrupted:
-            accelerator.end_training()
+            tracking.end()
             leave(
                 interruption.received or signal.SIGTERM,
                 f"stopped after iteration {progress.iteration}, which is saved; the same command with --resume_from_checkpoint latest goes on.",
@@ -909,6 +934,9 @@ def measure_base(args: argparse.Namespace, accelerator: Accelerator, env: Enviro
     forget = env.collect(env.draw(env.forget_ids, args.warmup_rollouts, generator), generator)
     forget_images, retain_images = env.calibrate(forget, retain)
     score, check = env.score_forget(forget, forget_images), env.score_retain(retain, retain_images)
+    wrong = what_is_no_number(iteration_figures(accelerator, env, score, check, recognisable=0.0))
+    if wrong:
+        raise Unsound(f"Nothing can be learnt from the base: {wrong}.")
     warm_up_critic(args, env, critic, forget, score, generator)
     warn_of_other_things(env, score)
     shown = ((forget, forget_images), (retain, retain_images))
@@ -919,6 +947,8 @@ def measure_base(args: argparse.Namespace, accelerator: Accelerator, env: Enviro
     if scale is not None and accelerator.num_processes > 1:
         scale = accelerator.reduce(scale, reduction="mean")
     figures = iteration_figures(accelerator, env, score, check, recognisable)
+    if scale is not None and not scale.isfinite().all():
+        raise Unsound("The slopes of the reward predictor or the critic are no numbers; make it anew, or choose another --advantage.")
     return Base(retain, recognisable, overall["least_contrast"], (forget, score, figures), scale)
 
 
@@ -940,6 +970,7 @@ def iteration_figures(accelerator: Accelerator, env: Environment, score: ForgetS
     """
     figures = {
         "forget_reward": score.terminal.mean().item(),
+        "noisy_reward": score.potentials[:, :-1].mean().item(),
         "shortfall": env.reward.shortfall(score.terminal).mean().item(),
         "forgotten": score.forgotten.float().mean().item(),
         "replaced": (score.forgotten & (score.replacement >= recognisable)).float().mean().item(),
