@@ -105,8 +105,10 @@ def read_adapter_metadata(directory: str | Path) -> dict[str, Any]:
     if LORA_ADAPTER_METADATA_KEY in header:
         try:
             header[LORA_ADAPTER_METADATA_KEY] = json.loads(header[LORA_ADAPTER_METADATA_KEY])
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not an adapter: {error}") from error
+        if not isinstance(header[LORA_ADAPTER_METADATA_KEY], dict):
+            raise ValueError(f"{path} is not an adapter: {LORA_ADAPTER_METADATA_KEY} in its header is no JSON object")
     return header
 
 

@@ -6,6 +6,7 @@ its own, seeded by (seed, step), so that a run that was interrupted and resumed 
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from accelerate import Accelerator
 from diffusers import DDIMScheduler
 from tqdm.auto import tqdm
 
+from environment.errors import Unsound
 from reward.latents import Latents
 from reward.predictor import RewardPredictor
 from training.checkpoints import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
@@ -26,6 +28,8 @@ CLEAN_SHARE = 0.1
 """So many of the latents of a step are left clean, at timestep 0."""
 ROLLOUT_SHARE = 0.5
 """So many are states of rollouts instead, where there are any."""
+MOST_LOST = 20
+"""So many gradients in turn may be no numbers: a gradient scaler finds its scale within fewer."""
 
 
 @dataclass(frozen=True)
