@@ -48,7 +48,8 @@ def spec_to_yaml(spec: ConceptSpec) -> str:
 
 def shortened(value: Any) -> str:
     """As Python writes it, on one line and not for ever: YAML's aliases can make a value grow beyond all memory once it is written out."""
-    return reprlib.repr(value)
+    shown = reprlib.repr(value)
+    return shown if len(shown) <= 120 else f"{shown[:117]}..."
 
 
 def read_spec(path: str | Path) -> ConceptSpec:
@@ -118,7 +119,11 @@ def _from_leco(content: list[Any]) -> ConceptSpec:
             raise SpecError(f"`neutral` must be a text, not {shortened(neutral)}.")
         targets.setdefault(entry["target"].strip(), []).append(neutral.strip() or "a picture")
         retain.append(neutral.strip() or "a picture")
-    concepts = clean_concepts([entry.get("positive") or entry["target"] for entry in content])
+    named = [entry.get("positive") or entry["target"] for entry in content]
+    wrong = [name for name in named if not isinstance(name, str)]
+    if wrong:
+        raise SpecError(f"`positive` must be a text, not {shortened(wrong[0])}.")
+    concepts = clean_concepts(named)
     return ConceptSpec(list(dict.fromkeys(concepts)), list(targets), list(dict.fromkeys(retain)), list(targets.values()))
 
 
@@ -131,9 +136,9 @@ def _list(content: dict[str, Any], name: str) -> list[Any]:
 
 def _texts(content: dict[str, Any], name: str) -> list[str]:
     value = _list(content, name)
-    wrong = next((entry for entry in value if not isinstance(entry, str) or not entry.strip()), None)
-    if wrong is not None:
-        raise SpecError(f"`{name}` must hold texts only, not {shortened(wrong)}.")
+    wrong = [entry for entry in value if not isinstance(entry, str) or not entry.strip()]
+    if wrong:
+        raise SpecError(f"`{name}` must hold texts only, not {shortened(wrong[0])}.")
     return list(dict.fromkeys(" ".join(entry.split()) for entry in value)) if name != "kinds" else value
 
 

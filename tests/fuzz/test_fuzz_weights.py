@@ -40,7 +40,7 @@ HEADER = {
     "base_model_name_or_path": "owner/base",
     "lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.lora_alpha": 4, "unet.alpha_pattern": {}, "unet.target_modules": ["to_q"]}),
     "results": json.dumps({"base": {"UA": 0.0, "IRA": 9.0, "CRA": None}, "adapter": {"UA": 99.0}, "judge": "a judge", "seeds": [0]}),
-    "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+    "modelspec.architecture": "stable-diffusion-v1/lora",
 }
 TENSOR_HEADER = {"__metadata__": {"format": "pt"}, "a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}
 
@@ -71,7 +71,7 @@ def test_damaged_adapters(folder: Path, content: bytes) -> None:
 
 
 @fuzz()
-@given(header=changed(TENSOR_HEADER) | changed(TENSOR_HEADER).map(lambda h: h) | anything(), data=st.binary(max_size=24))
+@given(header=changed(TENSOR_HEADER) | anything(), data=st.binary(max_size=24))
 def test_headers_of_any_kind(folder: Path, header: Any, data: bytes) -> None:
     read_everything(put(folder / ADAPTER, file_of(header, data)))
 
