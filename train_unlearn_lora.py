@@ -39,7 +39,7 @@ from critic.estimators import ADVANTAGES, SIGNALS, Estimator
 from critic.network import ValueNetwork
 from critic.pathwise import linear_advantages, scaled, slope_scale, value_slopes
 from environment.arguments import add_environment_arguments, build_environment
-from environment.concept_arguments import positive_int, uses_bundled_base
+from environment.concept_arguments import number, positive_int, uses_bundled_base, whole_number
 from environment.environment import Environment, ForgetScore, RetainScore
 from environment.errors import Unsound, friendly_errors, friendly_interrupts
 from evaluation.examination import Examination, JudgeExamination, TeacherExamination
@@ -108,20 +108,20 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--target_unlearning_accuracy",
-        type=float,
+        type=number,
         default=0.95,
         help="Stop once this share of the last iterations' images shows something else, recognisably, in place of the concept.",
     )
     parser.add_argument("--patience", type=positive_int, default=3, help="Over how many iterations the target must be reached.")
     parser.add_argument("--rank", type=int, default=8, help="Rank of the LoRA matrices.")
-    parser.add_argument("--lora_alpha", type=float, help="Scale of the LoRA update before division by the rank. Default: the rank.")
+    parser.add_argument("--lora_alpha", type=number, help="Scale of the LoRA update before division by the rank. Default: the rank.")
     parser.add_argument(
         "--lora_target_modules",
         nargs="+",
         default=["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"],
         help="Endings of the modules to adapt.",
     )
-    parser.add_argument("--learning_rate", type=float, default=5e-3, help="Learning rate of the adapter.")
+    parser.add_argument("--learning_rate", type=number, default=5e-3, help="Learning rate of the adapter.")
     parser.add_argument(
         "--lr_scheduler",
         type=str,
@@ -129,13 +129,13 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         choices=[s.value for s in SchedulerType if s.value != "piecewise_constant"],
         help="Schedule over the iterations.",
     )
-    parser.add_argument("--lr_warmup_steps", type=int, default=0, help="Iterations over which the learning rate rises.")
+    parser.add_argument("--lr_warmup_steps", type=whole_number, default=0, help="Iterations over which the learning rate rises.")
     parser.add_argument("--use_8bit_adam", action="store_true", help="Use bitsandbytes' 8-bit AdamW. A LoRA is small, so this saves little.")
-    parser.add_argument("--adam_beta1", type=float, default=0.5, help="Decay of AdamW's first moment; what was right an iteration ago soon is not.")
-    parser.add_argument("--adam_beta2", type=float, default=0.99, help="Decay of AdamW's second moment.")
-    parser.add_argument("--adam_weight_decay", type=float, default=1e-4, help="Weight decay of the adapter.")
-    parser.add_argument("--adam_epsilon", type=float, default=1e-8, help="Epsilon of AdamW.")
-    parser.add_argument("--max_grad_norm", type=float, default=1.0, help="Norm that the gradient is clipped to.")
+    parser.add_argument("--adam_beta1", type=number, default=0.5, help="Decay of AdamW's first moment; what was right an iteration ago soon is not.")
+    parser.add_argument("--adam_beta2", type=number, default=0.99, help="Decay of AdamW's second moment.")
+    parser.add_argument("--adam_weight_decay", type=number, default=1e-4, help="Weight decay of the adapter.")
+    parser.add_argument("--adam_epsilon", type=number, default=1e-8, help="Epsilon of AdamW.")
+    parser.add_argument("--max_grad_norm", type=number, default=1.0, help="Norm that the gradient is clipped to.")
     parser.add_argument("--gradient_accumulation_steps", type=positive_int, default=2, help="(Batch, timestep) terms in an optimizer step.")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="Trade about a fifth of the speed of updates for memory.")
     parser.add_argument(
@@ -150,41 +150,41 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         help="What a denoising step is credited with: the slope of the noisy reward in the state it led to (pathwise), the change it made and how the "
         "image turned out (step), generalized advantage estimation (gae) and its ends (td, mc), or the finished image's reward alone (ddpo).",
     )
-    parser.add_argument("--gae_lambda", type=float, default=0.9, help="Lambda of --advantage gae.")
-    parser.add_argument("--gamma", type=float, help="Discount over denoising steps. Default: 0 for --advantage pathwise and step, else 1.")
+    parser.add_argument("--gae_lambda", type=number, default=0.9, help="Lambda of --advantage gae.")
+    parser.add_argument("--gamma", type=number, help="Discount over denoising steps. Default: 0 for --advantage pathwise and step, else 1.")
     parser.add_argument(
-        "--terminal_weight", type=float, help="Weight of the finished image's reward beside the advantage. Default: 1 for --advantage step, else 0."
+        "--terminal_weight", type=number, help="Weight of the finished image's reward beside the advantage. Default: 1 for --advantage step, else 0."
     )
     parser.add_argument(
         "--reward_signal", choices=SIGNALS, default="noisy", help="Reward every step with the change of its potential, or the last one alone."
     )
     parser.add_argument("--critic_type", choices=CRITICS, default="film", help="The critic, or a lesser one, for ablation.")
-    parser.add_argument("--advantage_clip", type=float, default=5.0, help="Clip of the normalised advantages; slopes are not clipped.")
+    parser.add_argument("--advantage_clip", type=number, default=5.0, help="Clip of the normalised advantages; slopes are not clipped.")
     parser.add_argument(
         "--clip_range",
-        type=float,
+        type=number,
         default=0.2,
         help="Clip of the importance ratio, in units of a step's own noise; with --advantage pathwise, of how far a mean may move.",
     )
     parser.add_argument("--inner_epochs", type=positive_int, default=1, help="Passes over an iteration's trajectories.")
     parser.add_argument(
         "--replay_iterations",
-        type=int,
+        type=whole_number,
         default=0,
         help="Train on the trajectories of so many earlier iterations too, off policy, by importance ratios.",
     )
-    parser.add_argument("--target_kl", type=float, default=0.02, help="Stop an iteration's updates once the KL to the acting policy exceeds this.")
+    parser.add_argument("--target_kl", type=number, default=0.02, help="Stop an iteration's updates once the KL to the acting policy exceeds this.")
     parser.add_argument(
-        "--train_timestep_fraction", type=float, default=0.5, help="Share of the timesteps that is trained, drawn anew for every batch."
+        "--train_timestep_fraction", type=number, default=0.5, help="Share of the timesteps that is trained, drawn anew for every batch."
     )
-    parser.add_argument("--masked_steps", type=int, default=2, help="How many of the last denoising steps are never trained.")
-    parser.add_argument("--kl_coef", type=float, default=20.0, help="Weight of the KL to the base on retain prompts.")
+    parser.add_argument("--masked_steps", type=whole_number, default=2, help="How many of the last denoising steps are never trained.")
+    parser.add_argument("--kl_coef", type=number, default=20.0, help="Weight of the KL to the base on retain prompts.")
     parser.add_argument(
         "--retain_kl_target",
-        type=float,
+        type=number,
         help="Adapt that weight to this KL: twice as much where it is passed, half as much far below. Default: fixed.",
     )
-    parser.add_argument("--anchor_kl_coef", type=float, default=1.0, help="Weight of the KL to the base under the nearest anchor, on forget prompts.")
+    parser.add_argument("--anchor_kl_coef", type=number, default=1.0, help="Weight of the KL to the base under the nearest anchor, on forget prompts.")
     parser.add_argument("--retain_rollouts", type=positive_int, default=64, help="Rollouts of the base on retain prompts that the KL is taken on.")
     parser.add_argument(
         "--retain_batch_size",
@@ -194,15 +194,15 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--max_retain_drop",
-        type=float,
+        type=number,
         default=0.2,
         help="Brake: how far the retain reward may fall below the base's, as a share of the distance between the concept and its anchors.",
     )
-    parser.add_argument("--max_retain_kl", type=float, default=0.3, help="Brake: bound of the KL to the base on retain states.")
-    parser.add_argument("--max_step_kl", type=float, default=1.0, help="Brake: bound of the KL by which one iteration may move the policy.")
-    parser.add_argument("--max_brakes", type=int, default=3, help="How often the brake may return to the last good state before the run ends there.")
+    parser.add_argument("--max_retain_kl", type=number, default=0.3, help="Brake: bound of the KL to the base on retain states.")
+    parser.add_argument("--max_step_kl", type=number, default=1.0, help="Brake: bound of the KL by which one iteration may move the policy.")
+    parser.add_argument("--max_brakes", type=whole_number, default=3, help="How often the brake may return to the last good state before the run ends there.")
 
-    parser.add_argument("--critic_learning_rate", type=float, default=1e-3, help="Learning rate of the critic.")
+    parser.add_argument("--critic_learning_rate", type=number, default=1e-3, help="Learning rate of the critic.")
     parser.add_argument(
         "--warmup_rollouts",
         type=positive_int,
@@ -210,15 +210,15 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         help="Rollouts of the base on forget prompts: the reward is calibrated on them, and the critic warmed up; "
         "without a critic the first iteration learns from them.",
     )
-    parser.add_argument("--critic_warmup_steps", type=int, default=300, help="Optimizer steps of the warm-up.")
-    parser.add_argument("--critic_steps", type=int, default=30, help="Optimizer steps of the critic after every iteration.")
+    parser.add_argument("--critic_warmup_steps", type=whole_number, default=300, help="Optimizer steps of the warm-up.")
+    parser.add_argument("--critic_steps", type=whole_number, default=30, help="Optimizer steps of the critic after every iteration.")
     parser.add_argument("--critic_batch_size", type=positive_int, default=256, help="States in an optimizer step of the critic.")
     parser.add_argument("--critic_buffer_iterations", type=positive_int, default=4, help="Iterations the critic remembers.")
 
     parser.add_argument("--validation_prompt", nargs="+", help="Prompts of the previews. Default: forget and retain prompts in turn.")
     parser.add_argument("--num_validation_images", type=positive_int, default=8, help="Images of a preview when no prompt is given.")
-    parser.add_argument("--validation_steps", type=int, default=10, help="Preview every so many iterations; 0 for none during training.")
-    parser.add_argument("--validation_guidance_scale", type=float, help="Guidance of previews and final figures. Default: the pipeline's own.")
+    parser.add_argument("--validation_steps", type=whole_number, default=10, help="Preview every so many iterations; 0 for none during training.")
+    parser.add_argument("--validation_guidance_scale", type=number, help="Guidance of previews and final figures. Default: the pipeline's own.")
     parser.add_argument(
         "--evaluation_seeds",
         type=int,
@@ -226,8 +226,8 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         help="Seeds of the final figures, an image a prompt and seed; the flag without a seed skips them. Default: 0 1 2, and for prompts that ask for the "
         "concept as many more as make 24 images.",
     )
-    parser.add_argument("--checkpointing_steps", type=int, default=10, help="Write a checkpoint every so many iterations; 0 for none.")
-    parser.add_argument("--checkpoints_total_limit", type=int, default=2, help="How many checkpoints to keep.")
+    parser.add_argument("--checkpointing_steps", type=whole_number, default=10, help="Write a checkpoint every so many iterations; 0 for none.")
+    parser.add_argument("--checkpoints_total_limit", type=whole_number, default=2, help="How many checkpoints to keep.")
     parser.add_argument("--resume_from_checkpoint", help='A checkpoint of the output directory, or "latest".')
     parser.add_argument("--report_to", default="tensorboard", help='Tracker: "tensorboard", "wandb", ... or "none".')
     parser.add_argument("--logging_dir", default="logs", help="Directory of the tracker within the output directory.")
@@ -264,7 +264,7 @@ class Progress:
 
 def generator_for(args: argparse.Namespace, accelerator: Accelerator, purpose: int, iteration: int = 0) -> torch.Generator:
     """Every random choice has a generator of its own, so that resuming needs no random state."""
-    return torch.Generator().manual_seed(((args.seed * 7919 + purpose) * 100_003 + iteration) * 1009 + accelerator.process_index)
+    return torch.Generator().manual_seed((((args.seed * 7919 + purpose) * 100_003 + iteration) * 1009 + accelerator.process_index) % 2**63)
 
 
 WARMUP, RETAIN, ROLLOUT, UPDATE, CRITIC = range(5)
