@@ -184,7 +184,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         type=number,
         help="Adapt that weight to this KL: twice as much where it is passed, half as much far below. Default: fixed.",
     )
-    parser.add_argument("--anchor_kl_coef", type=number, default=1.0, help="Weight of the KL to the base under the nearest anchor, on forget prompts.")
+    parser.add_argument(
+        "--anchor_kl_coef", type=number, default=1.0, help="Weight of the KL to the base under the nearest anchor, on forget prompts."
+    )
     parser.add_argument("--retain_rollouts", type=positive_int, default=64, help="Rollouts of the base on retain prompts that the KL is taken on.")
     parser.add_argument(
         "--retain_batch_size",
@@ -200,7 +202,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--max_retain_kl", type=number, default=0.3, help="Brake: bound of the KL to the base on retain states.")
     parser.add_argument("--max_step_kl", type=number, default=1.0, help="Brake: bound of the KL by which one iteration may move the policy.")
-    parser.add_argument("--max_brakes", type=whole_number, default=3, help="How often the brake may return to the last good state before the run ends there.")
+    parser.add_argument(
+        "--max_brakes", type=whole_number, default=3, help="How often the brake may return to the last good state before the run ends there."
+    )
 
     parser.add_argument("--critic_learning_rate", type=number, default=1e-3, help="Learning rate of the critic.")
     parser.add_argument(

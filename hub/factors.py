@@ -63,7 +63,9 @@ def lora_config(header: Mapping[str, Any]) -> dict[str, Any]:
     """
     config = {name.removeprefix("unet."): value for name, value in header.get(LORA_ADAPTER_METADATA_KEY, {}).items() if name.startswith("unet.")}
     alphas = config.get("alpha_pattern")
-    if not isinstance(alphas, dict | None) or not all(isinstance(alpha, int | float) for alpha in [config.get("lora_alpha", 1), *(alphas or {}).values()]):
+    if not isinstance(alphas, dict | None) or not all(
+        isinstance(alpha, int | float) for alpha in [config.get("lora_alpha", 1), *(alphas or {}).values()]
+    ):
         raise ValueError(f"The adapter's {LORA_ADAPTER_METADATA_KEY} has an alpha that is no number.")
     return config
 

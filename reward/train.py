@@ -199,7 +199,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--use_8bit_adam", action="store_true", help="Use bitsandbytes' 8-bit AdamW. The predictor is small, so this saves little.")
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="Precision of base and predictor. Default: accelerate's.")
-    parser.add_argument("--checkpointing_steps", type=whole_number, default=1000, help="Save the state of the training every so many steps; 0 saves none.")
+    parser.add_argument(
+        "--checkpointing_steps", type=whole_number, default=1000, help="Save the state of the training every so many steps; 0 saves none."
+    )
     parser.add_argument("--checkpoints_total_limit", type=whole_number, default=1, help="Keep so many of these checkpoints, dropping the oldest.")
     parser.add_argument("--resume_from_checkpoint", help='Go on from a checkpoint of --output_dir: its name, or "latest".')
     parser.add_argument("--push_to_hub", action="store_true", help="Upload the predictor to the Hub when it is trained.")

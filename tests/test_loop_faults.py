@@ -121,7 +121,9 @@ def test_a_unet_that_fails_for_good_ends_the_run_and_leaves_the_last_good_state(
     assert all(tensor.isfinite().all() for tensor in good.values()) and any(tensor.any() for name, tensor in good.items() if "lora_B" in name)
 
 
-def test_without_brakes_to_spare_a_broken_unet_is_still_no_success(run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_brakes_to_spare_a_broken_unet_is_still_no_success(
+    run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         run(lambda env, *_: calls_between(env.pipe.unet, 90, math.inf, math.nan), max_train_iterations=50, max_brakes=0)
     assert "last good state" in sentence(caught, capsys) and not (tmp_path / "out" / ADAPTER).exists()
@@ -222,7 +224,9 @@ def test_a_critic_of_no_numbers_ends_the_run(run: Callable[..., None], tmp_path:
         run(spoil, gamma=0.5, max_train_iterations=9, checkpointing_steps=1)
     assert "critic" in sentence(caught, capsys) and not (tmp_path / "out" / ADAPTER).exists()
     (saved,) = list_checkpoints(tmp_path / "out")
-    assert all(tensor.isfinite().all() for tensor in load_checkpoint(tmp_path / "out", saved.name).groups["critic"].values() if tensor.is_floating_point())
+    assert all(
+        tensor.isfinite().all() for tensor in load_checkpoint(tmp_path / "out", saved.name).groups["critic"].values() if tensor.is_floating_point()
+    )
 
 
 def test_a_critic_passes_over_a_gradient_that_is_no_number(run: Callable[..., None], tmp_path: Path) -> None:
@@ -286,7 +290,9 @@ def test_a_tracker_that_cannot_begin_ends_the_run_before_it_has_cost_anything(
     assert not (tmp_path / "out" / "diagnostics.jsonl").exists()
 
 
-@pytest.mark.parametrize("error", [ConnectionError("no route to host"), RuntimeError("the tracker's own\nerror"), OSError(28, "No space left on device")])
+@pytest.mark.parametrize(
+    "error", [ConnectionError("no route to host"), RuntimeError("the tracker's own\nerror"), OSError(28, "No space left on device")]
+)
 def test_a_run_goes_on_without_a_tracker_that_fails(
     error: Exception, run: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -63,7 +63,11 @@ def faults_in(source: str) -> Iterator[str]:
             yield f"calls {called}"
         if called == "torch.load" and given.get("weights_only") != "True":
             yield "calls torch.load without weights_only"
-        if given.get("trust_remote_code", "False") != "False" or given.get("shell", "False") != "False" or given.get("allow_pickle", "False") != "False":
+        if (
+            given.get("trust_remote_code", "False") != "False"
+            or given.get("shell", "False") != "False"
+            or given.get("allow_pickle", "False") != "False"
+        ):
             yield f"calls {called} with {given}"
         if called.endswith("from_pretrained") and given.get("use_safetensors", "True") not in ("True",):
             yield f"calls {called} without safetensors"
@@ -123,7 +127,16 @@ def test_the_planted_pickle_would_leave_its_mark(tmp_path: Path) -> None:
         pickle.loads(pickle.dumps(Evil(tmp_path)))
 
 
-NAMES = ["pytorch_model.bin", "model.bin", "diffusion_pytorch_model.bin", "model.pt", "model.pth", "model.ckpt", "model.pkl", "open_clip_pytorch_model.bin"]
+NAMES = [
+    "pytorch_model.bin",
+    "model.bin",
+    "diffusion_pytorch_model.bin",
+    "model.pt",
+    "model.pth",
+    "model.ckpt",
+    "model.pkl",
+    "open_clip_pytorch_model.bin",
+]
 NAMES += ["pytorch_lora_weights.bin", "training_args.bin", "optimizer.bin", "scheduler.bin", "random_states_0.pkl", "000000.pt", "state.pt"]
 
 
@@ -266,7 +279,13 @@ def test_no_token_is_written(
 
 # --- texts ----------------------------------------------------------------------------------------------------
 
-HOSTILE = ["<script>alert(1)</script>", "</td><img src=x onerror=alert(1)>", "[x](javascript:alert(1))", "<!-- end of notes -->", "`</code><svg onload=alert(1)>"]
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</td><img src=x onerror=alert(1)>",
+    "[x](javascript:alert(1))",
+    "<!-- end of notes -->",
+    "`</code><svg onload=alert(1)>",
+]
 
 
 class Markup(HTMLParser):

@@ -20,7 +20,9 @@ tried: Counter[str] = Counter()
 
 
 def fuzz(examples: int = 120) -> settings:
-    return settings(max_examples=EXAMPLES or examples, derandomize=not EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    return settings(
+        max_examples=EXAMPLES or examples, derandomize=not EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
 
 
 def refused_or_read(what: str, read: Callable[..., Any], *given: Any) -> Any:
@@ -45,7 +47,9 @@ def anything(max_leaves: int = 8) -> st.SearchStrategy[Any]:
     """Whatever JSON can hold, numbers beyond all sense and NaN among it."""
     numbers = st.integers() | st.sampled_from([-1, 0, 2**31, 2**63, 10**30]) | st.floats()
     leaves = st.none() | st.booleans() | numbers | st.text(max_size=12) | st.sampled_from(["", "../../x", "<script>", "a\nb", "[", "\ud800"])
-    return st.recursive(leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4), max_leaves=max_leaves)
+    return st.recursive(
+        leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4), max_leaves=max_leaves
+    )
 
 
 @st.composite

@@ -62,8 +62,44 @@ def flags_of(run: Callable[[list[str]], None], words: list[str], monkeypatch: py
 
 
 words = st.sampled_from(
-    ["0", "1", "-1", "3", "1e309", "nan", "-inf", "1e-320", "99999999999999999999", "", " ", "-", "--", "x", "../..", "/proc/self/mem", "nowhere", "a b", "é"]
-    + ["%s", "{x}", "$(touch planted)", "\n", "hf_secret", "fp16", "none", "all", "clip", "classifier", "latest", "--seed", "0.5", "hf-hub:x/y", "x:y"]
+    [
+        "0",
+        "1",
+        "-1",
+        "3",
+        "1e309",
+        "nan",
+        "-inf",
+        "1e-320",
+        "99999999999999999999",
+        "",
+        " ",
+        "-",
+        "--",
+        "x",
+        "../..",
+        "/proc/self/mem",
+        "nowhere",
+        "a b",
+        "é",
+    ]
+    + [
+        "%s",
+        "{x}",
+        "$(touch planted)",
+        "\n",
+        "hf_secret",
+        "fp16",
+        "none",
+        "all",
+        "clip",
+        "classifier",
+        "latest",
+        "--seed",
+        "0.5",
+        "hf-hub:x/y",
+        "x:y",
+    ]
 ) | st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=10)
 
 

@@ -22,7 +22,12 @@ from hub.push import local_card
 from hub.space.about import About, figures, introduction, sampling
 from reward.spec import read_prompts, read_spec
 
-SPEC = {"concepts": ["Van Gogh style"], "kinds": ["style"], "forget": [{"prompt": "a cat in Van Gogh style", "anchors": ["a cat"]}], "retain": ["a cat", "a dog"]}
+SPEC = {
+    "concepts": ["Van Gogh style"],
+    "kinds": ["style"],
+    "forget": [{"prompt": "a cat in Van Gogh style", "anchors": ["a cat"]}],
+    "retain": ["a cat", "a dog"],
+}
 LECO = [{"target": "van gogh", "positive": "van gogh", "unconditional": "", "neutral": "a painting", "action": "erase", "guidance_scale": 1.0}]
 ROWS = [
     {"prompt": "a cat in Van Gogh style", "group": "forget", "label": "Van Gogh"},
@@ -161,7 +166,8 @@ def test_results_that_are_nested_without_end(tmp_path: Path) -> None:
 
 
 lines_of_cards = st.lists(
-    st.sampled_from([BEGIN, END, "---", "", "# title", "<!-- notes: x -->", "<script>alert(1)</script>", "text", " " + BEGIN, "\r"]) | st.text(max_size=9),
+    st.sampled_from([BEGIN, END, "---", "", "# title", "<!-- notes: x -->", "<script>alert(1)</script>", "text", " " + BEGIN, "\r"])
+    | st.text(max_size=9),
     max_size=12,
 ).map("\n".join)
 
