@@ -17,7 +17,6 @@ from reward.predictor import RewardPredictor
 from reward.spec import ConceptSpec
 from reward.teacher import Teacher
 
-
 INDISTINCT = 1e-6
 """The most by which vectors of different images may differ and still be the same, in any of their numbers."""
 

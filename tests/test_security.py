@@ -79,11 +79,19 @@ def test_no_source_runs_what_it_reads() -> None:
     assert not found
 
 
-@pytest.mark.parametrize(
-    "source",
-    ["import pickle", "from pickle import loads", "torch.load(x)", "torch.load(x, weights_only=False)", "yaml.load(x)", "eval(x)", "os.system(x)"]
-    + ["subprocess.run(x, shell=True)", "A.from_pretrained(x, trust_remote_code=True)", "np.load(x, allow_pickle=True)", "archive.extractall(x)"],
-)
+FAULTY = [
+    "import pickle",
+    "from pickle import loads",
+    "torch.load(x)",
+    "torch.load(x, weights_only=False)",
+    "yaml.load(x)",
+    "eval(x)",
+    "os.system(x)",
+]
+FAULTY += ["subprocess.run(x, shell=True)", "A.from_pretrained(x, trust_remote_code=True)", "np.load(x, allow_pickle=True)", "archive.extractall(x)"]
+
+
+@pytest.mark.parametrize("source", FAULTY)
 def test_the_search_finds_what_it_looks_for(source: str) -> None:
     assert list(faults_in(source))
 
@@ -190,7 +198,8 @@ def test_pickles_are_no_networks(plant: Callable[[Path], Path], tiny_reward_dir:
         without_weights(copy)
         refused(lambda load=load, copy=copy: load(copy))
     classifier = tmp_path / "classifier"
-    plant_everywhere(plant, classifier) if classifier.mkdir() is None else None
+    classifier.mkdir()
+    plant_everywhere(plant, classifier)
     (classifier / "config.json").write_text('{"architectures": ["ViTForImageClassification"], "model_type": "vit"}')
     refused(lambda: ClassifierTeacher.from_pretrained(str(classifier)))
     refused(lambda: load_judge(classifier))
@@ -207,7 +216,8 @@ def test_a_classifier_file_that_is_a_pickle_of_more_than_tensors_is_refused(name
 
 
 def test_an_adapter_that_is_a_pickle_is_refused(plant: Callable[[Path], Path], tiny_pipeline_dir: Path, tmp_path: Path) -> None:
-    plant_everywhere(plant, tmp_path / "adapter") if (tmp_path / "adapter").mkdir() is None else None
+    (tmp_path / "adapter").mkdir()
+    plant_everywhere(plant, tmp_path / "adapter")
     pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline_dir)
     refused(lambda: load_adapter(pipe, tmp_path / "adapter"))
     refused(lambda: load_adapter(pipe, tmp_path / "adapter", weight_name="pytorch_lora_weights.bin"))

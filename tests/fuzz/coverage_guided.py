@@ -21,7 +21,7 @@ with atheris.instrument_imports(include=["evaluation", "hub", "reward", "trainin
     from reward.latents import read_shard
     from reward.spec import read_prompts, read_spec
 
-from fuzzing import put, refused_or_read, tried
+from fuzzing import put, refused_or_read, tried  # noqa: E402
 
 
 def main() -> None:

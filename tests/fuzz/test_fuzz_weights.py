@@ -17,8 +17,8 @@ from safetensors.torch import save, save_file
 
 from critic.network import ValueNetwork
 from environment.supported import class_of_checkpoint
-from evaluation.judges import load_judge
 from evaluation.judge import Judge
+from evaluation.judges import load_judge
 from evaluation.shards import Side
 from evaluation.weights import read_state
 from hub.adapter import read_adapter_metadata
