@@ -23,7 +23,6 @@ from accelerate.utils import InitProcessGroupKwargs
 
 import canvas
 from environment.base import add_base_arguments, base_options, load_pipeline
-from environment.concept_arguments import number, positive_int
 from environment.errors import friendly_errors, friendly_interrupts
 from evaluation.examination import Examination, JudgeExamination, TeacherExamination
 from evaluation.grid import before_after
@@ -77,7 +76,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--scales",
-        type=number,
+        type=float,
         nargs="+",
         default=[1.0],
         help="Weights of the adapter; 0 is the base. Several make a table and a picture of the price.",
@@ -88,9 +87,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         help="One image a prompt and seed. Default: the protocol's own; else 0 1 2, and for prompts that ask for the concept as many more as make 24 images.",
     )
-    parser.add_argument("--num_inference_steps", type=positive_int, help="Steps of the deterministic sampler. Default: the protocol's own, else 30.")
-    parser.add_argument("--guidance_scale", type=number, help="Classifier-free guidance. Default: the protocol's own, else the pipeline's.")
-    parser.add_argument("--eval_batch_size", type=positive_int, default=64, help="Images drawn at a time, at most 64.")
+    parser.add_argument("--num_inference_steps", type=int, help="Steps of the deterministic sampler. Default: the protocol's own, else 30.")
+    parser.add_argument("--guidance_scale", type=float, help="Classifier-free guidance. Default: the protocol's own, else the pipeline's.")
+    parser.add_argument("--eval_batch_size", type=int, default=64, help="Images drawn at a time, at most 64.")
     parser.add_argument(
         "--clip_model",
         help="The open_clip model of the CLIP score, best one that the reward has not seen: NAME, hf-hub:ID or local-dir:DIR. It judges too where no "
@@ -119,6 +118,8 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     begun = (args.output_dir / IMAGES).is_dir()
     if args.output_dir.is_dir() and any(args.output_dir.iterdir()) and not (begun or args.overwrite_output_dir):
         parser.error(f"--output_dir {args.output_dir} is not empty and holds no evaluation; choose another or add --overwrite_output_dir.")
+    if (args.num_inference_steps is not None and args.num_inference_steps < 1) or args.eval_batch_size < 1:
+        parser.error("--num_inference_steps and --eval_batch_size must be at least 1.")
     if len(set(args.seeds or [])) < len(args.seeds or []):
         parser.error("--seeds holds a seed twice.")
     if min(args.scales) < 0:
