@@ -39,9 +39,9 @@ from critic.estimators import ADVANTAGES, SIGNALS, Estimator
 from critic.network import ValueNetwork
 from critic.pathwise import linear_advantages, scaled, slope_scale, value_slopes
 from environment.arguments import add_environment_arguments, build_environment
-from environment.concept_arguments import positive_int, uses_bundled_base
+from environment.concept_arguments import number, positive_int, uses_bundled_base, whole_number
 from environment.environment import Environment, ForgetScore, RetainScore
-from environment.errors import friendly_errors, friendly_interrupts, friendly_memory
+from environment.errors import Unsound, friendly_errors, friendly_interrupts, friendly_memory
 from environment.memory import DTYPES, add_memory_arguments, memory_options, read_quantization
 from evaluation.examination import Examination, JudgeExamination, TeacherExamination
 from evaluation.generate import adapter_disabled, evaluation_mode, generate
@@ -56,7 +56,7 @@ from hub.kohya import save_kohya
 from hub.push import CRITIC_FILES, push_adapter, push_command
 from networks.checkpoint import cached_revision, write_aside
 from networks.versions import versions
-from policy.adapter import ADAPTER, add_lora, base_policy, load_lora_state, lora_state
+from policy.adapter import ADAPTER, add_lora, base_policy, is_identity, load_lora_state, lora_state
 from policy.trajectory import Experience, Trajectory, batches
 from policy.update import UpdateConfig, UpdateStats, update_policy
 from training.checkpoints import (
@@ -77,6 +77,8 @@ from training.interruption import Interruption, leave
 from training.lock import LOCK_NAME, only_run
 from training.memory import out_of_memory, peak_memory_mb
 from training.plan import Amounts, costs_in_words, listing, probe
+from training.soundness import what_is_no_number
+from training.tracking import Tracking
 
 logger = get_logger(__name__)
 
@@ -107,20 +109,20 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--target_unlearning_accuracy",
-        type=float,
+        type=number,
         default=0.95,
         help="Stop once this share of the last iterations' images shows something else, recognisably, in place of the concept.",
     )
     parser.add_argument("--patience", type=positive_int, default=3, help="Over how many iterations the target must be reached.")
     parser.add_argument("--rank", type=int, default=8, help="Rank of the LoRA matrices.")
-    parser.add_argument("--lora_alpha", type=float, help="Scale of the LoRA update before division by the rank. Default: the rank.")
+    parser.add_argument("--lora_alpha", type=number, help="Scale of the LoRA update before division by the rank. Default: the rank.")
     parser.add_argument(
         "--lora_target_modules",
         nargs="+",
         default=["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"],
         help="Endings of the modules to adapt.",
     )
-    parser.add_argument("--learning_rate", type=float, default=5e-3, help="Learning rate of the adapter.")
+    parser.add_argument("--learning_rate", type=number, default=5e-3, help="Learning rate of the adapter.")
     parser.add_argument(
         "--lr_scheduler",
         type=str,
@@ -128,13 +130,13 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         choices=[s.value for s in SchedulerType if s.value != "piecewise_constant"],
         help="Schedule over the iterations.",
     )
-    parser.add_argument("--lr_warmup_steps", type=int, default=0, help="Iterations over which the learning rate rises.")
+    parser.add_argument("--lr_warmup_steps", type=whole_number, default=0, help="Iterations over which the learning rate rises.")
     parser.add_argument("--use_8bit_adam", action="store_true", help="Use bitsandbytes' 8-bit AdamW. A LoRA is small, so this saves little.")
-    parser.add_argument("--adam_beta1", type=float, default=0.5, help="Decay of AdamW's first moment; what was right an iteration ago soon is not.")
-    parser.add_argument("--adam_beta2", type=float, default=0.99, help="Decay of AdamW's second moment.")
-    parser.add_argument("--adam_weight_decay", type=float, default=1e-4, help="Weight decay of the adapter.")
-    parser.add_argument("--adam_epsilon", type=float, default=1e-8, help="Epsilon of AdamW.")
-    parser.add_argument("--max_grad_norm", type=float, default=1.0, help="Norm that the gradient is clipped to.")
+    parser.add_argument("--adam_beta1", type=number, default=0.5, help="Decay of AdamW's first moment; what was right an iteration ago soon is not.")
+    parser.add_argument("--adam_beta2", type=number, default=0.99, help="Decay of AdamW's second moment.")
+    parser.add_argument("--adam_weight_decay", type=number, default=1e-4, help="Weight decay of the adapter.")
+    parser.add_argument("--adam_epsilon", type=number, default=1e-8, help="Epsilon of AdamW.")
+    parser.add_argument("--max_grad_norm", type=number, default=1.0, help="Norm that the gradient is clipped to.")
     parser.add_argument(
         "--gradient_accumulation_steps", type=positive_int, default=2, help="Timesteps in an optimizer step, each of all trajectories."
     )
@@ -152,41 +154,43 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         help="What a denoising step is credited with: the slope of the noisy reward in the state it led to (pathwise), the change it made and how the "
         "image turned out (step), generalized advantage estimation (gae) and its ends (td, mc), or the finished image's reward alone (ddpo).",
     )
-    parser.add_argument("--gae_lambda", type=float, default=0.9, help="Lambda of --advantage gae.")
-    parser.add_argument("--gamma", type=float, help="Discount over denoising steps. Default: 0 for --advantage pathwise and step, else 1.")
+    parser.add_argument("--gae_lambda", type=number, default=0.9, help="Lambda of --advantage gae.")
+    parser.add_argument("--gamma", type=number, help="Discount over denoising steps. Default: 0 for --advantage pathwise and step, else 1.")
     parser.add_argument(
-        "--terminal_weight", type=float, help="Weight of the finished image's reward beside the advantage. Default: 1 for --advantage step, else 0."
+        "--terminal_weight", type=number, help="Weight of the finished image's reward beside the advantage. Default: 1 for --advantage step, else 0."
     )
     parser.add_argument(
         "--reward_signal", choices=SIGNALS, default="noisy", help="Reward every step with the change of its potential, or the last one alone."
     )
     parser.add_argument("--critic_type", choices=CRITICS, default="film", help="The critic, or a lesser one, for ablation.")
-    parser.add_argument("--advantage_clip", type=float, default=5.0, help="Clip of the normalised advantages; slopes are not clipped.")
+    parser.add_argument("--advantage_clip", type=number, default=5.0, help="Clip of the normalised advantages; slopes are not clipped.")
     parser.add_argument(
         "--clip_range",
-        type=float,
+        type=number,
         default=0.2,
         help="Clip of the importance ratio, in units of a step's own noise; with --advantage pathwise, of how far a mean may move.",
     )
     parser.add_argument("--inner_epochs", type=positive_int, default=1, help="Passes over an iteration's trajectories.")
     parser.add_argument(
         "--replay_iterations",
-        type=int,
+        type=whole_number,
         default=0,
         help="Train on the trajectories of so many earlier iterations too, off policy, by importance ratios.",
     )
-    parser.add_argument("--target_kl", type=float, default=0.02, help="Stop an iteration's updates once the KL to the acting policy exceeds this.")
+    parser.add_argument("--target_kl", type=number, default=0.02, help="Stop an iteration's updates once the KL to the acting policy exceeds this.")
     parser.add_argument(
-        "--train_timestep_fraction", type=float, default=0.5, help="Share of the timesteps that is trained, drawn anew in every iteration."
+        "--train_timestep_fraction", type=number, default=0.5, help="Share of the timesteps that is trained, drawn anew in every iteration."
     )
-    parser.add_argument("--masked_steps", type=int, default=2, help="How many of the last denoising steps are never trained.")
-    parser.add_argument("--kl_coef", type=float, default=20.0, help="Weight of the KL to the base on retain prompts.")
+    parser.add_argument("--masked_steps", type=whole_number, default=2, help="How many of the last denoising steps are never trained.")
+    parser.add_argument("--kl_coef", type=number, default=20.0, help="Weight of the KL to the base on retain prompts.")
     parser.add_argument(
         "--retain_kl_target",
-        type=float,
+        type=number,
         help="Adapt that weight to this KL: twice as much where it is passed, half as much far below. Default: fixed.",
     )
-    parser.add_argument("--anchor_kl_coef", type=float, default=1.0, help="Weight of the KL to the base under the nearest anchor, on forget prompts.")
+    parser.add_argument(
+        "--anchor_kl_coef", type=number, default=1.0, help="Weight of the KL to the base under the nearest anchor, on forget prompts."
+    )
     parser.add_argument("--retain_rollouts", type=positive_int, default=64, help="Rollouts of the base on retain prompts that the KL is taken on.")
     parser.add_argument(
         "--retain_batch_size",
@@ -196,20 +200,22 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--max_retain_drop",
-        type=float,
+        type=number,
         default=0.2,
         help="Brake: how far the retain reward may fall below the base's, as a share of the distance between the concept and its anchors.",
     )
-    parser.add_argument("--max_retain_kl", type=float, default=0.3, help="Brake: bound of the KL to the base on retain states.")
+    parser.add_argument("--max_retain_kl", type=number, default=0.3, help="Brake: bound of the KL to the base on retain states.")
     parser.add_argument(
         "--max_step_kl",
-        type=float,
+        type=number,
         default=3.0,
         help="Brake: bound of the KL by which one iteration may move the policy; 0.1 to 1 is usual at first.",
     )
-    parser.add_argument("--max_brakes", type=int, default=3, help="How often the brake may return to the last good state before the run ends there.")
+    parser.add_argument(
+        "--max_brakes", type=whole_number, default=3, help="How often the brake may return to the last good state before the run ends there."
+    )
 
-    parser.add_argument("--critic_learning_rate", type=float, default=1e-3, help="Learning rate of the critic.")
+    parser.add_argument("--critic_learning_rate", type=number, default=1e-3, help="Learning rate of the critic.")
     parser.add_argument(
         "--warmup_rollouts",
         type=positive_int,
@@ -217,15 +223,15 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         help="Rollouts of the base on forget prompts: the reward is calibrated on them, and the critic warmed up; "
         "without a critic the first iteration learns from them.",
     )
-    parser.add_argument("--critic_warmup_steps", type=int, default=300, help="Optimizer steps of the warm-up.")
-    parser.add_argument("--critic_steps", type=int, default=30, help="Optimizer steps of the critic after every iteration.")
+    parser.add_argument("--critic_warmup_steps", type=whole_number, default=300, help="Optimizer steps of the warm-up.")
+    parser.add_argument("--critic_steps", type=whole_number, default=30, help="Optimizer steps of the critic after every iteration.")
     parser.add_argument("--critic_batch_size", type=positive_int, default=256, help="States in an optimizer step of the critic.")
     parser.add_argument("--critic_buffer_iterations", type=positive_int, default=4, help="Iterations the critic remembers.")
 
     parser.add_argument("--validation_prompt", nargs="+", help="Prompts of the previews. Default: forget and retain prompts in turn.")
     parser.add_argument("--num_validation_images", type=positive_int, default=8, help="Images of a preview when no prompt is given.")
-    parser.add_argument("--validation_steps", type=int, default=10, help="Preview every so many iterations; 0 for none during training.")
-    parser.add_argument("--validation_guidance_scale", type=float, help="Guidance of previews and final figures. Default: the pipeline's own.")
+    parser.add_argument("--validation_steps", type=whole_number, default=10, help="Preview every so many iterations; 0 for none during training.")
+    parser.add_argument("--validation_guidance_scale", type=number, help="Guidance of previews and final figures. Default: the pipeline's own.")
     parser.add_argument(
         "--evaluation_seeds",
         type=int,
@@ -233,8 +239,8 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         help="Seeds of the final figures, an image a prompt and seed; the flag without a seed skips them. Default: 0 1 2, and for prompts that ask for the "
         "concept as many more as make 24 images.",
     )
-    parser.add_argument("--checkpointing_steps", type=int, default=10, help="Write a checkpoint every so many iterations; 0 for none.")
-    parser.add_argument("--checkpoints_total_limit", type=int, default=2, help="How many checkpoints to keep.")
+    parser.add_argument("--checkpointing_steps", type=whole_number, default=10, help="Write a checkpoint every so many iterations; 0 for none.")
+    parser.add_argument("--checkpoints_total_limit", type=whole_number, default=2, help="How many checkpoints to keep.")
     parser.add_argument("--resume_from_checkpoint", help='A checkpoint of the output directory, or "latest".')
     parser.add_argument("--report_to", default="tensorboard", help='Tracker: "tensorboard", "wandb", ... or "none".')
     parser.add_argument("--logging_dir", default="logs", help="Directory of the tracker within the output directory.")
@@ -271,7 +277,7 @@ class Progress:
 
 def generator_for(args: argparse.Namespace, accelerator: Accelerator, purpose: int, iteration: int = 0) -> torch.Generator:
     """Every random choice has a generator of its own, so that resuming needs no random state."""
-    return torch.Generator().manual_seed(((args.seed * 7919 + purpose) * 100_003 + iteration) * 1009 + accelerator.process_index)
+    return torch.Generator().manual_seed((((args.seed * 7919 + purpose) * 100_003 + iteration) * 1009 + accelerator.process_index) % 2**63)
 
 
 WARMUP, RETAIN, ROLLOUT, UPDATE, CRITIC = range(5)
@@ -331,6 +337,8 @@ def check_objective(args: argparse.Namespace) -> None:
         raise ValueError("--terminal_weight has no slope that --advantage pathwise could use; choose --gamma, or another --advantage.")
     if args.critic_model_name_or_path and not choose_estimator(args).uses_critic:
         raise ValueError(f"--advantage {args.advantage} asks no critic at its discount; add --gamma 0.5, or leave --critic_model_name_or_path out.")
+    if choose_estimator(args).uses_critic and args.warmup_rollouts < 2:
+        raise ValueError("--warmup_rollouts must be at least 2 for a critic: one of them is held out.")
 
 
 def run_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -378,16 +386,27 @@ def warm_up_critic(
 ) -> None:
     """Fit the critic to what became of the base's trajectories of forget prompts."""
     order = torch.randperm(len(trajectory), generator=generator)
-    held_out, learnt = order[: len(order) // 4], order[len(order) // 4 :]
+    count = max(1, len(order) // 4)
+    held_out, learnt = order[:count], order[count:]
     observe(args, env, critic, trajectory[learnt], score.potentials[learnt])
     # A critic that was given is trained already; only its baselines and its trust belong to this run.
     critic.fit(0 if args.critic_model_name_or_path else args.critic_warmup_steps, args.critic_batch_size, generator)
     observe(args, env, critic, trajectory[held_out], score.potentials[held_out])
+    check_critic(critic)
 
 
 def observe(args: argparse.Namespace, env: Environment, critic: Critic, trajectory: Trajectory, potentials: torch.Tensor) -> None:
     """Show the critic trajectories and what became of them."""
     critic.observe(trajectory, env.table.pooled[trajectory.prompt_ids], potentials, choose_estimator(args).returns(potentials))
+
+
+def check_critic(critic: Critic) -> None:
+    """
+    Raises:
+        Unsound: the critic holds something that is no number.
+    """
+    if not critic.is_finite():
+        raise Unsound("The critic's weights or baselines are no longer numbers; lower --critic_learning_rate, or train without a critic.")
 
 
 def values_of(env: Environment, critic: Critic, trajectory: Trajectory, potentials: torch.Tensor) -> torch.Tensor:
@@ -509,14 +528,13 @@ def preview_pairs(args: argparse.Namespace, env: Environment, prompts: list[tupl
 
 
 def log_validation(
-    args: argparse.Namespace, accelerator: Accelerator, env: Environment, prompts: list[tuple[str, bool]], before: list[Image.Image], iteration: int
+    args: argparse.Namespace, tracking: Tracking, env: Environment, prompts: list[tuple[str, bool]], before: list[Image.Image], iteration: int
 ) -> None:
     """Write the preview, adapter beside base, as a picture and to tensorboard."""
     path = args.output_dir / "previews" / f"iteration-{iteration:04d}.png"
     before_after(preview_pairs(args, env, prompts, before), path, f"Erasing {', '.join(env.spec.concepts)}: iteration {iteration}")
-    for tracker in accelerator.trackers:
-        if tracker.name == "tensorboard":
-            tracker.writer.add_image("validation", np.asarray(Image.open(path).convert("RGB")), iteration, dataformats="HWC")
+    with Image.open(path) as image:
+        tracking.show("validation", np.asarray(image.convert("RGB")), iteration)
 
 
 def choose_examination(args: argparse.Namespace, env: Environment) -> Examination:
@@ -723,8 +741,10 @@ def train(
 ) -> dict[str, Any]:
     """Learn; then save the adapter, evaluate it and write the card. Returns what results.json says, on the main process."""
     args.output_dir.mkdir(parents=True, exist_ok=True)
+    tracking = Tracking(accelerator)
+    tracking.start("train_unlearn_lora", tracker_config(args))
     with Interruption() as interruption:
-        progress, logs = learn(args, accelerator, env, optimizer, critic, checkpoint, interruption)
+        progress, logs = learn(args, accelerator, env, optimizer, critic, checkpoint, interruption, tracking)
     logger.info(f"Stopped after {progress.iteration} iterations: {progress.stopped_by}")
     results: dict[str, Any] = {}
     if accelerator.is_main_process:
@@ -739,7 +759,7 @@ def train(
         results = write_results(args, env, examination, progress, logs)
         update_adapter_metadata(args.output_dir, results_header(results))
         logger.info(f"Wrote {args.output_dir}: load it with pipe.load_lora_weights({str(args.output_dir)!r})")
-    accelerator.end_training()
+    tracking.end()
     return results
 
 
@@ -751,6 +771,7 @@ def learn(
     critic: Critic,
     checkpoint: Checkpoint | None,
     interruption: Interruption,
+    tracking: Tracking,
 ) -> tuple[Progress, dict[str, float]]:
     """The loop: roll out, score, judge, estimate advantages, update, refresh the critic. Returns the counters and the last figures.
 
@@ -760,7 +781,6 @@ def learn(
     unet = env.pipe.unet
     config = update_config(args)
     lr_scheduler = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_iterations)
-    accelerator.init_trackers("train_unlearn_lora", config=tracker_config(args))
 
     started = time.perf_counter()
     with base_policy(unet):
@@ -774,7 +794,7 @@ def learn(
     progress = Progress(images=rollouts, unet_samples=2 * env.kernel.num_steps * rollouts, seconds=elapsed, kl_coef=args.kl_coef)
     replay: deque[Experience] = deque(maxlen=args.replay_iterations)
     diagnostics = Diagnostics(args.output_dir / "diagnostics.jsonl")
-    good = lora_state(unet)
+    good, reason = lora_state(unet), None
 
     if checkpoint:
         groups, numbers = checkpoint
@@ -806,7 +826,10 @@ def learn(
             progress.images += args.images_per_iteration + args.retain_batch_size
             progress.unet_samples += 2 * env.kernel.num_steps * (args.images_per_iteration + args.retain_batch_size)
 
-        reason = brake.reason(logs["retain_drop"], progress.retain_kl, progress.step_kl, logs["contrast"])
+        wrong, was_good = what_is_no_number(logs), reason is not None
+        if wrong and was_good:
+            raise Unsound(f"With the last good state of the adapter too, {wrong}.")
+        reason = brake.reason(logs["retain_drop"], progress.retain_kl, progress.step_kl, logs["contrast"]) or wrong or None
         if reason:
             progress.brakes += 1
             logger.warning(f"Brake: {reason}; back to the last good state at half the learning rate.")
@@ -815,6 +838,8 @@ def learn(
             lr_scheduler.base_lrs = [lr / 2 for lr in lr_scheduler.base_lrs]
             for group in optimizer.param_groups:
                 group["lr"] /= 2
+            if progress.brakes > args.max_brakes and not math.isfinite(progress.step_kl) and is_identity(good):
+                raise Unsound(f"The adapter has learnt nothing: {reason}.")
             progress.retain_kl = progress.step_kl = 0.0
             stop.recent = []
         else:
@@ -822,7 +847,9 @@ def learn(
         progress.stopped_by = why_stop(args, progress, reason, reason is None and stop.update(logs["replaced"]))
         progress.replaced = stop.recent
         if progress.stopped_by:
-            accelerator.log(logs, step=iteration)
+            if wrong and (still := what_is_no_number(measure_policy(args, accelerator, env, iteration + 1, base.recognisable)[-1])):
+                raise Unsound(f"With the last good state of the adapter too, {still}.")
+            tracking.log(logs, iteration)
             if accelerator.is_main_process:
                 diagnostics.write(iteration, logs)
             break
@@ -861,19 +888,21 @@ def learn(
             logs |= {"learning_rate": lr_scheduler.get_last_lr()[0], "kl_coef": progress.kl_coef}
             if args.retain_kl_target:
                 progress.kl_coef = adapt_coefficient(progress.kl_coef, progress.retain_kl, args.retain_kl_target)
-        observe(args, env, critic, trajectory, score.potentials)
+        if not wrong:
+            observe(args, env, critic, trajectory, score.potentials)
         if critic.kind != "none":
             logs["critic_loss"] = critic.fit(args.critic_steps, args.critic_batch_size, generator_for(args, accelerator, CRITIC, iteration))
+            check_critic(critic)
 
         progress.iteration += 1
         progress.seconds += time.perf_counter() - started
         bar.update()
         bar.set_postfix({name: f"{logs[key]:.3g}" for name, key in BAR.items() if key in logs})
-        accelerator.log(logs, step=iteration)
+        tracking.log(logs, iteration)
         if accelerator.is_main_process:
             diagnostics.write(iteration, logs)
             if args.validation_steps and progress.iteration % args.validation_steps == 0:
-                log_validation(args, accelerator, env, prompts, before, progress.iteration)
+                log_validation(args, tracking, env, prompts, before, progress.iteration)
         interrupted = mean_over_processes(accelerator, {"": float(interruption.received is not None)})[""] > 0
         due = bool(args.checkpointing_steps) and progress.iteration % args.checkpointing_steps == 0
         if accelerator.is_main_process and (due or interrupted):
@@ -884,7 +913,7 @@ def learn(
             save_checkpoint(args.output_dir, progress.iteration, groups, numbers, args.checkpoints_total_limit)
         accelerator.wait_for_everyone()
         if interrupted:
-            accelerator.end_training()
+            tracking.end()
             leave(
                 interruption.received or signal.SIGTERM,
                 f"stopped after iteration {progress.iteration}, which is saved; the same command with --resume_from_checkpoint latest goes on.",
@@ -933,6 +962,9 @@ def measure_base(args: argparse.Namespace, accelerator: Accelerator, env: Enviro
     forget = env.collect(env.draw(env.forget_ids, args.warmup_rollouts, generator), generator)
     forget_images, retain_images = env.calibrate(forget, retain)
     score, check = env.score_forget(forget, forget_images), env.score_retain(retain, retain_images)
+    wrong = what_is_no_number(iteration_figures(accelerator, env, score, check, recognisable=0.0))
+    if wrong:
+        raise Unsound(f"Nothing can be learnt from the base: {wrong}.")
     warm_up_critic(args, env, critic, forget, score, generator)
     warn_of_other_things(env, score)
     shown = ((forget, forget_images), (retain, retain_images))
@@ -943,6 +975,8 @@ def measure_base(args: argparse.Namespace, accelerator: Accelerator, env: Enviro
     if scale is not None and accelerator.num_processes > 1:
         scale = accelerator.reduce(scale, reduction="mean")
     figures = iteration_figures(accelerator, env, score, check, recognisable)
+    if scale is not None and not scale.isfinite().all():
+        raise Unsound("The slopes of the reward predictor or the critic are no numbers; make it anew, or choose another --advantage.")
     return Base(retain, recognisable, overall["least_contrast"], (forget, score, figures), scale)
 
 
@@ -964,6 +998,7 @@ def iteration_figures(accelerator: Accelerator, env: Environment, score: ForgetS
     """
     figures = {
         "forget_reward": score.terminal.mean().item(),
+        "noisy_reward": score.potentials[:, :-1].mean().item(),
         "shortfall": env.reward.shortfall(score.terminal).mean().item(),
         "forgotten": score.forgotten.float().mean().item(),
         "replaced": (score.forgotten & (score.replacement >= recognisable)).float().mean().item(),

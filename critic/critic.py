@@ -74,6 +74,11 @@ class Critic:
         chunks = [self.network(*(x.to(self.device) for x in parts)) for parts in zip(*(x.split(batch_size) for x in flat), strict=True)]
         return torch.cat(chunks).reshape(count, steps)
 
+    def is_finite(self) -> bool:
+        """Whether everything that its values are made of is a number."""
+        parts = [*self.network.parameters(), self.baseline, self.scale, self.trust]
+        return all(bool(part.isfinite().all()) for part in parts)
+
     @torch.no_grad()
     def observe(self, trajectory: Trajectory, text: torch.Tensor, potentials: torch.Tensor, returns: torch.Tensor) -> None:
         """Add trajectories the network has not seen, with their returns (B, T): updates trust, baselines, scale and buffer."""
@@ -113,8 +118,8 @@ class Critic:
             loss = F.smooth_l1_loss(prediction, residual[row, step] / self.scale[step])
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-            self.optimizer.step()
+            if torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0).isfinite():
+                self.optimizer.step()
             losses.append(loss.detach())
         self.network.eval()
         return torch.stack(losses[-50:]).mean().item() if losses else float("nan")

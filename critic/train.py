@@ -18,7 +18,8 @@ from critic.critic import Critic
 from critic.estimators import SIGNALS, Estimator
 from critic.network import ValueNetwork
 from environment.arguments import add_environment_arguments, build_environment
-from environment.errors import friendly_errors
+from environment.concept_arguments import number, positive_int, whole_number
+from environment.errors import Unsound, friendly_errors
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
@@ -26,10 +27,10 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     add_environment_arguments(parser)
     parser.add_argument("--output_dir", type=Path, required=True, help="Where config.json and model.safetensors are written.")
     parser.add_argument("--num_rollouts", type=int, default=768, help="Rollouts of forget prompts; a sixth of them is held out.")
-    parser.add_argument("--max_train_steps", type=int, default=1000, help="Optimizer steps.")
-    parser.add_argument("--train_states", type=int, default=256, help="States in an optimizer step.")
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="Learning rate of AdamW.")
-    parser.add_argument("--gamma", type=float, default=0.5, help="Discount over denoising steps of the later run, whose returns it learns.")
+    parser.add_argument("--max_train_steps", type=whole_number, default=1000, help="Optimizer steps.")
+    parser.add_argument("--train_states", type=positive_int, default=256, help="States in an optimizer step.")
+    parser.add_argument("--learning_rate", type=number, default=1e-3, help="Learning rate of AdamW.")
+    parser.add_argument("--gamma", type=number, default=0.5, help="Discount over denoising steps of the later run, whose returns it learns.")
     parser.add_argument("--reward_signal", choices=SIGNALS, default="noisy", help="Reward signal of the later run.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of rollouts and weights.")
     return parser.parse_args(input_args)
@@ -38,10 +39,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     accelerator = Accelerator()
     set_seed(args.seed)
-    with friendly_errors():
-        if args.num_rollouts < 6:
-            raise ValueError("--num_rollouts must be at least 6, one to hold out and five to learn from.")
-        env = build_environment(args, accelerator.device)
+    if args.num_rollouts < 6:
+        raise ValueError("--num_rollouts must be at least 6, one to hold out and five to learn from.")
+    env = build_environment(args, accelerator.device)
     generator = torch.Generator().manual_seed(args.seed)
     print(f"Rolling the base out {args.num_rollouts} times on {len(env.spec.forget_prompts)} forget prompts")
     trajectory = env.collect(env.draw(env.forget_ids, args.num_rollouts, generator), generator)
@@ -58,6 +58,8 @@ def main(args: argparse.Namespace) -> None:
     held_out, train = order[: args.num_rollouts // 6], order[args.num_rollouts // 6 :]
     critic.observe(trajectory[train], text[train], potentials[train], returns[train])
     loss = critic.fit(args.max_train_steps, args.train_states, generator)
+    if not critic.is_finite():
+        raise Unsound("The critic has become numbers that are none, so it is not written; lower --learning_rate.")
     network.save_pretrained(args.output_dir)
 
     groups = trajectory.prompt_ids[held_out]
@@ -69,4 +71,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    with friendly_errors():
+        main(parse_args())

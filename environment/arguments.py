@@ -8,7 +8,7 @@ import torch
 
 import canvas
 from environment.base import add_base_arguments, base_options, load_pipeline
-from environment.concept_arguments import add_concept_arguments, load_teachers, positive_int, read_given, resolve_spec, uses_bundled_base
+from environment.concept_arguments import add_concept_arguments, load_teachers, number, positive_int, read_given, resolve_spec, uses_bundled_base
 from environment.environment import Environment
 from environment.memory import MemoryOptions
 from policy.backbone import Backbone
@@ -27,16 +27,16 @@ def add_environment_arguments(parser: argparse.ArgumentParser) -> None:
     add_base_arguments(parser)
     parser.add_argument("--train_reward", action="store_true", help="Train a reward predictor for this base first, on the given prompts.")
     parser.add_argument(
-        "--fidelity_weight", type=float, default=FIDELITY_WEIGHT, help="Weight of the prompt without the concept, for one of the concept's absence."
+        "--fidelity_weight", type=number, default=FIDELITY_WEIGHT, help="Weight of the prompt without the concept, for one of the concept's absence."
     )
     parser.add_argument("--num_inference_steps", type=positive_int, default=16, help="Denoising steps of a rollout.")
     parser.add_argument(
         "--guidance_scale",
-        type=float,
+        type=number,
         default=7.5,
         help="Classifier-free guidance of rollouts and updates alike; use the one the adapter will be used with.",
     )
-    parser.add_argument("--eta", type=float, default=1.0, help="Noise of the stochastic DDIM sampler; 1 is ancestral sampling, 0 is refused.")
+    parser.add_argument("--eta", type=number, default=1.0, help="Noise of the stochastic DDIM sampler; 1 is ancestral sampling, 0 is refused.")
     parser.add_argument(
         "--train_batch_size",
         type=positive_int,

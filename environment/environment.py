@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
+from environment.errors import Unsound
 from policy.backbone import Backbone
 from policy.kernel import ReverseKernel
 from policy.rollout import rollout
@@ -16,6 +17,9 @@ from reward.margin import ConceptReward
 from reward.predictor import RewardPredictor
 from reward.spec import ConceptSpec
 from reward.teacher import Teacher
+
+INDISTINCT = 1e-6
+"""The most by which vectors of different images may differ and still be the same, in any of their numbers."""
 
 
 @dataclass
@@ -136,9 +140,14 @@ class Environment:
 
     @torch.no_grad()
     def calibrate(self, forget: Trajectory, retain: Trajectory) -> tuple[Finished, Finished]:
-        """Put the reward on the scale of the base's own images: its trajectories of forget and of retain prompts, whose images are returned."""
+        """Put the reward on the scale of the base's own images: its trajectories of forget and of retain prompts, whose images are returned.
+
+        Raises:
+            Unsound: teacher or predictor answers the same to every image.
+        """
         finished = self.finish(forget), self.finish(retain)
         concept, others = (images.embeddings for images in finished)
+        self.check_reward(forget, torch.cat([concept, others]))
         is_anchor = (self.anchor_rows[..., None] == retain.prompt_ids).any(dim=1)
         self.reward = self.reward.calibrated(concept, forget.prompt_ids, others, is_anchor)
         ids = torch.cat([forget.prompt_ids, retain.prompt_ids])
@@ -147,6 +156,24 @@ class Environment:
         total = torch.zeros_like(count).index_add(0, ids, own)
         self.base_cosine = torch.where(count > 0, total / count.clamp(min=1), own[len(concept) :].mean())
         return finished
+
+    def check_reward(self, rollouts: Trajectory, seen: torch.Tensor) -> None:
+        """Refuse a teacher or a predictor to which all images are alike.
+
+        Args:
+            rollouts: several trajectories.
+            seen: (N, D), what the teacher sees in finished images.
+
+        Raises:
+            Unsound: nothing can be learnt from that.
+        """
+        said = self.predictor.score_trajectory(rollouts.latents[:, :-1], rollouts.timesteps[:-1])
+        for who, vectors, advice in (
+            ("teacher", seen, "take another --clip_model or --classifier_name_or_path, or look at what the base draws"),
+            ("reward predictor", said, "make it anew with `python -m reward.train`"),
+        ):
+            if len(vectors) > 1 and (vectors.amax(0) - vectors.amin(0)).max() < INDISTINCT:
+                raise Unsound(f"The {who} answers the same to every image, so nothing can be learnt from it; {advice}.")
 
     @torch.no_grad()
     def finish(self, trajectory: Trajectory) -> Finished:

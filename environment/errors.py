@@ -9,6 +9,10 @@ from contextlib import contextmanager
 import torch
 
 
+class Unsound(ArithmeticError):
+    """Numbers that nothing may be built upon, such as NaN; the message says whose they are and what to do."""
+
+
 @contextmanager
 def friendly_errors() -> Iterator[None]:
     """For what depends on the user's input: a ValueError becomes `error: ...` and exit code 2, a failing disk exit code 1."""
@@ -21,11 +25,13 @@ def friendly_errors() -> Iterator[None]:
 
 @contextmanager
 def friendly_interrupts(hint: str = "") -> Iterator[None]:
-    """For a run under way: Ctrl-C and a failing disk end in a sentence, followed by `hint`; a bug keeps its traceback."""
+    """For a run under way: Ctrl-C, a failing disk and unsound numbers end in a sentence, followed by `hint`; a bug keeps its traceback."""
     try:
         yield
     except KeyboardInterrupt:
         _leave(f"interrupted. {hint}", 130)
+    except Unsound as error:
+        _leave(f"{error} {hint}", 1)
     except OSError as error:
         _leave(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}. {hint}", 1)
 

@@ -11,8 +11,11 @@ from typing import Protocol
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from networks.checkpoint import check_shapes
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -128,10 +131,13 @@ class Judge(nn.Module):
         """
         directory = Path(directory)
         try:
-            judge = cls(**json.loads((directory / CONFIG_NAME).read_text()))
+            config = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
+            check_shapes(lambda: cls(**config), directory / WEIGHTS_NAME)
+            judge = cls(**config)
             judge.load_state_dict(load_file(directory / WEIGHTS_NAME))
-        except (OSError, TypeError, KeyError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{directory} is not a judge ({CONFIG_NAME} + {WEIGHTS_NAME}): {error}") from error
+        except (OSError, TypeError, LookupError, ValueError, RuntimeError, AttributeError, ArithmeticError, SafetensorError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"{directory} is not a judge ({CONFIG_NAME} + {WEIGHTS_NAME}): {reason}") from error
         return judge.eval().requires_grad_(False)
 
 

@@ -69,8 +69,9 @@ def load_judge(name_or_path: str | Path, device: torch.device | str = "cpu") -> 
     config = Path(name_or_path) / CONFIG_NAME
     if Path(name_or_path).is_dir():
         try:
-            ours = "architectures" not in json.loads(config.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            said = json.loads(config.read_text(encoding="utf-8"))
+            ours = not (isinstance(said, dict) and "architectures" in said)
+        except (OSError, ValueError, RecursionError):
             ours = True  # whose loader says what is amiss
         if ours:
             return Judge.from_pretrained(name_or_path).to(device)

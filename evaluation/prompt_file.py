@@ -62,6 +62,8 @@ def read_prompt_file(path: str | Path) -> list[Row]:
         for column, value in values.items():
             if not value:
                 raise ValueError(f"{place}: column {column!r} is missing or empty.")
+            if not is_text(value):
+                raise ValueError(f"{place}: column {column!r} holds half a character.")
         if values["group"] not in GROUPS:
             raise ValueError(f"{place}: column 'group' says {values['group']!r}; it must be one of {', '.join(GROUPS)}.")
         row = Row(**values, place=place)
@@ -71,6 +73,15 @@ def read_prompt_file(path: str | Path) -> list[Row]:
     if not any(row.group == "forget" for row in rows.values()):
         raise ValueError(f"{path.name}: no row is of the group 'forget', so there is nothing whose forgetting could be judged.")
     return list(rows.values())
+
+
+def is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8: JSON can spell half of a character, which no tokenizer takes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class FileExamination(Examination):
@@ -116,6 +127,13 @@ def find_class(judge: ImageJudge, row: Row) -> tuple[str, str]:
 
 def _csv_records(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader(text.splitlines())
+    try:
+        return _rows_of(path, reader)
+    except csv.Error as error:
+        raise ValueError(f"{path.name}, row {reader.line_num}: not CSV: {error}.") from error
+
+
+def _rows_of(path: Path, reader: csv.DictReader[str]) -> list[tuple[int, dict[str, Any]]]:
     header = [name.strip() for name in reader.fieldnames or []]
     for column in COLUMNS:
         if column not in header:
@@ -131,7 +149,7 @@ def _jsonl_records(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path.name}, row {number}: not JSON: {error}") from error
         if not isinstance(record, dict):
             raise ValueError(f"{path.name}, row {number}: not a JSON object.")

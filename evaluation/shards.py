@@ -64,7 +64,12 @@ class Side:
         wanted = {**settings, "image_format": image_format, "shard_size": SHARD_SIZE}
         path = directory / MANIFEST
         if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except (ValueError, RecursionError):
+                found = None
+            if not isinstance(found, dict):
+                raise ValueError(f"{path} is damaged; choose another directory, or add --overwrite_output_dir to begin --output_dir anew.")
             for name in wanted:
                 if found.get(name) != wanted[name]:
                     raise ValueError(
@@ -103,10 +108,12 @@ class Side:
         try:
             with safe_open(path, "np") as file:
                 verdicts = json.loads(file.metadata()["verdicts"])
+                if not all(isinstance(verdict, dict) for verdict in verdicts):
+                    raise ValueError("verdicts of another kind")
                 return Seen(verdicts, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         except FileNotFoundError:
             return None
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             logger.warning(f"{path} is damaged ({error}); the images are judged again.")
             return None
 
@@ -134,9 +141,12 @@ class Side:
         """The files of a shard that are not as they were written; None if it was never completed."""
         try:
             digests = json.loads(self._index(shard).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
-        return [name for job in jobs if digests.get(name := self.file_name(job)) != self._digest(name)]
+        names = [self.file_name(job) for job in jobs]
+        if not isinstance(digests, dict) or not all(isinstance(digests.get(name), str) for name in names):
+            return None
+        return [name for name in names if digests[name] != self._digest(name)]
 
     def _digest(self, name: str) -> str | None:
         try:

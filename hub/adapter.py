@@ -64,9 +64,12 @@ def write_adapter(directory: str | Path, layers: dict[str, torch.Tensor], config
         metadata: keys at the top level of the header.
 
     Raises:
-        ValueError: a key of the metadata is taken.
+        ValueError: a key of the metadata is taken, or a matrix holds something that is no number.
     """
     _check_keys(metadata)
+    strange = next((name for name, tensor in layers.items() if not tensor.isfinite().all()), None)
+    if strange is not None:
+        raise ValueError(f"{strange} holds something that is no number (NaN or infinity), so no adapter is written.")
     path = Path(directory) / LORA_WEIGHT_NAME_SAFE
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".adapter-") as aside:
@@ -102,8 +105,10 @@ def read_adapter_metadata(directory: str | Path) -> dict[str, Any]:
     if LORA_ADAPTER_METADATA_KEY in header:
         try:
             header[LORA_ADAPTER_METADATA_KEY] = json.loads(header[LORA_ADAPTER_METADATA_KEY])
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not an adapter: {error}") from error
+        if not isinstance(header[LORA_ADAPTER_METADATA_KEY], dict):
+            raise ValueError(f"{path} is not an adapter: {LORA_ADAPTER_METADATA_KEY} in its header is no JSON object")
     return header
 
 

@@ -143,7 +143,7 @@ def _figures_section(results: Mapping[str, Any]) -> str:
     seeds = listed(results.get("seeds"))
     judge = f"Judge: {escape(str(results.get('judge') or 'unknown'))}."
     if seeds:
-        judge += f" Seeds: {', '.join(seeds)}." if len(seeds) <= SHOWN_SEEDS else f" {len(seeds)} seeds."
+        judge += f" Seeds: {escape(', '.join(seeds))}." if len(seeds) <= SHOWN_SEEDS else f" {len(seeds)} seeds."
     if any(_interval(side, name) for side in (base, adapter) for name in names):
         judge += " In brackets the 95 % interval: a bootstrap over prompts and their images, never narrower than Wilson's for as many images."
     return "\n".join(

@@ -41,6 +41,9 @@ def find_fault(pipe: DiffusionPipeline, adapter: str, path: Path, tensors: Mappi
     if held.keys() - given:
         absent = sorted(held.keys() - given)
         return f"lacks {len(absent)} of {len(held)} tensors, such as {absent[0]}; fetch or train it again."
+    strange = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if strange:
+        return f"holds something that is no number (NaN or infinity) in {min(strange)}; fetch or train it again."
     if not any(tensor.any() for name, tensor in held.items() if "lora_A" not in name):
         return "changes nothing, since all of its lora_B matrices are zero; it was saved before it had learnt anything, so train it again."
     if _misread_alphas(pipe, adapter, tensors):

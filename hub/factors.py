@@ -56,9 +56,18 @@ def read_factors(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any])
 
 
 def lora_config(header: Mapping[str, Any]) -> dict[str, Any]:
-    """peft's settings of the UNet's adapter, from a header as `hub.adapter.read_adapter_metadata` decodes it."""
-    config = header.get(LORA_ADAPTER_METADATA_KEY, {})
-    return {name.removeprefix("unet."): value for name, value in config.items() if name.startswith("unet.")}
+    """peft's settings of the UNet's adapter, from a header as `hub.adapter.read_adapter_metadata` decodes it.
+
+    Raises:
+        ValueError: an alpha is no number.
+    """
+    config = {name.removeprefix("unet."): value for name, value in header.get(LORA_ADAPTER_METADATA_KEY, {}).items() if name.startswith("unet.")}
+    alphas = config.get("alpha_pattern")
+    if not isinstance(alphas, dict | None) or not all(
+        isinstance(alpha, int | float) for alpha in [config.get("lora_alpha", 1), *(alphas or {}).values()]
+    ):
+        raise ValueError(f"The adapter's {LORA_ADAPTER_METADATA_KEY} has an alpha that is no number.")
+    return config
 
 
 def module_alpha(module: str, rank: int, config: Mapping[str, Any]) -> float:

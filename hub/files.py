@@ -69,5 +69,6 @@ def tensor_hash(tensors: dict[str, torch.Tensor]) -> str:
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is not an adapter: {error}") from error
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is not an adapter: {reason}") from error

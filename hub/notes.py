@@ -7,7 +7,8 @@ import re
 BEGIN = "<!-- notes: what you write between this comment and the next is kept when the card is made or uploaded again -->"
 END = "<!-- end of notes -->"
 
-SECTION = re.compile(r"^<!-- notes: [^\n]*-->[ \t]*\r?\n(.*)^<!-- end of notes -->", re.DOTALL | re.MULTILINE)
+FIRST = re.compile(r"^<!-- notes: [^\n]*-->[ \t]*\r?\n", re.MULTILINE)
+LAST = f"\n{END}"
 
 
 def notes_section(notes: str) -> str:
@@ -17,15 +18,22 @@ def notes_section(notes: str) -> str:
 
 def read_notes(card: str) -> str:
     """What people wrote into a card, or an empty text."""
-    found = SECTION.search(card)
-    return found[1].strip() if found else ""
+    found = _section(card)
+    return card[found[1] : found[2]].strip() if found else ""
 
 
 def with_notes(card: str, notes: str) -> str:
     """The card with these notes in place of its own; one without the two comments gets them at its end."""
-    if SECTION.search(card):
-        return SECTION.sub(lambda _: notes_section(notes), card, count=1)
+    if found := _section(card):
+        return f"{card[: found[0]]}{notes_section(notes)}{card[found[3] :]}"
     return f"{card.rstrip()}\n\n{notes_section(notes)}\n"
+
+
+def _section(card: str) -> tuple[int, int, int, int] | None:
+    """Where the first comment begins and ends, and where the last does; None without the two. A search from each end, so that no card takes long."""
+    first = FIRST.search(card)
+    last = card.rfind(LAST, first.end() - 1) if first else -1
+    return (first.start(), first.end(), last + 1, last + len(LAST)) if first and last >= 0 else None
 
 
 def merge_notes(theirs: str, ours: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import canvas
 from hub.adapter import read_adapter_metadata
-from hub.card import BUNDLED
+from hub.card import BUNDLED, FIGURES
 
 RESULTS_NAME = "results.json"
 
@@ -24,11 +24,68 @@ def read_results(directory: Path) -> dict[str, Any]:
         results = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+    check_results(results, path)
+    return results
+
+
+def check_results(results: Any, path: Path) -> None:
+    """Refuse results that cards, headers and pages could not be made of.
+
+    Raises:
+        ValueError: what is of another kind than this project writes; what is missing is not.
+    """
     if not isinstance(results, dict):
         raise ValueError(f"{path} is not a JSON object.")
-    return results
+    texts = [*TEXTS, *(name for name in ("concept", "forget_prompts", "retain_prompts") if isinstance(results.get(name), str))]
+    wrong = [name for name in texts if not isinstance(results.get(name), str | None)]
+    wrong += [name for name in LISTS if name not in texts and not _is_list(results.get(name))]
+    wrong += [name for name in OBJECTS if not isinstance(results.get(name), dict | None)]
+    if not wrong:
+        wrong = [f"{side}.{name}" for side in ("base", "adapter") for name in _wrong_figures(results.get(side) or {})]
+        wrong += [f"targets.{domain}" for domain, classes in (results.get("targets") or {}).items() if not _is_list(classes)]
+        wrong += [f"prompts.{name}" for name in ("forget", "retain") if results.get("prompts") and not _is_number(results["prompts"].get(name))]
+    if not wrong and not _is_text(results):
+        wrong = ["a text"]
+    if wrong:
+        raise ValueError(f"{path} is not as this project writes it: {wrong[0]!r} is of another kind.")
+
+
+TEXTS = ("base_model_name_or_path", "revision", "judge", "method", "license", "license_name", "license_link", "pipeline_class")
+TEXTS += ("reward_model", "reward_model_revision", "critic_model", "critic_model_revision")
+LISTS = ("concept", "forget_prompts", "retain_prompts", "seeds")
+OBJECTS = ("base", "adapter", "settings", "versions", "training", "targets", "prompts")
+
+
+def _is_list(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(item, str | int) for item in value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
+
+
+def _is_text(value: Any) -> bool:
+    """Whether all that is text can be written as UTF-8: JSON can spell half of a character."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _wrong_figures(side: dict[str, Any]) -> list[str]:
+    """Of base or adapter: percentages, their intervals, and the classes' own."""
+    wrong = [name for name in FIGURES if not (side.get(name) is None or _is_number(side[name]))]
+    intervals, classes = side.get("ci95") or {}, side.get("per_class") or {}
+    if not isinstance(intervals, dict) or not all(
+        _is_number(pair) or pair is None or (isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair))) for pair in intervals.values()
+    ):
+        wrong.append("ci95")
+    if not isinstance(classes, dict) or not all(isinstance(found, dict) and all(map(_is_number, found.values())) for found in classes.values()):
+        wrong.append("per_class")
+    return wrong
 
 
 def what_adapter_says(directory: Path) -> dict[str, Any]:
@@ -41,8 +98,17 @@ def what_adapter_says(directory: Path) -> dict[str, Any]:
     said = header | {"revision": header.get("base_model_revision")} | read_results(directory)
     concept = said.get("concept")
     if isinstance(concept, str):
-        concept = json.loads(concept) if concept.startswith("[") else [concept]
+        concept = _decoded(concept) if concept.startswith("[") else [concept]
     return {"concept": concept, "base": said.get("base_model_name_or_path"), "revision": said.get("revision") or None}
+
+
+def _decoded(concept: str) -> list[str]:
+    """The list that a header spells as JSON; a text that only looks like one is a concept itself."""
+    try:
+        found = json.loads(concept)
+    except (ValueError, RecursionError):
+        return [concept]
+    return found if all(isinstance(item, str) for item in found) else [concept]
 
 
 def find_base(given: str | None, recorded: str | None) -> str | Path:

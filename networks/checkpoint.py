@@ -11,13 +11,14 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from huggingface_hub import HfApi, ModelCardData, constants, get_token, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -117,14 +118,30 @@ class Checkpoint(nn.Module):
             kind = config.pop("kind", None) if isinstance(config, dict) else None
             if kind != cls.kind:
                 raise CheckpointError(f"{name_or_path} holds a {kind or 'file of unknown kind'}, not a {cls.kind}.")
+            check_shapes(lambda: cls(**config), directory / WEIGHTS_NAME)
             module = cls(**config)
             module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(directory / WEIGHTS_NAME).items()})
         except CheckpointError:
             raise
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, SafetensorError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CheckpointError(f"{name_or_path} is not a readable {cls.kind} ({CONFIG_NAME} + {WEIGHTS_NAME}): {reason}") from error
         return module.eval()
+
+
+def check_shapes(make: Callable[[], nn.Module], weights: Path) -> None:
+    """Refuse a config whose module is not the one in the file, before any memory is taken for it.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    with torch.device("meta"):
+        wanted = {name: list(tensor.shape) for name, tensor in make().state_dict().items()}
+    with safe_open(weights, "pt") as file:
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise ValueError(f"{name} is {found.get(name)} in {weights.name} and {wanted.get(name)} by the config")
 
 
 def require_hub_access(token: str | None = None) -> None:

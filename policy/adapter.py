@@ -51,6 +51,11 @@ def lora_state(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
     return {name: p.detach().cpu().clone() for name, p in unet.named_parameters() if p.requires_grad}
 
 
+def is_identity(state: dict[str, torch.Tensor]) -> bool:
+    """Whether a copy made by `lora_state` changes nothing."""
+    return not any(value.any() for name, value in state.items() if "lora_B" in name)
+
+
 @torch.no_grad()
 def load_lora_state(unet: UNet2DConditionModel, state: dict[str, torch.Tensor]) -> None:
     """Put a copy made by `lora_state` back, bit for bit.

@@ -6,6 +6,7 @@ its own, seeded by (seed, step), so that a run that was interrupted and resumed 
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from accelerate import Accelerator
 from diffusers import DDIMScheduler
 from tqdm.auto import tqdm
 
+from environment.errors import Unsound
 from reward.latents import Latents
 from reward.predictor import RewardPredictor
 from training.checkpoints import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
@@ -26,6 +28,8 @@ CLEAN_SHARE = 0.1
 """So many of the latents of a step are left clean, at timestep 0."""
 ROLLOUT_SHARE = 0.5
 """So many are states of rollouts instead, where there are any."""
+MOST_LOST = 20
+"""So many gradients in turn may be no numbers: a gradient scaler finds its scale within fewer."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,7 @@ def distil(
 
     Raises:
         ValueError: the batch cannot be shared out evenly, or a checkpoint to resume from is missing, damaged or of other settings.
+        Unsound: one gradient after another was no number.
     """
     accelerator = accelerator or Accelerator()
     if config.batch_size % accelerator.num_processes:
@@ -133,7 +138,7 @@ def distil(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.steps + 1, pct_start=0.1)
     average = [p.detach().clone().to(accelerator.device) for p in parameters]
     model, prepared = accelerator.prepare(predictor, optimizer)
-    start = 0
+    start = lost = 0
     if checkpoints and checkpoints.resume:
         start = _resume(checkpoints, config, data, predictor, optimizer, schedule, average)
     model.train()
@@ -147,8 +152,12 @@ def distil(
         loss = F.mse_loss(model(noisy, t).float(), embeddings, reduction="none").sum(-1).mean()
         prepared.zero_grad(set_to_none=True)
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
-        prepared.step()
+        norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
+        lost = 0 if math.isfinite(norm) else lost + 1
+        if lost > MOST_LOST:
+            raise Unsound(f"The last {lost} gradients of the {progress} were no numbers; lower --learning_rate.")
+        if not lost or accelerator.scaler is not None:  # a gradient scaler leaves such a step out itself, and lowers its scale
+            prepared.step()
         schedule.step()
         torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - min(config.ema_decay, (step + 1) / (step + 10)))
         if step % 50 == 0:

@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 import canvas
 from environment.arguments import uses_bundled_base
 from environment.base import add_base_arguments, base_options, load_pipeline
+from environment.concept_arguments import number
 from environment.errors import friendly_errors
 from evaluation.protocol import public_name
 from hub.adapter import load_adapter
@@ -211,7 +212,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--concepts", nargs="+", metavar="TEXT", help="Texts whose score is examined, at least two. Default: the prompts.")
     parser.add_argument("--num_latents", type=int, default=512, help="How many finished latents are noised, and how many rollouts are made.")
     parser.add_argument("--num_inference_steps", type=int, default=16, help="Denoising steps of both.")
-    parser.add_argument("--guidance_scale", type=float, default=7.5, help="Guidance of both, and of x0-hat.")
+    parser.add_argument("--guidance_scale", type=number, default=7.5, help="Guidance of both, and of x0-hat.")
     parser.add_argument("--eval_batch_size", type=int, default=64, help="Latents scored at a time, and timed at a time.")
     parser.add_argument("--num_images", type=int, default=DEFAULT_IMAGES, help="How many images the twins are trained on.")
     parser.add_argument(

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from tqdm.auto import tqdm
 
+from environment.errors import Unsound
 from networks.checkpoint import write_aside
 from policy.backbone import Backbone
 from policy.kernel import ReverseKernel
@@ -317,6 +318,7 @@ def collect(source: Source, teacher: Teacher, count: int | None, cache_dir: Path
 
     Raises:
         ValueError: the source holds none, or a cache is there under this name that something else made.
+        Unsound: the base or the teacher makes something that is no number.
     """
     if count is None and source.available is None:
         raise ValueError("How many latents to make must be said: give --num_images.")
@@ -332,6 +334,9 @@ def collect(source: Source, teacher: Teacher, count: int | None, cache_dir: Path
 def _make(source: Source, teacher: Teacher, index: int) -> Latents:
     drawn = source.shard(index)
     embeddings = teacher.encode_images(source.backbone.decode(drawn.latents.to(source.backbone.vae.device)))
+    for what, numbers, advice in (("latents", drawn.latents, "the base"), ("teacher's view of the images", embeddings, "the VAE and the teacher")):
+        if not numbers.isfinite().all():
+            raise Unsound(f"The {what} holds something that is no number; look at {advice} (with --mixed_precision fp16, take bf16).")
     made = Latents.without_states(drawn.latents.cpu().contiguous(), embeddings.cpu().contiguous())
     if drawn.states is None or drawn.timesteps is None:
         return made

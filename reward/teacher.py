@@ -15,6 +15,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 PROBE = "a photo of a cat"
 PROBE_LENGTH = 8
+PICKLES = {".pt", ".bin", ".pth", ".ckpt"}
 
 
 class Teacher:
@@ -43,7 +44,11 @@ class Teacher:
         """
         if ":" not in clip_model and not clip_pretrained:
             raise ValueError(f"--clip_model {clip_model} needs --clip_pretrained with a tag (see open_clip.list_pretrained()) or a safetensors file.")
-        if clip_pretrained and Path(clip_pretrained).suffix in {".pt", ".bin", ".pth", ".ckpt"}:
+        if (
+            clip_pretrained
+            and Path(clip_pretrained).suffix != ".safetensors"
+            and (Path(clip_pretrained).suffix in PICKLES or Path(clip_pretrained).is_file())
+        ):
             raise ValueError(f"--clip_pretrained {clip_pretrained} is a pickle; only safetensors files are read.")
         directory = clip_model.removeprefix("local-dir:")
         if directory != clip_model and not (Path(directory) / "open_clip_model.safetensors").is_file():

@@ -19,6 +19,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLP
 
 import canvas
 from environment.base import add_base_arguments, base_options, load_pipeline
+from environment.concept_arguments import number, positive_int, whole_number
 from environment.errors import friendly_errors, friendly_interrupts
 from evaluation.protocol import public_name
 from networks.checkpoint import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
@@ -135,12 +136,12 @@ def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of the distillation that `python -m reward.evaluate` shares, for the twins it trains."""
     parser.add_argument("--max_train_steps", type=int, default=4000, help="Optimizer steps.")
     parser.add_argument("--train_batch_size", type=int, default=128, help="Noised latents in an optimizer step, over all processes.")
-    parser.add_argument("--learning_rate", type=float, default=2e-3, help="Peak of the one-cycle learning rate.")
+    parser.add_argument("--learning_rate", type=number, default=2e-3, help="Peak of the one-cycle learning rate.")
     parser.add_argument(
-        "--ema_decay", type=float, default=0.999, help="Decay of the averaged weights, which are what is saved; 0 saves the last ones."
+        "--ema_decay", type=number, default=0.999, help="Decay of the averaged weights, which are what is saved; 0 saves the last ones."
     )
-    parser.add_argument("--max_grad_norm", type=float, default=1.0, help="Norm that the gradient is clipped to.")
-    parser.add_argument("--width", type=int, default=48, help="Channels of the predictor's first stage, a multiple of 8.")
+    parser.add_argument("--max_grad_norm", type=number, default=1.0, help="Norm that the gradient is clipped to.")
+    parser.add_argument("--width", type=positive_int, default=48, help="Channels of the predictor's first stage, a multiple of 8.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of images, noise and weights.")
 
 
@@ -178,7 +179,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         "--num_images", type=int, help=f"How many images to learn from. Default: {DEFAULT_IMAGES} drawn by the base, or all that are given."
     )
     parser.add_argument("--num_inference_steps", type=int, default=16, help="Denoising steps of the base's samples.")
-    parser.add_argument("--guidance_scale", type=float, default=7.5, help="Guidance of the base's samples; use that of the later rollouts.")
+    parser.add_argument("--guidance_scale", type=number, default=7.5, help="Guidance of the base's samples; use that of the later rollouts.")
     parser.add_argument(
         "--learn_from_rollouts",
         action=argparse.BooleanOptionalAction,
@@ -198,8 +199,10 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--use_8bit_adam", action="store_true", help="Use bitsandbytes' 8-bit AdamW. The predictor is small, so this saves little.")
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="Precision of base and predictor. Default: accelerate's.")
-    parser.add_argument("--checkpointing_steps", type=int, default=1000, help="Save the state of the training every so many steps; 0 saves none.")
-    parser.add_argument("--checkpoints_total_limit", type=int, default=1, help="Keep so many of these checkpoints, dropping the oldest.")
+    parser.add_argument(
+        "--checkpointing_steps", type=whole_number, default=1000, help="Save the state of the training every so many steps; 0 saves none."
+    )
+    parser.add_argument("--checkpoints_total_limit", type=whole_number, default=1, help="Keep so many of these checkpoints, dropping the oldest.")
     parser.add_argument("--resume_from_checkpoint", help='Go on from a checkpoint of --output_dir: its name, or "latest".')
     parser.add_argument("--push_to_hub", action="store_true", help="Upload the predictor to the Hub when it is trained.")
     parser.add_argument("--hub_model_id", help="Repository to upload to. Default: the last part of --output_dir.")

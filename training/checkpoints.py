@@ -178,8 +178,11 @@ def _read(directory: Path) -> Checkpoint:
         for key, tensor in load_file(directory / TENSORS).items():
             group, tensor_name = key.split("/", 1)
             groups.setdefault(group, {})[tensor_name] = tensor
-    except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
-        raise ValueError(f"The checkpoint {directory} is missing or damaged ({error})") from error
+        if not isinstance(numbers, dict):
+            raise ValueError(f"{NUMBERS} is no JSON object")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"The checkpoint {directory} is missing or damaged ({reason})") from error
     return Checkpoint(groups, numbers)
 
 

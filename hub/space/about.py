@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from PIL import Image
 
 from hub.adapter import read_adapter_metadata
 from hub.card import BUNDLED, FIGURES, UNLOADABLE, escape, hub_id, listed
-from hub.provenance import read_results, what_adapter_says
+from hub.provenance import check_results, read_results, what_adapter_says
 from hub.space.studio import MAX_GUIDANCE, MAX_STEPS
 
 STEPS, GUIDANCE = 30, 7.5
@@ -53,7 +54,12 @@ def read_about(directory: Path) -> About:
     """
     said, results = what_adapter_says(directory), read_results(directory)
     if not results:
-        results = json.loads(read_adapter_metadata(directory).get("results", "{}"))
+        path = directory / LORA_WEIGHT_NAME_SAFE
+        try:
+            results = json.loads(read_adapter_metadata(directory).get("results", "{}"))
+        except (RecursionError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} has results in its header that are not JSON: {error}") from error
+        check_results(results, path)
     concepts = listed(said["concept"])
     asking = listed(results.get("forget_prompts")) or concepts
     return About(concepts, said["base"] or "", said["revision"], asking, listed(results.get("retain_prompts")), results)

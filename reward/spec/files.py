@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def spec_to_yaml(spec: ConceptSpec) -> str:
     return "\n".join([*notes, yaml.safe_dump(content, allow_unicode=True, sort_keys=False, width=150, default_flow_style=None)])
 
 
+def shortened(value: Any) -> str:
+    """As Python writes it, on one line and not for ever: YAML's aliases can make a value grow beyond all memory once it is written out."""
+    shown = reprlib.repr(value)
+    return shown if len(shown) <= 120 else f"{shown[:117]}..."
+
+
 def read_spec(path: str | Path) -> ConceptSpec:
     """A spec from a YAML file: ours, as `python -m reward.spec` prints it, or a prompt file of LECO.
 
@@ -73,9 +80,9 @@ def read_spec(path: str | Path) -> ConceptSpec:
 def _from_mapping(content: Any) -> ConceptSpec:
     if not isinstance(content, dict):
         raise SpecError("it must be a mapping with `concepts`, `forget` and `retain`.")
-    unknown = [str(key) for key in content if key not in FIELDS]
+    unknown = [shortened(key) for key in content if key not in FIELDS]
     if unknown:
-        raise SpecError(f"it does not know the field {unknown[0]!r}; fields are {', '.join(sorted(FIELDS))}.")
+        raise SpecError(f"it does not know the field {unknown[0]}; fields are {', '.join(sorted(FIELDS))}.")
     concepts = clean_concepts(_texts(content, "concepts"))
     retain = _texts(content, "retain")
     shared = _texts(content, "anchors") if "anchors" in content else None
@@ -84,7 +91,7 @@ def _from_mapping(content: Any) -> ConceptSpec:
     for entry in _list(content, "forget"):
         named = entry if isinstance(entry, dict) else {"prompt": entry}
         if set(named) - {"prompt", "anchors"} or not isinstance(named.get("prompt"), str) or not named["prompt"].strip():
-            raise SpecError(f"an entry of `forget` must be a prompt, or a mapping with `prompt` and `anchors`, not {entry!r}.")
+            raise SpecError(f"an entry of `forget` must be a prompt, or a mapping with `prompt` and `anchors`, not {shortened(entry)}.")
         forget.append(named["prompt"].strip())
         given.append(_texts(named, "anchors") if "anchors" in named else shared)
     corpus = forget + retain
@@ -106,13 +113,17 @@ def _from_leco(content: list[Any]) -> ConceptSpec:
         if not isinstance(entry, dict) or not isinstance(entry.get("target"), str) or not entry["target"].strip():
             raise SpecError("an entry of a LECO file needs `target`, a text.")
         if entry.get("action", "erase") != "erase":
-            raise SpecError(f"the action {entry['action']!r} is not supported; only `erase` is.")
+            raise SpecError(f"the action {shortened(entry['action'])} is not supported; only `erase` is.")
         neutral = entry.get("neutral") or entry.get("unconditional") or ""
         if not isinstance(neutral, str):
-            raise SpecError(f"`neutral` must be a text, not {neutral!r}.")
+            raise SpecError(f"`neutral` must be a text, not {shortened(neutral)}.")
         targets.setdefault(entry["target"].strip(), []).append(neutral.strip() or "a picture")
         retain.append(neutral.strip() or "a picture")
-    concepts = clean_concepts([entry.get("positive") or entry["target"] for entry in content])
+    named = [entry.get("positive") or entry["target"] for entry in content]
+    wrong = [name for name in named if not isinstance(name, str)]
+    if wrong:
+        raise SpecError(f"`positive` must be a text, not {shortened(wrong[0])}.")
+    concepts = clean_concepts(named)
     return ConceptSpec(list(dict.fromkeys(concepts)), list(targets), list(dict.fromkeys(retain)), list(targets.values()))
 
 
@@ -125,9 +136,9 @@ def _list(content: dict[str, Any], name: str) -> list[Any]:
 
 def _texts(content: dict[str, Any], name: str) -> list[str]:
     value = _list(content, name)
-    wrong = next((entry for entry in value if not isinstance(entry, str) or not entry.strip()), None)
-    if wrong is not None:
-        raise SpecError(f"`{name}` must hold texts only, not {wrong!r}.")
+    wrong = [entry for entry in value if not isinstance(entry, str) or not entry.strip()]
+    if wrong:
+        raise SpecError(f"`{name}` must hold texts only, not {shortened(wrong[0])}.")
     return list(dict.fromkeys(" ".join(entry.split()) for entry in value)) if name != "kinds" else value
 
 

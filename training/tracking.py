@@ -1,0 +1,56 @@
+"""The tracker: what it gets is in `diagnostics.jsonl` too, so a run goes on without it where it fails."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+
+class Tracking:
+    """Accelerate's trackers; the first that fails under way is said once, and after it nothing more is sent to any."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator, self.lost = accelerator, False
+
+    def start(self, name: str, config: Mapping[str, Any]) -> None:
+        """
+        Raises:
+            OSError: a tracker could not be started.
+        """
+        try:
+            self.accelerator.init_trackers(name, config=dict(config))
+        except Exception as error:  # each tracker has errors of its own
+            raise OSError(f"The tracker could not be started ({_reason(error)}); correct that, or go without one by --report_to none") from error
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        """Send an iteration's figures."""
+        self._attempt(lambda: self.accelerator.log(dict(figures), step=step))
+
+    def show(self, title: str, picture: np.ndarray, step: int) -> None:
+        """Send a picture (H, W, 3) to tensorboard, if that is a tracker."""
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                self._attempt(lambda tracker=tracker: tracker.writer.add_image(title, picture, step, dataformats="HWC"))
+
+    def end(self) -> None:
+        """Let the trackers write what they still hold."""
+        self._attempt(self.accelerator.end_training)
+
+    def _attempt(self, send: Callable[[], object]) -> None:
+        if self.lost:
+            return
+        try:
+            send()
+        except Exception as error:  # each tracker has errors of its own
+            self.lost = True
+            logger.warning(f"The tracker failed ({_reason(error)}); the run goes on without it, and all figures are in diagnostics.jsonl.")
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
