@@ -39,9 +39,10 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     accelerator = Accelerator()
     set_seed(args.seed)
-    if args.num_rollouts < 6:
-        raise ValueError("--num_rollouts must be at least 6, one to hold out and five to learn from.")
-    env = build_environment(args, accelerator.device)
+    with friendly_errors():
+        if args.num_rollouts < 6:
+            raise ValueError("--num_rollouts must be at least 6, one to hold out and five to learn from.")
+        env = build_environment(args, accelerator.device)
     generator = torch.Generator().manual_seed(args.seed)
     print(f"Rolling the base out {args.num_rollouts} times on {len(env.spec.forget_prompts)} forget prompts")
     trajectory = env.collect(env.draw(env.forget_ids, args.num_rollouts, generator), generator)
