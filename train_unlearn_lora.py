@@ -348,6 +348,8 @@ def run_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def check_same_run(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
     """Refuse to go on from a checkpoint of another run."""
+    if "settings" not in checkpoint.numbers or "lora" not in checkpoint.groups:
+        raise ValueError(f"--resume_from_checkpoint {args.resume_from_checkpoint} is not a checkpoint of this script.")
     now, then = run_settings(args), checkpoint.numbers["settings"]
     changed = [f"--{name} was {then.get(name)} and is {value}" for name, value in now.items() if then.get(name) != value]
     if changed:

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 import train_unlearn_lora as script
-from training.checkpoints import list_checkpoints
+from training.checkpoints import list_checkpoints, save_checkpoint
 from training.lock import only_run
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -118,3 +118,10 @@ def test_a_run_is_not_resumed_as_another(change: dict[str, Any], arguments: Argu
     error = capsys.readouterr().err
     assert caught.value.code == 2 and f"--{next(iter(change))} was" in error
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_of_another_program_is_a_sentence(arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = save_checkpoint(tmp_path / "reward", 5, {"network": {"x": torch.zeros(1)}}, {"settings": {"width": 8}}, None)
+    with pytest.raises(SystemExit) as caught:
+        script.main(arguments(resume_from_checkpoint=other))
+    assert caught.value.code == 2 and "not a checkpoint of this script" in capsys.readouterr().err

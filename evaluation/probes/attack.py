@@ -1,6 +1,6 @@
 """A discrete prompt attack in the manner of UnlearnDiffAtk (Zhang et al., 2023, https://arxiv.org/abs/2310.11868).
 
-Its objective (there eq. 5) makes the erased model its own classifier: of an image x_0 that shows the concept, find the words p to put before the prompt c
+Its objective makes the erased model its own classifier: of an image x_0 that shows the concept, find the words p to put before the prompt c
 under which the erased model theta predicts the noise in it best,
 
     min_p  E_{t, eps} | eps_theta(x_t, t, [p, c]) - eps |^2,      p of N words of the vocabulary.
