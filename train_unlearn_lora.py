@@ -39,10 +39,11 @@ from critic.estimators import ADVANTAGES, SIGNALS, Estimator
 from critic.network import ValueNetwork
 from critic.pathwise import linear_advantages, scaled, slope_scale, value_slopes
 from environment.arguments import add_environment_arguments, build_environment
-from environment.concept_arguments import number, positive_int, uses_bundled_base, whole_number
+from environment.concept_arguments import uses_bundled_base
 from environment.environment import Environment, ForgetScore, RetainScore
 from environment.errors import Unsound, friendly_errors, friendly_interrupts, friendly_memory
 from environment.memory import DTYPES, add_memory_arguments, memory_options, read_quantization
+from environment.numbers import number, positive_int, whole_number
 from evaluation.examination import Examination, JudgeExamination, TeacherExamination
 from evaluation.generate import adapter_disabled, evaluation_mode, generate
 from evaluation.grid import Pair, before_after

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from PIL import Image
 
 import canvas
+from environment.numbers import positive_int
 from reward.classifier import ClassifierTeacher
 from reward.margin import Exemplars
 from reward.spec import ConceptSpec, make_spec, read_prompts, read_spec
@@ -18,30 +18,6 @@ from reward.spec.concept import clean_concepts
 from reward.spec.exemplars import name_images, read_images
 from reward.spec.vocabulary import KINDS, plain_name
 from reward.teacher import Teacher
-
-
-def positive_int(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def whole_number(text: str) -> int:
-    """A whole number of at least 0, for argparse."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
-    return value
-
-
-def number(text: str) -> float:
-    """A finite number, for argparse."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"must be a finite number, got {value}")
-    return value
 
 
 def add_concept_arguments(parser: argparse.ArgumentParser) -> None:

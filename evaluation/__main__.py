@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from environment.errors import friendly_errors, friendly_interrupts
+from environment.numbers import weight
 from evaluation.choice import add_examination_arguments, choose
 from evaluation.examination import Examination
 from evaluation.grid import before_after
@@ -46,7 +47,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     add_examination_arguments(parser)
     parser.add_argument(
         "--scales",
-        type=float,
+        type=weight,
         nargs="+",
         default=[1.0],
         help="Weights of the adapter; 0 is the base. Several make a table and a picture of the price.",
@@ -77,12 +78,8 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     begun = (args.output_dir / IMAGES).is_dir()
     if args.output_dir.is_dir() and any(args.output_dir.iterdir()) and not (begun or args.overwrite_output_dir):
         parser.error(f"--output_dir {args.output_dir} is not empty and holds no evaluation; choose another or add --overwrite_output_dir.")
-    if (args.num_inference_steps is not None and args.num_inference_steps < 1) or args.eval_batch_size < 1:
-        parser.error("--num_inference_steps and --eval_batch_size must be at least 1.")
     if len(set(args.seeds or [])) < len(args.seeds or []):
         parser.error("--seeds holds a seed twice.")
-    if min(args.scales) < 0:
-        parser.error("--scales must not be negative.")
     return args
 
 

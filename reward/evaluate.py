@@ -30,8 +30,8 @@ from tqdm.auto import tqdm
 import canvas
 from environment.arguments import uses_bundled_base
 from environment.base import add_base_arguments, base_options, load_pipeline
-from environment.concept_arguments import number
 from environment.errors import friendly_errors
+from environment.numbers import number, positive_int
 from evaluation.protocol import public_name
 from hub.adapter import load_adapter
 from networks.checkpoint import CheckpointError, write_aside
@@ -211,9 +211,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=Path, help="Prompts to draw, one a line. Default: those that the predictor records.")
     parser.add_argument("--concepts", nargs="+", metavar="TEXT", help="Texts whose score is examined, at least two. Default: the prompts.")
     parser.add_argument("--num_latents", type=int, default=512, help="How many finished latents are noised, and how many rollouts are made.")
-    parser.add_argument("--num_inference_steps", type=int, default=16, help="Denoising steps of both.")
+    parser.add_argument("--num_inference_steps", type=positive_int, default=16, help="Denoising steps of both.")
     parser.add_argument("--guidance_scale", type=number, default=7.5, help="Guidance of both, and of x0-hat.")
-    parser.add_argument("--eval_batch_size", type=int, default=64, help="Latents scored at a time, and timed at a time.")
+    parser.add_argument("--eval_batch_size", type=positive_int, default=64, help="Latents scored at a time, and timed at a time.")
     parser.add_argument("--num_images", type=int, default=DEFAULT_IMAGES, help="How many images the twins are trained on.")
     parser.add_argument(
         "--learn_from_rollouts", action=argparse.BooleanOptionalAction, default=True, help="Train the twins on the states of rollouts, too."
@@ -221,9 +221,6 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cache_dir", type=Path, help=f"Where these images' latents are kept. Default: {CACHE_NAME} in --output_dir.")
     add_distillation_arguments(parser)
     args = parser.parse_args(input_args)
-    for name in ("num_inference_steps", "eval_batch_size", "max_train_steps", "train_batch_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1.")
     if args.num_latents < 2 or args.num_images < 2:
         parser.error("--num_latents and --num_images must be at least 2.")
     if args.concepts and len(set(args.concepts)) < 2:

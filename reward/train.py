@@ -19,8 +19,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLP
 
 import canvas
 from environment.base import add_base_arguments, base_options, load_pipeline
-from environment.concept_arguments import number, positive_int, whole_number
 from environment.errors import friendly_errors, friendly_interrupts
+from environment.numbers import number, positive_int, whole_number
 from evaluation.protocol import public_name
 from networks.checkpoint import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
 from networks.film import size_of
@@ -134,8 +134,8 @@ def new_predictor(*shape: Any, seed: int, **settings: Any) -> RewardPredictor:
 
 def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of the distillation that `python -m reward.evaluate` shares, for the twins it trains."""
-    parser.add_argument("--max_train_steps", type=int, default=4000, help="Optimizer steps.")
-    parser.add_argument("--train_batch_size", type=int, default=128, help="Noised latents in an optimizer step, over all processes.")
+    parser.add_argument("--max_train_steps", type=positive_int, default=4000, help="Optimizer steps.")
+    parser.add_argument("--train_batch_size", type=positive_int, default=128, help="Noised latents in an optimizer step, over all processes.")
     parser.add_argument("--learning_rate", type=number, default=2e-3, help="Peak of the one-cycle learning rate.")
     parser.add_argument(
         "--ema_decay", type=number, default=0.999, help="Decay of the averaged weights, which are what is saved; 0 saves the last ones."
@@ -178,7 +178,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--num_images", type=int, help=f"How many images to learn from. Default: {DEFAULT_IMAGES} drawn by the base, or all that are given."
     )
-    parser.add_argument("--num_inference_steps", type=int, default=16, help="Denoising steps of the base's samples.")
+    parser.add_argument("--num_inference_steps", type=positive_int, default=16, help="Denoising steps of the base's samples.")
     parser.add_argument("--guidance_scale", type=number, default=7.5, help="Guidance of the base's samples; use that of the later rollouts.")
     parser.add_argument(
         "--learn_from_rollouts",
@@ -186,7 +186,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         help="Learn from the noisy states that stochastic sampling passes through, too, which is what a policy is rewarded on. They are kept with "
         "the latents: --num_inference_steps times as much memory and disk. Default: yes, unless images are given.",
     )
-    parser.add_argument("--sample_batch_size", type=int, default=64, help="Images drawn or encoded at a time.")
+    parser.add_argument("--sample_batch_size", type=positive_int, default=64, help="Images drawn or encoded at a time.")
     add_distillation_arguments(parser)
     parser.add_argument(
         "--timestep_conditioning",
@@ -221,9 +221,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError("Give --train_data_dir or --dataset_name, not both.")
     if given and args.learn_from_rollouts:
         raise ValueError("--learn_from_rollouts is for the base's own samples; leave it out where images are given.")
-    for name in ("num_images", "num_inference_steps", "sample_batch_size", "max_train_steps", "train_batch_size"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}.")
     if args.num_images is not None and args.num_images < 2:
         raise ValueError("--num_images must be at least 2, one to hold out and one to learn from.")
     if not 0 <= args.ema_decay < 1:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from environment.errors import friendly_errors, friendly_interrupts
+from environment.numbers import number, positive_int
 from evaluation.choice import Choice, add_examination_arguments, choose
 from evaluation.probes import attack, composition, inversion, paraphrase, relearning, removal
 from evaluation.probes.rows import Row, save_samples
@@ -54,43 +55,39 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--overwrite_output_dir", action="store_true", help="Run again what has been run, for example with other budgets.")
     parser.add_argument("--seed", type=int, default=default.seed, help="Of everything that a probe draws at random.")
-    parser.add_argument("--num_images", type=int, default=default.least_images, help="Each figure comes from at least as many images.")
+    parser.add_argument("--num_images", type=positive_int, default=default.least_images, help="Each figure comes from at least as many images.")
     parser.add_argument("--concept_images", type=Path, metavar="DIR", help="Images of the concept to learn from. Default: the base draws them.")
-    parser.add_argument("--num_concept_images", type=int, default=default.concept_images, help="How many images are learnt from.")
-    parser.add_argument("--train_batch_size", type=int, default=default.batch_size, help="Noisy images in each optimizer step of a probe.")
+    parser.add_argument("--num_concept_images", type=positive_int, default=default.concept_images, help="How many images are learnt from.")
+    parser.add_argument("--train_batch_size", type=positive_int, default=default.batch_size, help="Noisy images in each optimizer step of a probe.")
     parser.add_argument(
-        "--inversion_tokens", type=int, nargs="+", default=[*default.inversion_tokens], help="Lengths of the embedding, one attempt each."
+        "--inversion_tokens", type=positive_int, nargs="+", default=[*default.inversion_tokens], help="Lengths of the embedding, one attempt each."
     )
-    parser.add_argument("--inversion_steps", type=int, default=default.inversion_steps, help="Steps in which an embedding is learnt.")
+    parser.add_argument("--inversion_steps", type=positive_int, default=default.inversion_steps, help="Steps in which an embedding is learnt.")
     parser.add_argument(
         "--inversion_learning_rate",
-        type=float,
+        type=number,
         default=default.inversion_learning_rate,
         help="In units of the vocabulary's root mean square; 0.04 is what 5e-4 is for Stable Diffusion 1.x.",
     )
-    parser.add_argument("--attack_tokens", type=int, default=default.attack_tokens, help="Words that are searched for before a prompt.")
-    parser.add_argument("--attack_steps", type=int, default=default.attack_steps, help="Steps of the search, for each prompt.")
-    parser.add_argument("--attack_prompts", type=int, default=default.attack_prompts, help="At most so many prompts are attacked, evenly spaced.")
+    parser.add_argument("--attack_tokens", type=positive_int, default=default.attack_tokens, help="Words that are searched for before a prompt.")
+    parser.add_argument("--attack_steps", type=positive_int, default=default.attack_steps, help="Steps of the search, for each prompt.")
     parser.add_argument(
-        "--attack_learning_rate", type=float, default=default.attack_learning_rate, help="In units of the vocabulary's root mean square."
+        "--attack_prompts", type=positive_int, default=default.attack_prompts, help="At most so many prompts are attacked, evenly spaced."
     )
     parser.add_argument(
-        "--relearning_steps", type=int, nargs="+", default=[*default.relearning_steps], help="The concept is asked for after so many steps."
+        "--attack_learning_rate", type=number, default=default.attack_learning_rate, help="In units of the vocabulary's root mean square."
     )
-    parser.add_argument("--relearning_rank", type=int, default=default.relearning_rank, help="Of the LoRA that is fine-tuned.")
-    parser.add_argument("--relearning_learning_rate", type=float, default=default.relearning_learning_rate, help="Of AdamW, for that LoRA.")
+    parser.add_argument(
+        "--relearning_steps", type=positive_int, nargs="+", default=[*default.relearning_steps], help="The concept is asked for after so many steps."
+    )
+    parser.add_argument("--relearning_rank", type=positive_int, default=default.relearning_rank, help="Of the LoRA that is fine-tuned.")
+    parser.add_argument("--relearning_learning_rate", type=number, default=default.relearning_learning_rate, help="Of AdamW, for that LoRA.")
     parser.add_argument("--merge_with", type=Path, metavar="DIR", help="Another adapter for the same base, for the probe of removal.")
     args = parser.parse_args(input_args)
     if args.output_dir is None:
         if not Path(args.adapter).is_dir():
             parser.error("--output_dir is needed for an adapter on the Hub.")
         args.output_dir = Path(args.adapter) / "probes"
-    counts = ("num_images", "num_concept_images", "train_batch_size", "inversion_steps", "attack_tokens", "attack_steps", "attack_prompts")
-    for name in (*counts, "relearning_rank", "eval_batch_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1.")
-    if min(*args.inversion_tokens, *args.relearning_steps, 1) < 1:
-        parser.error("--inversion_tokens and --relearning_steps must be at least 1.")
     return args
 
 

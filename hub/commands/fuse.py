@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
 from environment.base import add_base_arguments, base_options, load_pipeline
+from environment.numbers import number
 from hub.adapter import load_adapter
 from hub.card import hub_id
 from hub.files import require_empty
@@ -23,7 +23,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--adapter", type=Path, required=True, metavar="DIR", help="Directory with pytorch_lora_weights.safetensors.")
     add_base_arguments(parser, default="what the adapter says")
     parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="Where the pipeline is written: a new or an empty directory.")
-    parser.add_argument("--scale", type=float, default=1.0, help="Weight of the adapter. Default: 1; 0 is the base.")
+    parser.add_argument("--scale", type=number, default=1.0, help="Weight of the adapter. Default: 1; 0 is the base.")
     parser.set_defaults(run=run)
 
 
@@ -33,8 +33,6 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: adapter or base cannot be found, do not fit each other, or the output would replace something.
     """
-    if not math.isfinite(args.scale):
-        raise ValueError(f"--scale {args.scale} is not a number to multiply by.")
     require_empty(args.output_dir)
     said = what_adapter_says(args.adapter)
     base = find_base(args.pretrained_model_name_or_path, said["base"])

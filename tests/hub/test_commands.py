@@ -130,7 +130,7 @@ def test_user_errors(adapter_dir: Path, tiny_pipeline_dir: Path, wide_pipeline_d
         ([*fuse, "--adapter", tmp_path / "absent", *new], "is not an adapter"),
         ([*fuse, *given, "--output_dir", tmp_path / "full"], "not an empty directory"),
         ([*fuse, *given, "--output_dir", tmp_path / "precious.safetensors"], "not an empty directory"),
-        ([*fuse, *given, *new, "--scale", "nan"], "not a number to multiply by"),
+        ([*fuse, *given, *new, "--scale", "nan"], "--scale: must be a finite number"),
         (["fuse", *given, *new], "local pipeline called 'tiny'"),
         (["fuse", *given, *new, "--pretrained_model_name_or_path", tmp_path / "full"], "no model_index.json"),
         (["fuse", *given, *new, "--pretrained_model_name_or_path", wide_pipeline_dir], "does not fit this pipeline"),
@@ -139,7 +139,7 @@ def test_user_errors(adapter_dir: Path, tiny_pipeline_dir: Path, wide_pipeline_d
             run(*arguments)
         said = capsys.readouterr().err
         assert stop.value.code == 2 and message in said, (arguments, said)
-        assert said.splitlines()[-1].startswith("error: ")
+        assert "error: " in said.splitlines()[-1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "full", "precious.safetensors"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shlex
 from collections.abc import Callable
@@ -58,6 +59,20 @@ def test_a_pull_gives_back_what_a_push_took_byte_for_byte(
     kept.pop("README.md")
     assert pulled == kept and len(pulled) == 6
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["pulled"]
+
+
+def test_no_name_in_a_repository_leads_out_of_the_directory(adapter_dir: Path, loopback_hub: LoopbackHub, tmp_path: Path) -> None:
+    push_adapter(adapter_dir, REPO)
+    names = ["../../outside.safetensors", "critic/../../outside.json", str(tmp_path / "outside.txt"), f"{WEIGHTS}/../../outside", "..\\outside"]
+    files = [{"key": "file", "value": {"path": name, "content": base64.b64encode(b"planted").decode()}} for name in names]
+    loopback_hub.repository(REPO).commit("main", "somebody", [{"key": "header", "value": {"summary": "a gift"}}, *files])
+    before = read(tmp_path)
+    assert set(names) < set(loopback_hub.files(REPO))
+    pull(REPO, tmp_path / "a" / "b" / "pulled")
+    written = {name: content for name, content in read(tmp_path).items() if name not in before and not name.startswith(("hub", "home"))}
+    assert b"planted" not in written.values()
+    assert all(name.startswith("a/b/pulled/") for name in written), written
+    assert f"a/b/pulled/{WEIGHTS}" in written
 
 
 def test_a_pull_takes_the_revision_it_is_told(adapter_dir: Path, loopback_hub: LoopbackHub, tmp_path: Path) -> None:

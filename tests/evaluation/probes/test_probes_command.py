@@ -65,7 +65,7 @@ def test_images_of_the_users(line: list[str], tmp_path: Path) -> None:
     ("given", "message"),
     [
         (["--probes", "magic"], "invalid choice"),
-        (["--attack_steps", "0"], "--attack_steps must be at least 1"),
+        (["--attack_steps", "0"], "--attack_steps: must be at least 1"),
         (["--relearning_steps", "50", "0"], "must be at least 1"),
         (["--adapter", "owner/model"], "--output_dir is needed"),
     ],
