@@ -25,9 +25,9 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import ProjectConfiguration, parse_flag_from_env, set_seed
 from diffusers.optimization import SchedulerType, get_scheduler
 from PIL import Image
 from tqdm.auto import tqdm
@@ -58,7 +58,8 @@ from hub.push import CRITIC_FILES, push_adapter, push_command
 from networks.checkpoint import cached_revision, write_aside
 from networks.versions import versions
 from policy.adapter import ADAPTER, add_lora, base_policy, is_identity, load_lora_state, lora_state
-from policy.trajectory import Experience, Trajectory, batches
+from policy.processes import all_rows, anywhere, keep_in_step, processes
+from policy.trajectory import Experience, Trajectory, own_batches
 from policy.update import UpdateConfig, UpdateStats, update_policy
 from training.checkpoints import (
     Checkpoint,
@@ -106,7 +107,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
     parser.add_argument("--max_train_iterations", type=positive_int, default=40, help="Iterations of rollout and update at most.")
     parser.add_argument(
-        "--images_per_iteration", type=positive_int, default=32, help="Trajectories of forget prompts in an iteration, on each process."
+        "--images_per_iteration", type=positive_int, default=32, help="Trajectories of forget prompts in an iteration; the processes share them."
     )
     parser.add_argument(
         "--target_unlearning_accuracy",
@@ -276,9 +277,9 @@ class Progress:
     stopped_by: str = ""
 
 
-def generator_for(args: argparse.Namespace, accelerator: Accelerator, purpose: int, iteration: int = 0) -> torch.Generator:
-    """Every random choice has a generator of its own, so that resuming needs no random state."""
-    return torch.Generator().manual_seed((((args.seed * 7919 + purpose) * 100_003 + iteration) * 1009 + accelerator.process_index) % 2**63)
+def generator_for(args: argparse.Namespace, purpose: int, iteration: int = 0) -> torch.Generator:
+    """Every random choice has a generator of its own, the same on every process, so that resuming needs no random state."""
+    return torch.Generator().manual_seed(((args.seed * 7919 + purpose) * 100_003 + iteration) * 1009 % 2**63)
 
 
 WARMUP, RETAIN, ROLLOUT, UPDATE, CRITIC = range(5)
@@ -342,6 +343,20 @@ def check_objective(args: argparse.Namespace) -> None:
         raise ValueError("--warmup_rollouts must be at least 2 for a critic: one of them is held out.")
 
 
+def check_processes(args: argparse.Namespace) -> None:
+    """Refuse to share a model out among processes, and less work than there are processes."""
+    for plugin in ("DeepSpeed", "FSDP", "Megatron_LM"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{plugin.upper()}"):
+            raise ValueError(
+                f"{plugin.replace('_', '-')} is not supported: the base is frozen and the adapter is small, so every process holds both. "
+                "Launch with `accelerate launch --multi_gpu`; --load_in_4bit and --gradient_checkpointing save memory."
+            )
+    count = processes().num_processes
+    for name in ("images_per_iteration", "retain_batch_size", "retain_rollouts", "warmup_rollouts"):
+        if getattr(args, name) < count:
+            raise ValueError(f"{count} processes cannot share --{name} {getattr(args, name)}; raise it, or take fewer processes.")
+
+
 def run_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that a run cannot change under way, as JSON gives them back."""
     return {name: value for name, value in json.loads(json.dumps(public_settings(args))).items() if name not in MAY_CHANGE}
@@ -394,6 +409,7 @@ def warm_up_critic(
     observe(args, env, critic, trajectory[learnt], score.potentials[learnt])
     # A critic that was given is trained already; only its baselines and its trust belong to this run.
     critic.fit(0 if args.critic_model_name_or_path else args.critic_warmup_steps, args.critic_batch_size, generator)
+    keep_in_step(critic.network)
     observe(args, env, critic, trajectory[held_out], score.potentials[held_out])
     check_critic(critic)
 
@@ -438,7 +454,8 @@ def slopes_of_values(args: argparse.Namespace, env: Environment, critic: Critic,
         brought = replace(part, latents=part.latents.to(env.kernel.stds.device))
         return value_slopes(brought, value).to(part.latents.device)
 
-    return torch.cat([slopes(trajectory[rows]) for rows in batches(len(trajectory), env.batch_size)])
+    mine = torch.cat([slopes(trajectory[rows]) for rows in own_batches(len(trajectory), env.batch_size)])
+    return all_rows(mine, len(trajectory))
 
 
 def weighed_slopes(
@@ -482,14 +499,6 @@ def advantage_logs(env: Environment, advantages: torch.Tensor) -> dict[str, floa
     size = advantages.abs()
     logs = {"dead_samples": (size < 1e-6).all(dim=1).float().mean().item(), "advantage_size": size.mean().item()}
     return logs | {f"advantage_size/t{t:04d}": size[:, step].mean().item() for step, t in enumerate(env.kernel.timesteps[:-1].tolist())}
-
-
-def mean_over_processes(accelerator: Accelerator, figures: dict[str, float]) -> dict[str, float]:
-    """Average figures over the processes, so that all of them decide alike."""
-    if accelerator.num_processes == 1:
-        return figures
-    values = torch.tensor(list(figures.values()), device=accelerator.device)
-    return dict(zip(figures, accelerator.reduce(values, reduction="mean").tolist(), strict=True))
 
 
 # --- pictures and results ------------------------------------------------------------------------------
@@ -699,7 +708,8 @@ def prepare(
         raise ValueError(f"--masked_steps {args.masked_steps} leaves none of the {args.num_inference_steps} denoising steps to train.")
     check_objective(args)
     check_hub_arguments(args)
-    memory = memory_options(args, PartialState().device)
+    check_processes(args)
+    memory = memory_options(args, processes().device)
     checkpoint = load_checkpoint(args.output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
     project = ProjectConfiguration(project_dir=str(args.output_dir), logging_dir=str(args.output_dir / args.logging_dir))
     accelerator = Accelerator(
@@ -730,6 +740,7 @@ def prepare(
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     optimizer = accelerator.prepare(create_optimizer(args, parameters))
+    accelerator.wait_for_everyone()  # before anything is written where another process looks whether it is empty
     return accelerator, env, examination, optimizer, critic, checkpoint
 
 
@@ -787,7 +798,7 @@ def learn(
 
     started = time.perf_counter()
     with base_policy(unet):
-        base = measure_base(args, accelerator, env, critic)
+        base = measure_base(args, env, critic)
         prompts = validation_prompts(args, env)
         before = draw_previews(args, env, [p for p, _ in prompts]) if accelerator.is_main_process and args.validation_steps else []
     brake = Brake(base.least_contrast, args.max_retain_drop, args.max_retain_kl, args.max_step_kl)
@@ -825,7 +836,7 @@ def learn(
         if iteration == 0 and not choose_estimator(args).uses_critic:  # a critic would be asked about what it has learnt by heart
             trajectory, score, logs = base.acted
         else:
-            trajectory, score, logs = measure_policy(args, accelerator, env, iteration, base.recognisable)
+            trajectory, score, logs = measure_policy(args, env, iteration, base.recognisable)
             progress.images += args.images_per_iteration + args.retain_batch_size
             progress.unet_samples += 2 * env.kernel.num_steps * (args.images_per_iteration + args.retain_batch_size)
 
@@ -850,7 +861,7 @@ def learn(
         progress.stopped_by = why_stop(args, progress, reason, reason is None and stop.update(logs["replaced"]))
         progress.replaced = stop.recent
         if progress.stopped_by:
-            if wrong and (still := what_is_no_number(measure_policy(args, accelerator, env, iteration + 1, base.recognisable)[-1])):
+            if wrong and (still := what_is_no_number(measure_policy(args, env, iteration + 1, base.recognisable)[-1])):
                 raise Unsound(f"With the last good state of the adapter too, {still}.")
             tracking.log(logs, iteration)
             if accelerator.is_main_process:
@@ -866,7 +877,7 @@ def learn(
             else:
                 slopes = weighed_slopes(args, env, critic, trajectory, score, base.slope_scale)
                 advantages = linear_advantages(trajectory, slopes).to(accelerator.device)
-            generator = generator_for(args, accelerator, UPDATE, iteration)
+            generator = generator_for(args, UPDATE, iteration)
             fresh = Experience(trajectory, advantages, score.anchor_ids, slopes)
             stats = update_policy(
                 unet,
@@ -881,9 +892,8 @@ def learn(
             )
             replay.append(fresh)
             lr_scheduler.step()
-            last = mean_over_processes(accelerator, {"retain_kl": stats.retain_kl[-1], "step_kl": stats.step_kl[-1]})
-            progress.retain_kl = last["retain_kl"]
-            progress.step_kl = last["step_kl"] if stats.skipped < len(stats.grad_norm) else math.nan
+            progress.retain_kl = stats.retain_kl[-1]
+            progress.step_kl = stats.step_kl[-1] if stats.skipped < len(stats.grad_norm) else math.nan
             if progress.first_ratio_deviation is None:
                 progress.first_ratio_deviation = stats.first_ratio_deviation
             progress.unet_samples += stats.unet_samples
@@ -894,7 +904,8 @@ def learn(
         if not wrong:
             observe(args, env, critic, trajectory, score.potentials)
         if critic.kind != "none":
-            logs["critic_loss"] = critic.fit(args.critic_steps, args.critic_batch_size, generator_for(args, accelerator, CRITIC, iteration))
+            logs["critic_loss"] = critic.fit(args.critic_steps, args.critic_batch_size, generator_for(args, CRITIC, iteration))
+            keep_in_step(critic.network)
             check_critic(critic)
 
         progress.iteration += 1
@@ -906,7 +917,7 @@ def learn(
             diagnostics.write(iteration, logs)
             if args.validation_steps and progress.iteration % args.validation_steps == 0:
                 log_validation(args, tracking, env, prompts, before, progress.iteration)
-        interrupted = mean_over_processes(accelerator, {"": float(interruption.received is not None)})[""] > 0
+        interrupted = anywhere(interruption.received is not None)
         due = bool(args.checkpointing_steps) and progress.iteration % args.checkpointing_steps == 0
         if accelerator.is_main_process and (due or interrupted):
             groups = {"lora": lora_state(unet), "good": good, "optimizer": optimizer_tensors(optimizer), "critic": critic_tensors(critic)}
@@ -957,49 +968,46 @@ class Base:
     slope_scale: torch.Tensor | None
 
 
-def measure_base(args: argparse.Namespace, accelerator: Accelerator, env: Environment, critic: Critic) -> Base:
+def measure_base(args: argparse.Namespace, env: Environment, critic: Critic) -> Base:
     """Roll the base out, calibrate the reward on its images and warm the critic up."""
-    generator = generator_for(args, accelerator, RETAIN)
+    generator = generator_for(args, RETAIN)
     retain = env.collect(env.draw(env.retain_ids, args.retain_rollouts, generator), generator)
-    generator = generator_for(args, accelerator, WARMUP)
+    generator = generator_for(args, WARMUP)
     forget = env.collect(env.draw(env.forget_ids, args.warmup_rollouts, generator), generator)
     forget_images, retain_images = env.calibrate(forget, retain)
     score, check = env.score_forget(forget, forget_images), env.score_retain(retain, retain_images)
-    wrong = what_is_no_number(iteration_figures(accelerator, env, score, check, recognisable=0.0))
+    wrong = what_is_no_number(iteration_figures(env, score, check, recognisable=0.0))
     if wrong:
         raise Unsound(f"Nothing can be learnt from the base: {wrong}.")
     warm_up_critic(args, env, critic, forget, score, generator)
     warn_of_other_things(env, score)
     shown = ((forget, forget_images), (retain, retain_images))
     least_contrast = min(images.contrast[rollouts.prompt_ids == i].mean().item() for rollouts, images in shown for i in rollouts.prompt_ids.unique())
-    overall = mean_over_processes(accelerator, {"reward": check.reward.mean().item(), "least_contrast": least_contrast})
-    recognisable = overall["reward"] - RECOGNISABLE * env.reward.contrast
+    recognisable = check.reward.mean().item() - RECOGNISABLE * env.reward.contrast
     scale = slope_scale(slopes_of_values(args, env, critic, forget), env.kernel.stds) if choose_estimator(args).pathwise else None
-    if scale is not None and accelerator.num_processes > 1:
-        scale = accelerator.reduce(scale, reduction="mean")
-    figures = iteration_figures(accelerator, env, score, check, recognisable)
+    figures = iteration_figures(env, score, check, recognisable)
     if scale is not None and not scale.isfinite().all():
         raise Unsound("The slopes of the reward predictor or the critic are no numbers; make it anew, or choose another --advantage.")
-    return Base(retain, recognisable, overall["least_contrast"], (forget, score, figures), scale)
+    return Base(retain, recognisable, least_contrast, (forget, score, figures), scale)
 
 
 def measure_policy(
-    args: argparse.Namespace, accelerator: Accelerator, env: Environment, iteration: int, recognisable: float
+    args: argparse.Namespace, env: Environment, iteration: int, recognisable: float
 ) -> tuple[Trajectory, ForgetScore, dict[str, float]]:
     """Roll the policy out on forget prompts, to learn from, and on a few retain prompts, to watch."""
-    generator = generator_for(args, accelerator, ROLLOUT, iteration)
+    generator = generator_for(args, ROLLOUT, iteration)
     trajectory = env.collect(env.draw(env.forget_ids, args.images_per_iteration, generator), generator)
     score = env.score_forget(trajectory)
     check = env.score_retain(env.collect(env.draw(env.retain_ids, args.retain_batch_size, generator), generator))
-    return trajectory, score, iteration_figures(accelerator, env, score, check, recognisable)
+    return trajectory, score, iteration_figures(env, score, check, recognisable)
 
 
-def iteration_figures(accelerator: Accelerator, env: Environment, score: ForgetScore, check: RetainScore, recognisable: float) -> dict[str, float]:
+def iteration_figures(env: Environment, score: ForgetScore, check: RetainScore, recognisable: float) -> dict[str, float]:
     """Mean figures of an iteration's images.
 
     An image counts as replaced if the concept is gone and its nearest anchor's cosine is at least `recognisable`.
     """
-    figures = {
+    return {
         "forget_reward": score.terminal.mean().item(),
         "noisy_reward": score.potentials[:, :-1].mean().item(),
         "shortfall": env.reward.shortfall(score.terminal).mean().item(),
@@ -1011,7 +1019,6 @@ def iteration_figures(accelerator: Accelerator, env: Environment, score: ForgetS
         "retain_drop": check.drop.mean().item(),
         "recognised": check.recognised.float().mean().item(),
     }
-    return mean_over_processes(accelerator, figures)
 
 
 def why_stop(args: argparse.Namespace, progress: Progress, brake: str | None, target_reached: bool) -> str:
@@ -1068,7 +1075,7 @@ def log_start(accelerator: Accelerator, env: Environment, base: dict[str, float]
 def plan(args: argparse.Namespace, accelerator: Accelerator, env: Environment, examination: Examination | None, optimizer: Any) -> dict[str, str]:
     """What a run would do, by what it is called; the costs come from a probe that rolls out and learns from a few images."""
     generator = torch.Generator().manual_seed(args.seed)
-    count = min(args.train_batch_size, args.images_per_iteration, PROBED)
+    count = max(accelerator.num_processes, min(args.train_batch_size, args.images_per_iteration, PROBED))
     retain = env.collect(env.draw(env.retain_ids, count, generator), generator)
     forget = env.draw(env.forget_ids, count, generator)
     rolled_out: list[Trajectory] = []
@@ -1115,7 +1122,7 @@ PROBED = 16
 
 
 def main(args: argparse.Namespace) -> None:
-    with friendly_memory(lambda: out_of_memory(args, PartialState().device.type != "cpu")):
+    with friendly_memory(lambda: out_of_memory(args, processes().device.type != "cpu")):
         run(args)
 
 

@@ -11,8 +11,9 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from environment.errors import Unsound
 from policy.backbone import Backbone
 from policy.kernel import ReverseKernel
+from policy.processes import all_rows, own_rows
 from policy.rollout import rollout
-from policy.trajectory import PromptTable, Trajectory, batches
+from policy.trajectory import PromptTable, Trajectory, own_batches
 from reward.margin import ConceptReward
 from reward.predictor import RewardPredictor
 from reward.spec import ConceptSpec
@@ -167,7 +168,7 @@ class Environment:
         Raises:
             Unsound: nothing can be learnt from that.
         """
-        said = self.predictor.score_trajectory(rollouts.latents[:, :-1], rollouts.timesteps[:-1])
+        said = self.predict(rollouts)
         for who, vectors, advice in (
             ("teacher", seen, "take another --clip_model or --classifier_name_or_path, or look at what the base draws"),
             ("reward predictor", said, "make it anew with `python -m reward.train`"),
@@ -177,14 +178,20 @@ class Environment:
 
     @torch.no_grad()
     def finish(self, trajectory: Trajectory) -> Finished:
-        """Decode the last latents and let the teacher look at them, batch by batch."""
+        """Decode the last latents and let the teacher look at them, batch by batch; the processes share the work."""
         embeddings, contrast = [], []
         with self.backbone.at_hand(self.backbone.vae, self.teacher.model):
-            for rows in batches(len(trajectory), self.batch_size):
+            for rows in own_batches(len(trajectory), self.batch_size):
                 pixels = self.backbone.decode(trajectory.latents[rows, -1])
                 embeddings.append(self.teacher.encode_images(pixels))
                 contrast.append(pixels.std(dim=(2, 3)).mean(dim=1))
-        return Finished(torch.cat(embeddings), torch.cat(contrast))
+        return Finished(all_rows(torch.cat(embeddings), len(trajectory)), all_rows(torch.cat(contrast), len(trajectory)))
+
+    @torch.no_grad()
+    def predict(self, trajectory: Trajectory) -> torch.Tensor:
+        """(B, T, D): what the predictor says of all states but the finished one; the processes share the work."""
+        mine = trajectory.latents[own_rows(len(trajectory)), :-1]
+        return all_rows(self.predictor.score_trajectory(mine, trajectory.timesteps[:-1]), len(trajectory))
 
     def potential(self, latents: torch.Tensor, state: int, prompt_ids: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) noisy states at index `state` of trajectories of forget prompts -> margins (B,), differentiable."""
@@ -195,7 +202,7 @@ class Environment:
     def score_forget(self, trajectory: Trajectory, finished: Finished | None = None) -> ForgetScore:
         """Margins of every state of trajectories of forget prompts (the first rows of the table); `finished` if they are finished already."""
         rows = trajectory.prompt_ids
-        noisy = self.predictor.score_trajectory(trajectory.latents[:, :-1], trajectory.timesteps[:-1])
+        noisy = self.predict(trajectory)
         finished = finished or self.finish(trajectory)
         clean = finished.embeddings
         potentials = torch.cat([self.reward.margin(noisy, rows), self.reward.margin(clean[:, None], rows)], dim=1)

@@ -25,7 +25,10 @@ def friendly_errors() -> Iterator[None]:
 
 @contextmanager
 def friendly_interrupts(hint: str = "") -> Iterator[None]:
-    """For a run under way: Ctrl-C, a failing disk and unsound numbers end in a sentence, followed by `hint`; a bug keeps its traceback."""
+    """For a run under way: Ctrl-C, a failing disk, unsound numbers and a process that is gone end in a sentence, followed by `hint`.
+
+    A bug keeps its traceback.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -34,6 +37,15 @@ def friendly_interrupts(hint: str = "") -> Iterator[None]:
         _leave(f"{error} {hint}", 1)
     except OSError as error:
         _leave(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}. {hint}", 1)
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        _leave(f"another process of this run has ended, so this one cannot go on. {hint}", 1)
+
+
+def is_lost_process(error: RuntimeError) -> bool:
+    """Whether processes can no longer exchange anything; gloo, on CPUs, says it in a RuntimeError like many others."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel
 
 from policy.backbone import latent_shape
 from policy.kernel import ReverseKernel
+from policy.processes import own_rows
 from policy.trajectory import Conditioning, PromptTable, Trajectory, batches
 
 
@@ -63,9 +64,10 @@ def rollout(
     batch_size: int | None = None,
     offload: bool = False,
 ) -> Trajectory:
-    """Sample one trajectory for each of `prompt_ids` (B,) from the current policy.
+    """Sample one trajectory for each of `prompt_ids` (B,) from the current policy, each process its share of them, and gather all.
 
-    The noise is drawn for all of them at once, so that the trajectories do not depend on how many are sampled together.
+    The noise is drawn for all of them at once, so that the trajectories depend neither on how many are sampled together nor on how many
+    processes share the work.
 
     Args:
         storage_dtype: states are rounded to it before their log-probability is taken, so that an update that reads
@@ -74,12 +76,14 @@ def rollout(
         offload: keep the trajectories in main memory (`Trajectory.offloaded`), batch by batch.
     """
     shape = (len(prompt_ids), *latent_shape(unet))
-    noise = [torch.randn(shape, generator=generator, device=generator.device) for _ in range(kernel.num_steps + 1)]
+    mine = own_rows(len(prompt_ids))
+    ids = prompt_ids[mine]
+    noise = [torch.randn(shape, generator=generator, device=generator.device)[mine].clone() for _ in range(kernel.num_steps + 1)]
     parts = []
-    for rows in batches(len(prompt_ids), batch_size or len(prompt_ids)):
-        part = _sample(unet, kernel, table, prompt_ids[rows], guidance_scale, [drawn[rows] for drawn in noise], storage_dtype)
+    for rows in batches(len(ids), batch_size or len(ids)):
+        part = _sample(unet, kernel, table, ids[rows], guidance_scale, [drawn[rows] for drawn in noise], storage_dtype)
         parts.append(part.offloaded() if offload else part)
-    return Trajectory.cat(parts)
+    return Trajectory.cat(parts).gathered(prompt_ids)
 
 
 def _sample(

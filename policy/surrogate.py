@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,11 +18,6 @@ class Movement:
 
     log_ratio: torch.Tensor
     outside: torch.Tensor
-
-    @staticmethod
-    def cat(parts: Sequence[Movement]) -> Movement:
-        """Join the parts of a batch."""
-        return Movement(torch.cat([part.log_ratio for part in parts]), torch.cat([part.outside for part in parts]))
 
     @property
     def ratio_mean(self) -> torch.Tensor:

@@ -12,9 +12,10 @@ from diffusers import UNet2DConditionModel
 
 from policy.adapter import base_policy
 from policy.kernel import ReverseKernel
+from policy.processes import all_rows, sum_gradients
 from policy.rollout import step_mean
 from policy.surrogate import Movement, clipped_surrogate, pathwise_surrogate
-from policy.trajectory import Experience, PromptTable, Trajectory, batches
+from policy.trajectory import Experience, PromptTable, Trajectory, own_batches
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,6 @@ class UpdateStats:
     unet_samples: int = 0
 
 
-def average_gradients(accelerator: Accelerator, parameters: list[torch.nn.Parameter]) -> None:
-    """Average the adapter's gradients over the processes: it is small, so once an optimizer step and by hand is cheapest."""
-    if accelerator.num_processes > 1:
-        for p in parameters:
-            p.grad = accelerator.reduce(torch.zeros_like(p) if p.grad is None else p.grad, reduction="mean")
-
-
 def update_policy(
     unet: UNet2DConditionModel,
     kernel: ReverseKernel,
@@ -96,12 +90,15 @@ def update_policy(
     has moved too far since. `retain` was rolled out by the base, so its stored means are the reference and the base is not asked again. The reference of
     a forget trajectory is the base under the prompt that its image came nearest to: what is drawn instead of the concept
     is held to what the base would draw, where a reward alone can be had by images that nobody would.
+
+    All processes are given the same; each takes its share of every term's rows, and their gradients are added up.
     """
     stats = UpdateStats()
     device = kernel.stds.device
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     trainable_steps = kernel.num_steps - config.masked_steps
     trained_steps = max(1, round(config.timestep_fraction * trainable_steps))
+    branches = 2 if config.guidance_scale > 1 else 1
     dim = retain.latents[0, 0].numel()
     sensitivity = kernel.sensitivity()
     weights = sensitivity[:trainable_steps].median() / sensitivity
@@ -119,17 +116,16 @@ def update_policy(
         chunk = terms[start : start + config.accumulation]
         kls, moves, clips, retain_kls, anchor_kls = [], [], [], [], []
         for experience, step in chunk:
-            movements, moved, anchored, held = [], [], [], []
-            for rows in batches(len(experience.trajectory), config.batch_size):
+            count = len(experience.trajectory)
+            movements, anchored, held = [], [], []
+            for rows in own_batches(count, config.batch_size):
                 batch = experience.trajectory[rows]
-                share = len(batch) / len(experience.trajectory)
+                share = len(batch) / count
                 x, action = batch.latents[:, step].to(device), batch.latents[:, step + 1].to(device)
                 if config.anchor_kl_coef > 0:
                     with base_policy(unet), torch.no_grad():
                         reference = ask(x, step, experience.anchor_ids[rows])
-                    stats.unet_samples += 2 * len(batch)
                 mean = ask(x, step, batch.prompt_ids)
-                stats.unet_samples += 2 * len(batch)
                 log_prob = kernel.log_prob(action, mean, step)
                 old_log_prob, old_mean = batch.log_probs[:, step], batch.means[:, step].to(device).float()
                 if experience.slopes is None:
@@ -143,31 +139,31 @@ def update_policy(
                     loss = loss + config.anchor_kl_coef * anchor_kl.mean()
                     anchored.append(anchor_kl.detach())
                 accelerator.backward(loss * share / len(chunk))
-                if start == 0:
-                    deviation = ((log_prob.detach() - old_log_prob).exp() - 1).abs().max()
-                    stats.first_ratio_deviation = max(stats.first_ratio_deviation, deviation.item())
-                movements.append(Movement.cat([surrogate]))  # without the loss, which would keep its graph
-                moved.append(kernel.kl(mean.detach(), old_mean, step))
+                moved = kernel.kl(mean.detach(), old_mean, step)
+                movements.append(torch.stack([log_prob.detach() - old_log_prob, surrogate.log_ratio, surrogate.outside.float(), moved], dim=1))
+            stats.unet_samples += branches * count * (2 if anchored else 1)
             if config.kl_coef > 0:
-                ids = torch.randint(len(retain), (config.retain_batch_size,), generator=generator)
-                for rows in batches(len(ids), config.batch_size):
-                    part = ids[rows]
+                drawn = torch.randint(len(retain), (config.retain_batch_size,), generator=generator)
+                for rows in own_batches(len(drawn), config.batch_size):
+                    part = drawn[rows]
                     mean = ask(retain.latents[part, step].to(device), step, retain.prompt_ids[part])
                     retain_kl = kernel.kl(mean, retain.means[part, step].to(device).float(), step)
-                    accelerator.backward(config.kl_coef * retain_kl.mean() * (len(part) / len(ids)) / len(chunk))
+                    accelerator.backward(config.kl_coef * retain_kl.mean() * (len(part) / len(drawn)) / len(chunk))
                     held.append(retain_kl.detach())
-                    stats.unet_samples += 2 * len(part)
-                retain_kls.append(torch.cat(held).mean().item())
-            movement = Movement.cat(movements)
+                stats.unet_samples += branches * len(drawn)
+                retain_kls.append(all_rows(torch.cat(held), len(drawn)).mean().item())
+            change, ratio, outside, moved = all_rows(torch.cat(movements), count).unbind(dim=1)
+            movement = Movement(ratio, outside.bool())
             if anchored:
-                anchor_kls.append(torch.cat(anchored).mean().item())
-            moves.append(torch.cat(moved).mean().item())
+                anchor_kls.append(all_rows(torch.cat(anchored), count).mean().item())
+            moves.append(moved.mean().item())
             kls.append(movement.approx_kl.item())
             clips.append(movement.clip_fraction.item())
             if start == 0:
+                stats.first_ratio_deviation = max(stats.first_ratio_deviation, (change.exp() - 1).abs().max().item())
                 stats.first_clip_fraction = max(stats.first_clip_fraction, clips[-1])
             stats.by_step.setdefault(step, []).append((movement.ratio_mean.item(), movement.ratio_std.item(), clips[-1]))
-        average_gradients(accelerator, parameters)
+        sum_gradients(parameters)
         norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
         finite = math.isfinite(norm)
         stats.skipped += not finite
@@ -180,8 +176,7 @@ def update_policy(
         stats.step_kl.append(sum(moves) / len(moves))
         stats.retain_kl.append(sum(retain_kls) / max(1, len(retain_kls)))
         stats.anchor_kl.append(sum(anchor_kls) / max(1, len(anchor_kls)))
-        mean_kl = accelerator.reduce(torch.tensor(stats.step_kl[-1], device=accelerator.device), reduction="mean").item()
-        if mean_kl > config.target_kl:
+        if stats.step_kl[-1] > config.target_kl:
             stats.stopped_early = True
             break
     return stats

@@ -6,19 +6,26 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable
+from multiprocessing.context import ForkProcess
 
+from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
 
-def run_in_two_processes(command: Callable[[list[str]], object], arguments: list[str], seconds: float = 120) -> None:
-    """Run `command(arguments)` as ranks 0 and 1 of a gloo group on this machine; both must end well."""
+def start_two_processes(command: Callable[[list[str]], object], arguments: list[str]) -> list[ForkProcess]:
+    """Start `command(arguments)` as ranks 0 and 1 of a gloo group on this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    fork = multiprocessing.get_context("fork")
-    workers = [fork.Process(target=_work, args=(rank, port, command, arguments)) for rank in range(2)]
+    workers = [multiprocessing.get_context("fork").Process(target=_work, args=(rank, port, command, arguments)) for rank in range(2)]
     for worker in workers:
         worker.start()
+    return workers
+
+
+def run_in_two_processes(command: Callable[[list[str]], object], arguments: list[str], seconds: float = 120) -> None:
+    """Run it so; both must end well."""
+    workers = start_two_processes(command, arguments)
     for worker in workers:
         worker.join(seconds)
     assert [worker.exitcode for worker in workers] == [0, 0]
@@ -29,4 +36,4 @@ def _work(rank: int, port: int, command: Callable[[list[str]], object], argument
     os.environ |= {"MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     AcceleratorState._reset_state(reset_partial_state=True)
     command(arguments)
-    assert AcceleratorState().num_processes == 2
+    assert PartialState().num_processes == 2
