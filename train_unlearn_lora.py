@@ -19,7 +19,7 @@ from collections import Counter, deque
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import numpy as np
@@ -695,9 +695,18 @@ def adapter_metadata(args: argparse.Namespace, env: Environment) -> dict[str, st
 # --- the run --------------------------------------------------------------------------------------------
 
 
-def prepare(
-    args: argparse.Namespace,
-) -> tuple[Accelerator, Environment, Examination | None, torch.optim.Optimizer, Critic, Checkpoint | None]:
+class Parts(NamedTuple):
+    """What a run is made of, in the order of `train`'s arguments."""
+
+    accelerator: Accelerator
+    env: Environment
+    examination: Examination | None
+    optimizer: Any
+    critic: Critic
+    checkpoint: Checkpoint | None
+
+
+def prepare(args: argparse.Namespace) -> Parts:
     """Check the arguments, load everything, and attach the adapter: all that a user can get wrong happens here.
 
     Raises:
@@ -741,7 +750,7 @@ def prepare(
         unet.enable_gradient_checkpointing()
     optimizer = accelerator.prepare(create_optimizer(args, parameters))
     accelerator.wait_for_everyone()  # before anything is written where another process looks whether it is empty
-    return accelerator, env, examination, optimizer, critic, checkpoint
+    return Parts(accelerator, env, examination, optimizer, critic, checkpoint)
 
 
 def train(
@@ -1072,8 +1081,9 @@ def log_start(accelerator: Accelerator, env: Environment, base: dict[str, float]
         )
 
 
-def plan(args: argparse.Namespace, accelerator: Accelerator, env: Environment, examination: Examination | None, optimizer: Any) -> dict[str, str]:
+def plan(args: argparse.Namespace, parts: Parts) -> dict[str, str]:
     """What a run would do, by what it is called; the costs come from a probe that rolls out and learns from a few images."""
+    accelerator, env, examination, optimizer, *_ = parts
     generator = torch.Generator().manual_seed(args.seed)
     count = max(accelerator.num_processes, min(args.train_batch_size, args.images_per_iteration, PROBED))
     retain = env.collect(env.draw(env.retain_ids, count, generator), generator)
@@ -1130,20 +1140,20 @@ def run(args: argparse.Namespace) -> None:
     """A dry run, or a run and its upload."""
     if args.dry_run:
         with friendly_errors():
-            accelerator, env, examination, optimizer, *_ = prepare(args)
-            planned = plan(args, accelerator, env, examination, optimizer)
-        if accelerator.is_main_process:
+            parts = prepare(args)
+            planned = plan(args, parts)
+        if parts.accelerator.is_main_process:
             print("\n".join(f"{name:<14}{text}" for name, text in planned.items()))
         return
     with ExitStack() as stack:
         with friendly_errors():
             parts = prepare(args)
-            if parts[0].is_main_process:
+            if parts.accelerator.is_main_process:
                 stack.enter_context(only_run(args.output_dir))
         saved = f"What has been saved is in {args.output_dir}; go on with --resume_from_checkpoint latest."
         with friendly_interrupts(saved if args.checkpointing_steps else ""):
             train(args, *parts)
-        if args.push_to_hub and parts[0].is_main_process:
+        if args.push_to_hub and parts.accelerator.is_main_process:
             push(args)
 
 

@@ -34,7 +34,7 @@ Found = dict[str, dict[str, dict[str, list[float]]]]
 def measure(concept: str, donor: ValueNetwork | None, args: argparse.Namespace) -> tuple[Found, ValueNetwork, list[int]]:
     """For each start and number of rollouts: explained variance by step, in all and within prompts. And the critic for the next concept, and the timesteps."""
     settings = script.parse_args(quiet_arguments(concept, args.seed, args.output_dir))
-    _, env, _, _, _ = script.prepare(settings)
+    env = script.prepare(settings).env
     generator = torch.Generator().manual_seed(args.seed)
     count = args.num_rollouts + args.num_held_out
     trajectory = env.collect(env.draw(env.forget_ids, count, generator), generator)

@@ -82,7 +82,7 @@ def measure(concept: str, args: argparse.Namespace) -> dict[str, dict[str, float
     """The figures of every estimator on one concept."""
     given = quiet_arguments(concept, args.seed, args.output_dir)
     settings = script.parse_args(given)
-    accelerator, env, _, optimizer, _ = script.prepare(settings)
+    accelerator, env, _, optimizer, *_ = script.prepare(settings)
     unet = env.pipe.unet
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     recorder = Recorder(parameters, lr=0.0)

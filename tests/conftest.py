@@ -114,10 +114,10 @@ def wide_reward_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def arguments(tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path) -> Callable[..., argparse.Namespace]:
-    """Arguments of a quick run; a list is several values, None none, True a flag, False leaves the argument out."""
+def command_line(tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """The command line of a quick run; a list is several values, None none, True a flag, False leaves the argument out."""
 
-    def make(**changes: Any) -> argparse.Namespace:
+    def make(**changes: Any) -> list[str]:
         named = {
             "concept": "Van Gogh style",
             "pretrained_model_name_or_path": tiny_pipeline_dir,
@@ -132,6 +132,12 @@ def arguments(tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path) ->
             line.append(f"--{name}")
             if value is not None and value is not True:
                 line += [str(v) for v in value] if isinstance(value, list) else [str(value)]
-        return script.parse_args(line)
+        return line
 
     return make
+
+
+@pytest.fixture
+def arguments(command_line: Callable[..., list[str]]) -> Callable[..., argparse.Namespace]:
+    """Its arguments."""
+    return lambda **changes: script.parse_args(command_line(**changes))

@@ -65,12 +65,12 @@ def assert_works_in_a_stock_pipeline(base: Path, directory: Path, **file: str) -
 def test_the_shipped_canvas_knows_its_own_words_and_asks_for_others_in_general_ones(tmp_path: Path) -> None:
     """With nothing but a concept: the bundled base, reward, CLIP and judge; a concept no judge knows is judged by the teacher."""
     known = script.prepare(script.parse_args(["--concept", "Van Gogh style", "--output_dir", str(tmp_path / "known"), "--report_to", "none"]))
-    assert len(known[1].spec.forget_prompts) == 8 and len(known[1].spec.retain_prompts) == 56 and not known[1].spec.unnamed
-    assert known[2].name == "bundled canvas judge"
+    assert len(known.env.spec.forget_prompts) == 8 and len(known.env.spec.retain_prompts) == 56 and not known.env.spec.unnamed
+    assert known.examination.name == "bundled canvas judge"
     AcceleratorState._reset_state(reset_partial_state=True)
     unknown = script.prepare(script.parse_args(["--concept", "dragon", "--output_dir", str(tmp_path / "unknown"), "--report_to", "none"]))
-    assert unknown[1].spec.unnamed == ["dragon"] and "a dragon" in unknown[1].spec.forget_prompts
-    assert "not independent" in unknown[2].name
+    assert unknown.env.spec.unnamed == ["dragon"] and "a dragon" in unknown.env.spec.forget_prompts
+    assert "not independent" in unknown.examination.name
 
 
 @pytest.mark.parametrize("flag", ["--train_batch_size", "--images_per_iteration", "--warmup_rollouts", "--patience"])
@@ -163,9 +163,9 @@ def test_every_backbone_is_trained_saved_and_loaded_into_its_stock_pipeline(
         lora_alpha=3,
     )
     parts = script.prepare(args)
-    base = parts[1].pipe
+    base = parts.env.pipe
     assert not any(p.requires_grad for name, p in base.unet.named_parameters() if "lora" not in name)
-    assert not any(p.requires_grad for module in parts[1].backbone.modules[1:] for p in module.parameters())
+    assert not any(p.requires_grad for module in parts.env.backbone.modules[1:] for p in module.parameters())
     results = script.train(args, *parts)
     assert results["training"]["first_ratio_deviation"] == 0 and results["training"]["iterations"] == 2
     assert results.get("changed_images", 100) > 0 and results["pipeline_class"] == type(base).__name__
@@ -206,7 +206,7 @@ def test_a_run_is_a_function_of_its_seed(arguments: Callable[..., argparse.Names
 def test_the_adapter_begins_the_same_whatever_the_critic(arguments: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
     """So that variants of the critic can be compared."""
     critics = ({}, {"critic_type": "timestep_blind"}, {"critic_model_name_or_path": made_critic(tmp_path / "critic", 4, 8, 16)})
-    begun = [lora_state(script.prepare(arguments(gamma=0.5, **critic))[1].pipe.unet) for critic in critics]
+    begun = [lora_state(script.prepare(arguments(gamma=0.5, **critic)).env.pipe.unet) for critic in critics]
     assert all(same(begun[0], other) for other in begun[1:])
 
 

@@ -43,10 +43,11 @@ def train_and_judge(concept: str, seed: int, learning_rate: float, varied: list[
         start, each = args.retain_rollouts + args.warmup_rollouts, args.images_per_iteration + args.retain_batch_size
         iterations = (budget - start) // each + (not script.choose_estimator(args).uses_critic)  # the first one draws none without a critic
         args.max_train_iterations = every * max(1, iterations // every)
-        accelerator, env, examination, optimizer, critic = script.prepare(args)
+        parts = script.prepare(args)
+        env, examination = parts.env, parts.examination
         assert examination is not None
         args.evaluation_seeds = []  # the figures come from here
-        results = script.train(args, accelerator, env, None, optimizer, critic)
+        results = script.train(args, *parts._replace(examination=None))
         unet, curve = env.pipe.unet, []
         with base_policy(unet):
             base = judged(env.pipe, examination, seeds)

@@ -8,7 +8,7 @@ import json
 import train_unlearn_lora as script
 from benchmarks.ablation.run import add_run_arguments, train_and_judge
 from benchmarks.peers.settings import MATCHED
-from benchmarks.peers.stopwatch import Stopwatch
+from benchmarks.stopwatch import Stopwatch
 from environment.environment import Environment
 from networks.checkpoint import write_aside
 

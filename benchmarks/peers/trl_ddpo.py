@@ -17,7 +17,7 @@ import canvas
 import train_unlearn_lora as script
 from benchmarks.ablation.run import add_run_arguments, judged
 from benchmarks.peers.settings import ADVANTAGE_CLIP, CLIP_RANGE, GUIDANCE_SCALE, IMAGES, STEPS
-from benchmarks.peers.stopwatch import Stopwatch
+from benchmarks.stopwatch import Stopwatch
 from networks.checkpoint import write_aside
 
 
@@ -25,9 +25,10 @@ def train_and_judge(concept: str, seed: int, learning_rate: float, budget: int, 
     """Until `budget` images are drawn, judging every so many epochs; the clock stands still meanwhile."""
     given = ["--concept", concept, "--seed", str(seed), "--report_to", "none", "--evaluation_seeds", "0", "--output_dir", f"{directory}/none"]
     args = script.parse_args(given)
-    accelerator, env, examination, _, critic = script.prepare(args)
+    parts = script.prepare(args)
+    env, examination = parts.env, parts.examination
     assert examination is not None
-    script.measure_base(args, accelerator, env, critic)  # calibrates the reward
+    script.measure_base(args, env, parts.critic)  # calibrates the reward
     names = {prompt: row for row, prompt in enumerate(env.spec.forget_prompts)}
     in_turn = itertools.cycle(env.spec.forget_prompts)
 

@@ -9,7 +9,7 @@ import pytest
 import train_unlearn_lora as script
 from benchmarks.peers.__main__ import MATCHED, OURS, PEER, main, parse_args, seconds_to_target, table
 from benchmarks.peers.settings import MATCHED as MATCHED_FLAGS
-from benchmarks.peers.stopwatch import Stopwatch
+from benchmarks.stopwatch import Stopwatch
 
 
 def run(name: str, *ua: float, rate: float = 5e-3, speed: float = 2.0) -> dict[str, Any]:
