@@ -28,6 +28,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import ProjectConfiguration, parse_flag_from_env, set_seed
+from diffusers import UNet2DConditionModel
 from diffusers.optimization import SchedulerType, get_scheduler
 from PIL import Image
 from tqdm.auto import tqdm
@@ -147,6 +148,11 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         "--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="Precision of the frozen base; the adapter stays float32."
     )
     parser.add_argument("--allow_tf32", action="store_true", help="Allow TF32 matrix products on NVIDIA GPUs.")
+    parser.add_argument(
+        "--torch_compile",
+        action="store_true",
+        help="Compile the UNet, which takes minutes before the first iteration; `accelerate launch --dynamo_backend` and its mates say how.",
+    )
     add_memory_arguments(parser)
 
     parser.add_argument(
@@ -327,6 +333,15 @@ def create_optimizer(args: argparse.Namespace, parameters: list[torch.nn.Paramet
 
         return bitsandbytes.optim.AdamW8bit(parameters, **settings)
     return torch.optim.AdamW(parameters, **settings)
+
+
+def compile_unet(args: argparse.Namespace, accelerator: Accelerator, unet: UNet2DConditionModel) -> None:
+    """Have the UNet compiled once it is asked for something, in place, if a flag of this script or of `accelerate launch` says so."""
+    settings = accelerator.state.dynamo_plugin.to_kwargs()
+    if args.torch_compile or settings:
+        # With and without gradient, with and without adapter, for each number of states that go through it together.
+        torch._dynamo.config.recompile_limit = 64
+        unet.compile(**settings)
 
 
 def choose_estimator(args: argparse.Namespace) -> Estimator:
@@ -627,6 +642,7 @@ MAY_CHANGE = {
     "max_brakes",
     "train_batch_size",
     "gradient_checkpointing",
+    "torch_compile",
     "offload_models",
     "offload_trajectories",
     "base_model_id",
@@ -749,6 +765,7 @@ def prepare(args: argparse.Namespace) -> Parts:
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     optimizer = accelerator.prepare(create_optimizer(args, parameters))
+    compile_unet(args, accelerator, unet)
     accelerator.wait_for_everyone()  # before anything is written where another process looks whether it is empty
     return Parts(accelerator, env, examination, optimizer, critic, checkpoint)
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.utils
+from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from tiny_pipelines import random_unet, random_vae, save_sd
@@ -52,6 +54,20 @@ def test_small_batches_make_the_same_run(arguments: Make, tmp_path: Path) -> Non
         deviation = torch.cat([(parts[name] - tensor).flatten() for name, tensor in whole.items()]).abs()
         assert deviation.mean() < 1e-5 and deviation.quantile(0.99) < 1e-4
         assert figures["unet_samples"] == results["unet_samples"] and figures["first_ratio_deviation"] == 0
+
+
+def test_a_compiled_unet_makes_the_same_run(arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced and differentiated ahead of time, with nothing left to a compiler that this machine may lack."""
+    settings = {"learning_rate": 1e-3, "num_validation_images": 2}
+    script.main(arguments(output_dir=tmp_path / "plain", **settings))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "AOT_EAGER")
+    torch._dynamo.utils.counters.clear()
+    script.main(arguments(output_dir=tmp_path / "compiled", torch_compile=True, **settings))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    plain, compiled = adapter(tmp_path / "plain"), adapter(tmp_path / "compiled")
+    assert all(torch.allclose(plain[name], compiled[name], atol=1e-4) for name in plain)
+    assert json.loads((tmp_path / "compiled" / "results.json").read_text())["training"]["first_ratio_deviation"] < 1e-5
 
 
 @pytest.mark.parametrize("options", [{}, {"gamma": 0.5, "replay_iterations": 2}], ids=["defaults", "critic and replay"])
