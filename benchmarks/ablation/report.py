@@ -37,12 +37,12 @@ def spent(run: Run) -> float:
 
 
 def best_learning_rate(runs: Sequence[Run]) -> float:
-    """Of runs of one variant: the rate with the fewest images to the target, then the fewest collapses, then the highest UA at the end."""
+    """Of runs of one variant: the rate with the fewest images to the target, then the fewest collapses, then the highest UA on the way."""
     rates = sorted({run["learning_rate"] for run in runs})
 
     def cost(rate: float) -> tuple[float, int, float]:
         of_rate = [run for run in runs if run["learning_rate"] == rate]
-        ua = sum(run["curve"][-1]["UA"] for run in of_rate) / len(of_rate)
+        ua = sum(sum(point["UA"] for point in run["curve"]) / len(run["curve"]) for run in of_rate) / len(of_rate)
         return sum(map(spent, of_rate)) / len(of_rate), sum(map(collapsed, of_rate)), -ua
 
     return min(rates, key=cost)
