@@ -40,11 +40,11 @@ from critic.estimators import ADVANTAGES, SIGNALS, Estimator
 from critic.network import ValueNetwork
 from critic.pathwise import linear_advantages, scaled, slope_scale, value_slopes
 from environment.arguments import add_environment_arguments, build_environment
+from environment.command_line import DiscreetParser, number, positive_int, whole_number
 from environment.concept_arguments import uses_bundled_base
 from environment.environment import Environment, ForgetScore, RetainScore
 from environment.errors import Unsound, friendly_errors, friendly_interrupts, friendly_memory
 from environment.memory import DTYPES, add_memory_arguments, memory_options, read_quantization
-from environment.numbers import number, positive_int, whole_number
 from evaluation.examination import Examination, JudgeExamination, TeacherExamination
 from evaluation.generate import adapter_disabled, evaluation_mode, generate
 from evaluation.grid import Pair, before_after
@@ -87,7 +87,7 @@ logger = get_logger(__name__)
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = DiscreetParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_environment_arguments(parser)
     parser.add_argument(
         "--base_model_id", help="Hub id of a base that is loaded from a local copy: what results, card and header call it. Default: the copy's name."

@@ -18,8 +18,8 @@ from critic.critic import Critic
 from critic.estimators import SIGNALS, Estimator
 from critic.network import ValueNetwork
 from environment.arguments import add_environment_arguments, build_environment
+from environment.command_line import number, positive_int, whole_number
 from environment.errors import Unsound, friendly_errors
-from environment.numbers import number, positive_int, whole_number
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:

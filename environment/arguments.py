@@ -8,10 +8,10 @@ import torch
 
 import canvas
 from environment.base import add_base_arguments, base_options, load_pipeline
+from environment.command_line import number, positive_int
 from environment.concept_arguments import add_concept_arguments, load_teachers, read_given, resolve_spec, uses_bundled_base
 from environment.environment import Environment
 from environment.memory import MemoryOptions
-from environment.numbers import number, positive_int
 from policy.backbone import Backbone
 from policy.kernel import ReverseKernel
 from policy.quantization import quantize

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import canvas
-from environment.numbers import positive_int
+from environment.command_line import positive_int
 from reward.classifier import ClassifierTeacher
 from reward.margin import Exemplars
 from reward.spec import ConceptSpec, make_spec, read_prompts, read_spec

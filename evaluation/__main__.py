@@ -21,8 +21,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
+from environment.command_line import weight
 from environment.errors import friendly_errors, friendly_interrupts
-from environment.numbers import weight
 from evaluation.choice import add_examination_arguments, choose
 from evaluation.examination import Examination
 from evaluation.grid import before_after

@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 import canvas
 from environment.base import add_base_arguments, base_options, load_pipeline
-from environment.numbers import number, positive_int
+from environment.command_line import number, positive_int
 from evaluation.examination import Examination, JudgeExamination, TeacherExamination
 from evaluation.judge import ImageJudge
 from evaluation.judges import load_judge, zero_shot_judge

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from environment.command_line import DiscreetParser
 from environment.errors import friendly_errors
 from hub.commands import card, convert, fuse, merge, pull, push, space
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m hub", description=__doc__)
+    parser = DiscreetParser(prog="python -m hub", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (convert, fuse, merge, push, pull, card, space):
         command.add_command(commands)

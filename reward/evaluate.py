@@ -30,8 +30,8 @@ from tqdm.auto import tqdm
 import canvas
 from environment.arguments import uses_bundled_base
 from environment.base import add_base_arguments, base_options, load_pipeline
+from environment.command_line import number, positive_int
 from environment.errors import friendly_errors
-from environment.numbers import number, positive_int
 from evaluation.protocol import public_name
 from hub.adapter import load_adapter
 from networks.checkpoint import CheckpointError, write_aside

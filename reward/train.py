@@ -19,8 +19,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLP
 
 import canvas
 from environment.base import add_base_arguments, base_options, load_pipeline
+from environment.command_line import DiscreetParser, number, positive_int, whole_number
 from environment.errors import friendly_errors, friendly_interrupts
-from environment.numbers import number, positive_int, whole_number
 from evaluation.protocol import public_name
 from networks.checkpoint import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
 from networks.film import size_of
@@ -146,7 +146,7 @@ def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m reward.train", description="Train the noise-conditioned reward predictor for a base model.")
+    parser = DiscreetParser(prog="python -m reward.train", description="Train the noise-conditioned reward predictor for a base model.")
     add_base_arguments(parser)
     parser.set_defaults(pretrained_model_name_or_path=str(canvas.PIPELINE))
     parser.add_argument(

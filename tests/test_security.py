@@ -27,6 +27,7 @@ from critic.network import ValueNetwork
 from environment.base import load_pipeline
 from evaluation.judges import load_judge
 from evaluation.weights import read_state
+from hub.__main__ import parse_args as parse_hub_command
 from hub.adapter import load_adapter
 from hub.card import model_card
 from hub.files import read_file, write_file
@@ -37,6 +38,7 @@ from reward.classifier import ClassifierTeacher
 from reward.latents import read_shard
 from reward.predictor import RewardPredictor
 from reward.teacher import Teacher
+from reward.train import parse_args as parse_reward_training
 from training.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -285,6 +287,23 @@ def test_no_token_is_written(
     assert len(seen) > 8
     for token in (TOKEN, TOKEN[::-1]):
         assert not [content for content in seen if token.encode() in content]
+
+
+@pytest.mark.parametrize(
+    "parse",
+    [
+        lambda more: script.parse_args(["--concept", "cat", *more]),
+        lambda more: parse_reward_training(["--output_dir", "reward", *more]),
+        lambda more: parse_hub_command(["push", "adapter", *more]),
+    ],
+    ids=["training", "reward", "hub"],
+)
+@pytest.mark.parametrize("mistake", [["--hub_tokn", TOKEN], [f"--token={TOKEN}"], ["--hub_private_repo", TOKEN]])
+def test_no_token_is_repeated_with_a_mistake(parse: Callable[[list[str]], object], mistake: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(mistake)
+    said = capsys.readouterr().err
+    assert TOKEN not in said and "hf_..." in said
 
 
 # --- texts ----------------------------------------------------------------------------------------------------

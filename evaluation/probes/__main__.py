@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from environment.command_line import number, positive_int
 from environment.errors import friendly_errors, friendly_interrupts
-from environment.numbers import number, positive_int
 from evaluation.choice import Choice, add_examination_arguments, choose
 from evaluation.probes import attack, composition, inversion, paraphrase, relearning, removal
 from evaluation.probes.rows import Row, save_samples

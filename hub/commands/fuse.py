@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from environment.base import add_base_arguments, base_options, load_pipeline
-from environment.numbers import number
+from environment.command_line import number
 from hub.adapter import load_adapter
 from hub.card import hub_id
 from hub.files import require_empty

@@ -1,9 +1,20 @@
-"""Types of numbers for argparse; what they refuse ends in a sentence that names the flag."""
+"""What the commands' parsers share: numbers that are refused with a sentence that names the flag, and tokens that are not repeated."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import re
+from typing import NoReturn
+
+TOKEN = re.compile(r"\bhf_\w+")
+
+
+class DiscreetParser(argparse.ArgumentParser):
+    """For commands that take a token: what it says of a mistake, which may end in a log, does not contain one."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(TOKEN.sub("hf_...", message))
 
 
 def positive_int(text: str) -> int:
