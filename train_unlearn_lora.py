@@ -59,8 +59,8 @@ from hub.push import CRITIC_FILES, push_adapter, push_command
 from networks.checkpoint import cached_revision, write_aside
 from networks.versions import versions
 from policy.adapter import ADAPTER, add_lora, base_policy, is_identity, load_lora_state, lora_state
-from policy.processes import all_rows, anywhere, keep_in_step, processes
-from policy.trajectory import Experience, Trajectory, own_batches
+from policy.processes import all_rows, anywhere, keep_in_step, own_batches, processes
+from policy.trajectory import Experience, Trajectory
 from policy.update import UpdateConfig, UpdateStats, update_policy
 from training.checkpoints import (
     Checkpoint,

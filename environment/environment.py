@@ -11,9 +11,9 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from environment.errors import Unsound
 from policy.backbone import Backbone
 from policy.kernel import ReverseKernel
-from policy.processes import all_rows, own_rows
+from policy.processes import all_rows, all_trajectories, own_batches, own_rows
 from policy.rollout import rollout
-from policy.trajectory import PromptTable, Trajectory, own_batches
+from policy.trajectory import PromptTable, Trajectory
 from reward.margin import ConceptReward
 from reward.predictor import RewardPredictor
 from reward.spec import ConceptSpec
@@ -122,8 +122,8 @@ class Environment:
         return torch.arange(first, first + len(self.spec.retain_prompts), device=self.table.forget.device)
 
     def collect(self, prompt_ids: torch.Tensor, generator: torch.Generator) -> Trajectory:
-        """Roll the current policy out, one trajectory for each of `prompt_ids`."""
-        return rollout(
+        """Roll the current policy out, one trajectory for each of `prompt_ids`; the processes share the work."""
+        mine = rollout(
             self.backbone.unet,
             self.kernel,
             self.table,
@@ -132,7 +132,9 @@ class Environment:
             generator,
             batch_size=self.batch_size,
             offload=self.offload_trajectories,
+            rows=own_rows(len(prompt_ids)),
         )
+        return all_trajectories(mine, prompt_ids)
 
     def draw(self, ids: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
         """`count` of `ids`, each as often as any other but for the remainder, which is drawn at random."""

@@ -12,6 +12,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast, gather, parse_flag_from_env, reduce
 
+from policy.trajectory import Trajectory
+
 
 def processes() -> PartialState:
     """The processes of this run, also where it is the first to ask: by itself PartialState overlooks that a launch on CPUs has several."""
@@ -29,6 +31,12 @@ def _rows_of(process: int, count: int) -> slice:
     return slice(count * process // shares, count * (process + 1) // shares)
 
 
+def own_batches(count: int, size: int) -> list[slice]:
+    """This process's rows of `count` in parts of `size`."""
+    own = own_rows(count)
+    return [slice(start, min(start + size, own.stop)) for start in range(own.start, own.stop, size)]
+
+
 def all_rows(mine: torch.Tensor, count: int) -> torch.Tensor:
     """This process's rows (b, ...) of `count` -> those of all processes (count, ...), in their order, where `mine` lies."""
     state = processes()
@@ -40,6 +48,12 @@ def all_rows(mine: torch.Tensor, count: int) -> torch.Tensor:
     shares = gather(padded).to(mine.device).unflatten(0, (state.num_processes, most))
     sizes = [len(range(count)[_rows_of(process, count)]) for process in range(state.num_processes)]
     return torch.cat([share[:size] for share, size in zip(shares, sizes, strict=True)])
+
+
+def all_trajectories(mine: Trajectory, prompt_ids: torch.Tensor) -> Trajectory:
+    """This process's trajectories -> those of all processes, one for each of `prompt_ids`."""
+    latents, means, log_probs = (all_rows(part, len(prompt_ids)) for part in (mine.latents, mine.means, mine.log_probs))
+    return Trajectory(latents, means, log_probs, mine.timesteps, prompt_ids)
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

@@ -9,7 +9,6 @@ from diffusers import UNet2DConditionModel
 
 from policy.backbone import latent_shape
 from policy.kernel import ReverseKernel
-from policy.processes import own_rows
 from policy.trajectory import Conditioning, PromptTable, Trajectory, batches
 
 
@@ -63,27 +62,26 @@ def rollout(
     storage_dtype: torch.dtype = torch.float32,
     batch_size: int | None = None,
     offload: bool = False,
+    rows: slice = slice(None),
 ) -> Trajectory:
-    """Sample one trajectory for each of `prompt_ids` (B,) from the current policy, each process its share of them, and gather all.
+    """Sample one trajectory for each of `prompt_ids` (B,) from the current policy.
 
-    The noise is drawn for all of them at once, so that the trajectories depend neither on how many are sampled together nor on how many
-    processes share the work.
+    The noise is drawn for all of them at once, so that the trajectories do not depend on how many are sampled together, or which here.
 
     Args:
         storage_dtype: states are rounded to it before their log-probability is taken, so that an update that reads
             them back finds exactly the ratio 1 (field-tested pitfall: scoring the unrounded sample does not).
         batch_size: how many are sampled together; by default all.
         offload: keep the trajectories in main memory (`Trajectory.offloaded`), batch by batch.
+        rows: which of them are sampled, and returned; by default all.
     """
     shape = (len(prompt_ids), *latent_shape(unet))
-    mine = own_rows(len(prompt_ids))
-    ids = prompt_ids[mine]
-    noise = [torch.randn(shape, generator=generator, device=generator.device)[mine].clone() for _ in range(kernel.num_steps + 1)]
-    parts = []
-    for rows in batches(len(ids), batch_size or len(ids)):
-        part = _sample(unet, kernel, table, ids[rows], guidance_scale, [drawn[rows] for drawn in noise], storage_dtype)
+    noise = [torch.randn(shape, generator=generator, device=generator.device)[rows].clone() for _ in range(kernel.num_steps + 1)]
+    ids, parts = prompt_ids[rows], []
+    for batch in batches(len(ids), batch_size or len(ids)):
+        part = _sample(unet, kernel, table, ids[batch], guidance_scale, [drawn[batch] for drawn in noise], storage_dtype)
         parts.append(part.offloaded() if offload else part)
-    return Trajectory.cat(parts).gathered(prompt_ids)
+    return Trajectory.cat(parts)
 
 
 def _sample(

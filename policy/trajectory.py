@@ -7,18 +7,10 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from policy.processes import all_rows, own_rows
-
 
 def batches(count: int, size: int) -> list[slice]:
     """0 to `count` in parts of `size`."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def own_batches(count: int, size: int) -> list[slice]:
-    """This process's rows of `count` in parts of `size`."""
-    own = own_rows(count)
-    return [slice(start, min(start + size, own.stop)) for start in range(own.start, own.stop, size)]
 
 
 @dataclass(frozen=True)
@@ -128,11 +120,6 @@ class Trajectory:
     def offloaded(self) -> Trajectory:
         """With latents and means, nearly all of it, in main memory; what is small stays where it is."""
         return replace(self, latents=self.latents.cpu(), means=self.means.cpu())
-
-    def gathered(self, prompt_ids: torch.Tensor) -> Trajectory:
-        """Those of all processes, whose prompts are `prompt_ids`."""
-        latents, means, log_probs = (all_rows(part, len(prompt_ids)) for part in (self.latents, self.means, self.log_probs))
-        return Trajectory(latents, means, log_probs, self.timesteps, prompt_ids)
 
     @staticmethod
     def cat(parts: list[Trajectory]) -> Trajectory:

@@ -12,10 +12,10 @@ from diffusers import UNet2DConditionModel
 
 from policy.adapter import base_policy
 from policy.kernel import ReverseKernel
-from policy.processes import all_rows, sum_gradients
+from policy.processes import all_rows, own_batches, sum_gradients
 from policy.rollout import step_mean
 from policy.surrogate import Movement, clipped_surrogate, pathwise_surrogate
-from policy.trajectory import Experience, PromptTable, Trajectory, own_batches
+from policy.trajectory import Experience, PromptTable, Trajectory
 
 
 @dataclass(frozen=True)

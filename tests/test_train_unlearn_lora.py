@@ -331,10 +331,10 @@ def test_a_killed_run_goes_on_at_its_learning_rate(
     script.main(arguments(output_dir=tmp_path / "whole", checkpointing_steps=3, **settings))
     measure = script.measure_policy
 
-    def killed(args: argparse.Namespace, accelerator: Any, env: Any, iteration: int, *rest: Any) -> Any:
+    def killed(args: argparse.Namespace, env: Any, iteration: int, *rest: Any) -> Any:
         if iteration == 2:
             raise KeyboardInterrupt
-        return measure(args, accelerator, env, iteration, *rest)
+        return measure(args, env, iteration, *rest)
 
     with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
         patch.setattr(script, "measure_policy", killed)

@@ -124,3 +124,13 @@ def test_how_many_are_sampled_together_does_not_change_what_is_sampled(policy: P
         assert torch.equal(parts.latents[:, 0], whole.latents[:, 0]) and torch.equal(parts.prompt_ids, whole.prompt_ids)
         torch.testing.assert_close(parts.latents, whole.latents, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(parts.log_probs, whole.log_probs, atol=1e-4, rtol=1e-4)
+
+
+def test_a_share_of_a_rollout_is_that_share_of_the_whole(policy: Policy) -> None:
+    whole, share = (
+        rollout(policy.unet, policy.kernel, policy.table, IDS, 5.0, torch.Generator().manual_seed(4), rows=rows)
+        for rows in (slice(None), slice(1, 3))
+    )
+    assert len(share) == 2 and share.prompt_ids.tolist() == IDS[1:3].tolist()
+    assert torch.equal(share.latents[:, 0], whole.latents[1:3, 0])
+    assert torch.allclose(share.latents, whole.latents[1:3], atol=1e-5)
