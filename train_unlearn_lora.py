@@ -27,7 +27,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import ProjectConfiguration, parse_flag_from_env, set_seed
+from accelerate.utils import DynamoBackend, ProjectConfiguration, parse_flag_from_env, set_seed
 from diffusers import UNet2DConditionModel
 from diffusers.optimization import SchedulerType, get_scheduler
 from PIL import Image
@@ -337,11 +337,12 @@ def create_optimizer(args: argparse.Namespace, parameters: list[torch.nn.Paramet
 
 def compile_unet(args: argparse.Namespace, accelerator: Accelerator, unet: UNet2DConditionModel) -> None:
     """Have the UNet compiled once it is asked for something, in place, if a flag of this script or of `accelerate launch` says so."""
-    settings = accelerator.state.dynamo_plugin.to_kwargs()
-    if args.torch_compile or settings:
+    launched = accelerator.state.dynamo_plugin
+    told = launched.backend != DynamoBackend.NO  # the launcher sets other settings in any case
+    if args.torch_compile or told:
         # With and without gradient, with and without adapter, for each number of states that go through it together.
         torch._dynamo.config.recompile_limit = 64
-        unet.compile(**settings)
+        unet.compile(**(launched.to_kwargs() if told else {}))
 
 
 def choose_estimator(args: argparse.Namespace) -> Estimator:

@@ -70,6 +70,26 @@ def test_a_compiled_unet_makes_the_same_run(arguments: Make, tmp_path: Path, mon
     assert json.loads((tmp_path / "compiled" / "results.json").read_text())["training"]["first_ratio_deviation"] < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("environment", "options", "compiled"),
+    [
+        ({}, {}, False),
+        ({"BACKEND": "no", "MODE": "default", "USE_DYNAMIC": "False"}, {}, False),
+        ({"BACKEND": "no", "MODE": "default", "USE_DYNAMIC": "False"}, {"torch_compile": True}, True),
+        ({"BACKEND": "AOT_EAGER", "USE_DYNAMIC": "False"}, {}, True),
+    ],
+    ids=["python", "accelerate launch", "the flag", "the launcher's flag"],
+)
+def test_the_unet_is_compiled_only_where_that_is_asked_for(
+    environment: dict[str, str], options: dict[str, Any], compiled: bool, arguments: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher has settings in the environment whether it was asked for anything or not."""
+    for name, value in environment.items():
+        monkeypatch.setenv(f"ACCELERATE_DYNAMO_{name}", value)
+    unet = script.prepare(arguments(**options)).env.pipe.unet
+    assert (unet._compiled_call_impl is not None) == compiled
+
+
 @pytest.mark.parametrize("options", [{}, {"gamma": 0.5, "replay_iterations": 2}], ids=["defaults", "critic and replay"])
 def test_what_waits_in_main_memory_changes_nothing(options: dict[str, Any], arguments: Make, tmp_path: Path) -> None:
     """On a CPU everything does; a resumed run may turn to it."""
