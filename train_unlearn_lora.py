@@ -125,7 +125,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         default=["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"],
         help="Endings of the modules to adapt.",
     )
-    parser.add_argument("--learning_rate", type=number, default=5e-3, help="Learning rate of the adapter.")
+    parser.add_argument("--learning_rate", type=number, default=1e-2, help="Learning rate of the adapter.")
     parser.add_argument(
         "--lr_scheduler",
         type=str,
@@ -571,10 +571,11 @@ def choose_examination(args: argparse.Namespace, env: Environment) -> Examinatio
     Raises:
         ValueError: the judge that is named cannot be loaded or knows nothing of the concept.
     """
+    encode_text = env.teacher.encode_text if env.teacher.unit_length else None  # a classifier's texts lie near to nothing but its labels
     if args.judge_name_or_path:
-        return JudgeExamination(Judge.from_pretrained(args.judge_name_or_path), env.spec.concepts, public_name(args.judge_name_or_path))
+        judge = Judge.from_pretrained(args.judge_name_or_path)
+        return JudgeExamination(judge, env.spec.concepts, public_name(args.judge_name_or_path), encode_text=encode_text)
     if uses_bundled_base(args):
-        encode_text = env.teacher.encode_text if env.teacher.unit_length else None  # a classifier's texts lie near to nothing but its labels
         try:
             return JudgeExamination(Judge.from_pretrained(canvas.JUDGE), env.spec.concepts, public_name(canvas.JUDGE), encode_text=encode_text)
         except ValueError as error:

@@ -34,6 +34,7 @@ FIGURES = {
     "UA": "unlearning accuracy: how often the judge does not find the concept where the prompt asks for it",
     "IRA": "in-domain retain accuracy: how often it finds the other classes of the concept's kind where they are asked for",
     "CRA": "cross-domain retain accuracy: the same for the other kinds, over all images",
+    "NRA": "neighbour retain accuracy: IRA over the classes nearest to the concept alone",
 }
 LICENCES = {
     BUNDLED: "apache-2.0",

@@ -86,7 +86,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=2, help="Iterations between two judgements.")
     parser.add_argument("--judge_seeds", nargs="+", type=int, default=[0, 1], help="One image a prompt and seed in every judgement.")
     parser.add_argument("--peer_learning_rates", nargs="+", type=float, default=[3e-3, 1e-2], help="What the peer's algorithm runs at.")
-    parser.add_argument("--learning_rate", type=float, default=5e-3, help="What ours runs at.")
+    parser.add_argument("--learning_rate", type=float, default=1e-2, help="What ours runs at.")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/peers"), help="Where environment, runs, table and JSON are written.")
     return parser.parse_args(input_args)
 

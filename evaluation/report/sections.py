@@ -15,7 +15,6 @@ from evaluation.report.run import Run, data_uri
 from evaluation.report.svg import Bar, Point, bars, lines, pareto
 from hub.card import FIGURES, GRID_NAME, UNLOADABLE, listed, suffered, without_path
 
-NAMES = {**FIGURES, "NRA": "neighbour retain accuracy: the same for the classes nearest to the concept"}
 CURVES = {
     "Forgotten: share of forget images": ("forgotten", "replaced"),
     "Retained images recognised": ("recognised",),
@@ -41,7 +40,7 @@ def heading(run: Run) -> str:
     before, after = run.results.get("base") or {}, run.results.get("adapter") or {}
     tiles = [
         f'<div><span class="soft">{name}</span><b id="{name}">{after[name]:.1f} %</b><span class="soft">{_range(after, name)} base {_figure(before, name)}</span></div>'
-        for name in NAMES
+        for name in FIGURES
         if after.get(name) is not None
     ]
     images = f" {results['images_per_side']} images a side." if results.get("images_per_side") else ""
@@ -53,14 +52,14 @@ def heading(run: Run) -> str:
 def figures(run: Run) -> str:
     """Every figure of base and adapter, and what it means."""
     before, after = run.results.get("base") or {}, run.results.get("adapter") or {}
-    names = [name for name in (*NAMES, "CRA_retained", "CRA_forgotten") if after.get(name) is not None]
+    names = [name for name in (*FIGURES, "CRA_retained", "CRA_forgotten") if after.get(name) is not None]
     if not names:
         return ""
     rows = [[name, _cell(before, name), _cell(after, name), str((after.get("images") or {}).get(name, ""))] for name in names]
     for name, found in (after.get("measures") or {}).items():
         other = (before.get("measures") or {}).get(name)
         rows.append([name, _measure(other), _measure(found), ""])
-    meaning = "".join(f"<li><b>{name}</b>, {html.escape(text)}</li>" for name, text in NAMES.items() if name in names)
+    meaning = "".join(f"<li><b>{name}</b>, {html.escape(text)}</li>" for name, text in FIGURES.items() if name in names)
     return f"<h2>Figures</h2>{table(['percent', 'base', 'with the adapter', 'images'], rows, 1)}<ul class='soft'>{meaning}</ul>"
 
 

@@ -113,8 +113,8 @@ def results() -> dict[str, Any]:
         "concept": ["Van Gogh style"],
         "base_model_name_or_path": "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "revision": "451f4fe",
-        "base": {"UA": 0.52, "IRA": 99.4, "CRA": 98.96, "ci95": {"UA": [0.4, 0.7], "IRA": [99.2, 99.6], "CRA": [98.6, 99.2]}},
-        "adapter": {"UA": 97.92, "IRA": 98.81, "CRA": None, "ci95": {"UA": [93.5, 99.4], "IRA": [98.6, 99.0]}},
+        "base": {"UA": 0.52, "IRA": 99.4, "CRA": 98.96, "NRA": 98.5, "ci95": {"UA": [0.4, 0.7], "IRA": [99.2, 99.6], "CRA": [98.6, 99.2]}},
+        "adapter": {"UA": 97.92, "IRA": 98.81, "CRA": None, "NRA": 95.0, "ci95": {"UA": [93.5, 99.4], "IRA": [98.6, 99.0]}},
         "seeds": [0, 1, 2],
         "judge": "a judge",
         "settings": {

@@ -39,8 +39,8 @@ def test_all_keys_are_there_and_decode(trained: UNet2DConditionModel, tiny_pipel
     assert json.loads(header["concept"]) == ["Van Gogh style"]
     assert json.loads(header["settings"])["learning_rate"] == 0.005
     assert json.loads(header["results"]) == {
-        "base": {"UA": 0.52, "IRA": 99.4, "CRA": 98.96},
-        "adapter": {"UA": 97.92, "IRA": 98.81, "CRA": None},
+        "base": {"UA": 0.52, "IRA": 99.4, "CRA": 98.96, "NRA": 98.5},
+        "adapter": {"UA": 97.92, "IRA": 98.81, "CRA": None, "NRA": 95.0},
         "judge": "a judge",
         "seeds": [0, 1, 2],
     }
@@ -52,7 +52,7 @@ def test_all_keys_are_there_and_decode(trained: UNet2DConditionModel, tiny_pipel
     assert header["modelspec.resolution"] == "16x16"
     assert header["modelspec.license"] == "creativeml-openrail-m"
     assert header["modelspec.title"] == "LoRA that erases Van Gogh style"
-    assert "UA 97.9 (0.5), IRA 98.8 (99.4); judge: a judge." in header["modelspec.description"]
+    assert "UA 97.9 (0.5), IRA 98.8 (99.4), NRA 95.0 (98.5); judge: a judge." in header["modelspec.description"]
 
 
 def test_no_local_path_and_no_token(results: dict[str, Any], tmp_path: Path) -> None:
