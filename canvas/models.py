@@ -77,14 +77,24 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
 # --- pipeline -----------------------------------------------------------------------------------------
 
 
-def train_autoencoder(images: torch.Tensor, *, steps: int, state_dir: Path, seed: int, batch_size: int = 32, device: str = "cpu") -> AutoencoderKL:
-    """AutoencoderKL from (N, 3, H, W) uint8 images to 4-channel latents at a quarter of the resolution."""
+def train_autoencoder(
+    images: torch.Tensor,
+    *,
+    steps: int,
+    state_dir: Path,
+    seed: int,
+    channels: tuple[int, int, int] = (24, 48, 48),
+    latent_channels: int = 4,
+    batch_size: int = 32,
+    device: str = "cpu",
+) -> AutoencoderKL:
+    """AutoencoderKL from (N, 3, H, W) uint8 images to latents at a quarter of the resolution."""
     torch.manual_seed(seed)
     vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
-        latent_channels=4,
-        block_out_channels=(24, 48, 48),
+        latent_channels=latent_channels,
+        block_out_channels=channels,
         layers_per_block=1,
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -109,7 +119,7 @@ def train_autoencoder(images: torch.Tensor, *, steps: int, state_dir: Path, seed
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: torch.Tensor, batch_size: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of each image's scaled latent, (N, 4, h, w) each."""
+    """Mean and standard deviation of each image's scaled latent, (N, channels, h, w) each."""
     device = next(vae.parameters()).device
     dists = [vae.encode(pixels(chunk).to(device)).latent_dist for chunk in images.split(batch_size)]
     scale = vae.config.scaling_factor
@@ -139,8 +149,8 @@ def train_denoiser(
     text_encoder = build_text_encoder(tokenizer)
     unet = UNet2DConditionModel(
         sample_size=latents[0].shape[-1],
-        in_channels=4,
-        out_channels=4,
+        in_channels=latents[0].shape[1],
+        out_channels=latents[0].shape[1],
         block_out_channels=channels,
         layers_per_block=layers_per_block,
         down_block_types=("CrossAttnDownBlock2D",) * 2,

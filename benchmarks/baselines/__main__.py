@@ -27,9 +27,9 @@ from environment.errors import friendly_errors
 from evaluation.examination import JudgeExamination
 from evaluation.grid import before_after
 from evaluation.judge import Judge
-from evaluation.protocol import evaluate, grid_title, public_name, table
+from evaluation.protocol import Evaluation, evaluate, grid_title, public_name, table
 from hub.adapter import save_adapter
-from hub.card import save_model_card
+from hub.card import GRID_NAME, save_model_card
 from hub.files import require_empty
 from hub.header import base_header, results_header
 from hub.provenance import RESULTS_NAME
@@ -44,7 +44,13 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     add_task_arguments(parser)
     parser.add_argument("--output_dir", type=Path, required=True, help="Where adapter, results, picture and card are written.")
     parser.add_argument("--overwrite_output_dir", action="store_true", help="Write into an output directory that is not empty.")
-    parser.add_argument("--evaluation_seeds", type=int, nargs="+", default=[0, 1, 2], help="Seeds of the figures, one image a prompt and seed.")
+    parser.add_argument(
+        "--evaluation_seeds",
+        type=int,
+        nargs="*",
+        default=[0, 1, 2],
+        help="Seeds of the figures, one image a prompt and seed; the flag without a seed skips them.",
+    )
     return parser.parse_args(input_args)
 
 
@@ -90,7 +96,7 @@ def prepare(args: argparse.Namespace) -> tuple[Task, JudgeExamination, Any]:
     spec, _ = resolve_spec(args, given, text_teacher, known)
     judge = args.judge_name_or_path or canvas.JUDGE
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    examination = JudgeExamination(Judge.from_pretrained(judge).to(device), spec.concepts, public_name(judge))
+    examination = JudgeExamination(Judge.from_pretrained(judge).to(device), spec.concepts, public_name(judge), encode_text=text_teacher.encode_text)
     pipe = load_pipeline(args.pretrained_model_name_or_path or canvas.PIPELINE).to(device)
     return Task.build(pipe, spec), examination, settings
 
@@ -133,15 +139,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         "relative_error": facts.pop("relative_error", None),
         "settings": {"method": args.method, "seed": args.seed, **asdict(settings)},
     }
-    found = evaluate(task.pipe, examination, args.evaluation_seeds)
+    found = evaluate(task.pipe, examination, args.evaluation_seeds) if args.evaluation_seeds else Evaluation({})
     results |= found.results
     results |= {"forget_prompts": task.spec.forget_prompts, "retain_prompts": task.spec.retain_prompts, "training": facts | cost}
     save_adapter(args.output_dir, task.unet, ADAPTER, base_header(task.pipe) | results_header(results))
-    before_after(found.pairs, args.output_dir / "before_after.png", grid_title(results))
+    if found.pairs:
+        before_after(found.pairs, args.output_dir / GRID_NAME, grid_title(results))
+        print(table(results))
     save_model_card(results, args.output_dir)
     text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     write_aside(args.output_dir / RESULTS_NAME, lambda path: path.write_text(text, encoding="utf-8"))
-    print(table(results))
     return results
 
 

@@ -1,8 +1,8 @@
 """Our default beside published methods on the bundled canvas: `python -m benchmarks.compare`.
 
 Every method erases every concept with every seed, with one set of settings for all concepts (docs/baselines.md), from the same base and the same
-spec, judged on the same images by the same judge. A run is the directory of an adapter, `OUTPUT_DIR/runs/<method>-<concept>-<seed>`, and what has
-its results.json is not run again. Written are table.md with the figures published for UnlearnCanvas in a table of their own, comparison.json,
+spec; then `python -m evaluation` judges the same images of all. A run is the directory of an adapter, `OUTPUT_DIR/runs/<method>-<concept>-<seed>`, and
+what has its results.json is not run again. Written are table.md with the figures published for UnlearnCanvas in a table of their own, comparison.json,
 comparison.png (UA against IRA and CRA), and for each concept a picture of what all methods draw for the same prompts and seed.
 """
 
@@ -12,43 +12,19 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import canvas
 from benchmarks.canvas import CONCEPTS, slug
 from benchmarks.compare import published
 from benchmarks.compare.grid import method_grid
-from benchmarks.compare.methods import NAMES, command
+from benchmarks.compare.methods import NAMES
 from benchmarks.compare.report import plot, table
-from benchmarks.jobs import Job, run_jobs
+from benchmarks.compare.runs import Erasure, World, run_all
 from environment.base import load_pipeline
 from environment.errors import friendly_errors
 from evaluation.examination import JudgeExamination
 from evaluation.judge import Judge
-from hub.adapter import find_adapter
 from networks.checkpoint import write_aside
-
-
-def directory(method: str, concept: str, seed: int, args: argparse.Namespace) -> Path:
-    return args.output_dir / "runs" / f"{method}-{slug(concept)}-{seed}"
-
-
-def run_all(runs: list[tuple[str, str, int]], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """results.json of every run (method, concept, seed), with these three and the size of the adapter's file.
-
-    Raises:
-        RuntimeError: a run failed; the message names its log.
-    """
-    jobs = []
-    for run in runs:
-        path = directory(*run, args)
-        jobs.append(Job(command(*run, str(path)), path / "results.json", path.with_suffix(".log")))
-    done = run_jobs(jobs, args.jobs)
-    sizes = [find_adapter(job.output.parent).stat().st_size / 1e6 for job in jobs]
-    return [
-        result | {"method": method, "concept": concept, "seed": seed, "adapter_mb": size}
-        for result, (method, concept, seed), size in zip(done, runs, sizes, strict=True)
-    ]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -66,14 +42,15 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    runs = run_all([(method, concept, seed) for seed in args.seeds for method in args.methods for concept in args.concepts], args)
+    erasures = [Erasure(method, concept, seed) for seed in args.seeds for method in args.methods for concept in args.concepts]
+    runs = run_all(erasures, args.output_dir, args.jobs, World())
     text = f"{table(runs)}\n\n## Published for UnlearnCanvas\n\n{published.table()}\n"
     write_text(args.output_dir / "table.md", text)
     write_text(args.output_dir / "comparison.json", json.dumps(runs, indent=2, ensure_ascii=False) + "\n")
     plot(runs, args.output_dir / "comparison.png")
     pipe, judge, seed = load_pipeline(canvas.PIPELINE), Judge.from_pretrained(canvas.JUDGE), args.seeds[0]
     for concept in args.concepts:
-        adapters = {"base": None} | {NAMES[method]: directory(method, concept, seed, args) for method in args.methods}
+        adapters = {"base": None} | {NAMES[m]: Erasure(m, concept, seed).directory(args.output_dir) for m in args.methods}
         path = args.output_dir / f"{slug(concept)}.png"
         method_grid(pipe, JudgeExamination(judge, [concept], ""), adapters, 0, path, f"Erased: {concept} (training seed {seed})")
     print(text)

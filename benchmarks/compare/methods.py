@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from benchmarks.ablation.variants import VARIANTS
 from benchmarks.baselines import METHODS
 
@@ -12,9 +14,13 @@ NAMES = {OURS: "ours", "ddpo": "DDPO", "esd": "ESD-x", "uce": "UCE", "ca": "CA",
 """As tables show them, in their order."""
 
 
-def command(method: str, concept: str, seed: int, directory: str) -> list[str]:
-    """Arguments of Python that erase a concept by a method and write adapter, results.json and picture to a directory."""
-    given = ["--concept", concept, "--seed", str(seed), "--output_dir", directory, "--overwrite_output_dir"]
+def command(method: str, concept: str, seed: int, directory: str, world: Sequence[str] = ()) -> list[str]:
+    """Arguments of Python that erase a concept by a method and write adapter and results.json to a directory; they evaluate nothing.
+
+    Args:
+        world: flags that name another base than the bundled one, its CLIP and its reward predictor.
+    """
+    given = ["--concept", concept, "--seed", str(seed), "--output_dir", directory, "--overwrite_output_dir", *world, "--evaluation_seeds"]
     if method in METHODS:
         return ["-m", "benchmarks.baselines", "--method", method, *given]
     return ["train_unlearn_lora.py", *given, "--report_to", "none", "--validation_steps", "0", *TRAINED_BY_US[method]]

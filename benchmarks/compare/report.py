@@ -11,16 +11,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.compare.methods import NAMES, OURS
-from evaluation.metrics import FIGURES, HEADLINE, summarize
+from evaluation.metrics import HEADLINE, summarize
 
 Run = Mapping[str, Any]
-"""One results.json, with `method`, `concept` (one text) and `adapter_mb` added."""
+"""The results of an evaluation, with `method`, `concept` (one text), `training` and `adapter_mb` added."""
 
 DOMAINS = ("style", "object")
 COSTS = {"seconds": "seconds", "peak_memory_mb": "peak memory, MB", "unet_samples": "UNet samples", "images": "images drawn"}
 """Columns from the `training` of results.json."""
-DETAILS = ("ci95", "per_seed", "per_class")
-PERCENT = (*HEADLINE, "mean")
+PERCENT = (*HEADLINE, "NRA", "mean")
 
 
 def domain(run: Run) -> str:
@@ -28,26 +27,27 @@ def domain(run: Run) -> str:
     return next(iter(run["targets"]))
 
 
-def figures(run: Run) -> dict[str, float]:
-    """UA, IRA, CRA, their mean, and whatever other number the evaluation has put beside them."""
-    side = run["adapter"]
-    found = {name: side[name] for name in HEADLINE}
-    further = {name: value for name, value in side.items() if name not in (*FIGURES, *DETAILS) and isinstance(value, int | float)}
-    return found | {"mean": fmean(found.values())} | further
+def figures(run: Run, side: str = "adapter") -> dict[str, float]:
+    """UA, IRA, CRA and their mean, NRA and FID, as far as the evaluation could tell them."""
+    of = run[side]
+    found = {name: of[name] for name in HEADLINE if of.get(name) is not None}
+    found["mean"] = fmean(found.values())
+    distance = of.get("measures", {}).get("FID")
+    return found | ({"NRA": of["NRA"]} if of.get("NRA") is not None else {}) | ({"FID": distance["mean"]} if distance else {})
 
 
 def table(runs: Sequence[Run]) -> str:
     """One row a method, and the base: figures for styles and for objects, then what the adapter costs; mean and 95 % interval over concepts and seeds.
 
-    The highest mean of a column of UA, IRA, CRA and their mean is bold, equals alike.
+    The highest mean of a column in percent is bold, equals alike.
     """
     methods = [name for name in NAMES if any(run["method"] == name for run in runs)]
-    per_domain = {d: [run for run in runs if domain(run) == d] for d in DOMAINS}
+    per_domain = {d: of for d in DOMAINS if (of := [run for run in runs if domain(run) == d])}
     columns = {d: list(dict.fromkeys(name for run in of for name in figures(run))) for d, of in per_domain.items()}
     costs = {name: title for name, title in COSTS.items() if any(name in run["training"] for run in runs)}
     cells: dict[str, list[str]] = {method: [] for method in methods}
     base: list[str] = []
-    for d in DOMAINS:
+    for d in per_domain:
         for name in columns[d]:
             of_method = {method: [figures(run).get(name) for run in per_domain[d] if run["method"] == method] for method in methods}
             found = {method: _summary(values, percent=name in PERCENT) for method, values in of_method.items()}
@@ -55,36 +55,38 @@ def table(runs: Sequence[Run]) -> str:
             for method, s in found.items():
                 best = name in PERCENT and s["mean"] is not None and f"{s['mean']:.1f}" == f"{max(means):.1f}"
                 cells[method].append(f"**{_cell(s)}**" if best else _cell(s))
-            base.append(_cell(_summary([figures({"adapter": run["base"]}).get(name) for run in per_domain[d]]), interval=False))
+            base.append(_cell(_summary([figures(run, "base").get(name) for run in per_domain[d]]), interval=False))
     for method in methods:
         of = [run for run in runs if run["method"] == method]
         cells[method] += [_mean([run["training"].get(name) for run in of]) for name in costs] + [_mean([run["adapter_mb"] for run in of], digits=2)]
     base += ["–"] * (len(costs) + 1)
-    header = [f"{d} {name}" for d in DOMAINS for name in columns[d]] + [*costs.values(), "adapter, MB"]
+    header = [f"{d} {name}" for d, names in columns.items() for name in names] + [*costs.values(), "adapter, MB"]
     lines = [f"| method | {' | '.join(header)} |", "|---|" + "---|" * len(header), f"| none (the base) | {' | '.join(base)} |"]
     return "\n".join([*lines, *(f"| {NAMES[method]} | {' | '.join(row)} |" for method, row in cells.items())])
 
 
 def plot(runs: Sequence[Run], path: Path) -> None:
-    """UA against (IRA + CRA) / 2, for styles and for objects: a large point a method, a small one a run."""
-    figure = Figure(figsize=(11, 4.8), dpi=90, layout="constrained")
+    """UA against (IRA + CRA) / 2, or against IRA where the judge knows one domain, for styles and for objects: a large point a method, a small one a run."""
+    domains = [d for d in DOMAINS if any(domain(run) == d for run in runs)]
+    figure = Figure(figsize=(5.5 * len(domains), 4.8), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
     shown = {}
-    for axes, d in zip(figure.subplots(1, 2), DOMAINS, strict=True):
+    for axes, d in zip(figure.subplots(1, len(domains), squeeze=False)[0], domains, strict=True):
         for k, method in enumerate(NAMES):
             of = [figures(run) for run in runs if run["method"] == method and domain(run) == d]
             if not of:
                 continue
-            x, y = [f["UA"] for f in of], [(f["IRA"] + f["CRA"]) / 2 for f in of]
+            kept = [name for name in ("IRA", "CRA") if name in of[0]]
+            x, y = [f["UA"] for f in of], [fmean(f[name] for name in kept) for f in of]
             axes.scatter(x, y, s=10, color=f"C{k}", alpha=0.35, linewidths=0)
             size, marker = (150, "*") if method == OURS else (60, "o")
             shown[NAMES[method]] = axes.scatter(fmean(x), fmean(y), s=size, color=f"C{k}", marker=marker)
+            axes.set_ylabel("(IRA + CRA) / 2 (percent)" if len(kept) == 2 else f"{kept[0]} (percent)")
         axes.set(xlim=(None, 101), ylim=(None, 101))
         axes.set_title(f"{d}s", fontsize=11)
         axes.set_xlabel("UA (percent)")
-        axes.set_ylabel("(IRA + CRA) / 2 (percent)")
         axes.grid(alpha=0.3)
-    figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncol=len(NAMES), fontsize=9, frameon=False)
+    figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncol=min(4, len(shown)), fontsize=9, frameon=False)
     figure.savefig(path)
 
 

@@ -1,7 +1,7 @@
 """Train a small text-to-image pipeline on CIFAR-10 photographs: `python -m benchmarks.photos.build --data_zip cifar10.zip`.
 
-Photographs -> autoencoder -> UNet with its text encoder (the pipeline); judge; open_clip teacher.
-Judge and teacher share no photograph: each has one half of every class of the training set. Every stage
+Photographs -> autoencoder -> UNet with its text encoder (the pipeline); judge; open_clip teacher; reward predictor.
+Judge and teacher share nothing but the photographs: their networks, seeds and crops are their own. Every stage
 resumes where it was interrupted; the last one says how good the result is. Trial runs with another
 `--scale` need another `--output_dir`.
 """
@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import open_clip
@@ -23,7 +25,9 @@ from tqdm.auto import tqdm
 
 from benchmarks.photos.data import CLASSES, SIDE, DataError, Photos, load_photos
 from canvas import models
+from environment.command_line import number
 from evaluation.judge import Judge, to_pixels
+from reward import train as reward_train
 
 PROMPT = "a photo of a {object}"
 WORDINGS = [
@@ -40,11 +44,35 @@ WORDINGS = [
     "a small photo of a {object}",
     "a colour photo of a {object}",
 ]
-STEPS = {"autoencoder": 1800, "denoiser": 5000, "judge": 2000, "clip": 1400}
 PIPELINE_SEED, TEACHER_SEED, JUDGE_SEED = 11, 12, 13
-JUDGE_WIDTHS = (32, 64, 128, 128)
-TEACHER_SIDE = 64
+JUDGE_WIDTHS = (32, 128, 256, 256)
+TEACHER_SIDE, TEACHER_WIDTH = 64, 32
 DEFAULT_GUIDANCE, OTHER_GUIDANCE = 7.5, 4.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the pipeline is and how long everything is trained.
+
+    Attributes:
+        steps: of each stage that is trained.
+        latent_channels: of its latents, which are a quarter of the images' side.
+        autoencoder_channels, unet_channels: of each resolution.
+        unet_layers: residual blocks at each.
+    """
+
+    steps: Mapping[str, int]
+    latent_channels: int
+    autoencoder_channels: tuple[int, int, int]
+    unet_channels: tuple[int, int]
+    unet_layers: int
+
+
+SIZES = {
+    "cpu": Size({"autoencoder": 5000, "denoiser": 16000, "judge": 5000, "clip": 4000, "reward": 4000}, 8, (24, 48, 48), (48, 96), 1),
+    "gpu": Size({"autoencoder": 12000, "denoiser": 60000, "judge": 6000, "clip": 8000, "reward": 6000}, 8, (64, 128, 128), (96, 192), 2),
+}
+"""For two cores and for a large card."""
 
 Figures = dict[str, float | dict[str, float]]
 
@@ -118,49 +146,75 @@ def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return crop_and_flip(soften(x, generator), generator)
 
 
-def fast_arithmetic() -> torch.autocast:
-    """bfloat16 autocast where the processor has instructions for it (twice as fast for residual networks), else no change.
+def fast_arithmetic(device: str = "cpu") -> torch.autocast:
+    """bfloat16 autocast on a GPU, and where the processor has instructions for it (twice as fast for residual networks); else no change.
 
     Without the cache of cast weights, which is emptied only on leaving the context: around a training loop it would
     hold the first step's weights for ever.
     """
     capabilities = torch.cpu.get_capabilities()
-    return torch.autocast("cpu", torch.bfloat16, enabled=bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")), cache_enabled=False)
+    fast = device == "cuda" or bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return torch.autocast(device, torch.bfloat16, enabled=fast, cache_enabled=False)
 
 
-def build_autoencoder(photos: Photos, output_dir: Path, steps: int) -> None:
+def build_autoencoder(photos: Photos, output_dir: Path, size: Size, steps: int, device: str) -> None:
     """Train the autoencoder, keep it in work/autoencoder and the latents of all photographs and their mirror images in work/latents."""
     images = with_flips(photos).images.contiguous(memory_format=torch.channels_last)  # the faster layout for its convolutions
     work = output_dir / "work"
-    vae = models.train_autoencoder(images, steps=steps, state_dir=work, seed=PIPELINE_SEED)
+    vae = models.train_autoencoder(
+        images,
+        steps=steps,
+        state_dir=work,
+        seed=PIPELINE_SEED,
+        channels=size.autoencoder_channels,
+        latent_channels=size.latent_channels,
+        device=device,
+    )
     vae.save_pretrained(work / "autoencoder")
     mean, std = models.encode(vae, images)
     save_file({"mean": mean.contiguous(), "std": std.contiguous()}, work / "latents.safetensors")
 
 
-def build_denoiser(photos: Photos, output_dir: Path, steps: int) -> None:
-    """Train UNet and text encoder on the latents of `build_autoencoder` and write the pipeline."""
+def build_denoiser(photos: Photos, output_dir: Path, size: Size, steps: int, device: str, without: str | None = None) -> None:
+    """Train UNet and text encoder on the latents of `build_autoencoder` and write the pipeline.
+
+    Args:
+        without: a class that this pipeline is never shown; it is written beside the other.
+    """
     work = output_dir / "work"
     if not (work / "latents.safetensors").exists():
         raise DataError(f"{work} holds no latents: run the stage autoencoder first.")
-    latents = load_file(work / "latents.safetensors")
-    captions = pipeline_captions(with_flips(photos).labels)
+    latents, labels = load_file(work / "latents.safetensors", device), with_flips(photos).labels
+    name = pipeline_name(without)
+    shown = labels != CLASSES.index(without) if without else torch.ones_like(labels, dtype=torch.bool)
     tokenizer = models.build_tokenizer()
     unet, text_encoder = models.train_denoiser(
-        (latents["mean"], latents["std"]), captions, tokenizer, steps=steps, state_dir=work, seed=PIPELINE_SEED
+        (latents["mean"][shown], latents["std"][shown]),
+        pipeline_captions(labels[shown]),
+        tokenizer,
+        steps=steps,
+        state_dir=work / name,
+        seed=PIPELINE_SEED,
+        channels=size.unet_channels,
+        layers_per_block=size.unet_layers,
+        device=device,
     )
     vae = AutoencoderKL.from_pretrained(work / "autoencoder")
-    models.save_pipeline(output_dir / "pipeline", vae, unet, text_encoder, tokenizer)
+    models.save_pipeline(output_dir / name, vae, unet, text_encoder, tokenizer)
 
 
-def build_judge(photos: Photos, output_dir: Path, steps: int) -> None:
-    images, labels = photos.half(0)
+def pipeline_name(without: str | None = None) -> str:
+    """The pipeline's folder."""
+    return f"pipeline-without-{without}" if without else "pipeline"
+
+
+def build_judge(photos: Photos, output_dir: Path, size: Size, steps: int, device: str) -> None:
     torch.manual_seed(JUDGE_SEED)
     judge = Judge({"object": CLASSES}, PROMPT, SIDE, JUDGE_WIDTHS)
-    with fast_arithmetic():
+    with fast_arithmetic(device):
         models.train_judge(
-            images,
-            {"object": labels},
+            photos.images,
+            {"object": photos.labels},
             judge,
             steps=steps,
             state_dir=output_dir / "work",
@@ -168,25 +222,34 @@ def build_judge(photos: Photos, output_dir: Path, steps: int) -> None:
             augment=augment,
             batch_size=128,
             learning_rate=5e-3,
+            device=device,
         )
     judge.save_pretrained(output_dir / "judge")
 
 
-def build_teacher(photos: Photos, output_dir: Path, steps: int) -> None:
+def build_teacher(photos: Photos, output_dir: Path, size: Size, steps: int, device: str) -> None:
     """The teacher looks at photographs enlarged to 64 pixels, since its image tower shrinks them to a quarter at once."""
-    images, labels = photos.half(1)
-    with fast_arithmetic():
+    with fast_arithmetic(device):
         models.train_clip(
-            enlarge(images, TEACHER_SIDE),
-            teacher_captions(labels),
+            enlarge(photos.images, TEACHER_SIDE),
+            teacher_captions(photos.labels),
             models.build_tokenizer(),
             output_dir / "clip",
             steps=steps,
             state_dir=output_dir / "work",
             seed=TEACHER_SEED,
             augment=augment,
-            width=32,
+            width=TEACHER_WIDTH,
+            device=device,
         )
+
+
+def build_reward(photos: Photos, output_dir: Path, size: Size, steps: int, device: str) -> None:
+    """Distil the reward predictor from teacher and pipeline, as a user would."""
+    (output_dir / "prompts.txt").write_text("\n".join(prompts()) + "\n", encoding="utf-8")
+    given = ["--pretrained_model_name_or_path", output_dir / "pipeline", "--clip_model", f"local-dir:{output_dir / 'clip'}"]
+    given += ["--prompts", output_dir / "prompts.txt", "--output_dir", output_dir / "reward", "--max_train_steps", steps]
+    reward_train.main(reward_train.parse_args([*map(str, given), "--overwrite_output_dir"]))
 
 
 # --- report -------------------------------------------------------------------------------------------
@@ -235,7 +298,7 @@ def contact_sheet(images: list[Image.Image], columns: int = 16, zoom: int = 2) -
 
 
 def report(test: Photos, output_dir: Path, images_per_class: int = 32) -> Figures:
-    """Judge and teacher on the test set, the autoencoder on 1,000 of it, the pipeline by the judge; contact sheets, quality.json, prompts.txt."""
+    """Judge and teacher on the test set, the autoencoder on 1,000 of it, the pipeline by the judge; contact sheets, quality.json."""
     judge = Judge.from_pretrained(output_dir / "judge")
     pipeline = StableDiffusionPipeline.from_pretrained(output_dir / "pipeline")
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
@@ -254,12 +317,11 @@ def report(test: Photos, output_dir: Path, images_per_class: int = 32) -> Figure
         images = generate(pipeline, guidance, images_per_class)
         figures[f"pipeline_guidance_{guidance:g}"] = per_class(judge.predict(to_pixels(images))["object"], truth)
         contact_sheet(images).save(output_dir / f"contact_sheet_guidance_{guidance:g}.png")
-    (output_dir / "prompts.txt").write_text("\n".join(prompts()) + "\n")
     (output_dir / "quality.json").write_text(json.dumps(figures, indent=2) + "\n")
     return figures
 
 
-STAGES = {"autoencoder": build_autoencoder, "denoiser": build_denoiser, "judge": build_judge, "clip": build_teacher}
+STAGES = {"autoencoder": build_autoencoder, "denoiser": build_denoiser, "judge": build_judge, "clip": build_teacher, "reward": build_reward}
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
@@ -269,19 +331,31 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data_zip", type=Path, help="A zip with train/<class>/*.jpg and test/<class>/*.jpg. Default: the Hub, through `datasets`.")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/photos"), help="Where weights, figures and unfinished work are written.")
     parser.add_argument("--stages", nargs="+", choices=[*STAGES, "report"], default=[*STAGES, "report"], help="Which parts to build.")
-    parser.add_argument("--scale", type=float, default=1.0, help="Multiplies the number of training steps, for a quick trial.")
+    parser.add_argument(
+        "--without",
+        choices=CLASSES,
+        help="Train only one more pipeline, on the same latents, that is never shown this class: what exact forgetting looks like.",
+    )
+    parser.add_argument("--size", choices=list(SIZES), help="How large and how long. Default: gpu where there is one.")
+    parser.add_argument("--scale", type=number, default=1.0, help="Multiplies the number of training steps, for a quick trial.")
     return parser.parse_args(input_args)
 
 
 def main(args: argparse.Namespace) -> int:
     """Run the stages that were asked for; 0, or 2 after a sentence about what the user must do."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = SIZES[args.size or ("gpu" if device == "cuda" else "cpu")]
+    steps = {stage: max(1, round(count * args.scale)) for stage, count in size.steps.items()}
     try:
         photos = load_photos(args.data_zip, args.output_dir / "work" / "photos.safetensors")
+        if args.without:
+            build_denoiser(photos["train"], args.output_dir, size, steps["denoiser"], device, args.without)
+            return 0
         for stage in args.stages:
             if stage == "report":
                 print(json.dumps(report(photos["test"], args.output_dir), indent=2))
             else:
-                STAGES[stage](photos["train"], args.output_dir, max(20, int(STEPS[stage] * args.scale)))
+                STAGES[stage](photos["train"], args.output_dir, size, steps[stage], device)
     except DataError as error:
         print(error, file=sys.stderr)
         return 2

@@ -34,12 +34,6 @@ class Photos(NamedTuple):
     labels: torch.Tensor
     """(N,) int64, indices into CLASSES."""
 
-    def half(self, which: int) -> Photos:
-        """The first (0) or the second (1) half of every class, by index within the class."""
-        chosen = [(self.labels == label).nonzero()[:, 0].chunk(2)[which] for label in range(len(CLASSES))]
-        index = torch.cat(chosen)
-        return Photos(self.images[index], self.labels[index])
-
 
 def load_photos(data_zip: Path | None, cache: Path) -> dict[str, Photos]:
     """`{"train": Photos, "test": Photos}` from `cache` if it exists, else from `data_zip`, else from `datasets`.

@@ -18,7 +18,7 @@ from benchmarks.compare import published
 from benchmarks.compare.__main__ import main, parse_args
 from benchmarks.compare.grid import draw_rows
 from benchmarks.compare.methods import NAMES, command
-from benchmarks.compare.report import figures, table
+from benchmarks.compare.report import figures, plot, table
 from environment.base import load_pipeline
 from evaluation.judge import Judge
 from hub.adapter import save_adapter
@@ -57,14 +57,24 @@ def test_the_table_gives_means_and_intervals_and_marks_what_is_best() -> None:
     assert ours["seconds"] == "60" and ours["peak memory, MB"] == "1234" and ours["adapter, MB"] == "0.25"
 
 
-def test_whatever_else_was_measured_gets_a_column_and_what_was_not_gets_none() -> None:
+def test_what_was_measured_gets_a_column_and_what_was_not_gets_none() -> None:
     known = run("ours", "cat", 100.0, 90.0, 80.0)
-    known["adapter"]["FID"] = 12.34
-    assert figures(known)["FID"] == 12.34 and "CRA_retained" not in figures(known)
+    known["adapter"] = known["adapter"] | {"measures": {"FID": {"mean": 12.34, "ci95": [1.0, 20.0]}}, "NRA": 50.0, "changed_images": 3.0}
+    assert figures(known) == {"UA": 100.0, "IRA": 90.0, "CRA": 80.0, "mean": 90.0, "NRA": 50.0, "FID": 12.34}
     without = run("uce", "cat", 100.0, 90.0, 80.0, training={"seconds": 1.0})
     text = table([known, without])
     assert cells(text, "ours")["object FID"] == "12.3" and cells(text, "UCE")["object FID"] == "–" and cells(text, "UCE")["UNet samples"] == "–"
-    assert "style FID" not in text and "FID" not in table([run("ours", "cat", 1.0, 2.0, 3.0)])
+    assert cells(text, "ours")["object NRA"] == "**50.0**" and "style" not in text and "FID" not in table([run("ours", "cat", 1.0, 2.0, 3.0)])
+
+
+def test_a_judge_of_one_domain_has_no_cross_domain_figure(tmp_path: Path) -> None:
+    runs = [run("ours", "cat", 100.0, 90.0, 80.0), run("uce", "cat", 90.0, 90.0, 80.0)]
+    for found in runs:
+        for side in ("base", "adapter"):
+            found[side] = found[side] | {"CRA": None}
+    assert figures(runs[0]) == {"UA": 100.0, "IRA": 90.0, "mean": 95.0} and "CRA" not in table(runs)
+    plot(runs, tmp_path / "figure.png")
+    assert Image.open(tmp_path / "figure.png").height > 300
 
 
 def test_published_figures_stand_apart_and_name_their_source() -> None:
@@ -82,7 +92,12 @@ def test_every_method_has_a_command_that_its_program_understands(method: str) ->
     else:
         args = script.parse_args(given)
         assert args.advantage == ("pathwise" if method == "ours" else "ddpo")
-    assert (args.concept, args.seed, args.output_dir, args.overwrite_output_dir) == (["cat"], 1, Path("somewhere"), True)
+    assert args.evaluation_seeds == [] and (args.concept, args.seed, args.output_dir, args.overwrite_output_dir) == (
+        ["cat"],
+        1,
+        Path("somewhere"),
+        True,
+    )
 
 
 @pytest.fixture
@@ -100,7 +115,10 @@ def finished(tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         directory = tmp_path / "out" / "runs" / f"{method}-{name}-0"
         save_adapter(directory, unet)
         concept = {"cat": "cat", "neon-style": "Neon style"}[name]
-        (directory / "results.json").write_text(json.dumps(run(method, concept, 90.0 + len(method), 99.0, 98.0)))
+        found = run(method, concept, 90.0 + len(method), 99.0, 98.0)
+        (directory / "results.json").write_text(json.dumps({"training": found.pop("training")}))
+        (directory / "evaluation").mkdir()
+        (directory / "evaluation" / "results.json").write_text(json.dumps(found))
         return directory
 
     return finish
@@ -131,7 +149,7 @@ def test_the_grid_draws_base_and_adapters_from_the_same_noise(finished: Callable
 
 
 def test_a_failed_run_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.compare.__main__.command", lambda *_: ["-c", "import sys; print('why'); sys.exit(3)"])
+    monkeypatch.setattr("benchmarks.compare.runs.command", lambda *_: ["-c", "import sys; print('why'); sys.exit(3)"])
     with pytest.raises(RuntimeError, match=r"exit code 3; see .*uce-cat-0\.log"):
         main(parse_args(["--methods", "uce", "--concepts", "cat", "--seeds", "0", "--jobs", "1", "--output_dir", str(tmp_path)]))
     assert (tmp_path / "runs" / "uce-cat-0.log").read_text() == "why\n"

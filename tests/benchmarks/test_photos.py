@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from benchmarks.photos import build
+import benchmarks.photos.__main__ as comparison
+from benchmarks.photos import build, forgetting, report
 from benchmarks.photos.data import CLASSES, DataError, Photos, load_photos, read_zip
+from reward import train as reward_train
 
 
 def jpeg(colour: tuple[int, int, int], side: int = 32) -> bytes:
@@ -48,14 +52,6 @@ def test_the_cache_replaces_the_zip(tmp_path: Path) -> None:
     first = load_photos(write_zip(tmp_path / "photos.zip"), cache)
     second = load_photos(None, cache)
     assert all(torch.equal(a, b) for split in first for a, b in zip(first[split], second[split], strict=True))
-
-
-def test_halves_share_no_photograph(tmp_path: Path) -> None:
-    train = read_zip(write_zip(tmp_path / "photos.zip", train=4))["train"]
-    first, second = train.half(0), train.half(1)
-    assert first.labels.tolist() == second.labels.tolist() == [label for label in range(10) for _ in range(2)]
-    together = torch.stack([first.images.view(10, 2, 3, 32, 32), second.images.view(10, 2, 3, 32, 32)], 1).reshape(train.images.shape)
-    assert torch.equal(together, train.images)
 
 
 @pytest.mark.parametrize(
@@ -134,3 +130,72 @@ def test_training_in_fast_arithmetic_uses_the_updated_weights() -> None:
         with torch.no_grad():
             layer.weight.add_(1)
         assert not torch.allclose(layer(x), before)
+
+
+def seen(*rows: tuple[int, list[float]]) -> forgetting.Observed:
+    """Images by the class asked for and what the judge says; their one feature is the class."""
+    asked = torch.tensor([label for label, _ in rows])
+    return forgetting.Observed(torch.tensor([said for _, said in rows]), asked[:, None].float(), asked)
+
+
+def test_class_wise_figures_of_a_known_verdict() -> None:
+    sure, torn = [0.0] * 9 + [1.0], [0.5] + [0.0] * 8 + [0.5]
+    others = [(label, sure) for label in range(9) for _ in range(2)]
+    photographs = torch.arange(10.0).repeat(4)[:, None]
+    found = forgetting.figures(seen(*others, (9, sure), (9, torn)), photographs, torch.arange(10).repeat(4), "truck")
+    # argmax takes the first of equals: of the two images one still shows a truck; entropy is 0 and ln 2
+    assert found["UA"] == 50 and found["probability"] == pytest.approx(0.75) and found["entropy"] == pytest.approx(0.6931 / 2, abs=1e-4)
+    # one image of each of the nine others (two images of trucks, a tenth rounded up) against 36 photographs with the same mean 4: variances 7.5 and 60 * 4 / 35
+    assert found["FID"] == pytest.approx((7.5**0.5 - (240 / 35) ** 0.5) ** 2, abs=1e-4)
+
+
+def test_tables_class_by_class() -> None:
+    def run(name: str, ua: float, ira: float, nra: float | None) -> dict[str, Any]:
+        side = {"UA": ua, "IRA": ira, "NRA": nra}
+        cost = {"iterations": 4, "images": 300, "seconds": 50.0}
+        return {"concept": name, "base": side | {"UA": 10.0}, "adapter": side, "training": cost}
+
+    rows = report.by_class([run("cat", 90.0, 80.0, 70.0), run("cat", 100.0, 90.0, 60.0), run("dog", 85.0, 95.0, None)]).splitlines()
+    assert rows[0] == "| class | UA (base) | IRA (base) | NRA (base) | iterations | images | seconds |"
+    assert rows[2] == "| cat | 95.0 (10.0) | 85.0 (85.0) | 65.0 (65.0) | 4.0 | 300 | 50 |"
+    assert rows[4] == "| mean | 90.0 (10.0) | 90.0 (90.0) | 65.0 (65.0) | 4.0 | 300 | 50 |"
+    figures = {"UA": 100.0, "probability": 0.25, "entropy": 1.5, "FID": 3.0}
+    text = report.forgetting_table({"ours": {"cat": figures, "dog": figures | {"UA": 90.0}}, "nobody": {"frog": figures}}, ["cat", "dog"])
+    assert text.splitlines()[2:] == ["| ours | 2 | 95.0 | 0.250 | 1.50 | 3.00 |"]
+
+
+def test_an_incomplete_base_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pipeline").mkdir()
+    with pytest.raises(ValueError, match="holds no clip and no reward and no judge: run `python -m"):
+        comparison.world(tmp_path)
+
+
+def test_from_photographs_to_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Everything is built in a few steps, a class is left out of one more pipeline, and one is erased in closed form."""
+    small = {stage: 4 for stage in build.SIZES["cpu"].steps}
+    monkeypatch.setitem(build.SIZES, "cpu", build.Size(small, 6, (8, 8, 8), (16, 16), 1))
+    monkeypatch.setattr(build, "JUDGE_WIDTHS", (8, 8))
+    monkeypatch.setattr(build, "TEACHER_SIDE", 32)
+    monkeypatch.setattr(build, "TEACHER_WIDTH", 4)
+    monkeypatch.setattr("reward.train.parse_args", lambda given, parse=reward_train.parse_args: parse([*given, "--num_images", "32", "--width", "8"]))
+    monkeypatch.setattr(comparison, "EVALUATION_SEEDS", 1)
+    base, given = tmp_path / "base", ["--size", "cpu", "--data_zip", str(write_zip(tmp_path / "photos.zip", train=8, test=2))]
+    stages = ["--stages", "autoencoder", "denoiser", "judge", "clip", "reward"]
+    assert build.main(build.parse_args([*given, *stages, "--output_dir", str(base)])) == 0
+    assert build.main(build.parse_args([*given, "--without", "cat", "--output_dir", str(base)])) == 0
+    out = tmp_path / "out"
+    wanted = ["--methods", "uce", "--classes", "cat", "--seeds", "0", "--num_images", "2", "--jobs", "1"]
+    comparison.main(comparison.parse_args(["--base", str(base), "--output_dir", str(out), *wanted]))
+    assert {path.name for path in out.iterdir()} == {"base", "runs", "forgetting", "table.md", "comparison.json", "comparison.png", "cat.png"}
+    text = (out / "table.md").read_text()
+    assert text in capsys.readouterr().out
+    assert [line.split("|")[1].strip() for line in text.split("## 2 images")[1].splitlines() if line.startswith("| ")][1:] == [
+        report.BASE,
+        report.WITHOUT,
+        "UCE",
+    ]
+    kept = json.loads((out / "comparison.json").read_text())
+    assert set(kept["forgetting"][report.BASE]) == set(CLASSES) and set(kept["forgetting"]["UCE"]) == {"cat"}
+    evaluated = kept["runs"][0]
+    assert evaluated["adapter"]["NRA"] is not None and evaluated["images_per_side"] == 10 and evaluated["measured_by"]["features"].startswith("judge")
+    assert "object FID" in text and evaluated["training"]["iterations"] == 1

@@ -1,0 +1,65 @@
+"""The runs of a comparison: erased, then evaluated, in a directory each. What has its results is not run again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.canvas import slug
+from benchmarks.compare.methods import command
+from benchmarks.jobs import Job, run_jobs
+from hub.adapter import find_adapter
+from hub.provenance import RESULTS_NAME
+
+
+@dataclass(frozen=True)
+class World:
+    """Flags that name a base and what belongs to it; none for the bundled one.
+
+    Attributes:
+        erase: for the programs that erase: base, CLIP, reward predictor.
+        evaluate: for `python -m evaluation`: base, CLIP, judge, seeds.
+    """
+
+    erase: Sequence[str] = ()
+    evaluate: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """A method, what it erases, and with which training seed."""
+
+    method: str
+    concept: str
+    seed: int
+
+    def directory(self, output_dir: Path) -> Path:
+        """Where its adapter and results are."""
+        return output_dir / "runs" / f"{self.method}-{slug(self.concept)}-{self.seed}"
+
+
+def run_all(erasures: Sequence[Erasure], output_dir: Path, at_a_time: int, world: World) -> list[dict[str, Any]]:
+    """For every run the results of its evaluation, what its training cost, method, concept, seed and the size of the adapter's file.
+
+    The base's images are drawn once for all.
+
+    Raises:
+        RuntimeError: a run failed; the message names its log.
+    """
+    erase, evaluate = [], []
+    for erasure in erasures:
+        path = erasure.directory(output_dir)
+        given = command(erasure.method, erasure.concept, erasure.seed, str(path), world.erase)
+        erase.append(Job(given, path / RESULTS_NAME, path.with_suffix(".log")))
+        judged = path / "evaluation"
+        given = ["--adapter", str(path), "--base_images", str(output_dir / "base"), "--output_dir", str(judged), *world.evaluate]
+        evaluate.append(Job(["-m", "evaluation", *given], judged / RESULTS_NAME, path.with_suffix(".evaluation.log")))
+    erased, evaluated = run_jobs(erase, at_a_time, "erasing"), run_jobs(evaluate, at_a_time, "evaluating")
+    runs = []
+    for erasure, cost, found in zip(erasures, erased, evaluated, strict=True):
+        size = find_adapter(erasure.directory(output_dir)).stat().st_size / 1e6
+        told = {"method": erasure.method, "concept": erasure.concept, "seed": erasure.seed, "adapter_mb": size, "training": cost["training"]}
+        runs.append(found | told)
+    return runs

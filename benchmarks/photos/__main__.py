@@ -1,0 +1,117 @@
+"""Forget each class of CIFAR-10, by our default and by published methods: `python -m benchmarks.photos --base runs/photos`.
+
+The base is what `python -m benchmarks.photos.build` has written. Every method erases every class with every seed, with the settings it has on the canvas,
+and the base's judge decides. For one training seed the class-wise protocol of the literature is measured too (`benchmarks/photos/forgetting.py`), and where a
+pipeline lies beside the base that never saw the class (`build --without`), on that as well. What has its results is not run again. Written are table.md,
+comparison.json, comparison.png, and for each class a picture of what all methods draw for the same prompts and seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks.compare.grid import method_grid
+from benchmarks.compare.methods import NAMES
+from benchmarks.compare.report import plot, table
+from benchmarks.compare.runs import Erasure, World, run_all
+from benchmarks.jobs import Job, run_jobs
+from benchmarks.photos.build import pipeline_name
+from benchmarks.photos.data import CLASSES
+from benchmarks.photos.forgetting import NUM_IMAGES
+from benchmarks.photos.report import BASE, WITHOUT, by_class, forgetting_table
+from environment.base import load_pipeline
+from environment.command_line import positive_int
+from environment.errors import friendly_errors
+from evaluation.examination import JudgeExamination
+from evaluation.judge import Judge
+from networks.checkpoint import write_aside
+
+PARTS = ("pipeline", "clip", "reward", "judge")
+EVALUATION_SEEDS = 20
+"""Images of every class in the evaluation of a run."""
+
+
+def world(base: Path) -> World:
+    """The flags that name the base and what belongs to it.
+
+    Raises:
+        ValueError: a part of it is missing.
+    """
+    missing = [part for part in PARTS if not (base / part).is_dir()]
+    if missing:
+        raise ValueError(f"{base} holds no {' and no '.join(missing)}: run `python -m benchmarks.photos.build --output_dir {base}` first.")
+    pipeline, clip, reward, judge = (str(base / part) for part in PARTS)
+    both = ["--pretrained_model_name_or_path", pipeline, "--clip_model", f"local-dir:{clip}"]
+    seeds = map(str, range(EVALUATION_SEEDS))
+    return World([*both, "--reward_model_name_or_path", reward], [*both, "--judge_name_or_path", judge, "--seeds", *seeds])
+
+
+def measure(measured: list[Erasure], args: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
+    """The class-wise figures by pipeline or method, and by class.
+
+    Raises:
+        RuntimeError: a run failed; the message names its log.
+    """
+    base, forgetting = args.base, args.output_dir / "forgetting"
+    of: list[tuple[str, str, list[str]]] = [(BASE, "base", [])]
+    for name in CLASSES:
+        if (base / pipeline_name(name)).is_dir():
+            of.append((WITHOUT, pipeline_name(name), ["--pipeline", str(base / pipeline_name(name)), "--forgotten", name]))
+    for erasure in measured:
+        directory = erasure.directory(args.output_dir)
+        of.append((NAMES[erasure.method], directory.name, ["--adapter", str(directory), "--forgotten", erasure.concept]))
+    jobs = []
+    for _, name, which in of:
+        output = forgetting / f"{name}.json"
+        given = ["--base", str(base), "--num_images", str(args.num_images), *which, "--output", str(output)]
+        jobs.append(Job(["-m", "benchmarks.photos.forgetting", *given], output, output.with_suffix(".log")))
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for (who, *_), figures in zip(of, run_jobs(jobs, args.jobs, "class by class"), strict=True):
+        found.setdefault(who, {}).update(figures)
+    return found
+
+
+def draw(args: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
+    """The pictures."""
+    plot(runs, args.output_dir / "comparison.png")
+    pipe, judge, seed = load_pipeline(args.base / "pipeline"), Judge.from_pretrained(args.base / "judge"), args.seeds[0]
+    for name in args.classes:
+        adapters = {"base": None} | {NAMES[m]: Erasure(m, name, seed).directory(args.output_dir) for m in args.methods}
+        title = f"Erased: {name} (training seed {seed})"
+        method_grid(pipe, JudgeExamination(judge, [name], ""), adapters, 0, args.output_dir / f"{name}.png", title)
+
+
+def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.photos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, default=Path("runs/photos"), metavar="DIR", help="What `python -m benchmarks.photos.build` has written.")
+    parser.add_argument("--methods", nargs="+", choices=list(NAMES), default=list(NAMES), help="Which methods to compare.")
+    parser.add_argument("--classes", nargs="+", choices=CLASSES, default=CLASSES, help="What to erase, each in runs of its own.")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Training seeds; the first is that of the class-wise protocol.")
+    parser.add_argument("--num_images", type=positive_int, default=NUM_IMAGES, help="Images of the forgotten class in the class-wise protocol.")
+    parser.add_argument("--jobs", type=positive_int, default=os.cpu_count() or 1, help="Runs at a time, one thread each.")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/forgetting"), help="Where runs, tables, JSON and pictures are written.")
+    return parser.parse_args(input_args)
+
+
+def main(args: argparse.Namespace) -> None:
+    erasures = [Erasure(method, name, seed) for seed in args.seeds for method in args.methods for name in args.classes]
+    runs = run_all(erasures, args.output_dir, args.jobs, world(args.base))
+    measured = measure([erasure for erasure in erasures if erasure.seed == args.seeds[0]], args)
+    sections = {"All classes": table(runs)}
+    sections |= {f"Class by class: {NAMES[method]}": by_class([run for run in runs if run["method"] == method]) for method in args.methods}
+    sections[f"{args.num_images} images of the class, training seed {args.seeds[0]}"] = forgetting_table(measured, args.classes)
+    text = "\n\n".join(f"## {title}\n\n{rows}" for title, rows in sections.items()) + "\n"
+    write_aside(args.output_dir / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
+    kept = json.dumps({"runs": runs, "forgetting": measured}, indent=2, ensure_ascii=False) + "\n"
+    write_aside(args.output_dir / "comparison.json", lambda path: path.write_text(kept, encoding="utf-8"))
+    draw(args, runs)
+    print(text)
+
+
+if __name__ == "__main__":
+    with friendly_errors():
+        main(parse_args())

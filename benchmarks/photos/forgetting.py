@@ -1,0 +1,120 @@
+"""How well a pipeline has forgotten a class, as Selective Amnesia and SalUn measure it: `python -m benchmarks.photos.forgetting`.
+
+Of 500 images of the class: the share in which the judge sees it, the mean probability that the judge gives it, and the mean entropy of what
+the judge says (Heng & Soh, 2023, https://arxiv.org/abs/2305.10120; Fan et al., 2024, https://arxiv.org/abs/2310.12508). Of the other classes: the distance of their
+images to their test photographs (FID over the judge's features). Without an adapter every class is measured on the base.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from benchmarks.photos.build import PROMPT
+from benchmarks.photos.data import CLASSES, Photos, load_photos
+from canvas.models import pixels
+from environment.base import load_pipeline
+from environment.command_line import positive_int
+from environment.errors import friendly_errors
+from evaluation.generate import evaluation_mode, generate
+from evaluation.judge import Judge
+from evaluation.measures import frechet_distance
+from hub.adapter import load_adapter
+from networks.checkpoint import write_aside
+
+NUM_IMAGES, SHARE_OF_OTHERS = 500, 10
+"""Images of the class, and for how many of them there is one of each other class."""
+
+
+class Observed(NamedTuple):
+    """What the judge makes of N images."""
+
+    probabilities: torch.Tensor
+    """(N, 10), of each class."""
+    features: torch.Tensor
+    """(N, D), before its head."""
+    asked: torch.Tensor
+    """(N,) int64, the class that the prompt asks for."""
+
+
+@torch.no_grad()
+def observe(pipe: StableDiffusionPipeline, judge: Judge, counts: dict[str, int]) -> Observed:
+    """Draw so many images of each class, with the seeds 0, 1, 2, ..., and let the judge look at them."""
+    probabilities, features, asked = [], [], []
+    head = judge.heads["object"]
+    with evaluation_mode(pipe):
+        for name, count in counts.items():
+            images = [image for *_, image in generate(pipe, [PROMPT.format(object=name)], range(count), progress=name)]
+            for start in range(0, count, 100):
+                features.append(judge.embed(images[start : start + 100]))
+                probabilities.append(head(features[-1].to(head.weight.device)).softmax(-1).cpu())
+            asked.append(torch.full((count,), CLASSES.index(name)))
+    return Observed(torch.cat(probabilities), torch.cat(features), torch.cat(asked))
+
+
+@torch.no_grad()
+def photograph_features(judge: Judge, photos: Photos) -> torch.Tensor:
+    """(N, D): what the judge makes of photographs, before its head."""
+    return torch.cat([judge.features(pixels(chunk)) for chunk in photos.images.split(500)])
+
+
+def num_others(num_images: int) -> int:
+    """How many images of every other class go with so many of the forgotten one."""
+    return -(-num_images // SHARE_OF_OTHERS)
+
+
+def figures(seen: Observed, photographs: torch.Tensor, labels: torch.Tensor, forgotten: str) -> dict[str, float]:
+    """UA (percent), mean probability of the forgotten class, mean entropy (nats), and FID of the others.
+
+    Args:
+        photographs: features (M, D) of real photographs.
+        labels: (M,) their classes.
+    """
+    target = CLASSES.index(forgotten)
+    of_it = seen.probabilities[seen.asked == target]
+    each = num_others(len(of_it))
+    others = torch.cat([seen.features[seen.asked == label][:each] for label in range(len(CLASSES)) if label != target])
+    return {
+        "UA": 100 * (of_it.argmax(-1) != target).float().mean().item(),
+        "probability": of_it[:, target].mean().item(),
+        "entropy": torch.special.entr(of_it).sum(-1).mean().item(),
+        "FID": frechet_distance(others, photographs[labels != target]),
+    }
+
+
+def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.photos.forgetting", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--base", type=Path, required=True, metavar="DIR", help="What `python -m benchmarks.photos.build` has written.")
+    parser.add_argument("--pipeline", type=Path, metavar="DIR", help="A pipeline in place of the base's, with the same judge.")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="The adapter. Default: none.")
+    parser.add_argument("--forgotten", choices=CLASSES, help="The class that was to be forgotten. Default: each in turn.")
+    parser.add_argument("--num_images", type=positive_int, default=NUM_IMAGES, help="Images of the class; a tenth as many of every other.")
+    parser.add_argument("--output", type=Path, required=True, help="The JSON file: figures by class.")
+    return parser.parse_args(input_args)
+
+
+def main(args: argparse.Namespace) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    judge = Judge.from_pretrained(args.base / "judge")
+    test = load_photos(None, args.base / "work" / "photos.safetensors")["test"]
+    photographs = photograph_features(judge, test)
+    pipe = load_pipeline(args.pipeline or args.base / "pipeline").to(device)
+    if args.adapter:
+        load_adapter(pipe, args.adapter)
+    forgotten = [args.forgotten] if args.forgotten else CLASSES
+    seen = observe(pipe, judge.to(device), {name: args.num_images if name in forgotten else num_others(args.num_images) for name in CLASSES})
+    found = {name: figures(seen, photographs, test.labels, name) for name in forgotten}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(args.output, lambda path: path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    with friendly_errors():
+        main(parse_args())
