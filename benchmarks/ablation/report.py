@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -37,13 +38,16 @@ def spent(run: Run) -> float:
 
 
 def best_learning_rate(runs: Sequence[Run]) -> float:
-    """Of runs of one variant: the rate with the fewest images to the target, then the fewest collapses, then the highest UA on the way."""
+    """Of runs of one variant: the rate with the fewest images to the target, then the fewest collapses, then the highest reward on the way.
+
+    UA cannot tell runs that are far from the target from one another; the reward of the forget prompts' images, the mean over all iterations, can.
+    """
     rates = sorted({run["learning_rate"] for run in runs})
 
     def cost(rate: float) -> tuple[float, int, float]:
         of_rate = [run for run in runs if run["learning_rate"] == rate]
-        ua = sum(sum(point["UA"] for point in run["curve"]) / len(run["curve"]) for run in of_rate) / len(of_rate)
-        return sum(map(spent, of_rate)) / len(of_rate), sum(map(collapsed, of_rate)), -ua
+        rewards = [fmean(line["forget_reward"] for line in run["diagnostics"]) for run in of_rate]
+        return fmean(map(spent, of_rate)), sum(map(collapsed, of_rate)), -fmean(rewards)
 
     return min(rates, key=cost)
 

@@ -13,10 +13,10 @@ from benchmarks.ablation.report import best_learning_rate, collapsed, explained_
 from benchmarks.ablation.variants import VARIANTS
 
 
-def run(variant: str, *ua: float, ira: float = 97.0, rate: float = 5e-3, concept: str = "cat", seed: int = 0) -> dict[str, Any]:
+def run(variant: str, *ua: float, ira: float = 97.0, rate: float = 5e-3, concept: str = "cat", seed: int = 0, reward: float = 0.0) -> dict[str, Any]:
     curve = [{"images": 500 * (i + 1), "iteration": i, "UA": u, "IRA": ira, "CRA": 99.0} for i, u in enumerate(ua)]
     base = {"UA": 0.0, "IRA": 98.0, "CRA": 100.0}
-    lines = [{"iteration": 0, "explained_variance/t0900": 0.25, "explained_variance": 0.5}]
+    lines = [{"iteration": 0, "explained_variance/t0900": 0.25, "explained_variance": 0.5, "forget_reward": reward}]
     return {
         "variant": variant,
         "concept": concept,
@@ -41,6 +41,11 @@ def test_a_run_that_never_gets_there_has_needed_its_budget_at_least() -> None:
 
 def test_the_best_learning_rate_needs_the_fewest_images() -> None:
     assert best_learning_rate([run("a", 0.0, 96.0, rate=1e-3), run("a", 96.0, 96.0, rate=2e-3), run("a", 96.0, 96.0, rate=4e-3, ira=50.0)]) == 2e-3
+
+
+def test_of_learning_rates_that_do_not_get_there_the_reward_tells() -> None:
+    far = [run("a", 12.0, 0.0, rate=1e-3, reward=0.1), run("a", 0.0, 0.0, rate=2e-3, reward=0.6), run("a", 0.0, 0.0, rate=4e-3, reward=0.9, ira=50.0)]
+    assert best_learning_rate(far) == 2e-3
 
 
 def test_the_table_averages_over_concepts_and_seeds() -> None:
