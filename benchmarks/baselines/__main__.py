@@ -36,6 +36,7 @@ from hub.provenance import RESULTS_NAME
 from networks.checkpoint import write_aside
 from policy.adapter import ADAPTER
 from reward.predictor import RewardPredictor
+from reward.teacher import Teacher
 from training.memory import peak_memory_mb
 
 
@@ -83,8 +84,8 @@ def changed(settings: Any, given: list[str]) -> Any:
     return replace(settings, **changes)
 
 
-def prepare(args: argparse.Namespace) -> tuple[Task, JudgeExamination, Any]:
-    """The task, who judges it, and the method's settings.
+def prepare(args: argparse.Namespace) -> tuple[Task, Any, Teacher]:
+    """The task, the method's settings, and who knows which texts are near to one another.
 
     Raises:
         ValueError: something named does not exist or does not fit; the message says what to do.
@@ -94,11 +95,20 @@ def prepare(args: argparse.Namespace) -> tuple[Task, JudgeExamination, Any]:
     _, text_teacher = load_teachers(args, given)
     known = RewardPredictor.from_pretrained(args.reward_model_name_or_path or canvas.REWARD).config["prompts"]
     spec, _ = resolve_spec(args, given, text_teacher, known)
-    judge = args.judge_name_or_path or canvas.JUDGE
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    examination = JudgeExamination(Judge.from_pretrained(judge).to(device), spec.concepts, public_name(judge), encode_text=text_teacher.encode_text)
     pipe = load_pipeline(args.pretrained_model_name_or_path or canvas.PIPELINE).to(device)
-    return Task.build(pipe, spec), examination, settings
+    return Task.build(pipe, spec), settings, text_teacher
+
+
+def choose_examination(args: argparse.Namespace, task: Task, text_teacher: Teacher) -> JudgeExamination:
+    """The judge that is named, else the bundled one.
+
+    Raises:
+        ValueError: it cannot be loaded, or knows nothing of the concept.
+    """
+    path = args.judge_name_or_path or canvas.JUDGE
+    judge = Judge.from_pretrained(path).to(task.pipe.device)
+    return JudgeExamination(judge, task.spec.concepts, public_name(path), encode_text=text_teacher.encode_text)
 
 
 class Count:
@@ -125,7 +135,8 @@ def counted(unet: UNet2DConditionModel) -> Iterator[Count]:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     if not args.overwrite_output_dir:
         require_empty(args.output_dir)
-    task, examination, settings = prepare(args)
+    task, settings, text_teacher = prepare(args)
+    examination = choose_examination(args, task, text_teacher) if args.evaluation_seeds else None
     method, started = METHODS[args.method], time.perf_counter()
     with counted(task.unet) as count:
         facts = method.erase(task, settings, args.seed)
@@ -139,7 +150,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         "relative_error": facts.pop("relative_error", None),
         "settings": {"method": args.method, "seed": args.seed, **asdict(settings)},
     }
-    found = evaluate(task.pipe, examination, args.evaluation_seeds) if args.evaluation_seeds else Evaluation({})
+    found = evaluate(task.pipe, examination, args.evaluation_seeds) if examination else Evaluation({})
     results |= found.results
     results |= {"forget_prompts": task.spec.forget_prompts, "retain_prompts": task.spec.retain_prompts, "training": facts | cost}
     save_adapter(args.output_dir, task.unet, ADAPTER, base_header(task.pipe) | results_header(results))

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.ablation.run import judged
 from benchmarks.baselines import METHODS
-from benchmarks.baselines.__main__ import add_task_arguments, prepare
+from benchmarks.baselines.__main__ import add_task_arguments, choose_examination, prepare
 from environment.errors import friendly_errors
 from evaluation.metrics import HEADLINE
 from networks.checkpoint import write_aside
@@ -22,7 +22,8 @@ EVERY = 50
 
 def train_and_judge(args: argparse.Namespace) -> dict[str, Any]:
     """UA, IRA and CRA after every `EVERY` steps, and after the last."""
-    task, examination, settings = prepare(args)
+    task, settings, text_teacher = prepare(args)
+    examination = choose_examination(args, task, text_teacher)
     curve: list[dict[str, Any]] = []
     last, started, judging = getattr(settings, "steps", 1), time.perf_counter(), 0.0
 

@@ -182,11 +182,11 @@ def test_from_photographs_to_the_table(tmp_path: Path, monkeypatch: pytest.Monke
     base, given = tmp_path / "base", ["--size", "cpu", "--data_zip", str(write_zip(tmp_path / "photos.zip", train=8, test=2))]
     stages = ["--stages", "autoencoder", "denoiser", "judge", "clip", "reward"]
     assert build.main(build.parse_args([*given, *stages, "--output_dir", str(base)])) == 0
-    assert build.main(build.parse_args([*given, "--without", "cat", "--output_dir", str(base)])) == 0
+    assert build.main(build.parse_args([*given, "--without", "airplane", "--output_dir", str(base)])) == 0
     out = tmp_path / "out"
-    wanted = ["--methods", "uce", "--classes", "cat", "--seeds", "0", "--num_images", "2", "--jobs", "1"]
+    wanted = ["--methods", "uce", "--classes", "airplane", "--seeds", "0", "--num_images", "2", "--jobs", "1"]
     comparison.main(comparison.parse_args(["--base", str(base), "--output_dir", str(out), *wanted]))
-    assert {path.name for path in out.iterdir()} == {"base", "runs", "forgetting", "table.md", "comparison.json", "comparison.png", "cat.png"}
+    assert {path.name for path in out.iterdir()} == {"base", "runs", "forgetting", "table.md", "comparison.json", "comparison.png", "airplane.png"}
     text = (out / "table.md").read_text()
     assert text in capsys.readouterr().out
     assert [line.split("|")[1].strip() for line in text.split("## 2 images")[1].splitlines() if line.startswith("| ")][1:] == [
@@ -195,7 +195,7 @@ def test_from_photographs_to_the_table(tmp_path: Path, monkeypatch: pytest.Monke
         "UCE",
     ]
     kept = json.loads((out / "comparison.json").read_text())
-    assert set(kept["forgetting"][report.BASE]) == set(CLASSES) and set(kept["forgetting"]["UCE"]) == {"cat"}
+    assert set(kept["forgetting"][report.BASE]) == set(CLASSES) and set(kept["forgetting"]["UCE"]) == {"airplane"}
     evaluated = kept["runs"][0]
     assert evaluated["adapter"]["NRA"] is not None and evaluated["images_per_side"] == 10 and evaluated["measured_by"]["features"].startswith("judge")
     assert "object FID" in text and evaluated["training"]["iterations"] == 1
