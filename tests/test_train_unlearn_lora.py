@@ -116,7 +116,7 @@ def test_a_whole_run_writes_all_that_is_promised(arguments: Callable[..., argpar
         with safe_open(out / name, "pt") as file:
             header = file.metadata()
         assert json.loads(header["concept"]) == ["Van Gogh style"] and json.loads(header["settings"]) == results["settings"]
-        assert json.loads(header["results"])["adapter"] == {figure: results["adapter"][figure] for figure in ("UA", "IRA", "CRA")}
+        assert json.loads(header["results"])["adapter"] == {figure: results["adapter"][figure] for figure in ("UA", "IRA", "CRA", "NRA")}
         assert {"modelspec.architecture", "modelspec.title", "modelspec.resolution", "modelspec.hash_sha256", "versions"} <= header.keys()
         assert not any(str(tmp_path.parent) in text or str(tiny_pipeline_dir.parent) in text or str(canvas.CLIP) in text for text in header.values())
     assert header["ss_network_alpha"] == "5.0"
@@ -187,7 +187,7 @@ def test_a_judge_that_is_named_gives_the_figures(arguments: Callable[..., argpar
     assert "teacher" not in results["judge"]
     # Two of its four prompts ask for the concept: 12 images each by default, and three of the others.
     assert results["adapter"]["images"]["UA"] == 24 and results["adapter"]["images"]["IRA"] == 6
-    assert all(isinstance(results[side][name], float) for side in ("base", "adapter") for name in ("UA", "IRA", "CRA"))
+    assert all(isinstance(results[side][name], float) for side in ("base", "adapter") for name in ("UA", "IRA", "CRA", "NRA"))
 
 
 def test_no_evaluation_seeds_skip_the_figures_but_not_the_files(arguments: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
