@@ -91,26 +91,38 @@ def explained_variance(runs: Sequence[Run]) -> dict[int, float]:
     return {t: sum(v) / len(v) for t, v in sorted(values.items())}
 
 
+def _reward(run: Run, iteration: int) -> float:
+    return next(line["forget_reward"] for line in run["diagnostics"] if line["iteration"] == iteration)
+
+
 def plot(runs: Sequence[Run], path: Path) -> None:
-    """UA, IRA and CRA against images, and the critic's explained variance against the timestep; a line for each variant."""
-    figure = Figure(figsize=(16, 4.2), dpi=80, layout="constrained")
+    """UA, IRA, CRA and reward against images; where there is a critic, its explained variance against the timestep. A line for each variant."""
+    variants = {variant: [run for run in runs if run["variant"] == variant] for variant in dict.fromkeys(run["variant"] for run in runs)}
+    explained = {variant: explained_variance(of) for variant, of in variants.items()}
+    explained = {variant: of for variant, of in explained.items() if any(not math.isclose(v, 0, abs_tol=1e-9) for v in of.values())}
+    panels = [*HEADLINE, "reward", *(["explained"] if explained else [])]
+    figure = Figure(figsize=(4 * len(panels), 4.2), dpi=80, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 4)
-    for k, variant in enumerate(dict.fromkeys(run["variant"] for run in runs)):
-        of = [run for run in runs if run["variant"] == variant]
+    axes = dict(zip(panels, figure.subplots(1, len(panels)), strict=True))
+    for k, (variant, of) in enumerate(variants.items()):
         style = {"color": f"C{k % 10}", "linestyle": "-" if k < 10 else "--", "linewidth": 2.5 if variant == "default" else 1.3}
         points = min(len(run["curve"]) for run in of)
-        for axis, name in zip(axes, HEADLINE, strict=False):
-            means = [sum(run["curve"][i][name] for run in of) / len(of) for i in range(points)]
-            axis.plot([of[0]["curve"][i]["images"] for i in range(points)], means, label=variant, **style)
-            axis.set_title(f"{name} (percent)", fontsize=10)
-            axis.set_xlabel("images drawn", fontsize=8)
-        explained = explained_variance(of)
-        if explained and any(not math.isclose(v, 0, abs_tol=1e-9) for v in explained.values()):
-            axes[3].plot(list(explained), list(explained.values()), **style)
-    axes[3].set_title("explained variance within prompts", fontsize=10)
-    axes[3].set_xlabel("timestep (1000 is noise)", fontsize=8)
-    for axis in axes:
+        images = [of[0]["curve"][i]["images"] for i in range(points)]
+        for name in HEADLINE:
+            axes[name].plot(images, [fmean(run["curve"][i][name] for run in of) for i in range(points)], label=variant, **style)
+        rewards = [[_reward(run, point["iteration"]) for point in run["curve"][:points]] for run in of]
+        axes["reward"].plot(images, [fmean(row[i] for row in rewards) for i in range(points)], **style)
+        if variant in explained:
+            axes["explained"].plot(list(explained[variant]), list(explained[variant].values()), **style)
+    titles = {name: f"{name} (percent)" for name in HEADLINE} | {
+        "reward": "reward of the forget prompts",
+        "explained": "explained variance within prompts",
+    }
+    for name, axis in axes.items():
+        axis.set_title(titles[name], fontsize=10)
+        axis.set_xlabel("timestep (1000 is noise)" if name == "explained" else "images drawn", fontsize=8)
         axis.grid(alpha=0.3)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=5, fontsize=8, frameon=False)
+    for name in ("IRA", "CRA"):
+        axes[name].set_ylim(min(90.0, axes[name].get_ylim()[0]), 100.5)
+    figure.legend(*axes["UA"].get_legend_handles_labels(), loc="outside lower center", ncol=5, fontsize=8, frameon=False)
     figure.savefig(path)

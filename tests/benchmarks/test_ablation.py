@@ -14,9 +14,9 @@ from benchmarks.ablation.variants import VARIANTS
 
 
 def run(variant: str, *ua: float, ira: float = 97.0, rate: float = 5e-3, concept: str = "cat", seed: int = 0, reward: float = 0.0) -> dict[str, Any]:
-    curve = [{"images": 500 * (i + 1), "iteration": i, "UA": u, "IRA": ira, "CRA": 99.0} for i, u in enumerate(ua)]
+    curve = [{"images": 500 * (i + 1), "iteration": i + 1, "UA": u, "IRA": ira, "CRA": 99.0} for i, u in enumerate(ua)]
     base = {"UA": 0.0, "IRA": 98.0, "CRA": 100.0}
-    lines = [{"iteration": 0, "explained_variance/t0900": 0.25, "explained_variance": 0.5, "forget_reward": reward}]
+    lines = [{"iteration": i, "explained_variance/t0900": 0.25, "explained_variance": 0.5, "forget_reward": reward} for i in range(len(ua) + 1)]
     return {
         "variant": variant,
         "concept": concept,
