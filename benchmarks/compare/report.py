@@ -54,8 +54,9 @@ def table(runs: Sequence[Run]) -> str:
             means = [s["mean"] for s in found.values() if s["mean"] is not None]
             for method, s in found.items():
                 best = name in PERCENT and s["mean"] is not None and f"{s['mean']:.1f}" == f"{max(means):.1f}"
-                cells[method].append(f"**{_cell(s)}**" if best else _cell(s))
-            base.append(_cell(_summary([figures(run, "base").get(name) for run in per_domain[d]]), interval=False))
+                text = _cell(s, 2 if name == "FID" else 1)
+                cells[method].append(f"**{text}**" if best else text)
+            base.append(_cell(_summary([figures(run, "base").get(name) for run in per_domain[d]]), 1, interval=False))
     for method in methods:
         of = [run for run in runs if run["method"] == method]
         cells[method] += [_mean([run["training"].get(name) for run in of]) for name in costs] + [_mean([run["adapter_mb"] for run in of], digits=2)]
@@ -94,11 +95,11 @@ def _summary(values: Sequence[float | None], percent: bool = False) -> dict[str,
     return summarize([{"": value} for value in values], {"": None} if percent else None)[""] if values else {"mean": None, "ci95": None}
 
 
-def _cell(summary: Mapping[str, Any], interval: bool = True) -> str:
+def _cell(summary: Mapping[str, Any], digits: int, interval: bool = True) -> str:
     if summary["mean"] is None:
         return "–"
     low_high = summary["ci95"]
-    return f"{summary['mean']:.1f}" + (f" [{low_high[0]:.1f}, {low_high[1]:.1f}]" if interval and low_high else "")
+    return f"{summary['mean']:.{digits}f}" + (f" [{low_high[0]:.{digits}f}, {low_high[1]:.{digits}f}]" if interval and low_high else "")
 
 
 def _mean(values: Sequence[float | None], digits: int = 0) -> str:

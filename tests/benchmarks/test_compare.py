@@ -63,7 +63,7 @@ def test_what_was_measured_gets_a_column_and_what_was_not_gets_none() -> None:
     assert figures(known) == {"UA": 100.0, "IRA": 90.0, "CRA": 80.0, "mean": 90.0, "NRA": 50.0, "FID": 12.34}
     without = run("uce", "cat", 100.0, 90.0, 80.0, training={"seconds": 1.0})
     text = table([known, without])
-    assert cells(text, "ours")["object FID"] == "12.3" and cells(text, "UCE")["object FID"] == "–" and cells(text, "UCE")["UNet samples"] == "–"
+    assert cells(text, "ours")["object FID"] == "12.34" and cells(text, "UCE")["object FID"] == "–" and cells(text, "UCE")["UNet samples"] == "–"
     assert cells(text, "ours")["object NRA"] == "**50.0**" and "style" not in text and "FID" not in table([run("ours", "cat", 1.0, 2.0, 3.0)])
 
 
