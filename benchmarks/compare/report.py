@@ -99,7 +99,7 @@ def _cell(summary: Mapping[str, Any], digits: int, interval: bool = True) -> str
     if summary["mean"] is None:
         return "–"
     low_high = summary["ci95"]
-    return f"{summary['mean']:.{digits}f}" + (f" [{low_high[0]:.{digits}f}, {low_high[1]:.{digits}f}]" if interval and low_high else "")
+    return f"{summary['mean']:.{digits}f}" + (f" [{max(0.0, low_high[0]):.{digits}f}, {low_high[1]:.{digits}f}]" if interval and low_high else "")
 
 
 def _mean(values: Sequence[float | None], digits: int = 0) -> str:
