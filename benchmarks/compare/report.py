@@ -49,14 +49,13 @@ def table(runs: Sequence[Run]) -> str:
     base: list[str] = []
     for d in per_domain:
         for name in columns[d]:
-            of_method = {method: [figures(run).get(name) for run in per_domain[d] if run["method"] == method] for method in methods}
-            found = {method: _summary(values, percent=name in PERCENT) for method, values in of_method.items()}
+            found = {method: _summary([run for run in per_domain[d] if run["method"] == method], name) for method in methods}
             means = [s["mean"] for s in found.values() if s["mean"] is not None]
             for method, s in found.items():
                 best = name in PERCENT and s["mean"] is not None and f"{s['mean']:.1f}" == f"{max(means):.1f}"
                 text = _cell(s, 2 if name == "FID" else 1)
                 cells[method].append(f"**{text}**" if best else text)
-            base.append(_cell(_summary([figures(run, "base").get(name) for run in per_domain[d]]), 1, interval=False))
+            base.append(_cell(_summary(per_domain[d], name, "base"), 1, interval=False))
     for method in methods:
         of = [run for run in runs if run["method"] == method]
         cells[method] += [_mean([run["training"].get(name) for run in of]) for name in costs] + [_mean([run["adapter_mb"] for run in of], digits=2)]
@@ -91,8 +90,11 @@ def plot(runs: Sequence[Run], path: Path) -> None:
     figure.savefig(path)
 
 
-def _summary(values: Sequence[float | None], percent: bool = False) -> dict[str, Any]:
-    return summarize([{"": value} for value in values], {"": None} if percent else None)[""] if values else {"mean": None, "ci95": None}
+def _summary(of: Sequence[Run], name: str, side: str = "adapter") -> dict[str, Any]:
+    if not of:
+        return {"mean": None, "ci95": None}
+    images = sum(run[side].get("images", {}).get(name, 0) for run in of) or None
+    return summarize([{name: figures(run, side).get(name)} for run in of], {name: images} if name in PERCENT else None)[name]
 
 
 def _cell(summary: Mapping[str, Any], digits: int, interval: bool = True) -> str:

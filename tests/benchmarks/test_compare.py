@@ -67,6 +67,13 @@ def test_what_was_measured_gets_a_column_and_what_was_not_gets_none() -> None:
     assert cells(text, "ours")["object NRA"] == "**50.0**" and "style" not in text and "FID" not in table([run("ours", "cat", 1.0, 2.0, 3.0)])
 
 
+def test_runs_that_agree_are_no_surer_than_their_images() -> None:
+    runs = [run("ours", "cat", 100.0, 90.0, 80.0), run("ours", "boat", 100.0, 90.0, 80.0)]
+    for found in runs:
+        found["adapter"] = found["adapter"] | {"images": {"UA": 24, "IRA": 168, "CRA": 192}}
+    assert cells(table(runs), "ours")["object UA"] == "**100.0 [92.6, 100.0]**"  # Wilson: 48 of 48 images; 1 / (1 + 1.96^2 / 48)
+
+
 def test_a_judge_of_one_domain_has_no_cross_domain_figure(tmp_path: Path) -> None:
     runs = [run("ours", "cat", 100.0, 90.0, 80.0), run("uce", "cat", 90.0, 90.0, 80.0)]
     for found in runs:
