@@ -1,25 +1,29 @@
-"""The variants, as flags of the training script. All else is its default."""
+"""The variants, as flags of the training script. All else is its default.
+
+The KL to the anchors erases concepts by itself, and hides what a reward or a critic does; "plain" variants, and "no anchor KL", are without it.
+"""
 
 from __future__ import annotations
 
+PLAIN = ["--anchor_kl_coef", "0"]
+
 VARIANTS: dict[str, list[str]] = {
     "default": [],
-    "with a critic": ["--gamma", "0.5"],
-    "critic alone": ["--gamma", "1", "--reward_signal", "terminal"],
-    "blind critic alone": ["--gamma", "1", "--reward_signal", "terminal", "--critic_type", "timestep_blind"],
-    "clean critic alone": ["--gamma", "1", "--reward_signal", "terminal", "--critic_type", "clean_only"],
+    "no anchor KL": PLAIN,
     "no reward": ["--advantage", "ddpo", "--advantage_clip", "0"],
-    "no anchor KL": ["--anchor_kl_coef", "0"],
     "no retain KL": ["--kl_coef", "0"],
     "no fidelity": ["--fidelity_weight", "1"],
     "all timesteps": ["--train_timestep_fraction", "1"],
     "replay": ["--replay_iterations", "2"],
-    "likelihood ratio": ["--advantage", "step", "--terminal_weight", "0"],
-    "step": ["--advantage", "step"],
-    "td": ["--advantage", "td"],
-    "gae": ["--advantage", "gae"],
-    "mc": ["--advantage", "mc"],
-    "ddpo": ["--advantage", "ddpo"],
-    "plain ddpo": ["--advantage", "ddpo", "--anchor_kl_coef", "0"],
+    "with a critic": ["--gamma", "0.5"],
+    "plain critic": ["--gamma", "1", "--reward_signal", "terminal", *PLAIN],
+    "plain blind critic": ["--gamma", "1", "--reward_signal", "terminal", "--critic_type", "timestep_blind", *PLAIN],
+    "plain clean critic": ["--gamma", "1", "--reward_signal", "terminal", "--critic_type", "clean_only", *PLAIN],
+    "plain likelihood ratio": ["--advantage", "step", "--terminal_weight", "0", *PLAIN],
+    "plain step": ["--advantage", "step", *PLAIN],
+    "plain td": ["--advantage", "td", *PLAIN],
+    "plain gae": ["--advantage", "gae", *PLAIN],
+    "plain mc": ["--advantage", "mc", *PLAIN],
+    "plain ddpo": ["--advantage", "ddpo", *PLAIN],
 }
-"""A learned critic is asked from "with a critic" to "clean critic alone" and from "likelihood ratio" to "mc"."""
+"""A learned critic is asked from "with a critic" to "plain clean critic" and from "plain step" to "plain mc"."""

@@ -8,9 +8,24 @@ from benchmarks.ablation.variants import VARIANTS
 from benchmarks.baselines import METHODS
 
 OURS = "ours"
-TRAINED_BY_US: dict[str, list[str]] = {OURS: VARIANTS["default"], "ddpo": VARIANTS["plain ddpo"]}
+TRAINED_BY_US: dict[str, list[str]] = {
+    OURS: VARIANTS["default"],
+    "reward": VARIANTS["no anchor KL"],
+    "anchors": VARIANTS["no reward"],
+    "ddpo": VARIANTS["plain ddpo"],
+}
 """Flags of the training script."""
-NAMES = {OURS: "ours", "ddpo": "DDPO", "esd": "ESD-x", "uce": "UCE", "ca": "CA", "leco": "LECO", "spm": "SPM, ungated"}
+NAMES = {
+    OURS: "ours",
+    "reward": "ours, the reward alone",
+    "anchors": "ours, the anchors alone",
+    "ddpo": "DDPO",
+    "esd": "ESD-x",
+    "uce": "UCE",
+    "ca": "CA",
+    "leco": "LECO",
+    "spm": "SPM, ungated",
+}
 """As tables show them, in their order."""
 
 

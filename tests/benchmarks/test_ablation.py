@@ -57,15 +57,15 @@ def test_the_table_averages_over_concepts_and_seeds() -> None:
 
 
 def test_runs_that_are_done_are_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["--variants", "default", "ddpo", "--concepts", "cat", "--sweep_concepts", "star", "--learning_rates", "0.005", "--seeds", "0"]
+    given = ["--variants", "default", "replay", "--concepts", "cat", "--sweep_concepts", "star", "--learning_rates", "0.005", "--seeds", "0"]
     for stage, concept, seed in (("sweep", "star", 100), ("runs", "cat", 0)):
         (tmp_path / stage).mkdir()
-        for variant in ("default", "ddpo"):
+        for variant in ("default", "replay"):
             found = run(variant, 50.0, 96.0, concept=concept, seed=seed)
             (tmp_path / stage / f"{variant}-{concept}-{seed}-0.005.json").write_text(json.dumps(found))
     main(parse_args([*given, "--output_dir", str(tmp_path)]))
-    assert "| ddpo | 0.005 | 1000 | 1 of 1 |" in capsys.readouterr().out
-    assert json.loads((tmp_path / "summary.json").read_text())["learning_rates"] == {"default": 5e-3, "ddpo": 5e-3}
+    assert "| replay | 0.005 | 1000 | 1 of 1 |" in capsys.readouterr().out
+    assert json.loads((tmp_path / "summary.json").read_text())["learning_rates"] == {"default": 5e-3, "replay": 5e-3}
     assert Image.open(tmp_path / "ablation.png").width > 800
 
 

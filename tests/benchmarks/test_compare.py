@@ -90,6 +90,9 @@ def test_published_figures_stand_apart_and_name_their_source() -> None:
     assert all(len(row) == len(published.COLUMNS) for row in published.PUBLISHED.values())
 
 
+OURS_AND_ABLATED = {"ours": ("pathwise", True), "reward": ("pathwise", False), "anchors": ("ddpo", True), "ddpo": ("ddpo", False)}
+
+
 @pytest.mark.parametrize("method", NAMES)
 def test_every_method_has_a_command_that_its_program_understands(method: str) -> None:
     program, *given = command(method, "cat", 1, "somewhere")
@@ -98,7 +101,7 @@ def test_every_method_has_a_command_that_its_program_understands(method: str) ->
         assert given[0] == "benchmarks.baselines" and args.method == method
     else:
         args = script.parse_args(given)
-        assert args.advantage == ("pathwise" if method == "ours" else "ddpo")
+        assert (args.advantage, args.anchor_kl_coef > 0) == OURS_AND_ABLATED[method]
     assert args.evaluation_seeds == [] and (args.concept, args.seed, args.output_dir, args.overwrite_output_dir) == (
         ["cat"],
         1,
