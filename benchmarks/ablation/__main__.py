@@ -43,7 +43,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="Which variants to compare.")
     parser.add_argument("--concepts", nargs="+", default=CONCEPTS, help="What to erase, each in runs of its own.")
     parser.add_argument("--sweep_concepts", nargs="+", default=["Watercolour style", "star"], help="What the learning rates are chosen on.")
-    parser.add_argument("--learning_rates", nargs="+", type=float, default=[5e-3, 1e-2, 2e-2], help="Which ones are tried.")
+    parser.add_argument("--learning_rates", nargs="+", type=float, default=[2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2], help="Which ones are tried.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Training seeds.")
     parser.add_argument("--sweep_budget", type=int, default=704, help="Images that a run of the sweep may draw.")
     parser.add_argument("--budget", type=int, default=1000, help="Images that a run may draw, warm-up included.")

@@ -26,4 +26,4 @@ VARIANTS: dict[str, list[str]] = {
     "plain mc": ["--advantage", "mc", *PLAIN],
     "plain ddpo": ["--advantage", "ddpo", *PLAIN],
 }
-"""A learned critic is asked from "with a critic" to "plain clean critic" and from "plain step" to "plain mc"."""
+"""A learned critic is asked from "with a critic" to "plain mc"."""

@@ -73,3 +73,9 @@ def test_runs_that_are_done_are_not_repeated(tmp_path: Path, capsys: pytest.Capt
 def test_every_variant_is_flags_that_the_script_knows(variant: str) -> None:
     args = script.parse_args(["--concept", "cat", *VARIANTS[variant]])
     assert vars(args) != vars(script.parse_args(["--concept", "cat"])) or variant == "default"
+
+
+def test_a_learned_critic_is_asked_where_the_variants_say() -> None:
+    asked = [name for name, flags in VARIANTS.items() if script.choose_estimator(script.parse_args(["--concept", "cat", *flags])).uses_critic]
+    names = list(VARIANTS)
+    assert asked == names[names.index("with a critic") : names.index("plain mc") + 1]

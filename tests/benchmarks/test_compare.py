@@ -90,7 +90,8 @@ def test_published_figures_stand_apart_and_name_their_source() -> None:
     assert all(len(row) == len(published.COLUMNS) for row in published.PUBLISHED.values())
 
 
-OURS_AND_ABLATED = {"ours": ("pathwise", True), "reward": ("pathwise", False), "anchors": ("ddpo", True), "ddpo": ("ddpo", False)}
+OURS_AND_ABLATED = {"ours": ("pathwise", 1, 5), "reward": ("pathwise", 0, 5), "anchors": ("ddpo", 1, 0), "ddpo": ("ddpo", 0, 5)}
+"""Advantage, weight of the KL to the anchors, and the bound of the advantages: none are left at 0."""
 
 
 @pytest.mark.parametrize("method", NAMES)
@@ -101,7 +102,7 @@ def test_every_method_has_a_command_that_its_program_understands(method: str) ->
         assert given[0] == "benchmarks.baselines" and args.method == method
     else:
         args = script.parse_args(given)
-        assert (args.advantage, args.anchor_kl_coef > 0) == OURS_AND_ABLATED[method]
+        assert (args.advantage, args.anchor_kl_coef, args.advantage_clip) == OURS_AND_ABLATED[method]
     assert args.evaluation_seeds == [] and (args.concept, args.seed, args.output_dir, args.overwrite_output_dir) == (
         ["cat"],
         1,
