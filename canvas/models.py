@@ -15,6 +15,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import compute_snr
 from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -130,6 +131,11 @@ def build_scheduler() -> DDIMScheduler:
     return DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
 
 
+def min_snr_weights(scheduler: DDIMScheduler, t: torch.Tensor, gamma: float) -> torch.Tensor:
+    """(B,) timesteps -> the weights min(SNR, gamma) / SNR of their errors in the noise (Hang et al., 2023, https://arxiv.org/abs/2303.09556)."""
+    return (gamma / compute_snr(scheduler, t)).clamp(max=1)
+
+
 def train_denoiser(
     latents: tuple[torch.Tensor, torch.Tensor],
     captions: Captions,
@@ -142,9 +148,14 @@ def train_denoiser(
     layers_per_block: int = 1,
     batch_size: int = 64,
     learning_rate: float = 1.5e-3,
+    snr_gamma: float | None = None,
     device: str = "cpu",
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """UNet and text encoder, trained together from scratch to predict the noise, captions dropped one time in ten."""
+    """UNet and text encoder, trained together from scratch to predict the noise, captions dropped one time in ten.
+
+    Args:
+        snr_gamma: of `min_snr_weights`; by default all timesteps count alike.
+    """
     torch.manual_seed(seed)
     text_encoder = build_text_encoder(tokenizer)
     unet = UNet2DConditionModel(
@@ -173,7 +184,9 @@ def train_denoiser(
         t = torch.randint(scheduler.config.num_train_timesteps, (batch_size,), generator=generator)
         noisy = scheduler.add_noise(x0, noise, t.to(x0.device))
         context = text_encoder(ids.to(device))[0]
-        return F.mse_loss(unet(noisy.to(device), t.to(device), context).sample, noise.to(device))
+        errors = (unet(noisy.to(device), t.to(device), context).sample - noise.to(device)).square().mean((1, 2, 3))
+        weights = torch.ones(batch_size) if snr_gamma is None else min_snr_weights(scheduler, t, snr_gamma)
+        return (weights.to(device) * errors).mean()
 
     fit("denoiser", both, loss_fn, steps=steps, learning_rate=learning_rate, state_dir=state_dir, seed=seed, ema_decay=0.999)
     return unet, text_encoder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ class World:
     Attributes:
         erase: for the programs that erase: base, CLIP, reward predictor.
         evaluate: for `python -m evaluation`: base, CLIP, judge, seeds.
+        probe: for `python -m evaluation.probes`, from the erased concept: base, CLIP, judge, and what else it is given.
     """
 
     erase: Sequence[str] = ()
     evaluate: Sequence[str] = ()
+    probe: Callable[[str], Sequence[str]] = lambda concept: ()
 
 
 @dataclass(frozen=True)

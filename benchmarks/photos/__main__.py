@@ -3,7 +3,8 @@
 The base is what `python -m benchmarks.photos.build` has written. Every method erases every class with every seed, with the settings it has on the canvas,
 and the base's judge decides. For one training seed the class-wise protocol of the literature is measured too (`benchmarks/photos/forgetting.py`), and where a
 pipeline lies beside the base that never saw the class (`build --without`), on that as well. What has its results is not run again. Written are table.md,
-comparison.json, comparison.png, and for each class a picture of what all methods draw for the same prompts and seed.
+comparison.json, comparison.png, and for each class a picture of what all methods draw for the same prompts and seed. The erasures of the classes of `--probe`
+are probed too, with photographs of the test set wherever images of the class are learnt from.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from benchmarks.compare.grid import method_grid
 from benchmarks.compare.methods import NAMES
+from benchmarks.compare.probes import probe_all, sections
 from benchmarks.compare.report import plot, table
 from benchmarks.compare.runs import Erasure, World, run_all
 from benchmarks.jobs import Job, run_jobs
 from benchmarks.photos.build import pipeline_name
-from benchmarks.photos.data import CLASSES
+from benchmarks.photos.data import CLASSES, load_photos
 from benchmarks.photos.forgetting import NUM_IMAGES
 from benchmarks.photos.report import BASE, WITHOUT, by_class, forgetting_table
 from environment.base import load_pipeline
@@ -33,10 +37,23 @@ from networks.checkpoint import write_aside
 PARTS = ("pipeline", "clip", "reward", "judge")
 EVALUATION_SEEDS = 20
 """Images of every class in the evaluation of a run."""
+PROBE_PHOTOGRAPHS = 50
+"""Of a class, for the probes to learn from."""
 
 
-def world(base: Path) -> World:
+def save_photographs(base: Path, name: str, directory: Path) -> None:
+    """Write the class's first photographs of the test set as PNG."""
+    test = load_photos(None, base / "work" / "photos.safetensors")["test"]
+    directory.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(test.images[test.labels == CLASSES.index(name)][:PROBE_PHOTOGRAPHS]):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(directory / f"{i:02}.png")
+
+
+def world(base: Path, photographs: Path) -> World:
     """The flags that name the base and what belongs to it.
+
+    Args:
+        photographs: holds, or will, a folder of photographs for each class that is probed.
 
     Raises:
         ValueError: a part of it is missing.
@@ -47,7 +64,11 @@ def world(base: Path) -> World:
     pipeline, clip, reward, judge = (str(base / part) for part in PARTS)
     both = ["--pretrained_model_name_or_path", pipeline, "--clip_model", f"local-dir:{clip}"]
     seeds = map(str, range(EVALUATION_SEEDS))
-    return World([*both, "--reward_model_name_or_path", reward], [*both, "--judge_name_or_path", judge, "--seeds", *seeds])
+    judged = [*both, "--judge_name_or_path", judge]
+    learnt = ["--num_concept_images", str(PROBE_PHOTOGRAPHS), "--concept_images"]
+    return World(
+        [*both, "--reward_model_name_or_path", reward], [*judged, "--seeds", *seeds], lambda name: [*judged, *learnt, str(photographs / name)]
+    )
 
 
 def measure(measured: list[Erasure], args: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
@@ -91,22 +112,30 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=list(NAMES), default=list(NAMES), help="Which methods to compare.")
     parser.add_argument("--classes", nargs="+", choices=CLASSES, default=CLASSES, help="What to erase, each in runs of its own.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Training seeds; the first is that of the class-wise protocol.")
+    parser.add_argument("--probe", nargs="+", choices=CLASSES, default=[], help="Erasures of these, of the first training seed, are probed too.")
     parser.add_argument("--num_images", type=positive_int, default=NUM_IMAGES, help="Images of the forgotten class in the class-wise protocol.")
     parser.add_argument("--jobs", type=positive_int, default=os.cpu_count() or 1, help="Runs at a time, one thread each.")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/forgetting"), help="Where runs, tables, JSON and pictures are written.")
-    return parser.parse_args(input_args)
+    args = parser.parse_args(input_args)
+    if unknown := [name for name in args.probe if name not in args.classes]:
+        parser.error(f"--probe {unknown[0]} is none of --classes.")
+    return args
 
 
 def main(args: argparse.Namespace) -> None:
+    here = world(args.base, args.output_dir / "photographs")
     erasures = [Erasure(method, name, seed) for seed in args.seeds for method in args.methods for name in args.classes]
-    runs = run_all(erasures, args.output_dir, args.jobs, world(args.base))
+    runs = run_all(erasures, args.output_dir, args.jobs, here)
+    for name in args.probe:
+        save_photographs(args.base, name, args.output_dir / "photographs" / name)
+    probed = probe_all([e for e in erasures if e.seed == args.seeds[0] and e.concept in args.probe], args.output_dir, args.jobs, here)
     measured = measure([erasure for erasure in erasures if erasure.seed == args.seeds[0]], args)
-    sections = {"All classes": table(runs)}
-    sections |= {f"Class by class: {NAMES[method]}": by_class([run for run in runs if run["method"] == method]) for method in args.methods}
-    sections[f"{args.num_images} images of the class, training seed {args.seeds[0]}"] = forgetting_table(measured, args.classes)
-    text = "\n\n".join(f"## {title}\n\n{rows}" for title, rows in sections.items()) + "\n"
+    tables = {"All classes": table(runs)}
+    tables |= {f"Class by class: {NAMES[method]}": by_class([run for run in runs if run["method"] == method]) for method in args.methods}
+    tables[f"{args.num_images} images of the class, training seed {args.seeds[0]}"] = forgetting_table(measured, args.classes)
+    text = "\n\n".join(f"## {title}\n\n{rows}" for title, rows in tables.items()) + sections(probed) + "\n"
     write_aside(args.output_dir / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
-    kept = json.dumps({"runs": runs, "forgetting": measured}, indent=2, ensure_ascii=False) + "\n"
+    kept = json.dumps({"runs": runs, "forgetting": measured, "probes": probed}, indent=2, ensure_ascii=False) + "\n"
     write_aside(args.output_dir / "comparison.json", lambda path: path.write_text(kept, encoding="utf-8"))
     draw(args, runs)
     print(text)

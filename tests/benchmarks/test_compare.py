@@ -18,6 +18,7 @@ from benchmarks.compare import published
 from benchmarks.compare.__main__ import main, parse_args
 from benchmarks.compare.grid import draw_rows
 from benchmarks.compare.methods import NAMES, command
+from benchmarks.compare.probes import BASE, sections
 from benchmarks.compare.report import figures, plot, table
 from environment.base import load_pipeline
 from evaluation.judge import Judge
@@ -148,7 +149,7 @@ def test_finished_runs_are_compared_and_not_run_again(
     own, other = text.split("## Published for UnlearnCanvas")
     assert text in capsys.readouterr().out and cells(own, "ours")["style UA"] == "**94.0**" and cells(own, "UCE")["object UA"] == "93.0"
     assert "98.58" in other and "98.58" not in own
-    assert [r["adapter_mb"] > 0 for r in json.loads((out / "comparison.json").read_text())] == [True] * 4
+    assert [r["adapter_mb"] > 0 for r in json.loads((out / "comparison.json").read_text())["runs"]] == [True] * 4
     assert Image.open(out / "cat.png").width > 300
 
 
@@ -164,3 +165,40 @@ def test_a_failed_run_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(RuntimeError, match=r"exit code 3; see .*uce-cat-0\.log"):
         main(parse_args(["--methods", "uce", "--concepts", "cat", "--seeds", "0", "--jobs", "1", "--output_dir", str(tmp_path)]))
     assert (tmp_path / "runs" / "uce-cat-0.log").read_text() == "why\n"
+
+
+def attempt(name: str, adapter: float, base: float | None) -> dict[str, Any]:
+    def side(percent: float) -> dict[str, Any]:
+        return {"return": percent, "ci95": [0.0, 100.0], "images": 24}
+
+    return {"name": name, "adapter": side(adapter), "base": None if base is None else side(base)}
+
+
+def test_probes_are_told_concept_by_concept_and_method_by_method() -> None:
+    ours = [attempt("reworded", 3.125, 96.0), attempt("unloaded", 100.0, None)]
+    peer = [attempt("reworded", 50.0, 96.0), attempt("unloaded", 90.0, None)]
+    text = sections({"cat": {"uce": peer, "ours": ours}})
+    assert text.startswith("\n\n## Probes: cat\n")
+    reworded, unloaded = ({k: v.split(" [")[0] for k, v in cells(text, row).items()} for row in ("reworded", "unloaded"))
+    assert reworded == {"attempt": "reworded", BASE: "96.0", "ours": "3.1", "UCE": "50.0"}
+    assert unloaded == {"attempt": "unloaded", BASE: "–", "ours": "100.0", "UCE": "90.0"} and sections({}) == ""
+
+
+def test_only_what_is_erased_can_be_probed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_args(["--concepts", "cat", "--probe", "dog"])
+    assert "--probe 'dog' is none of --concepts: cat." in capsys.readouterr().err
+
+
+def test_erasures_that_were_probed_stand_in_the_table(finished: Callable[[str, str], Path], tmp_path: Path) -> None:
+    for name in ("cat", "neon-style"):
+        directory = finished("uce", name) / "probes"
+        directory.mkdir()
+        report = {"probes": {"plain": {"rows": [attempt("plain prompts", 4.0, 100.0)]}, "removal": {"rows": [attempt("fused", 0.0, 98.0)]}}}
+        (directory / "probes.json").write_text(json.dumps(report))
+    out = tmp_path / "out"
+    given = ["--methods", "uce", "--concepts", "cat", "Neon style", "--probe", "cat", "--seeds", "0", "--jobs", "1", "--output_dir", str(out)]
+    main(parse_args(given))
+    probed = (out / "table.md").read_text().split("## Probes: cat")[1].split("## Published")[0]
+    assert [line.split(" | ")[0] for line in probed.splitlines() if line.startswith("| ")] == ["| attempt", "| plain prompts", "| fused"]
+    assert list(json.loads((out / "comparison.json").read_text())["probes"]) == ["cat"]

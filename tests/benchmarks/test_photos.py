@@ -15,7 +15,11 @@ from PIL import Image
 import benchmarks.photos.__main__ as comparison
 from benchmarks.photos import build, forgetting, report
 from benchmarks.photos.data import CLASSES, DataError, Photos, load_photos, read_zip
+from canvas import models
+from evaluation.judge import to_pixels
+from evaluation.probes.__main__ import parse_args as parse_probes
 from reward import train as reward_train
+from reward.spec.exemplars import read_images
 
 
 def jpeg(colour: tuple[int, int, int], side: int = 32) -> bytes:
@@ -106,7 +110,7 @@ def test_flips_follow_the_photographs() -> None:
 
 def test_crop_and_flip_moves_images_within_their_bounds() -> None:
     x = torch.arange(32.0).expand(64, 3, 32, 32)
-    moved = build.crop_and_flip(x, torch.Generator().manual_seed(0))
+    moved = build.crop_and_flip(x, torch.Generator().manual_seed(0), pad=4)
     assert moved.shape == x.shape
     rising = moved[:, 0, 0, 16] > moved[:, 0, 0, 15]
     assert 0 < rising.sum() < 64
@@ -114,12 +118,30 @@ def test_crop_and_flip_moves_images_within_their_bounds() -> None:
     assert ((centre >= 11) & (centre <= 20)).all() and len(centre.unique()) > 5
 
 
+def test_whitened_responses_are_uncorrelated_and_equally_strong() -> None:
+    coarse = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = torch.nn.functional.interpolate(coarse, (32, 32), mode="bilinear") * 2 - 1
+    filters = build.whitening(images, 16)
+    assert filters.shape == (16, 3, 3, 3) and torch.equal(filters[8:], -filters[:8])
+    responses = torch.nn.functional.conv2d(images, filters[:6]).transpose(0, 1).flatten(1)
+    assert torch.allclose(responses.cov(), torch.eye(6), atol=0.1)
+
+
 def test_soften_leaves_half_of_the_images_alone() -> None:
     x = torch.rand(64, 3, 32, 32)
-    soft = build.soften(x, torch.Generator().manual_seed(0))
+    soft = build.soften(x, torch.Generator().manual_seed(0), share=0.5)
     same = (soft == x).flatten(1).all(1)
     assert soft.shape == x.shape and 16 < same.sum() < 48
     assert (soft[~same].std() < x.std()) and torch.allclose(soft.mean(), x.mean(), atol=0.01)
+
+
+def test_the_less_noise_the_less_an_error_counts() -> None:
+    scheduler = models.build_scheduler()
+    t = torch.tensor([0, 300, 999])
+    kept = scheduler.alphas_cumprod[t]
+    ratio = kept / (1 - kept)
+    weights = models.min_snr_weights(scheduler, t, gamma=5)
+    assert ratio[0] > 100 and ratio[1] < 5 and torch.allclose(weights, torch.stack([5 / ratio[0], torch.tensor(1.0), torch.tensor(1.0)]))
 
 
 def test_training_in_fast_arithmetic_uses_the_updated_weights() -> None:
@@ -167,7 +189,18 @@ def test_tables_class_by_class() -> None:
 def test_an_incomplete_base_is_named(tmp_path: Path) -> None:
     (tmp_path / "pipeline").mkdir()
     with pytest.raises(ValueError, match="holds no clip and no reward and no judge: run `python -m"):
-        comparison.world(tmp_path)
+        comparison.world(tmp_path, tmp_path / "photographs")
+
+
+def test_probes_learn_from_photographs_of_the_test_set(tmp_path: Path) -> None:
+    for part in comparison.PARTS:
+        (tmp_path / part).mkdir()
+    load_photos(write_zip(tmp_path / "photos.zip", train=1, test=3), tmp_path / "work" / "photos.safetensors")
+    comparison.save_photographs(tmp_path, "frog", tmp_path / "photographs" / "frog")
+    args = parse_probes(["--adapter", str(tmp_path), *comparison.world(tmp_path, tmp_path / "photographs").probe("frog")])
+    frogs = load_photos(None, tmp_path / "work" / "photos.safetensors")["test"].images[CLASSES.index("frog") * 3 :][:3]
+    assert torch.equal(to_pixels(read_images(args.concept_images)), models.pixels(frogs)) and args.num_concept_images == 50
+    assert args.judge_name_or_path == str(tmp_path / "judge") and args.pretrained_model_name_or_path == str(tmp_path / "pipeline")
 
 
 def test_from_photographs_to_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,58 @@
+"""How much of a concept comes back with each method's adapter: `python -m evaluation.probes` on a comparison's runs, in one table a concept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.compare.methods import NAMES
+from benchmarks.compare.runs import Erasure, World
+from benchmarks.jobs import Job, run_jobs
+from evaluation.probes.__main__ import PROBES_NAME
+
+BASE = "none (the base)"
+Rows = Sequence[Mapping[str, Any]]
+"""Of one adapter: what each attempt found with it and in the base, as probes.json has it."""
+
+
+def probe_all(erasures: Sequence[Erasure], output_dir: Path, at_a_time: int, world: World) -> dict[str, dict[str, Rows]]:
+    """By concept and method, what every probe finds. What has its probes.json is not run again.
+
+    Raises:
+        RuntimeError: a run failed; the message names its log.
+    """
+    jobs = []
+    for erasure in erasures:
+        path = erasure.directory(output_dir)
+        given = ["-m", "evaluation.probes", "--adapter", str(path), *world.probe(erasure.concept)]
+        jobs.append(Job(given, path / "probes" / PROBES_NAME, path.with_suffix(".probes.log")))
+    found: dict[str, dict[str, Rows]] = {}
+    for erasure, report in zip(erasures, run_jobs(jobs, at_a_time, "probing"), strict=True):
+        found.setdefault(erasure.concept, {})[erasure.method] = [row for probe in report["probes"].values() for row in probe["rows"]]
+    return found
+
+
+def table(found: Mapping[str, Rows]) -> str:
+    """Markdown of one concept: a row an attempt, a column a method, percent of the images that show the concept with their 95 % interval.
+
+    The base's column is the same attempt on the base, as the first method's run made it.
+
+    Args:
+        found: rows by method, each with the same attempts.
+    """
+    methods = [method for method in NAMES if method in found]
+    lines = [f"| attempt | {BASE} | {' | '.join(NAMES[method] for method in methods)} |", "|---|---|" + "---|" * len(methods)]
+    for rows in zip(*(found[method] for method in methods), strict=True):
+        cells = [_cell(rows[0]["base"]), *(_cell(row["adapter"]) for row in rows)]
+        lines.append(f"| {rows[0]['name']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def sections(found: Mapping[str, Mapping[str, Rows]]) -> str:
+    """A table for each concept."""
+    return "".join(f"\n\n## Probes: {concept}\n\n{table(rows)}" for concept, rows in found.items())
+
+
+def _cell(seen: Mapping[str, Any] | None) -> str:
+    return "–" if seen is None else f"{seen['return']:.1f} [{seen['ci95'][0]:.1f}, {seen['ci95'][1]:.1f}]"
