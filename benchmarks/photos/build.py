@@ -69,7 +69,7 @@ class Size:
 
 
 SIZES = {
-    "cpu": Size({"autoencoder": 5000, "denoiser": 10000, "judge": 2800, "clip": 2500, "reward": 4000}, 8, (24, 48, 48), (48, 96), 1),
+    "cpu": Size({"autoencoder": 5000, "denoiser": 10000, "judge": 2800, "clip": 1900, "reward": 4000}, 8, (24, 48, 48), (48, 96), 1),
     "gpu": Size({"autoencoder": 12000, "denoiser": 60000, "judge": 6000, "clip": 8000, "reward": 6000}, 8, (64, 128, 128), (96, 192), 2),
 }
 """For two cores and for a large card."""
