@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -28,6 +29,7 @@ Captions = Callable[[torch.Tensor, torch.Generator], list[str]]
 
 VOCABULARY = 2048
 TEXT_LENGTH = 32
+CLIP_RESNET = {"layers": [1, 1, 1, 1], "width": 12}
 
 
 def pixels(images: torch.Tensor) -> torch.Tensor:
@@ -220,16 +222,20 @@ def train_clip(
     state_dir: Path,
     seed: int,
     augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] = lambda x, generator: x,
-    width: int = 12,
+    tower: Mapping[str, Any] = CLIP_RESNET,
     batch_size: int = 128,
     learning_rate: float = 2e-3,
     device: str = "cpu",
 ) -> None:
-    """A small open_clip model (ResNet image tower, transformer text tower), saved in its `local-dir:` format."""
+    """A small open_clip model with a transformer for texts, saved in its `local-dir:` format.
+
+    Args:
+        tower: of images, as open_clip's `vision_cfg` has it, but for their side.
+    """
     output_dir.mkdir(parents=True, exist_ok=True)
     model_cfg = {
         "embed_dim": 64,
-        "vision_cfg": {"image_size": images.shape[-1], "layers": [1, 1, 1, 1], "width": width},
+        "vision_cfg": {"image_size": images.shape[-1], **tower},
         "text_cfg": {
             "context_length": TEXT_LENGTH,
             "vocab_size": len(tokenizer),
@@ -245,11 +251,11 @@ def train_clip(
 
     def loss_fn(generator: torch.Generator) -> torch.Tensor:
         index = _batch(len(images), batch_size, generator)
-        ids = tokenize(tokenizer, captions(index, generator)).to(device)
-        image, text, scale = model(augment(pixels(images[index]), generator).to(device), ids)
-        logits = scale * image @ text.T
-        # Captions repeat within a batch: an image belongs to every copy of its caption.
-        same = (ids[:, None] == ids[None]).all(-1).float()
+        # Captions repeat within a batch: each is read once, and an image belongs to every copy of its own.
+        ids, which = tokenize(tokenizer, captions(index, generator)).unique(dim=0, return_inverse=True)
+        image, text, scale = model(augment(pixels(images[index]), generator).to(device), ids.to(device))
+        logits = scale * image @ text[which.to(device)].T
+        same = (which[:, None] == which[None]).float().to(device)
         target = same / same.sum(1, keepdim=True)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 

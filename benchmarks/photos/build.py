@@ -46,7 +46,7 @@ WORDINGS = [
 ]
 PIPELINE_SEED, TEACHER_SEED, JUDGE_SEED = 11, 12, 13
 JUDGE_WIDTHS = (32, 128, 256, 256)
-TEACHER_SIDE, TEACHER_WIDTH = 64, 32
+TEACHER_TOWER = {"timm_model_name": "resnet10t", "timm_model_pretrained": False, "timm_pool": "avg", "timm_proj": "linear"}
 DEFAULT_GUIDANCE, OTHER_GUIDANCE = 7.5, 4.0
 
 
@@ -69,7 +69,7 @@ class Size:
 
 
 SIZES = {
-    "cpu": Size({"autoencoder": 5000, "denoiser": 10000, "judge": 2800, "clip": 1900, "reward": 4000}, 8, (24, 48, 48), (48, 96), 1),
+    "cpu": Size({"autoencoder": 5000, "denoiser": 10000, "judge": 2800, "clip": 5000, "reward": 4000}, 8, (24, 48, 48), (48, 96), 1),
     "gpu": Size({"autoencoder": 12000, "denoiser": 60000, "judge": 6000, "clip": 8000, "reward": 6000}, 8, (64, 128, 128), (96, 192), 2),
 }
 """For two cores and for a large card."""
@@ -114,12 +114,6 @@ def with_flips(photos: Photos) -> Photos:
     return Photos(torch.cat([photos.images, photos.images.flip(-1)]), photos.labels.repeat(2))
 
 
-def enlarge(images: torch.Tensor, side: int) -> torch.Tensor:
-    """(N, 3, h, w) uint8 -> (N, 3, side, side) uint8, bicubic as the teacher's own preprocessing."""
-    chunks = [F.interpolate(chunk.float(), (side, side), mode="bicubic", antialias=True).round().clamp(0, 255).byte() for chunk in images.split(1024)]
-    return torch.cat(chunks)
-
-
 def crop_and_flip(x: torch.Tensor, generator: torch.Generator, pad: int) -> torch.Tensor:
     """(B, 3, S, S) -> the same shape: each image moved by up to `pad` pixels either way (the border mirrored), every other one flipped."""
     count, _, side, _ = x.shape
@@ -131,23 +125,23 @@ def crop_and_flip(x: torch.Tensor, generator: torch.Generator, pad: int) -> torc
     return padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def soften(x: torch.Tensor, generator: torch.Generator, share: float) -> torch.Tensor:
-    """(B, 3, S, S) -> the same shape: that share of the images reduced to 16 pixels and enlarged again.
+def soften(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """(B, 3, S, S) -> the same shape: one image in four reduced to 16 pixels and enlarged again.
 
     The autoencoder loses about as much detail; a classifier that knows only sharp photographs is lost on its images.
     """
     soft = F.interpolate(F.interpolate(x, (SIDE // 2, SIDE // 2), mode="area"), x.shape[-2:], mode="bilinear")
-    return torch.where(torch.rand((len(x), 1, 1, 1), generator=generator) < share, soft, x)
+    return torch.where(torch.rand((len(x), 1, 1, 1), generator=generator) < 0.25, soft, x)
 
 
 def augment_for_judge(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """(B, 3, 32, 32) -> the same shape: cropped by up to 2 pixels, flipped, and one in four softened."""
-    return crop_and_flip(soften(x, generator, 0.25), generator, SIDE // 16)
+    return crop_and_flip(soften(x, generator), generator, 2)
 
 
 def augment_for_teacher(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """(B, 3, 64, 64) -> the same shape: cropped by up to 8 pixels, flipped, and every other one softened."""
-    return crop_and_flip(soften(x, generator, 0.5), generator, TEACHER_SIDE // 8)
+    """(B, 3, 32, 32) -> the same shape: cropped by up to 4 pixels, flipped, and one in four softened."""
+    return crop_and_flip(soften(x, generator), generator, 4)
 
 
 def whitening(images: torch.Tensor, count: int, side: int = 3) -> torch.Tensor:
@@ -247,10 +241,9 @@ def build_judge(photos: Photos, output_dir: Path, size: Size, steps: int, device
 
 
 def build_teacher(photos: Photos, output_dir: Path, size: Size, steps: int, device: str) -> None:
-    """The teacher looks at photographs enlarged to 64 pixels, since its image tower shrinks them to a quarter at once."""
     with fast_arithmetic(device):
         models.train_clip(
-            enlarge(photos.images, TEACHER_SIDE),
+            photos.images,
             teacher_captions(photos.labels),
             models.build_tokenizer(),
             output_dir / "clip",
@@ -258,7 +251,7 @@ def build_teacher(photos: Photos, output_dir: Path, size: Size, steps: int, devi
             state_dir=output_dir / "work",
             seed=TEACHER_SEED,
             augment=augment_for_teacher,
-            width=TEACHER_WIDTH,
+            tower=TEACHER_TOWER,
             device=device,
         )
 

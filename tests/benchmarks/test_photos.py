@@ -127,11 +127,11 @@ def test_whitened_responses_are_uncorrelated_and_equally_strong() -> None:
     assert torch.allclose(responses.cov(), torch.eye(6), atol=0.1)
 
 
-def test_soften_leaves_half_of_the_images_alone() -> None:
+def test_soften_leaves_most_images_alone() -> None:
     x = torch.rand(64, 3, 32, 32)
-    soft = build.soften(x, torch.Generator().manual_seed(0), share=0.5)
+    soft = build.soften(x, torch.Generator().manual_seed(0))
     same = (soft == x).flatten(1).all(1)
-    assert soft.shape == x.shape and 16 < same.sum() < 48
+    assert soft.shape == x.shape and 32 < same.sum() < 60
     assert (soft[~same].std() < x.std()) and torch.allclose(soft.mean(), x.mean(), atol=0.01)
 
 
@@ -208,8 +208,6 @@ def test_from_photographs_to_the_table(tmp_path: Path, monkeypatch: pytest.Monke
     small = {stage: 4 for stage in build.SIZES["cpu"].steps}
     monkeypatch.setitem(build.SIZES, "cpu", build.Size(small, 6, (8, 8, 8), (16, 16), 1))
     monkeypatch.setattr(build, "JUDGE_WIDTHS", (8, 8))
-    monkeypatch.setattr(build, "TEACHER_SIDE", 32)
-    monkeypatch.setattr(build, "TEACHER_WIDTH", 4)
     monkeypatch.setattr("reward.train.parse_args", lambda given, parse=reward_train.parse_args: parse([*given, "--num_images", "32", "--width", "8"]))
     monkeypatch.setattr(comparison, "EVALUATION_SEEDS", 1)
     base, given = tmp_path / "base", ["--size", "cpu", "--data_zip", str(write_zip(tmp_path / "photos.zip", train=8, test=2))]
