@@ -45,7 +45,7 @@ WORDINGS = [
     "a colour photo of a {object}",
 ]
 PIPELINE_SEED, TEACHER_SEED, JUDGE_SEED = 11, 12, 13
-JUDGE_WIDTHS = (32, 128, 256, 256)
+JUDGE_WIDTHS = (64, 256, 256)
 TEACHER_TOWER = {"timm_model_name": "resnet10t", "timm_model_pretrained": False, "timm_pool": "avg", "timm_proj": "linear"}
 DEFAULT_GUIDANCE, OTHER_GUIDANCE = 7.5, 4.0
 
@@ -69,8 +69,8 @@ class Size:
 
 
 SIZES = {
-    "cpu": Size({"autoencoder": 5000, "denoiser": 10000, "judge": 2800, "clip": 5000, "reward": 4000}, 8, (24, 48, 48), (48, 96), 1),
-    "gpu": Size({"autoencoder": 12000, "denoiser": 60000, "judge": 6000, "clip": 8000, "reward": 6000}, 8, (64, 128, 128), (96, 192), 2),
+    "cpu": Size({"autoencoder": 5000, "denoiser": 10000, "judge": 1200, "clip": 5000, "reward": 4000}, 8, (24, 48, 48), (48, 96), 1),
+    "gpu": Size({"autoencoder": 12000, "denoiser": 60000, "judge": 4000, "clip": 8000, "reward": 6000}, 8, (64, 128, 128), (96, 192), 2),
 }
 """For two cores and for a large card."""
 
@@ -144,7 +144,7 @@ def augment_for_teacher(x: torch.Tensor, generator: torch.Generator) -> torch.Te
     return crop_and_flip(soften(x, generator), generator, 4)
 
 
-def whitening(images: torch.Tensor, count: int, side: int = 3) -> torch.Tensor:
+def whitening(images: torch.Tensor, count: int, side: int) -> torch.Tensor:
     """Filters (count, 3, side, side) whose responses are uncorrelated and of one variance over images (N, 3, H, W) in [-1, 1], and their negatives.
 
     As a network's first layer they shorten its training by half (https://myrtle.ai/learn/how-to-train-your-resnet-8-bag-of-tricks, 2019;
@@ -221,9 +221,9 @@ def pipeline_name(without: str | None = None) -> str:
 
 def build_judge(photos: Photos, output_dir: Path, size: Size, steps: int, device: str) -> None:
     torch.manual_seed(JUDGE_SEED)
-    judge = Judge({"object": CLASSES}, PROMPT, SIDE, JUDGE_WIDTHS)
+    judge = Judge({"object": CLASSES}, PROMPT, SIDE, JUDGE_WIDTHS, blocks="pooled")
     first = judge.stem[0].weight.requires_grad_(False)
-    first.copy_(whitening(models.pixels(photos.images[:1000]), len(first)))
+    first.copy_(whitening(models.pixels(photos.images[:1000]), len(first), first.shape[-1]))
     with fast_arithmetic(device):
         models.train_judge(
             photos.images,
@@ -233,7 +233,7 @@ def build_judge(photos: Photos, output_dir: Path, size: Size, steps: int, device
             state_dir=output_dir / "work",
             seed=JUDGE_SEED,
             augment=augment_for_judge,
-            batch_size=128,
+            batch_size=256,
             learning_rate=5e-3,
             device=device,
         )
