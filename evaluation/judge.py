@@ -67,7 +67,7 @@ class ResidualBlock(nn.Module):
 class PooledBlock(nn.Module):
     """A 3x3 convolution that begins as the identity, max-pooled to half the side, and another; batch norm without scales, GELU.
 
-    With a whitening stem the fastest learner of small photographs known (Jordan, 2024, https://arxiv.org/abs/2404.00498).
+    From Jordan (2024, https://arxiv.org/abs/2404.00498), for small photographs and few passes over them; its stem is to whiten.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:

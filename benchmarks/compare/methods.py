@@ -8,6 +8,8 @@ from benchmarks.ablation.variants import VARIANTS
 from benchmarks.baselines import METHODS
 
 OURS = "ours"
+BASE = "none (the base)"
+"""As tables call what has no adapter."""
 TRAINED_BY_US: dict[str, list[str]] = {
     OURS: VARIANTS["default"],
     "reward": VARIANTS["no anchor KL"],

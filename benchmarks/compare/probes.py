@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare.methods import NAMES
+from benchmarks.compare.methods import BASE, NAMES
 from benchmarks.compare.runs import Erasure, World
 from benchmarks.jobs import Job, run_jobs
-from evaluation.probes.__main__ import PROBES_NAME
+from evaluation.probes.__main__ import PROBES_NAME, cell
 
-BASE = "none (the base)"
 Rows = Sequence[Mapping[str, Any]]
 """Of one adapter: what each attempt found with it and in the base, as probes.json has it."""
 
@@ -44,7 +43,7 @@ def table(found: Mapping[str, Rows]) -> str:
     methods = [method for method in NAMES if method in found]
     lines = [f"| attempt | {BASE} | {' | '.join(NAMES[method] for method in methods)} |", "|---|---|" + "---|" * len(methods)]
     for rows in zip(*(found[method] for method in methods), strict=True):
-        cells = [_cell(rows[0]["base"]), *(_cell(row["adapter"]) for row in rows)]
+        cells = [cell(rows[0]["base"]), *(cell(row["adapter"]) for row in rows)]
         lines.append(f"| {rows[0]['name']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -52,7 +51,3 @@ def table(found: Mapping[str, Rows]) -> str:
 def sections(found: Mapping[str, Mapping[str, Rows]]) -> str:
     """A table for each concept."""
     return "".join(f"\n\n## Probes: {concept}\n\n{table(rows)}" for concept, rows in found.items())
-
-
-def _cell(seen: Mapping[str, Any] | None) -> str:
-    return "–" if seen is None else f"{seen['return']:.1f} [{seen['ci95'][0]:.1f}, {seen['ci95'][1]:.1f}]"

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.compare.methods import NAMES, OURS
+from benchmarks.compare.methods import BASE, NAMES, OURS
 from evaluation.metrics import HEADLINE, summarize
 
 Run = Mapping[str, Any]
@@ -61,7 +61,7 @@ def table(runs: Sequence[Run]) -> str:
         cells[method] += [_mean([run["training"].get(name) for run in of]) for name in costs] + [_mean([run["adapter_mb"] for run in of], digits=2)]
     base += ["–"] * (len(costs) + 1)
     header = [f"{d} {name}" for d, names in columns.items() for name in names] + [*costs.values(), "adapter, MB"]
-    lines = [f"| method | {' | '.join(header)} |", "|---|" + "---|" * len(header), f"| none (the base) | {' | '.join(base)} |"]
+    lines = [f"| method | {' | '.join(header)} |", "|---|" + "---|" * len(header), f"| {BASE} | {' | '.join(base)} |"]
     return "\n".join([*lines, *(f"| {NAMES[method]} | {' | '.join(row)} |" for method, row in cells.items())])
 
 

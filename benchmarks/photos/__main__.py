@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from benchmarks.compare.grid import method_grid
-from benchmarks.compare.methods import NAMES
+from benchmarks.compare.methods import BASE, NAMES
 from benchmarks.compare.probes import probe_all, sections
 from benchmarks.compare.report import plot, table
 from benchmarks.compare.runs import Erasure, World, run_all
@@ -26,7 +27,7 @@ from benchmarks.jobs import Job, run_jobs
 from benchmarks.photos.build import pipeline_name
 from benchmarks.photos.data import CLASSES, load_photos
 from benchmarks.photos.forgetting import NUM_IMAGES
-from benchmarks.photos.report import BASE, WITHOUT, by_class, forgetting_table
+from benchmarks.photos.report import WITHOUT, by_class, forgetting_table
 from environment.base import load_pipeline
 from environment.command_line import positive_int
 from environment.errors import friendly_errors
@@ -41,12 +42,13 @@ PROBE_PHOTOGRAPHS = 50
 """Of a class, for the probes to learn from."""
 
 
-def save_photographs(base: Path, name: str, directory: Path) -> None:
-    """Write the class's first photographs of the test set as PNG."""
+def save_photographs(base: Path, names: Sequence[str], directory: Path) -> None:
+    """Write the first photographs of the test set of each class as PNG, into a folder a class."""
     test = load_photos(None, base / "work" / "photos.safetensors")["test"]
-    directory.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(test.images[test.labels == CLASSES.index(name)][:PROBE_PHOTOGRAPHS]):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(directory / f"{i:02}.png")
+    for name in names:
+        (directory / name).mkdir(parents=True, exist_ok=True)
+        for i, image in enumerate(test.images[test.labels == CLASSES.index(name)][:PROBE_PHOTOGRAPHS]):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(directory / name / f"{i:02}.png")
 
 
 def world(base: Path, photographs: Path) -> World:
@@ -126,8 +128,8 @@ def main(args: argparse.Namespace) -> None:
     here = world(args.base, args.output_dir / "photographs")
     erasures = [Erasure(method, name, seed) for seed in args.seeds for method in args.methods for name in args.classes]
     runs = run_all(erasures, args.output_dir, args.jobs, here)
-    for name in args.probe:
-        save_photographs(args.base, name, args.output_dir / "photographs" / name)
+    if args.probe:
+        save_photographs(args.base, args.probe, args.output_dir / "photographs")
     probed = probe_all([e for e in erasures if e.seed == args.seeds[0] and e.concept in args.probe], args.output_dir, args.jobs, here)
     measured = measure([erasure for erasure in erasures if erasure.seed == args.seeds[0]], args)
     tables = {"All classes": table(runs)}

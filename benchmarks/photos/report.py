@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-BASE, WITHOUT = "none (the base)", "trained without the class"
+WITHOUT = "trained without the class"
 JUDGED = ("UA", "IRA", "NRA")
 COSTS = ("iterations", "images", "seconds")
 CLASS_WISE = {"UA": 1, "probability": 3, "entropy": 2, "FID": 2}

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -224,11 +224,12 @@ def table(report: dict[str, Any]) -> str:
         for row in probe["rows"]:
             budget = row["budget"]
             spent = f"{budget['steps']:>6} {budget['unet_samples']:>13} {budget['seconds']:>8}"
-            lines.append(f"{row['name']:46} {_cell(row['adapter']):>22} {_cell(row['base']):>22} {spent}")
+            lines.append(f"{row['name']:46} {cell(row['adapter']):>22} {cell(row['base']):>22} {spent}")
     return "\n".join([*lines, f"judge: {report['judge']}; in brackets 95 % intervals"])
 
 
-def _cell(found: dict[str, Any] | None) -> str:
+def cell(found: Mapping[str, Any] | None) -> str:
+    """What an attempt found, with its interval."""
     return "-" if found is None else f"{found['return']:.1f} [{found['ci95'][0]:.1f}, {found['ci95'][1]:.1f}]"
 
 

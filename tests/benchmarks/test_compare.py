@@ -17,8 +17,8 @@ from benchmarks.baselines.__main__ import parse_args as parse_baseline
 from benchmarks.compare import published
 from benchmarks.compare.__main__ import main, parse_args
 from benchmarks.compare.grid import draw_rows
-from benchmarks.compare.methods import NAMES, command
-from benchmarks.compare.probes import BASE, sections
+from benchmarks.compare.methods import BASE, NAMES, command
+from benchmarks.compare.probes import sections
 from benchmarks.compare.report import figures, plot, table
 from environment.base import load_pipeline
 from evaluation.judge import Judge
@@ -181,7 +181,7 @@ def test_probes_are_told_concept_by_concept_and_method_by_method() -> None:
     assert text.startswith("\n\n## Probes: cat\n")
     reworded, unloaded = ({k: v.split(" [")[0] for k, v in cells(text, row).items()} for row in ("reworded", "unloaded"))
     assert reworded == {"attempt": "reworded", BASE: "96.0", "ours": "3.1", "UCE": "50.0"}
-    assert unloaded == {"attempt": "unloaded", BASE: "–", "ours": "100.0", "UCE": "90.0"} and sections({}) == ""
+    assert unloaded == {"attempt": "unloaded", BASE: "-", "ours": "100.0", "UCE": "90.0"} and sections({}) == ""
 
 
 def test_only_what_is_erased_can_be_probed(capsys: pytest.CaptureFixture[str]) -> None:

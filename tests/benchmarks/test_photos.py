@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import benchmarks.photos.__main__ as comparison
+from benchmarks.compare.methods import BASE
 from benchmarks.photos import build, forgetting, report
 from benchmarks.photos.data import CLASSES, DataError, Photos, load_photos, read_zip
 from canvas import models
@@ -196,7 +197,7 @@ def test_probes_learn_from_photographs_of_the_test_set(tmp_path: Path) -> None:
     for part in comparison.PARTS:
         (tmp_path / part).mkdir()
     load_photos(write_zip(tmp_path / "photos.zip", train=1, test=3), tmp_path / "work" / "photos.safetensors")
-    comparison.save_photographs(tmp_path, "frog", tmp_path / "photographs" / "frog")
+    comparison.save_photographs(tmp_path, ["frog"], tmp_path / "photographs")
     args = parse_probes(["--adapter", str(tmp_path), *comparison.world(tmp_path, tmp_path / "photographs").probe("frog")])
     frogs = load_photos(None, tmp_path / "work" / "photos.safetensors")["test"].images[CLASSES.index("frog") * 3 :][:3]
     assert torch.equal(to_pixels(read_images(args.concept_images)), models.pixels(frogs)) and args.num_concept_images == 50
@@ -221,12 +222,12 @@ def test_from_photographs_to_the_table(tmp_path: Path, monkeypatch: pytest.Monke
     text = (out / "table.md").read_text()
     assert text in capsys.readouterr().out
     assert [line.split("|")[1].strip() for line in text.split("## 2 images")[1].splitlines() if line.startswith("| ")][1:] == [
-        report.BASE,
+        BASE,
         report.WITHOUT,
         "UCE",
     ]
     kept = json.loads((out / "comparison.json").read_text())
-    assert set(kept["forgetting"][report.BASE]) == set(CLASSES) and set(kept["forgetting"]["UCE"]) == {"airplane"}
+    assert set(kept["forgetting"][BASE]) == set(CLASSES) and set(kept["forgetting"]["UCE"]) == {"airplane"}
     evaluated = kept["runs"][0]
     assert evaluated["adapter"]["NRA"] is not None and evaluated["images_per_side"] == 10 and evaluated["measured_by"]["features"].startswith("judge")
     assert "object FID" in text and evaluated["training"]["iterations"] == 1
