@@ -34,7 +34,10 @@ def diagnostics(directory: Path) -> list[dict[str, float]]:
 
 
 def assert_same_run(one: Path, two: Path) -> None:
-    """To the rounding of sums: every figure of every iteration, the costs and all weights."""
+    """To the rounding of sums: every figure of every iteration, the costs and all weights.
+
+    Weights by their norm: Adam takes a step of full size for an element whose gradient is hardly more than its rounding.
+    """
     for alone, shared in zip(diagnostics(one), diagnostics(two), strict=True):
         assert alone.keys() == shared.keys()
         for name, value in alone.items():
@@ -44,7 +47,9 @@ def assert_same_run(one: Path, two: Path) -> None:
     for path in sorted(one.rglob("*.safetensors")):
         alone, shared = load_file(path), load_file(two / path.relative_to(one))
         assert alone.keys() == shared.keys()
-        assert all(torch.allclose(alone[name].float(), shared[name].float(), rtol=1e-3, atol=1e-4) for name in alone), path.name
+        for name, value in alone.items():
+            difference = torch.linalg.vector_norm(shared[name].float() - value.float())
+            assert difference <= 1e-4 + 1e-3 * torch.linalg.vector_norm(value.float()), f"{path.name}: {name}"
 
 
 @pytest.mark.parametrize(
