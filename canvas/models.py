@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from canvas.fit import fit
+from canvas.fit import adamw, fit
 from evaluation.judge import Judge
 
 Captions = Callable[[torch.Tensor, torch.Generator], list[str]]
@@ -105,7 +105,7 @@ def train_autoencoder(
         sample_size=images.shape[-1],
     ).to(device)
 
-    def loss_fn(generator: torch.Generator) -> torch.Tensor:
+    def loss_fn(_: int, generator: torch.Generator) -> torch.Tensor:
         x = pixels(images[_batch(len(images), batch_size, generator)]).to(device)
         posterior = vae.encode(x).latent_dist
         reconstruction = vae.decode(posterior.sample()).sample
@@ -113,7 +113,7 @@ def train_autoencoder(
         coarse = F.l1_loss(F.avg_pool2d(reconstruction, 2), F.avg_pool2d(x, 2))
         return F.mse_loss(reconstruction, x) + F.l1_loss(reconstruction, x) + coarse + 1e-4 * kl
 
-    fit("autoencoder", vae, loss_fn, steps=steps, learning_rate=2e-3, state_dir=state_dir, seed=seed)
+    fit("autoencoder", vae, loss_fn, adamw(2e-3), steps=steps, state_dir=state_dir, seed=seed)
     with torch.no_grad():
         sample = vae.encode(pixels(images[:512]).to(device)).latent_dist.mode()
     vae.register_to_config(scaling_factor=float(1 / sample.std()))
@@ -176,7 +176,7 @@ def train_denoiser(
     scheduler = build_scheduler()
     mean, std = latents
 
-    def loss_fn(generator: torch.Generator) -> torch.Tensor:
+    def loss_fn(_: int, generator: torch.Generator) -> torch.Tensor:
         index = _batch(len(mean), batch_size, generator)
         texts = captions(index, generator)
         dropped = torch.rand(batch_size, generator=generator) < 0.1
@@ -190,7 +190,7 @@ def train_denoiser(
         weights = torch.ones(batch_size) if snr_gamma is None else min_snr_weights(scheduler, t, snr_gamma)
         return (weights.to(device) * errors).mean()
 
-    fit("denoiser", both, loss_fn, steps=steps, learning_rate=learning_rate, state_dir=state_dir, seed=seed, ema_decay=0.999)
+    fit("denoiser", both, loss_fn, adamw(learning_rate), steps=steps, state_dir=state_dir, seed=seed, ema_decay=0.999)
     return unet, text_encoder
 
 
@@ -249,7 +249,7 @@ def train_clip(
     torch.manual_seed(seed)
     model = open_clip.CLIP(**model_cfg).to(device)
 
-    def loss_fn(generator: torch.Generator) -> torch.Tensor:
+    def loss_fn(_: int, generator: torch.Generator) -> torch.Tensor:
         index = _batch(len(images), batch_size, generator)
         # Captions repeat within a batch: each is read once, and an image belongs to every copy of its own.
         ids, which = tokenize(tokenizer, captions(index, generator)).unique(dim=0, return_inverse=True)
@@ -259,7 +259,7 @@ def train_clip(
         target = same / same.sum(1, keepdim=True)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
-    fit("clip", model, loss_fn, steps=steps, learning_rate=learning_rate, state_dir=state_dir, seed=seed, weight_decay=0.05)
+    fit("clip", model, loss_fn, adamw(learning_rate, weight_decay=0.05), steps=steps, state_dir=state_dir, seed=seed)
     save_file({k: v.half() if v.is_floating_point() else v for k, v in model.cpu().state_dict().items()}, output_dir / "open_clip_model.safetensors")
     (output_dir / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}, indent=2) + "\n")
     tokenizer.save_pretrained(output_dir)
@@ -269,25 +269,14 @@ def train_clip(
 
 
 def train_judge(
-    images: torch.Tensor,
-    labels: dict[str, torch.Tensor],
-    judge: Judge,
-    *,
-    steps: int,
-    state_dir: Path,
-    seed: int,
-    augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] = lambda x, generator: x,
-    batch_size: int = 64,
-    learning_rate: float = 3e-3,
-    device: str = "cpu",
+    images: torch.Tensor, labels: dict[str, torch.Tensor], judge: Judge, *, steps: int, state_dir: Path, seed: int, batch_size: int = 64
 ) -> Judge:
     """Train every head of `judge` by cross-entropy; `labels` holds (N,) class indices by domain."""
-    judge.to(device)
 
-    def loss_fn(generator: torch.Generator) -> torch.Tensor:
+    def loss_fn(_: int, generator: torch.Generator) -> torch.Tensor:
         index = _batch(len(images), batch_size, generator)
-        logits = judge(augment(pixels(images[index]), generator).to(device))
-        return sum(F.cross_entropy(logits[domain], labels[domain][index].to(device), label_smoothing=0.05) for domain in logits)
+        logits = judge(pixels(images[index]))
+        return sum(F.cross_entropy(logits[domain], labels[domain][index], label_smoothing=0.05) for domain in logits)
 
-    fit("judge", judge, loss_fn, steps=steps, learning_rate=learning_rate, state_dir=state_dir, seed=seed, weight_decay=0.05)
+    fit("judge", judge, loss_fn, adamw(3e-3, weight_decay=0.05), steps=steps, state_dir=state_dir, seed=seed)
     return judge

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from benchmarks.photos.data import CLASSES, SIDE, DataError, Photos, load_photos
+from benchmarks.photos.judge import train_judge
 from canvas import models
 from environment.command_line import number
 from evaluation.judge import Judge, to_pixels
@@ -69,8 +70,8 @@ class Size:
 
 
 SIZES = {
-    "cpu": Size({"autoencoder": 5000, "denoiser": 10000, "judge": 1200, "clip": 5000, "reward": 4000}, 8, (24, 48, 48), (48, 96), 1),
-    "gpu": Size({"autoencoder": 12000, "denoiser": 60000, "judge": 4000, "clip": 8000, "reward": 6000}, 8, (64, 128, 128), (96, 192), 2),
+    "cpu": Size({"autoencoder": 5000, "denoiser": 10000, "judge": 1800, "clip": 5000, "reward": 4000}, 8, (24, 48, 48), (48, 96), 1),
+    "gpu": Size({"autoencoder": 12000, "denoiser": 60000, "judge": 3000, "clip": 8000, "reward": 6000}, 8, (64, 128, 128), (96, 192), 2),
 }
 """For two cores and for a large card."""
 
@@ -144,18 +145,6 @@ def augment_for_teacher(x: torch.Tensor, generator: torch.Generator) -> torch.Te
     return crop_and_flip(soften(x, generator), generator, 4)
 
 
-def whitening(images: torch.Tensor, count: int, side: int) -> torch.Tensor:
-    """Filters (count, 3, side, side) whose responses are uncorrelated and of one variance over images (N, 3, H, W) in [-1, 1], and their negatives.
-
-    As a network's first layer they shorten its training by half (https://myrtle.ai/learn/how-to-train-your-resnet-8-bag-of-tricks, 2019;
-    Jordan, 2024, https://arxiv.org/abs/2404.00498).
-    """
-    patches = F.unfold(images, side).transpose(1, 2).flatten(0, 1)
-    variances, directions = torch.linalg.eigh(patches.T.cov())
-    filters = (directions / (variances + 5e-4).sqrt()).T.flip(0)[: count // 2]
-    return torch.cat([filters, -filters]).unflatten(1, (3, side, side))
-
-
 def fast_arithmetic(device: str = "cpu") -> torch.autocast:
     """bfloat16 autocast on a GPU, and where the processor has instructions for it (twice as fast for residual networks); else no change.
 
@@ -222,21 +211,8 @@ def pipeline_name(without: str | None = None) -> str:
 def build_judge(photos: Photos, output_dir: Path, size: Size, steps: int, device: str) -> None:
     torch.manual_seed(JUDGE_SEED)
     judge = Judge({"object": CLASSES}, PROMPT, SIDE, JUDGE_WIDTHS, blocks="pooled")
-    first = judge.stem[0].weight.requires_grad_(False)
-    first.copy_(whitening(models.pixels(photos.images[:1000]), len(first), first.shape[-1]))
     with fast_arithmetic(device):
-        models.train_judge(
-            photos.images,
-            {"object": photos.labels},
-            judge,
-            steps=steps,
-            state_dir=output_dir / "work",
-            seed=JUDGE_SEED,
-            augment=augment_for_judge,
-            batch_size=256,
-            learning_rate=5e-3,
-            device=device,
-        )
+        train_judge(photos, judge, augment_for_judge, steps=steps, state_dir=output_dir / "work", seed=JUDGE_SEED, device=device)
     judge.save_pretrained(output_dir / "judge")
 
 
