@@ -16,15 +16,17 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def probe_all(erasures: Sequence[Erasure], output_dir: Path, at_a_time: int, world: World) -> dict[str, dict[str, Rows]]:
-    """By concept and method, what every probe finds. What has its probes.json is not run again.
+    """By concept and method, what every probe finds. What has its probes.json is not run again; the first method of a concept tries the base too.
 
     Raises:
         RuntimeError: a run failed; the message names its log.
     """
-    jobs = []
+    jobs, on_base = [], set()
     for erasure in erasures:
         path = erasure.directory(output_dir)
-        given = ["-m", "evaluation.probes", "--adapter", str(path), *world.probe(erasure.concept)]
+        alone = ["--without_base"] if erasure.concept in on_base else []
+        on_base.add(erasure.concept)
+        given = ["-m", "evaluation.probes", "--adapter", str(path), *world.probe(erasure.concept), *alone]
         jobs.append(Job(given, path / "probes" / PROBES_NAME, path.with_suffix(".probes.log")))
     found: dict[str, dict[str, Rows]] = {}
     for erasure, report in zip(erasures, run_jobs(jobs, at_a_time, "probing"), strict=True):
@@ -35,7 +37,7 @@ def probe_all(erasures: Sequence[Erasure], output_dir: Path, at_a_time: int, wor
 def table(found: Mapping[str, Rows]) -> str:
     """Markdown of one concept: a row an attempt, a column a method, percent of the images that show the concept with their 95 % interval.
 
-    The base's column is the same attempt on the base, as the first method's run made it.
+    The base's column is the same attempt on the base, from the first run that made it.
 
     Args:
         found: rows by method, each with the same attempts.
@@ -43,7 +45,8 @@ def table(found: Mapping[str, Rows]) -> str:
     methods = [method for method in NAMES if method in found]
     lines = [f"| attempt | {BASE} | {' | '.join(NAMES[method] for method in methods)} |", "|---|---|" + "---|" * len(methods)]
     for rows in zip(*(found[method] for method in methods), strict=True):
-        cells = [cell(rows[0]["base"]), *(cell(row["adapter"]) for row in rows)]
+        base = next((row["base"] for row in rows if row["base"]), None)
+        cells = [cell(base), *(cell(row["adapter"]) for row in rows)]
         lines.append(f"| {rows[0]['name']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -82,6 +82,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--relearning_rank", type=positive_int, default=default.relearning_rank, help="Of the LoRA that is fine-tuned.")
     parser.add_argument("--relearning_learning_rate", type=number, default=default.relearning_learning_rate, help="Of AdamW, for that LoRA.")
+    parser.add_argument(
+        "--without_base", action="store_true", help="Leave the attempts on the base out, if another adapter's probes have them: half the time."
+    )
     parser.add_argument("--merge_with", type=Path, metavar="DIR", help="Another adapter for the same base, for the probe of removal.")
     args = parser.parse_args(input_args)
     if args.output_dir is None:
@@ -122,6 +125,7 @@ def main(args: argparse.Namespace) -> None:
         read_images(args.concept_images) if args.concept_images else None,
         chosen.directory,
         args.merge_with,
+        (False,) if args.without_base else (False, True),
     )
     said = described(subject, settings, chosen, args)
     with friendly_interrupts("The probes that are done are kept; the same command goes on."):
@@ -145,6 +149,7 @@ def described(subject: Subject, settings: Settings, chosen: Choice, args: argpar
         "guidance_scale": guidance,
         "mixed_precision": args.mixed_precision,
         "concept_images_from": args.concept_images.name if args.concept_images else "the base",
+        "without_base": args.without_base,
         "merged_with": args.merge_with.resolve().name if args.merge_with else None,
         "settings": dataclasses.asdict(settings),
         "versions": versions(),

@@ -37,7 +37,7 @@ def run(subject: Subject, settings: Settings) -> list[Row]:
     chosen = [plain[i * len(plain) // count] for i in range(count)]
     words = whole_words(subject.backbone)
     sides = {}
-    for base in (False, True):
+    for base in subject.sides:
         side, budget = "base" if base else "with the adapter", Budget()
         with frozen(subject.pipe), subject.side(base):
             variants, losses = [], []
@@ -47,9 +47,10 @@ def run(subject: Subject, settings: Settings) -> list[Row]:
                 losses.append((track[0], min(track)))
             sides[base] = *subject.look(variants, settings.least_images, f"prompt attack, {side}"), budget, variants, losses
     adapter, after, budget, variants, losses = sides[False]
+    base_found, before, *_ = sides.get(True, (None, []))
     facts = {"loss at first": statistics.fmean(first for first, _ in losses), "loss at last": statistics.fmean(last for _, last in losses)}
     name = f"prompt attack, {settings.attack_tokens} words before the prompt"
-    return [Row(name, adapter, sides[True][0], budget, [prompt for _, prompt in variants[:SAMPLES]], sides[True][1], after, facts)]
+    return [Row(name, adapter, base_found, budget, [prompt for _, prompt in variants[:SAMPLES]], before, after, facts)]
 
 
 def find_prefix(

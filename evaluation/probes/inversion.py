@@ -29,14 +29,14 @@ BEGINNING = "image"
 
 
 def run(subject: Subject, settings: Settings) -> list[Row]:
-    """A row for each number of tokens: learnt and drawn with the adapter, and learnt and drawn anew in the base."""
+    """A row for each number of tokens: learnt and drawn with the adapter, and learnt and drawn anew in the base, if it is a side."""
     rows = []
     for count in settings.inversion_tokens:
         words = whole_words(subject.backbone, subject.examination.prompts + subject.concepts)[-count:]
         variants = [(i, renamed(prompt, subject.concepts, " ".join(words))) for i, prompt in subject.plain]
         name = f"textual inversion, {count} token{'s' if count > 1 else ''}"
         sides = {}
-        for base in (False, True):
+        for base in subject.sides:
             budget, label = Budget(), f"{name}, {'base' if base else 'with the adapter'}"
             with frozen(subject.pipe), subject.side(base):
                 vectors, losses = invert(subject, settings, words, budget, label)
@@ -44,10 +44,11 @@ def run(subject: Subject, settings: Settings) -> list[Row]:
                     found, images = subject.look(variants, settings.least_images, label)
             sides[base] = found, images, budget, losses
         adapter, after, budget, losses = sides[False]
+        base_found, before, *_ = sides.get(True, (None, []))
         shown = [prompt.replace(" ".join(words), " ".join(f"<v{i}>" for i in range(1, count + 1))) for _, prompt in variants[:SAMPLES]]
         tenth = max(1, len(losses) // 10)
         facts = {"loss at first": statistics.fmean(losses[:tenth]), "loss at last": statistics.fmean(losses[-tenth:])}
-        rows.append(Row(name, adapter, sides[True][0], budget, shown, sides[True][1], after, facts))
+        rows.append(Row(name, adapter, base_found, budget, shown, before, after, facts))
     return rows
 
 

@@ -35,7 +35,7 @@ def run(subject: Subject, settings: Settings) -> list[Row]:
     for concept in (True, False):
         if not (concept or subject.retain):
             continue
-        for base in (False, True):
+        for base in subject.sides:
             for steps, found, images, budget in _tune(subject, settings, concept, base):
                 if not base:
                     name = f"fine-tuned on {'the concept' if concept else 'unrelated images'}, {steps} steps"

@@ -55,6 +55,7 @@ class Subject:
         images: files or a folder's images of the concept to learn from; None lets the base draw them.
         adapter_dir: where the adapter lies.
         merge_with: a directory with another adapter for the same base.
+        sides: of every attempt: with the adapter (False), and the same on the base (True), which may be left out.
     """
 
     pipe: StableDiffusionPipeline | StableDiffusionXLPipeline
@@ -67,6 +68,7 @@ class Subject:
     images: list[Image.Image] | None = None
     adapter_dir: Path | None = None
     merge_with: Path | None = None
+    sides: tuple[bool, ...] = (False, True)
     progress: bool = True
     _drawn: dict[tuple[bool, int], Examples] = field(default_factory=dict, repr=False)
 
@@ -127,11 +129,13 @@ class Subject:
         return Return.of(seen), images[:SAMPLES]
 
     def compare(self, name: str, variants: Sequence[Variant], least: int, budget: Budget | None = None) -> Row:
-        """A row: the same prompts and noise, by the base and with the adapter."""
-        adapter, after = self.look(variants, least, f"{name}, with the adapter")
-        with self.side(base=True):
-            base, before = self.look(variants, least, f"{name}, base")
-        return Row(name, adapter, base, budget or Budget(), [prompt for _, prompt in variants[:SAMPLES]], before, after)
+        """A row: the same prompts and noise on both sides."""
+        found: dict[bool, tuple[Return, list[Image.Image]]] = {}
+        for base in self.sides:
+            with self.side(base):
+                found[base] = self.look(variants, least, f"{name}, {'base' if base else 'with the adapter'}")
+        (adapter, after), (base_found, before) = found[False], found.get(True, (None, []))
+        return Row(name, adapter, base_found, budget or Budget(), [prompt for _, prompt in variants[:SAMPLES]], before, after)
 
     def examples(self, count: int, concept: bool = True) -> Examples:
         """Images to learn from: the user's, or what the base draws for the prompts that ask for the concept, or for those that do not."""

@@ -175,7 +175,7 @@ def attempt(name: str, adapter: float, base: float | None) -> dict[str, Any]:
 
 
 def test_probes_are_told_concept_by_concept_and_method_by_method() -> None:
-    ours = [attempt("reworded", 3.125, 96.0), attempt("unloaded", 100.0, None)]
+    ours = [attempt("reworded", 3.125, None), attempt("unloaded", 100.0, None)]
     peer = [attempt("reworded", 50.0, 96.0), attempt("unloaded", 90.0, None)]
     text = sections({"cat": {"uce": peer, "ours": ours}})
     assert text.startswith("\n\n## Probes: cat\n")

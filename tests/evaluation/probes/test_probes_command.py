@@ -47,6 +47,20 @@ def test_probes_are_kept_and_merged(line: list[str], adapter_dir: Path, capsys: 
     assert report["probes"]["removal"]["rows"][0]["name"] == "unloaded" and report["settings"]["seed"] == 1
 
 
+def test_without_the_base_the_adapters_side_is_the_same(line: list[str], tmp_path: Path) -> None:
+    few = ["--inversion_steps", "2", "--attack_steps", "2", "--attack_prompts", "1", "--relearning_steps", "2", "--train_batch_size", "2"]
+    probes = ["paraphrase", "inversion", "attack", "relearning"]
+    for name, more in {"both": [], "one": ["--without_base"]}.items():
+        main(parse_args([*line, *few, *more, "--probes", *probes, "--output_dir", str(tmp_path / name)]))
+    both, one = (json.loads((tmp_path / name / "probes.json").read_text()) for name in ("both", "one"))
+    for probe in ["plain", *probes]:
+        for row, alone in zip(both["probes"][probe]["rows"], one["probes"][probe]["rows"], strict=True):
+            assert row["base"] is not None and alone["base"] is None
+            assert [row[key] for key in ("name", "adapter", "prompts", "facts")] == [alone[key] for key in ("name", "adapter", "prompts", "facts")]
+    with Image.open(tmp_path / "one" / "probe-inversion-1.png") as picture:
+        assert picture.height == 100 + 4
+
+
 def test_images_of_the_users(line: list[str], tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for i in range(2):
