@@ -94,15 +94,22 @@ class Judge(nn.Module):
         image_size: side of the images in pixels.
         widths: channels of each stage. Residual stages after the first halve the resolution, pooled ones all do.
         blocks: "residual", or "pooled" for photographs.
+        mirrored: features, and with them verdicts, are the mean of an image's and its mirror image's, but not in training.
     """
 
     def __init__(
-        self, domains: dict[str, list[str]], prompt: str, image_size: int, widths: tuple[int, ...] = (16, 32, 64), blocks: str = "residual"
+        self,
+        domains: dict[str, list[str]],
+        prompt: str,
+        image_size: int,
+        widths: tuple[int, ...] = (16, 32, 64),
+        blocks: str = "residual",
+        mirrored: bool = False,
     ) -> None:
         super().__init__()
         self.config = {"domains": domains, "prompt": prompt, "image_size": image_size, "widths": list(widths)}
-        self.config |= {} if blocks == "residual" else {"blocks": blocks}
-        self.domains, self.prompt, self.image_size, self.blocks = domains, prompt, image_size, blocks
+        self.config |= {name: value for name, value in {"blocks": blocks, "mirrored": mirrored}.items() if value not in ("residual", False)}
+        self.domains, self.prompt, self.image_size, self.blocks, self.mirrored = domains, prompt, image_size, blocks, mirrored
         if blocks == "residual":
             channels = [widths[0], *widths]
             self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
@@ -117,6 +124,11 @@ class Judge(nn.Module):
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [-1, 1] -> pooled features (B, widths[-1])."""
+        if self.mirrored and not self.training:
+            return (self._features(pixels) + self._features(pixels.flip(-1))) / 2
+        return self._features(pixels)
+
+    def _features(self, pixels: torch.Tensor) -> torch.Tensor:
         maps = self.stages(self.stem(pixels))
         return maps.mean(dim=(2, 3)) if self.blocks == "residual" else maps.amax(dim=(2, 3)) / POOLED_SCALE
 

@@ -210,7 +210,7 @@ def pipeline_name(without: str | None = None) -> str:
 
 def build_judge(photos: Photos, output_dir: Path, size: Size, steps: int, device: str) -> None:
     torch.manual_seed(JUDGE_SEED)
-    judge = Judge({"object": CLASSES}, PROMPT, SIDE, JUDGE_WIDTHS, blocks="pooled")
+    judge = Judge({"object": CLASSES}, PROMPT, SIDE, JUDGE_WIDTHS, blocks="pooled", mirrored=True)
     with fast_arithmetic(device):
         train_judge(photos, judge, augment_for_judge, steps=steps, state_dir=output_dir / "work", seed=JUDGE_SEED, device=device)
     judge.save_pretrained(output_dir / "judge")

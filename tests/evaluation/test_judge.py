@@ -35,6 +35,18 @@ def test_pooled_blocks_begin_as_the_identity() -> None:
     assert torch.allclose(second(x), x) and first.weight[:, :, 1, 1].equal(torch.eye(8, 24))
 
 
+def test_a_mirrored_judge_sees_an_image_and_its_mirror_image_alike(tmp_path: Path) -> None:
+    plain, pixels = make("pooled"), torch.rand(3, 3, 16, 16) * 2 - 1
+    judge = Judge(DOMAINS, plain.prompt, 16, (8, 12), "pooled", mirrored=True)
+    judge.load_state_dict(plain.state_dict())
+    judge.save_pretrained(tmp_path)
+    judge = Judge.from_pretrained(tmp_path)
+    both = (plain(pixels)["style"] + plain(pixels.flip(-1))["style"]) / 2
+    assert torch.allclose(judge(pixels)["style"], both) and torch.allclose(judge(pixels.flip(-1))["style"], both)
+    assert not torch.allclose(plain(pixels)["style"], both) and judge.identity() != plain.identity()
+    assert torch.equal(judge.train().features(pixels), plain.train().features(pixels))
+
+
 def test_a_network_that_is_not_known_is_named(tmp_path: Path) -> None:
     make("pooled").save_pretrained(tmp_path)
     config = json.loads((tmp_path / CONFIG_NAME).read_text())
