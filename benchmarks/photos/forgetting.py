@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from benchmarks.photos.build import PROMPT
 from benchmarks.photos.data import CLASSES, Photos, load_photos
@@ -58,9 +60,16 @@ def observe(pipe: StableDiffusionPipeline, judge: Judge, counts: dict[str, int])
 
 
 @torch.no_grad()
-def photograph_features(judge: Judge, photos: Photos) -> torch.Tensor:
-    """(N, D): what the judge makes of photographs, before its head."""
-    return torch.cat([judge.features(pixels(chunk)) for chunk in photos.images.split(500)])
+def photograph_features(judge: Judge, photos: Photos, directory: Path) -> torch.Tensor:
+    """(N, D): what the judge makes of photographs, before its head; kept in the directory for the next measurement by the same judge."""
+    kept = directory / f"photographs-{judge.identity()[:16]}.safetensors"
+    if kept.is_file():
+        return load_file(kept)["features"]
+    features = torch.cat([judge.features(pixels(chunk)) for chunk in photos.images.split(500)])
+    aside = kept.with_suffix(f".{os.getpid()}")  # several measurements may begin at a time
+    save_file({"features": features}, aside)
+    aside.replace(kept)
+    return features
 
 
 def num_others(num_images: int) -> int:
@@ -104,14 +113,14 @@ def main(args: argparse.Namespace) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     judge = Judge.from_pretrained(args.base / "judge")
     test = load_photos(None, args.base / "work" / "photos.safetensors")["test"]
-    photographs = photograph_features(judge, test)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    photographs = photograph_features(judge, test, args.output.parent)
     pipe = load_pipeline(args.pipeline or args.base / "pipeline").to(device)
     if args.adapter:
         load_adapter(pipe, args.adapter)
     forgotten = [args.forgotten] if args.forgotten else CLASSES
     seen = observe(pipe, judge.to(device), {name: args.num_images if name in forgotten else num_others(args.num_images) for name in CLASSES})
     found = {name: figures(seen, photographs, test.labels, name) for name in forgotten}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     write_aside(args.output, lambda path: path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8"))
 
 

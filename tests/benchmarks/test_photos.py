@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import benchmarks.photos.__main__ as comparison
 from benchmarks.compare.methods import BASE
@@ -218,6 +219,8 @@ def test_from_photographs_to_the_table(tmp_path: Path, monkeypatch: pytest.Monke
         "UCE",
     ]
     kept = json.loads((out / "comparison.json").read_text())
+    (features,) = (out / "forgetting").glob("photographs-*.safetensors")
+    assert load_file(features)["features"].shape[1] == build.JUDGE_WIDTHS[-1]
     assert set(kept["forgetting"][BASE]) == set(CLASSES) and set(kept["forgetting"]["UCE"]) == {"airplane"}
     evaluated = kept["runs"][0]
     assert evaluated["adapter"]["NRA"] is not None and evaluated["images_per_side"] == 10 and evaluated["measured_by"]["features"].startswith("judge")
