@@ -268,13 +268,11 @@ def train_clip(
 # --- judge --------------------------------------------------------------------------------------------
 
 
-def train_judge(
-    images: torch.Tensor, labels: dict[str, torch.Tensor], judge: Judge, *, steps: int, state_dir: Path, seed: int, batch_size: int = 64
-) -> Judge:
+def train_judge(images: torch.Tensor, labels: dict[str, torch.Tensor], judge: Judge, *, steps: int, state_dir: Path, seed: int) -> Judge:
     """Train every head of `judge` by cross-entropy; `labels` holds (N,) class indices by domain."""
 
     def loss_fn(_: int, generator: torch.Generator) -> torch.Tensor:
-        index = _batch(len(images), batch_size, generator)
+        index = _batch(len(images), 64, generator)
         logits = judge(pixels(images[index]))
         return sum(F.cross_entropy(logits[domain], labels[domain][index], label_smoothing=0.05) for domain in logits)
 

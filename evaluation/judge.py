@@ -108,7 +108,7 @@ class Judge(nn.Module):
     ) -> None:
         super().__init__()
         self.config = {"domains": domains, "prompt": prompt, "image_size": image_size, "widths": list(widths)}
-        self.config |= {name: value for name, value in {"blocks": blocks, "mirrored": mirrored}.items() if value not in ("residual", False)}
+        self.config |= ({} if blocks == "residual" else {"blocks": blocks}) | ({"mirrored": True} if mirrored else {})
         self.domains, self.prompt, self.image_size, self.blocks, self.mirrored = domains, prompt, image_size, blocks, mirrored
         if blocks == "residual":
             channels = [widths[0], *widths]

@@ -36,7 +36,7 @@ def diagnostics(directory: Path) -> list[dict[str, float]]:
 def assert_same_run(one: Path, two: Path) -> None:
     """To the rounding of sums: every figure of every iteration, the costs and all weights.
 
-    Weights by their norm: Adam takes a step of full size for an element whose gradient is hardly more than its rounding.
+    Of weights nearly every element, and all by their norm: Adam takes a step of full size where a gradient is hardly more than its rounding.
     """
     for alone, shared in zip(diagnostics(one), diagnostics(two), strict=True):
         assert alone.keys() == shared.keys()
@@ -48,6 +48,8 @@ def assert_same_run(one: Path, two: Path) -> None:
         alone, shared = load_file(path), load_file(two / path.relative_to(one))
         assert alone.keys() == shared.keys()
         for name, value in alone.items():
+            close = torch.isclose(value.float(), shared[name].float(), rtol=1e-3, atol=1e-4)
+            assert close.float().mean() > 0.95, f"{path.name}: {name}"
             difference = torch.linalg.vector_norm(shared[name].float() - value.float())
             assert difference <= 1e-4 + 1e-3 * torch.linalg.vector_norm(value.float()), f"{path.name}: {name}"
 

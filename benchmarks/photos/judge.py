@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.photos.data import Photos
+from benchmarks.photos.muon import Muon
 from canvas.fit import fit
 from canvas.models import pixels
-from canvas.muon import Muon
 from evaluation.judge import Judge
 
 BATCH, SMOOTHING = 250, 0.1

@@ -192,9 +192,9 @@ def run_probes(
 
 def circumstances_of(probe: str, said: dict[str, Any]) -> dict[str, Any]:
     """What the figures of one probe depend on: not the versions, nor the budgets of the others."""
-    circumstances = {name: value for name, value in said.items() if name not in ("versions", "settings", "merged_with")}
-    if probe == "removal":
-        circumstances["merged_with"] = said["merged_with"]
+    circumstances = {name: value for name, value in said.items() if name not in ("versions", "settings", "without_base", "merged_with")}
+    own = "merged_with" if probe == "removal" else "without_base"  # removal compares with the base in any case
+    circumstances[own] = said[own]
     others = tuple(f"{name}_" for name in PROBES if name != probe)
     return circumstances | {name: value for name, value in said["settings"].items() if not name.startswith(others)}
 

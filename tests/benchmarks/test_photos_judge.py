@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarks.photos.data import CLASSES, Photos
 from benchmarks.photos.judge import pass_order, train_judge, whitening
-from canvas.muon import Muon, orthogonalised
+from benchmarks.photos.muon import Muon, orthogonalised
 from evaluation.judge import Judge
 
 

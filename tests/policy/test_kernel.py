@@ -131,6 +131,7 @@ def test_a_step_at_zero_terminal_snr_is_diffusers_too(prediction_type: str, num_
     output, x, noise = states()
     x0 = output if prediction_type == "sample" else -output
     torch.testing.assert_close(kernel.mean(output, x, 0), kernel.alphas_cumprod[1].sqrt() * x0, atol=1e-3, rtol=0)
+    torch.testing.assert_close(kernel.stds[0] ** 2, 1 - kernel.alphas_cumprod[1])
     for step, t in list(enumerate(scheduler.timesteps))[1:]:
         expected = scheduler.step(output, t, x, eta=1.0, variance_noise=noise).prev_sample
         torch.testing.assert_close(kernel.mean(output, x, step) + kernel.stds[step] * noise, expected, atol=2e-5, rtol=2e-5)
