@@ -11,11 +11,11 @@ import argparse
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import train_unlearn_lora as script
 from benchmarks.memory.computed import weigh
-from benchmarks.memory.models import MODELS, PROMPTS, TOKENS, Model
+from benchmarks.memory.models import MODELS, PROMPTS, Model
+from benchmarks.operations import forward_operations
 
 BRANCHES = 2
 """Passes of a sample under classifier-free guidance."""
@@ -45,15 +45,9 @@ class Iteration:
 
 
 def operations(model: Model) -> int:
-    """Floating-point operations of a forward pass of one sample; a multiplication and its addition are two."""
+    """Floating-point operations of a forward pass of one sample."""
     with torch.device("meta"):
-        unet = model.build_unet().requires_grad_(False)
-        x, states = torch.zeros(1, 4, model.latent_size, model.latent_size), torch.zeros(1, TOKENS, model.unet["cross_attention_dim"])
-        pooled = model.unet.get("projection_class_embeddings_input_dim", 0) - 6 * model.unet.get("addition_time_embed_dim", 0)
-        added = {"text_embeds": torch.zeros(1, pooled), "time_ids": torch.zeros(1, 6)} if pooled else None
-        with FlopCounterMode(display=False) as counter:
-            unet(x, torch.tensor(1), states, added_cond_kwargs=added)
-    return counter.get_total_flops()
+        return forward_operations(model.build_unet())
 
 
 def iteration(model: Model, args: argparse.Namespace) -> Iteration:

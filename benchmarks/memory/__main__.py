@@ -16,7 +16,7 @@ import torch
 import train_unlearn_lora as script
 from benchmarks.jobs import Job, run_jobs
 from benchmarks.memory.computed import FLAG_SETS, components, table, weigh
-from benchmarks.memory.models import MODELS, PROMPTS
+from benchmarks.memory.models import MODELS, PROMPTS, saved, short_run
 from environment.errors import friendly_errors
 from networks.checkpoint import write_aside
 
@@ -36,31 +36,6 @@ TRIALS: list[tuple[str, int | None, list[str]]] = [
     ("sdxl", 24, [*BF16, *SPARING, "--train_batch_size", "4"]),
 ]
 """Base, GB of the card that stands for, and flags."""
-
-
-def short_run(directory: Path, images: int) -> list[str]:
-    """Arguments of a run of two iterations with a preview after each, on what `Model.save` wrote."""
-    given = {
-        "concept": "Van Gogh style",
-        "pretrained_model_name_or_path": directory / "base",
-        "reward_model_name_or_path": directory / "reward",
-        "clip_model": f"local-dir:{directory / 'clip'}",
-        "max_train_iterations": 2,
-        "images_per_iteration": images,
-        "retain_batch_size": images,
-        "retain_rollouts": images,
-        "warmup_rollouts": images,
-        "num_validation_images": 2,
-        "validation_steps": 1,
-        "checkpointing_steps": 0,
-        "report_to": "none",
-        # Random pictures are neither forgotten nor retained: nothing may stop the run or brake it.
-        "target_unlearning_accuracy": 1.1,
-        "max_retain_drop": 1e9,
-        "max_retain_kl": 1e9,
-        "max_step_kl": 1e9,
-    }
-    return [word for name, value in given.items() for word in (f"--{name}", str(value))] + ["--evaluation_seeds"]
 
 
 def trial_job(name: str, cap: int | None, flags: list[str], args: argparse.Namespace) -> Job:
@@ -96,9 +71,8 @@ def main(args: argparse.Namespace) -> None:
         rows = {flags: components(model, weights, script.parse_args(["--concept", PROMPTS[0], *line])) for flags, line in FLAG_SETS.items()}
         parts.append(f"Computed, MB: {model.title}, without activations\n\n{table(rows)}\n")
     if torch.cuda.is_available():
-        for name, model in MODELS.items():
-            if not (args.output_dir / name / "clip" / "open_clip_config.json").is_file():  # the last that is written
-                model.save(args.output_dir / name)
+        for name in MODELS:
+            saved(name, args.output_dir)
         reports = run_jobs([trial_job(*trial, args) for trial in TRIALS], at_a_time=1)
         parts.append(f"Measured on {reports[0]['device']}, {args.images} images an iteration\n\n{measured_table(reports)}\n")
     else:

@@ -119,3 +119,35 @@ MODELS = {
         (text(768, 12, 12), text(1280, 32, 20, hidden_act="gelu")),
     ),
 }
+
+
+def saved(name: str, directory: Path) -> Path:
+    """The folder of one of `MODELS` within the directory, written if it is not there."""
+    if not (directory / name / "clip" / "open_clip_config.json").is_file():  # the last that is written
+        MODELS[name].save(directory / name)
+    return directory / name
+
+
+def short_run(directory: Path, images: int) -> list[str]:
+    """Arguments of a run of two iterations with a preview after each, on what `Model.save` wrote."""
+    given = {
+        "concept": "Van Gogh style",
+        "pretrained_model_name_or_path": directory / "base",
+        "reward_model_name_or_path": directory / "reward",
+        "clip_model": f"local-dir:{directory / 'clip'}",
+        "max_train_iterations": 2,
+        "images_per_iteration": images,
+        "retain_batch_size": images,
+        "retain_rollouts": images,
+        "warmup_rollouts": images,
+        "num_validation_images": 2,
+        "validation_steps": 1,
+        "checkpointing_steps": 0,
+        "report_to": "none",
+        # Random pictures are neither forgotten nor retained: nothing may stop the run or brake it.
+        "target_unlearning_accuracy": 1.1,
+        "max_retain_drop": 1e9,
+        "max_retain_kl": 1e9,
+        "max_step_kl": 1e9,
+    }
+    return [word for name, value in given.items() for word in (f"--{name}", str(value))] + ["--evaluation_seeds"]

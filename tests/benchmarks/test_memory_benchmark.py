@@ -11,10 +11,10 @@ from tiny_pipelines import random_unet
 
 import train_unlearn_lora as script
 from benchmarks.memory import computed
-from benchmarks.memory.__main__ import TRIALS, measured_table, short_run, trial_job
+from benchmarks.memory.__main__ import TRIALS, measured_table, trial_job
 from benchmarks.memory.__main__ import parse_args as parse_benchmark
 from benchmarks.memory.computed import COLUMNS, FLAG_SETS, components, count, linear_bytes, table, weigh
-from benchmarks.memory.models import MODELS, Model
+from benchmarks.memory.models import MODELS, Model, short_run
 from benchmarks.memory.trial import measure, parse_args
 from policy.quantization import quantize
 from policy.trajectory import Trajectory

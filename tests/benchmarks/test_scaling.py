@@ -3,9 +3,11 @@ from __future__ import annotations
 import argparse
 
 import pytest
+import torch
 
 import train_unlearn_lora as script
 from benchmarks.memory.models import MODELS
+from benchmarks.operations import matrix_peak
 from benchmarks.scaling import Iteration, iteration, main, operations, parse_args, table
 
 
@@ -34,3 +36,8 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     main(parse_args(["--processes", "1", "64"]))
     said = capsys.readouterr().out
     assert said.count("| 64 | 384 |") == 2 and said.count("| 1 | 48 |") == 2
+
+
+def test_the_peak_is_that_of_a_matrix_product() -> None:
+    """Above what plain Python does by far, and below what any device does."""
+    assert 1e8 < matrix_peak(torch.device("cpu"), torch.float32, repeats=2) < 1e16
