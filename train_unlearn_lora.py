@@ -133,6 +133,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         choices=[s.value for s in SchedulerType if s.value != "piecewise_constant"],
         help="Schedule over the iterations.",
     )
+    parser.add_argument(
+        "--cooldown_updates",
+        type=whole_number,
+        default=3,
+        help="Updates at the end of the run in which the learning rate falls to zero, on the last images; they draw none.",
+    )
     parser.add_argument("--lr_warmup_steps", type=whole_number, default=0, help="Iterations over which the learning rate rises.")
     parser.add_argument("--use_8bit_adam", action="store_true", help="Use bitsandbytes' 8-bit AdamW. A LoRA is small, so this saves little.")
     parser.add_argument("--adam_beta1", type=number, default=0.5, help="Decay of AdamW's first moment; what was right an iteration ago soon is not.")
@@ -288,7 +294,7 @@ def generator_for(args: argparse.Namespace, purpose: int, iteration: int = 0) ->
     return torch.Generator().manual_seed(((args.seed * 7919 + purpose) * 100_003 + iteration) * 1009 % 2**63)
 
 
-WARMUP, RETAIN, ROLLOUT, UPDATE, CRITIC = range(5)
+WARMUP, RETAIN, ROLLOUT, UPDATE, CRITIC, COOLDOWN = range(6)
 
 
 def check_output_dir(args: argparse.Namespace) -> None:
@@ -487,6 +493,16 @@ def weighed_slopes(
     return left[:, None, None, None, None] * scaled(slopes, scale.to(slopes.device))
 
 
+def credit(
+    args: argparse.Namespace, env: Environment, critic: Critic, base: Base, trajectory: Trajectory, score: ForgetScore, values: torch.Tensor
+) -> Experience:
+    """What each step of fresh trajectories was worth: by its slopes if the base has a scale for them, or else by its advantage."""
+    if base.slope_scale is None:
+        return Experience(trajectory, estimate_advantages(args, trajectory, score.potentials, values), score.anchor_ids)
+    slopes = weighed_slopes(args, env, critic, trajectory, score, base.slope_scale)
+    return Experience(trajectory, linear_advantages(trajectory, slopes).to(env.kernel.stds.device), score.anchor_ids, slopes)
+
+
 def critic_logs(env: Environment, values: torch.Tensor, returns: torch.Tensor, groups: torch.Tensor) -> dict[str, float]:
     """The critic's explained variance within prompts, as a whole and for every denoising step; of values and returns (B, T), and prompts (B,)."""
     explained = explained_variance(centre_within(values, groups), centre_within(returns, groups)).tolist()
@@ -641,6 +657,7 @@ MAY_CHANGE = {
     "max_train_iterations",
     "target_unlearning_accuracy",
     "patience",
+    "cooldown_updates",
     "max_brakes",
     "train_batch_size",
     "gradient_checkpointing",
@@ -891,6 +908,17 @@ def learn(
         if progress.stopped_by:
             if wrong and (still := what_is_no_number(measure_policy(args, env, iteration + 1, base.recognisable)[-1])):
                 raise Unsound(f"With the last good state of the adapter too, {still}.")
+            if reason is None and args.cooldown_updates:
+                fresh = credit(args, env, critic, base, trajectory, score, values_of(env, critic, trajectory, score.potentials))
+                cooled = cool_down(args, accelerator, env, optimizer, replace(config, kl_coef=progress.kl_coef), fresh, base.retain)
+                progress.unet_samples += sum(stats.unet_samples for stats in cooled)
+                skipped = any(stats.skipped for stats in cooled)
+                if too_far := brake.reason(0.0, cooled[-1].retain_kl[-1], math.nan if skipped else cooled[-1].step_kl[-1], math.inf):
+                    logger.warning(f"The cool-down is taken back: {too_far}.")
+                    load_lora_state(unet, good)
+                else:
+                    logs |= {f"cooldown_{name}": getattr(cooled[-1], name)[-1] for name in ("retain_kl", "anchor_kl", "step_kl")}
+                progress.seconds += time.perf_counter() - started
             tracking.log(logs, iteration)
             if accelerator.is_main_process:
                 diagnostics.write(iteration, logs)
@@ -900,13 +928,8 @@ def learn(
         if critic.kind != "none":
             logs |= critic_logs(env, values, choose_estimator(args).returns(score.potentials), trajectory.prompt_ids)
         if not reason:
-            if base.slope_scale is None:
-                slopes, advantages = None, estimate_advantages(args, trajectory, score.potentials, values)
-            else:
-                slopes = weighed_slopes(args, env, critic, trajectory, score, base.slope_scale)
-                advantages = linear_advantages(trajectory, slopes).to(accelerator.device)
+            fresh = credit(args, env, critic, base, trajectory, score, values)
             generator = generator_for(args, UPDATE, iteration)
-            fresh = Experience(trajectory, advantages, score.anchor_ids, slopes)
             stats = update_policy(
                 unet,
                 env.kernel,
@@ -925,7 +948,7 @@ def learn(
             if progress.first_ratio_deviation is None:
                 progress.first_ratio_deviation = stats.first_ratio_deviation
             progress.unet_samples += stats.unet_samples
-            logs |= update_logs(env, stats) | advantage_logs(env, advantages)
+            logs |= update_logs(env, stats) | advantage_logs(env, fresh.advantages)
             logs |= {"learning_rate": lr_scheduler.get_last_lr()[0], "kl_coef": progress.kl_coef}
             if args.retain_kl_target:
                 progress.kl_coef = adapt_coefficient(progress.kl_coef, progress.retain_kl, args.retain_kl_target)
@@ -963,6 +986,30 @@ def learn(
     bar.close()
     progress.peak_memory_mb = peak_memory_mb()
     return progress, logs
+
+
+def cool_down(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    env: Environment,
+    optimizer: Any,
+    config: UpdateConfig,
+    experience: Experience,
+    retain: Trajectory,
+) -> list[UpdateStats]:
+    """Updates on the last trajectories with a learning rate that falls from half of what it is to zero.
+
+    A constant rate leaves the adapter jittering about what it is held to; a rate that falls lets it settle there. It bounds the way too, so the updates do
+    not end at `target_kl`.
+    """
+    rates, found = [group["lr"] for group in optimizer.param_groups], []
+    for turn in range(args.cooldown_updates):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate / 2 * (1 - turn / args.cooldown_updates)
+        generator = generator_for(args, COOLDOWN, turn)
+        unbounded = replace(config, target_kl=math.inf)
+        found.append(update_policy(env.pipe.unet, env.kernel, env.table, [experience], retain, optimizer, accelerator, unbounded, generator))
+    return found
 
 
 BAR = {

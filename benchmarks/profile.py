@@ -147,6 +147,7 @@ def main(args: argparse.Namespace) -> None:
         of_model = short_run(saved(args.model, args.bases), args.images) if args.model else ["--concept", "Van Gogh style", "--evaluation_seeds"]
         flags = {
             "max_train_iterations": args.iterations,
+            "cooldown_updates": 0,
             "validation_steps": 0,
             "checkpointing_steps": 0,
             "report_to": "none",

@@ -30,6 +30,7 @@ QUICK = {
     "train_batch_size": 4,
     "images_per_iteration": 6,
     "max_train_iterations": 2,
+    "cooldown_updates": 0,
     "gradient_accumulation_steps": 1,
     "masked_steps": 1,
     "rank": 2,

@@ -21,7 +21,14 @@ from policy.processes import all_rows, anywhere, keep_in_step, own_rows, process
 
 Arguments = Callable[..., argparse.Namespace]
 ADAPTER = "pytorch_lora_weights.safetensors"
-SEVERAL = {"images_per_iteration": 5, "retain_batch_size": 3, "retain_rollouts": 7, "warmup_rollouts": 9, "train_batch_size": 2}
+SEVERAL = {
+    "cooldown_updates": 1,
+    "images_per_iteration": 5,
+    "retain_batch_size": 3,
+    "retain_rollouts": 7,
+    "warmup_rollouts": 9,
+    "train_batch_size": 2,
+}
 """Numbers that two processes cannot share evenly."""
 
 

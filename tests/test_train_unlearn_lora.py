@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -268,11 +270,48 @@ def test_the_brake_returns_to_the_last_good_state(
     arguments: Callable[..., argparse.Namespace], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No KL at all is allowed, so every update is taken back and the adapter ends as the identity it began as."""
-    args = arguments(max_retain_kl=0.0, max_brakes=1, max_train_iterations=9)
+    args = arguments(max_retain_kl=0.0, max_brakes=1, max_train_iterations=9, cooldown_updates=1)
     results = script.train(args, *script.prepare(args))
     assert results["training"]["brakes"] == 2 and "brake" in results["training"]["stopped_by"]
     assert "the KL to the base on retain prompts rose" in caplog.text
     assert all(t.abs().max() == 0 for name, t in adapter(tmp_path / "out").items() if "lora_B" in name or "lora.up" in name)
+
+
+def test_the_cool_down_settles_at_a_falling_rate_and_draws_nothing(
+    arguments: Callable[..., argparse.Namespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm = script.train(args := arguments(output_dir=tmp_path / "warm", learning_rate=4e-3), *script.prepare(args))["training"]
+    rates: list[float] = []
+    seen: list[UpdateStats] = []
+    update = script.update_policy
+
+    def recorded(*args: Any) -> UpdateStats:
+        rates.append(args[5].param_groups[0]["lr"])
+        seen.append(update(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(script, "update_policy", recorded)
+    cool = script.train(args := arguments(cooldown_updates=2, learning_rate=4e-3), *script.prepare(args))["training"]
+    assert rates == [4e-3, 4e-3, 2e-3, 1e-3] and seen[2].first_ratio_deviation == 0  # its trajectories are the policy's own
+    assert cool["images"] == warm["images"] and cool["iterations"] == warm["iterations"] == 2
+    assert cool["unet_samples"] == warm["unet_samples"] + seen[2].unet_samples + seen[3].unet_samples
+    assert cool["last_iteration"]["cooldown_retain_kl"] == seen[3].retain_kl[-1]
+    assert not same(adapter(tmp_path / "warm"), adapter(tmp_path / "out"))
+
+
+def test_a_cool_down_that_goes_too_far_is_taken_back(
+    arguments: Callable[..., argparse.Namespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    script.train(args := arguments(output_dir=tmp_path / "warm"), *script.prepare(args))
+    cool_down = script.cool_down
+
+    def wild(*args: Any) -> list[UpdateStats]:
+        return [dataclasses.replace(stats, retain_kl=[math.inf]) for stats in cool_down(*args)]
+
+    monkeypatch.setattr(script, "cool_down", wild)
+    script.train(args := arguments(cooldown_updates=1), *script.prepare(args))
+    assert "The cool-down is taken back: the KL to the base on retain prompts rose to inf" in caplog.text
+    assert same(adapter(tmp_path / "warm"), adapter(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(

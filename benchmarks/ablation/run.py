@@ -38,7 +38,7 @@ def train_and_judge(concept: str, seed: int, learning_rate: float, varied: list[
     with tempfile.TemporaryDirectory() as directory:
         flags = ["--concept", *concept.split(" + "), "--seed", str(seed), "--learning_rate", str(learning_rate), "--output_dir", f"{directory}/run"]
         flags += ["--report_to", "none", "--validation_steps", "0", "--target_unlearning_accuracy", "1.01", "--evaluation_seeds", "0"]
-        flags += ["--checkpointing_steps", str(every), "--checkpoints_total_limit", "1000000", *varied]
+        flags += ["--checkpointing_steps", str(every), "--checkpoints_total_limit", "1000000", "--cooldown_updates", "0", *varied]
         args = script.parse_args(flags)
         start, each = args.retain_rollouts + args.warmup_rollouts, args.images_per_iteration + args.retain_batch_size
         iterations = (budget - start) // each + (not script.choose_estimator(args).uses_critic)  # the first one draws none without a critic

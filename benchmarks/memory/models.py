@@ -136,6 +136,7 @@ def short_run(directory: Path, images: int) -> list[str]:
         "reward_model_name_or_path": directory / "reward",
         "clip_model": f"local-dir:{directory / 'clip'}",
         "max_train_iterations": 2,
+        "cooldown_updates": 0,
         "images_per_iteration": images,
         "retain_batch_size": images,
         "retain_rollouts": images,

@@ -25,6 +25,7 @@ def test_every_part_of_a_run_is_found(arguments: Callable[..., argparse.Namespac
     args = arguments(
         overwrite_output_dir=True,
         max_train_iterations=2,
+        cooldown_updates=0,
         images_per_iteration=4,
         train_timestep_fraction=1.0,
         gamma=0.5,
