@@ -909,6 +909,7 @@ def learn(
             if wrong and (still := what_is_no_number(measure_policy(args, env, iteration + 1, base.recognisable)[-1])):
                 raise Unsound(f"With the last good state of the adapter too, {still}.")
             if reason is None and args.cooldown_updates:
+                logger.info(f"Cooling down: {args.cooldown_updates} updates")
                 fresh = credit(args, env, critic, base, trajectory, score, values_of(env, critic, trajectory, score.potentials))
                 cooled = cool_down(args, accelerator, env, optimizer, replace(config, kl_coef=progress.kl_coef), fresh, base.retain)
                 progress.unet_samples += sum(stats.unet_samples for stats in cooled)
@@ -1171,6 +1172,7 @@ def plan(args: argparse.Namespace, parts: Parts) -> dict[str, str]:
         drawn=args.images_per_iteration + args.retain_batch_size,
         learnt=args.images_per_iteration,
         iterations=args.max_train_iterations,
+        cooldown=args.cooldown_updates,
         evaluated=2 * len(list_jobs(examination, args.evaluation_seeds)) if examination else 0,
         evaluation_steps=examination.num_inference_steps if examination else 0,
         steps=env.kernel.num_steps,

@@ -39,6 +39,7 @@ class Amounts:
         drawn: images drawn in an iteration.
         learnt: those of them that the policy learns from.
         iterations: at most.
+        cooldown: updates after the last.
         evaluated: images of the final figures, both sides together.
         evaluation_steps: their denoising steps, and `steps` those of a rollout.
     """
@@ -47,6 +48,7 @@ class Amounts:
     drawn: int
     learnt: int
     iterations: int
+    cooldown: int
     evaluated: int
     evaluation_steps: int
     steps: int
@@ -56,6 +58,7 @@ class Amounts:
         return {
             "before": self.before * costs.draw,
             "iteration": self.drawn * costs.draw + self.learnt * costs.learn,
+            "cooldown": self.cooldown * self.learnt * costs.learn,
             "evaluation": self.evaluated * costs.draw * self.evaluation_steps / self.steps,
         }
 
@@ -75,7 +78,7 @@ def probe(draw: Callable[[], object], learn: Callable[[], object], images: int, 
 def costs_in_words(amounts: Amounts, costs: Costs) -> dict[str, str]:
     """Images, time and memory, by what the plan calls them."""
     seconds = amounts.seconds(costs)
-    longest = seconds["before"] + amounts.iterations * seconds["iteration"] + seconds["evaluation"]
+    longest = seconds["before"] + amounts.iterations * seconds["iteration"] + seconds["cooldown"] + seconds["evaluation"]
     return {
         "Images": f"{amounts.before} before training, {amounts.drawn} an iteration, {amounts.evaluated} in the evaluation",
         "Time": f"{duration(seconds['before'])} before training, {duration(seconds['iteration'])} an iteration, "
