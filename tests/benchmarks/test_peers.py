@@ -55,6 +55,7 @@ def test_runs_that_are_done_are_not_repeated(tmp_path: Path, capsys: pytest.Capt
     for name, rate in ((PEER, 3e-3), (MATCHED, 3e-3), (OURS, 5e-3)):
         file = {PEER: "trl-ddpo", MATCHED: "ours-the-peer-s-algorithm", OURS: "ours"}[name]
         (tmp_path / "runs" / f"{file}-cat-0-{rate:g}.json").write_text(json.dumps(run(name, 50.0, 96.0)))
-    main(parse_args(["--concepts", "cat", "--seeds", "0", "--peer_learning_rates", "0.003", "--output_dir", str(tmp_path)]))
+    rates = ["--peer_learning_rates", "0.003", "--learning_rate", "0.005"]
+    main(parse_args(["--concepts", "cat", "--seeds", "0", *rates, "--output_dir", str(tmp_path)]))
     assert capsys.readouterr().out.count("| 1 of 1 |") == 3
     assert len(json.loads((tmp_path / "peers.json").read_text())) == 3
