@@ -919,7 +919,7 @@ def learn(
                     load_lora_state(unet, good)
                 else:
                     logs |= {f"cooldown_{name}": getattr(cooled[-1], name)[-1] for name in ("retain_kl", "anchor_kl", "step_kl")}
-                progress.seconds += time.perf_counter() - started
+            progress.seconds += time.perf_counter() - started
             tracking.log(logs, iteration)
             if accelerator.is_main_process:
                 diagnostics.write(iteration, logs)

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.memory.models import TOKENS
 from benchmarks.stopwatch import now
+from policy.backbone import latent_shape
 
 
 def forward_operations(unet: UNet2DConditionModel, tokens: int = TOKENS) -> int:
@@ -20,7 +21,7 @@ def forward_operations(unet: UNet2DConditionModel, tokens: int = TOKENS) -> int:
     config = unet.config
     with torch.device("meta"):
         copy = UNet2DConditionModel.from_config(config).requires_grad_(False)
-        x = torch.zeros(1, config.in_channels, config.sample_size, config.sample_size)
+        x = torch.zeros(1, *latent_shape(copy))
         states = torch.zeros(1, tokens, config.cross_attention_dim)
         pooled = (config.projection_class_embeddings_input_dim or 0) - 6 * (config.addition_time_embed_dim or 0)
         added = {"text_embeds": torch.zeros(1, pooled), "time_ids": torch.zeros(1, 6)} if pooled else None

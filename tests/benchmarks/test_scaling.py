@@ -4,10 +4,11 @@ import argparse
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 import train_unlearn_lora as script
 from benchmarks.memory.models import MODELS
-from benchmarks.operations import matrix_peak
+from benchmarks.operations import forward_operations, matrix_peak
 from benchmarks.scaling import Iteration, iteration, main, operations, parse_args, table
 
 
@@ -38,6 +39,13 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.count("| 64 | 384 |") == 2 and said.count("| 1 | 48 |") == 2
 
 
-def test_the_peak_is_that_of_a_matrix_product() -> None:
-    """Above what plain Python does by far, and below what any device does."""
-    assert 1e8 < matrix_peak(torch.device("cpu"), torch.float32, repeats=2) < 1e16
+def test_the_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 4.0, 10.0, 12.0, 20.0, 25.0])
+    monkeypatch.setattr("benchmarks.operations.now", lambda: next(clock))
+    assert matrix_peak(torch.device("cpu"), torch.float32, repeats=3) == 2 * 1024**3 / 2.0
+
+
+def test_operations_are_counted_of_latents_that_are_not_square() -> None:
+    with torch.device("meta"):
+        square, wide, tall = (UNet2DConditionModel(sample_size=size, cross_attention_dim=768) for size in (8, (8, 16), (16, 8)))
+    assert forward_operations(wide) == forward_operations(tall) > 1.5 * forward_operations(square)
