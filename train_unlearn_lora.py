@@ -798,7 +798,11 @@ def train(
     critic: Critic,
     checkpoint: Checkpoint | None = None,
 ) -> dict[str, Any]:
-    """Learn; then save the adapter, evaluate it and write the card. Returns what results.json says, on the main process."""
+    """Learn; then save the adapter, evaluate it and write the card. Returns what results.json says, on the main process.
+
+    Raises:
+        SystemExit: it was interrupted, and what it had learnt is in a checkpoint or, after the last iteration, in the adapter.
+    """
     args.output_dir.mkdir(parents=True, exist_ok=True)
     tracking = Tracking(accelerator)
     tracking.start("train_unlearn_lora", tracker_config(args))
@@ -815,6 +819,13 @@ def train(
         else:
             for stale in CRITIC_FILES:  # of a run that is being overwritten
                 (args.output_dir / stale).unlink(missing_ok=True)
+    if anywhere(interruption.received is not None):  # when the last iteration was under way
+        tracking.end()
+        leave(
+            interruption.received or signal.SIGTERM,
+            f"the adapter is complete in {args.output_dir}, but not evaluated; `python -m evaluation --adapter {args.output_dir}` does that.",
+        )
+    if accelerator.is_main_process:
         results = write_results(args, env, examination, progress, logs)
         update_adapter_metadata(args.output_dir, results_header(results))
         logger.info(f"Wrote {args.output_dir}: load it with pipe.load_lora_weights({str(args.output_dir)!r})")

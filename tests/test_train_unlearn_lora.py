@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -382,6 +383,25 @@ def test_a_killed_run_goes_on_at_its_learning_rate(
     for name in ("whole", "out"):
         assert (tmp_path / name / "checkpoint-3").is_dir()
     assert same(*(load_file(tmp_path / name / "checkpoint-3" / "state.safetensors") for name in ("whole", "out")))
+
+
+def test_interrupted_while_it_cools_down_it_leaves_the_adapter_and_does_not_evaluate(
+    arguments: Callable[..., argparse.Namespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script.main(arguments(output_dir=tmp_path / "whole", cooldown_updates=2))
+    cool_down = script.cool_down
+
+    def interrupted(*given: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return cool_down(*given)
+
+    monkeypatch.setattr(script, "cool_down", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        script.main(arguments(cooldown_updates=2))
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert f"python -m evaluation --adapter {tmp_path / 'out'}" in capsys.readouterr().err
+    assert same(adapter(tmp_path / "out"), adapter(tmp_path / "whole"))
+    assert (tmp_path / "whole" / "results.json").exists() and not (tmp_path / "out" / "results.json").exists()
 
 
 def test_overwriting_a_run_leaves_none_of_its_checkpoints(arguments: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
