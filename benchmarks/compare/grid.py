@@ -21,14 +21,16 @@ SHOWN = 6
 """Forget prompts, and as many retain prompts."""
 
 
-def draw_rows(pipe: DiffusionPipeline, adapters: Mapping[str, Path | None], prompts: Sequence[str], seed: int) -> dict[str, list[Image.Image]]:
+def draw_rows(
+    pipe: DiffusionPipeline, adapters: Mapping[str, Path | None], prompts: Sequence[str], seeds: Sequence[int]
+) -> dict[str, list[Image.Image]]:
     """For each name its adapter's images of the prompts, None being the base; the pipeline is the base before and after."""
     rows = {}
     for name, directory in adapters.items():
         if directory:
             load_adapter(pipe, directory)
         with evaluation_mode(pipe):
-            rows[name] = [image for _, _, image in generate(pipe, prompts, [seed])]
+            rows[name] = [image for *_, image in generate(pipe, prompts, seeds)]
         pipe.unload_lora_weights()
     return rows
 
@@ -37,20 +39,25 @@ def method_grid(pipe: DiffusionPipeline, examination: Examination, adapters: Map
     """Write the picture: a row a method, forget prompts on the left, retain prompts on the right."""
     ids = examination.showcase(SHOWN)
     prompts = [examination.prompts[i] for i in ids]
-    rows = draw_rows(pipe, adapters, prompts, seed)
-    figure = Figure(figsize=(1.3 + 1.05 * len(ids), 0.9 + 1.05 * len(rows)), dpi=90)
+    colours = [FORGET if examination.forget[i] else RETAIN for i in ids]
+    picture(draw_rows(pipe, adapters, prompts, [seed]), prompts, colours, path, title)
+
+
+def picture(rows: Mapping[str, Sequence[Image.Image]], captions: Sequence[str], colours: Sequence[str], path: Path, title: str) -> None:
+    """Write images in rows that have names, under a caption and in a frame of a colour for each column."""
+    figure = Figure(figsize=(1.3 + 1.05 * len(captions), 0.9 + 1.05 * len(rows)), dpi=90)
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12)
-    axes = figure.subplots(len(rows), len(ids), squeeze=False)
+    axes = figure.subplots(len(rows), len(captions), squeeze=False)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-        for axis, image, i in zip(line, images, ids, strict=True):
+        for axis, image, colour in zip(line, images, colours, strict=True):
             axis.imshow(np.asarray(image.convert("RGB")), interpolation="nearest" if max(image.size) < 128 else "antialiased")
             axis.set_xticks([])
             axis.set_yticks([])
             for spine in axis.spines.values():
-                spine.set_color(FORGET if examination.forget[i] else RETAIN)
-    for axis, prompt in zip(axes[0], prompts, strict=True):
-        axis.set_title(fill(prompt, 16), fontsize=7, parse_math=False)
+                spine.set_color(colour)
+    for axis, caption in zip(axes[0], captions, strict=True):
+        axis.set_title(fill(caption, 16), fontsize=7, parse_math=False)
     figure.subplots_adjust(left=1.2 / figure.get_figwidth(), right=0.99, top=1 - 0.85 / figure.get_figheight(), bottom=0.01, wspace=0.06, hspace=0.06)
     figure.savefig(path)

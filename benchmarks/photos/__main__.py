@@ -3,8 +3,8 @@
 The base is what `python -m benchmarks.photos.build` has written. Every method erases every class with every seed, with the settings it has on the canvas,
 and the base's judge decides. For one training seed the class-wise protocol of the literature is measured too (`benchmarks/photos/forgetting.py`), and where a
 pipeline lies beside the base that never saw the class (`build --without`), on that as well. What has its results is not run again. Written are table.md,
-comparison.json, comparison.png, and for each class a picture of what all methods draw for the same prompts and seed. The erasures of the classes of `--probe`
-are probed too, with photographs of the test set wherever images of the class are learnt from.
+comparison.json, comparison.png, a picture a class of what all methods draw for the same prompts and seed, and a picture a method of every class before and
+after. The erasures of the classes of `--probe` are probed too, with photographs of the test set wherever images of the class are learnt from.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.compare.grid import method_grid
+from benchmarks.compare.grid import FORGET, RETAIN, draw_rows, method_grid, picture
 from benchmarks.compare.methods import BASE, NAMES
 from benchmarks.compare.probes import probe_all, sections
 from benchmarks.compare.report import plot, table
 from benchmarks.compare.runs import Erasure, World, run_all
 from benchmarks.jobs import Job, run_jobs
-from benchmarks.photos.build import pipeline_name
+from benchmarks.photos.build import PROMPT, pipeline_name
 from benchmarks.photos.data import CLASSES, load_photos
 from benchmarks.photos.forgetting import NUM_IMAGES
 from benchmarks.photos.report import WITHOUT, by_class, forgetting_table
@@ -38,6 +38,8 @@ from networks.checkpoint import write_aside
 PARTS = ("pipeline", "clip", "reward", "judge")
 EVALUATION_SEEDS = 20
 """Images of every class in the evaluation of a run."""
+PICTURED = 6
+"""Images of a class before, and after, in the picture of all classes."""
 PROBE_PHOTOGRAPHS = 50
 """Of a class, for the probes to learn from."""
 
@@ -106,6 +108,15 @@ def draw(args: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
         adapters = {"base": None} | {NAMES[m]: Erasure(m, name, seed).directory(args.output_dir) for m in args.methods}
         title = f"Erased: {name} (training seed {seed})"
         method_grid(pipe, JudgeExamination(judge, [name], ""), adapters, 0, args.output_dir / f"{name}.png", title)
+    for method in args.methods:
+        rows = {}
+        for name in args.classes:
+            sides = {"base": None, "erased": Erasure(method, name, seed).directory(args.output_dir)}
+            drawn = draw_rows(pipe, sides, [PROMPT.format(object=name)], range(PICTURED))
+            rows[name] = drawn["base"] + drawn["erased"]
+        captions = [f"{side}, seed {i}" for side in ("base", "erased") for i in range(PICTURED)]
+        title = f"Each class before and after it was erased: {NAMES[method]} (training seed {seed})"
+        picture(rows, captions, [RETAIN] * PICTURED + [FORGET] * PICTURED, args.output_dir / f"erased-{method}.png", title)
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:

@@ -155,7 +155,7 @@ def test_finished_runs_are_compared_and_not_run_again(
 
 def test_the_grid_draws_base_and_adapters_from_the_same_noise(finished: Callable[[str, str], Path], tiny_pipeline_dir: Path) -> None:
     pipe, prompts = load_pipeline(tiny_pipeline_dir), ["a cat image in Neon style", "a car"]
-    rows = draw_rows(pipe, {"base": None, "ours": finished("ours", "cat"), "again": None}, prompts, 0)
+    rows = draw_rows(pipe, {"base": None, "ours": finished("ours", "cat"), "again": None}, prompts, [0])
     assert [np.array_equal(a, b) for a, b in zip(rows["base"], rows["again"], strict=True)] == [True, True]
     assert not np.array_equal(rows["base"][0], rows["ours"][0])
 

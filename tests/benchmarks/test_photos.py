@@ -210,7 +210,16 @@ def test_from_photographs_to_the_table(tmp_path: Path, monkeypatch: pytest.Monke
     out = tmp_path / "out"
     wanted = ["--methods", "uce", "--classes", "airplane", "--seeds", "0", "--num_images", "2", "--jobs", "1"]
     comparison.main(comparison.parse_args(["--base", str(base), "--output_dir", str(out), *wanted]))
-    assert {path.name for path in out.iterdir()} == {"base", "runs", "forgetting", "table.md", "comparison.json", "comparison.png", "airplane.png"}
+    assert {path.name for path in out.iterdir()} == {
+        "base",
+        "runs",
+        "forgetting",
+        "table.md",
+        "comparison.json",
+        "comparison.png",
+        "airplane.png",
+        "erased-uce.png",
+    }
     text = (out / "table.md").read_text()
     assert text in capsys.readouterr().out
     assert [line.split("|")[1].strip() for line in text.split("## 2 images")[1].splitlines() if line.startswith("| ")][1:] == [
