@@ -17,7 +17,7 @@ import signal
 import time
 from collections import Counter, deque
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,24 +62,14 @@ from policy.adapter import ADAPTER, add_lora, base_policy, is_identity, load_lor
 from policy.processes import all_rows, anywhere, keep_in_step, own_batches, processes
 from policy.trajectory import Experience, Trajectory
 from policy.update import UpdateConfig, UpdateStats, update_policy
-from training.checkpoints import (
-    Checkpoint,
-    critic_tensors,
-    list_checkpoints,
-    load_checkpoint,
-    load_critic_tensors,
-    load_optimizer_tensors,
-    load_replay_tensors,
-    optimizer_tensors,
-    replay_tensors,
-    save_checkpoint,
-)
+from training.checkpoints import Checkpoint, list_checkpoints, load_checkpoint
 from training.control import RECOGNISABLE, Brake, StopSignal, adapt_coefficient
 from training.diagnostics import Diagnostics
 from training.interruption import Interruption, leave
 from training.lock import LOCK_NAME, only_run
 from training.memory import out_of_memory, peak_memory_mb
 from training.plan import Amounts, costs_in_words, listing, probe
+from training.run_state import Progress, RunState
 from training.soundness import what_is_no_number
 from training.tracking import Tracking
 
@@ -269,24 +259,6 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 
 # --- what an iteration is made of ----------------------------------------------------------------------
-
-
-@dataclass
-class Progress:
-    """Counters and decisions that a checkpoint keeps."""
-
-    iteration: int = 0
-    images: int = 0
-    unet_samples: int = 0
-    seconds: float = 0.0
-    peak_memory_mb: float | None = None
-    brakes: int = 0
-    replaced: list[float] = field(default_factory=list)
-    retain_kl: float = 0.0
-    step_kl: float = 0.0
-    kl_coef: float = 0.0
-    first_ratio_deviation: float | None = None
-    stopped_by: str = ""
 
 
 def generator_for(args: argparse.Namespace, purpose: int, iteration: int = 0) -> torch.Generator:
@@ -862,20 +834,12 @@ def learn(
     rollouts = args.retain_rollouts + args.warmup_rollouts
     elapsed = time.perf_counter() - started
     progress = Progress(images=rollouts, unet_samples=2 * env.kernel.num_steps * rollouts, seconds=elapsed, kl_coef=args.kl_coef)
-    replay: deque[Experience] = deque(maxlen=args.replay_iterations)
-    diagnostics = Diagnostics(args.output_dir / "diagnostics.jsonl")
-    good, reason = lora_state(unet), None
+    state = RunState(unet, optimizer, lr_scheduler, critic, deque(maxlen=args.replay_iterations), progress, lora_state(unet))
+    diagnostics, reason = Diagnostics(args.output_dir / "diagnostics.jsonl"), None
 
     if checkpoint:
-        groups, numbers = checkpoint
-        load_lora_state(unet, groups["lora"])
-        load_optimizer_tensors(optimizer, groups["optimizer"])
-        load_critic_tensors(critic, groups["critic"], args.offload_trajectories)
-        load_replay_tensors(replay, groups.get("replay", {}), accelerator.device, args.offload_trajectories)
-        lr_scheduler.load_state_dict(numbers["lr_scheduler"])
-        for group in optimizer.param_groups:
-            group["lr"] = numbers["learning_rate"]
-        progress, good = Progress(**numbers["progress"]), groups["good"]
+        state.restore(checkpoint, accelerator.device, args.offload_trajectories)
+        progress = state.progress
         stop.recent = progress.replaced
         logger.info(f"Resuming after iteration {progress.iteration}")
     elif accelerator.is_main_process:
@@ -903,17 +867,12 @@ def learn(
         if reason:
             progress.brakes += 1
             logger.warning(f"Brake: {reason}; back to the last good state at half the learning rate.")
-            load_lora_state(unet, good)
-            replay.clear()
-            lr_scheduler.base_lrs = [lr / 2 for lr in lr_scheduler.base_lrs]
-            for group in optimizer.param_groups:
-                group["lr"] /= 2
-            if progress.brakes > args.max_brakes and not math.isfinite(progress.step_kl) and is_identity(good):
+            if progress.brakes > args.max_brakes and not math.isfinite(progress.step_kl) and is_identity(state.good):
                 raise Unsound(f"The adapter has learnt nothing: {reason}.")
-            progress.retain_kl = progress.step_kl = 0.0
+            state.go_back()
             stop.recent = []
         else:
-            good = lora_state(unet)
+            state.keep()
         progress.stopped_by = why_stop(args, progress, reason, reason is None and stop.update(logs["replaced"]))
         progress.replaced = stop.recent
         if progress.stopped_by:
@@ -927,7 +886,7 @@ def learn(
                 skipped = any(stats.skipped for stats in cooled)
                 if too_far := brake.reason(0.0, cooled[-1].retain_kl[-1], math.nan if skipped else cooled[-1].step_kl[-1], math.inf):
                     logger.warning(f"The cool-down is taken back: {too_far}.")
-                    load_lora_state(unet, good)
+                    load_lora_state(unet, state.good)
                 else:
                     logs |= {f"cooldown_{name}": getattr(cooled[-1], name)[-1] for name in ("retain_kl", "anchor_kl", "step_kl")}
             progress.seconds += time.perf_counter() - started
@@ -946,14 +905,14 @@ def learn(
                 unet,
                 env.kernel,
                 env.table,
-                [fresh, *replay],
+                [fresh, *state.replay],
                 base.retain,
                 optimizer,
                 accelerator,
                 replace(config, kl_coef=progress.kl_coef),
                 generator,
             )
-            replay.append(fresh)
+            state.replay.append(fresh)
             lr_scheduler.step()
             progress.retain_kl = stats.retain_kl[-1]
             progress.step_kl = stats.step_kl[-1] if stats.skipped < len(stats.grad_norm) else math.nan
@@ -983,11 +942,7 @@ def learn(
         interrupted = anywhere(interruption.received is not None)
         due = bool(args.checkpointing_steps) and progress.iteration % args.checkpointing_steps == 0
         if accelerator.is_main_process and (due or interrupted):
-            groups = {"lora": lora_state(unet), "good": good, "optimizer": optimizer_tensors(optimizer), "critic": critic_tensors(critic)}
-            groups["replay"] = replay_tensors(replay)
-            numbers = {"progress": asdict(progress), "lr_scheduler": lr_scheduler.state_dict(), "learning_rate": optimizer.param_groups[0]["lr"]}
-            numbers["settings"] = run_settings(args)
-            save_checkpoint(args.output_dir, progress.iteration, groups, numbers, args.checkpoints_total_limit)
+            state.save(args.output_dir, run_settings(args), args.checkpoints_total_limit)
         accelerator.wait_for_everyone()
         if interrupted:
             tracking.end()
