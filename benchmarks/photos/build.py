@@ -70,8 +70,8 @@ class Size:
 
 
 SIZES = {
-    "cpu": Size({"autoencoder": 5000, "denoiser": 10000, "judge": 1800, "clip": 5000, "reward": 4000}, 8, (24, 48, 48), (48, 96), 1),
-    "gpu": Size({"autoencoder": 12000, "denoiser": 60000, "judge": 3000, "clip": 8000, "reward": 6000}, 8, (64, 128, 128), (96, 192), 2),
+    "cpu": Size({"autoencoder": 5000, "denoiser": 10000, "judge": 3600, "clip": 5000, "reward": 4000}, 8, (24, 48, 48), (48, 96), 1),
+    "gpu": Size({"autoencoder": 12000, "denoiser": 60000, "judge": 8000, "clip": 8000, "reward": 6000}, 8, (64, 128, 128), (96, 192), 2),
 }
 """For two cores and for a large card."""
 
@@ -135,9 +135,20 @@ def soften(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return torch.where(torch.rand((len(x), 1, 1, 1), generator=generator) < 0.25, soft, x)
 
 
+def cut_out(x: torch.Tensor, generator: torch.Generator, hole: int) -> torch.Tensor:
+    """(B, 3, S, S) -> the same shape: in each image a square of `hole` pixels, an odd number, about any pixel of it is grey.
+
+    From DeVries & Taylor (2017, https://arxiv.org/abs/1708.04552).
+    """
+    count, _, side, _ = x.shape
+    centres = torch.randint(side, (2, count, 1), generator=generator)
+    rows, columns = (torch.arange(side) - centres).abs() <= hole // 2
+    return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+
+
 def augment_for_judge(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """(B, 3, 32, 32) -> the same shape: cropped by up to 2 pixels, flipped, and one in four softened."""
-    return crop_and_flip(soften(x, generator), generator, 2)
+    """(B, 3, 32, 32) -> the same shape: cropped by up to 2 pixels, flipped, one in four softened, and a square of 9 pixels cut out."""
+    return cut_out(crop_and_flip(soften(x, generator), generator, 2), generator, 9)
 
 
 def augment_for_teacher(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -120,6 +120,18 @@ def test_crop_and_flip_moves_images_within_their_bounds() -> None:
     assert ((centre >= 11) & (centre <= 20)).all() and len(centre.unique()) > 5
 
 
+def test_a_square_is_cut_out_of_every_image() -> None:
+    x = torch.ones(300, 3, 32, 32)
+    cut = build.cut_out(x, torch.Generator().manual_seed(0), 9)
+    assert not x.eq(0).any()
+    grey = cut.eq(0)
+    assert (grey | cut.eq(1)).all() and (grey == grey[:, :1]).all()
+    heights, widths = grey[:, 0].any(2).sum(1), grey[:, 0].any(1).sum(1)
+    assert torch.equal(grey[:, 0].sum((1, 2)), heights * widths)  # a rectangle
+    assert heights.min() >= 5 and heights.max() == 9 and widths.max() == 9  # less where it reaches over the edge
+    assert grey.any(dim=0).all()  # it may be anywhere
+
+
 def test_soften_leaves_most_images_alone() -> None:
     x = torch.rand(64, 3, 32, 32)
     soft = build.soften(x, torch.Generator().manual_seed(0))
