@@ -195,6 +195,13 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--anchor_kl_coef", type=number, default=1.0, help="Weight of the KL to the base under the nearest anchor, on forget prompts."
     )
+    parser.add_argument(
+        "--adversarial_radius",
+        type=number,
+        default=0.5,
+        help="Take that KL as well under the text that undoes the most within so much of the way from prompt to anchor, against words that are searched for. "
+        "0 leaves it out, which saves a fifth of the time.",
+    )
     parser.add_argument("--retain_rollouts", type=positive_int, default=64, help="Rollouts of the base on retain prompts that the KL is taken on.")
     parser.add_argument(
         "--retain_batch_size",
@@ -287,6 +294,7 @@ def update_config(args: argparse.Namespace) -> UpdateConfig:
         clip_range=args.clip_range,
         kl_coef=args.kl_coef,
         anchor_kl_coef=args.anchor_kl_coef,
+        adversarial_radius=args.adversarial_radius,
         target_kl=args.target_kl,
         inner_epochs=args.inner_epochs,
         batch_size=args.train_batch_size,
@@ -488,7 +496,7 @@ def update_logs(env: Environment, stats: UpdateStats) -> dict[str, float]:
         "first_ratio_deviation": stats.first_ratio_deviation,
         "skipped_updates": float(stats.skipped),
     }
-    for name in ("clip_fraction", "approx_kl", "step_kl", "retain_kl", "anchor_kl", "grad_norm"):
+    for name in ("clip_fraction", "approx_kl", "step_kl", "retain_kl", "anchor_kl", "worst_anchor_kl", "grad_norm"):
         values = getattr(stats, name)
         logs[name] = sum(values) / len(values)
     for step, t in enumerate(env.kernel.timesteps[:-1].tolist()):

@@ -103,6 +103,7 @@ def measure(concept: str, args: argparse.Namespace) -> dict[str, dict[str, float
         clip_range=settings.clip_range,
         kl_coef=0.0,
         anchor_kl_coef=0.0,
+        adversarial_radius=0.0,
         target_kl=float("inf"),
         inner_epochs=1,
         batch_size=settings.train_batch_size,

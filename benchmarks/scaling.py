@@ -55,14 +55,14 @@ def iteration(model: Model, args: argparse.Namespace) -> Iteration:
     images, retain, steps = args.images_per_iteration, args.retain_batch_size, args.num_inference_steps
     terms = max(1, round(args.train_timestep_fraction * (steps - args.masked_steps)))
     rollouts = (images + retain) * steps
-    updates = terms * (images + images + retain)  # the reference of the forget states has no backward pass
-    backward = terms * (images + retain)
+    learnt = terms * (images * (1 + (args.adversarial_radius > 0)) + retain)
+    reference = terms * images  # has no backward pass
     latent = NUMBER * 4 * model.latent_size**2
     gathered = latent * ((images + retain) * (2 * steps + 1) + images * steps)
     adapter = weigh(model, args.rank, args.lora_target_modules).adapter
     return Iteration(
         images + retain,
-        BRANCHES * (rollouts + updates + backward) * operations(model),
+        BRANCHES * (rollouts + reference + 2 * learnt) * operations(model),
         gathered,
         NUMBER * adapter * -(-terms // args.gradient_accumulation_steps),
     )

@@ -19,7 +19,7 @@ CURVES = {
     "Forgotten: share of forget images": ("forgotten", "replaced"),
     "Retained images recognised": ("recognised",),
     "Rewards": ("forget_reward", "retain_reward"),
-    "KL to the base": ("retain_kl", "anchor_kl"),
+    "KL to the base": ("retain_kl", "anchor_kl", "worst_anchor_kl"),
     "KL of an update": ("approx_kl", "step_kl"),
     "Gradient norm": ("grad_norm",),
     "Clipped ratios": ("clip_fraction",),

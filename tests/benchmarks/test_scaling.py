@@ -28,7 +28,7 @@ def test_work_is_shared_and_traffic_is_not() -> None:
 def test_an_iteration_is_made_of_rollouts_references_updates_and_their_backward_passes() -> None:
     args = script.parse_args(["--concept", "cat", "--num_inference_steps", "6", "--images_per_iteration", "4", "--retain_batch_size", "2"])
     found = iteration(MODELS["sd15"], args)  # 2 of 4 steps are trained
-    samples = 2 * (6 * 6 + 2 * (4 + 4 + 2) + 2 * (4 + 2))
+    samples = 2 * (6 * 6 + 2 * (4 + 4 + 4 + 2) + 2 * (4 + 4 + 2))
     assert found.operations == samples * operations(MODELS["sd15"]) and found.images == 6
     assert found.gathered == 4 * 4 * 64 * 64 * (6 * 13 + 4 * 6)
 

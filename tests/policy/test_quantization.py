@@ -67,15 +67,17 @@ def test_an_adapter_learns_on_it_and_disabled_leaves_it_bit_for_bit(config: dict
     accelerator = Accelerator(cpu=True)
     optimizer = accelerator.prepare(torch.optim.Adam(parameters, lr=1e-2))
     experience = Experience(trajectory, torch.zeros(3, 5), torch.ones(3, dtype=torch.int64))
-    kls, deviations = [], []
+    kls, worst, deviations = [], [], []
     for _ in range(6):
-        config_ = UpdateConfig(0.2, 0.0, 1.0, float("inf"), 1, 3, 1, 4, 1.0, 1, 5.0, 1.0)
+        config_ = UpdateConfig(0.2, 0.0, 1.0, 0.5, float("inf"), 1, 3, 1, 4, 1.0, 1, 5.0, 1.0)
         generator = torch.Generator().manual_seed(0)
         stats = update_policy(unet, kernel, table, [experience], trajectory, optimizer, accelerator, config_, generator)
         kls += stats.anchor_kl
+        worst += stats.worst_anchor_kl
         deviations.append(stats.first_ratio_deviation)
     assert deviations[0] == 0.0  # with gradient and without the layers do the same
     assert kls[0] > 0 and kls[-1] < 0.9 * kls[0]
+    assert worst[0] > kls[0] and worst[-1] < worst[0]
     assert {p.dtype for p in parameters} == {torch.float32}
     assert (predict(unet) - base).abs().max() > 1e-4
     with base_policy(unet):

@@ -30,6 +30,7 @@ def update(
         "clip_range": 0.2,
         "kl_coef": 0.0,
         "anchor_kl_coef": 0.0,
+        "adversarial_radius": 0.0,
         "target_kl": math.inf,
         "inner_epochs": 1,
         "batch_size": len(trajectory),
@@ -88,6 +89,8 @@ def test_the_ratio_is_exactly_1_until_something_moves(policy: Policy, dtypes: tu
     retain = policy.sample(RETAIN, 3, storage_dtype=storage)
     stats = update(policy, trajectory, torch.randn(8, 5), retain, sgd(policy, 0.0), batch_size=4, masked_steps=0, inner_epochs=2, accumulation=2)
     assert (stats.first_ratio_deviation, stats.first_clip_fraction) == (0.0, 0.0)
+    asked = update(policy, trajectory, torch.randn(8, 5), retain, sgd(policy, 0.0), batch_size=4, anchor_kl_coef=1.0, adversarial_radius=0.5)
+    assert asked.first_ratio_deviation == 0.0
     assert set(stats.by_step) == set(range(5)) and all(row == (1.0, 0.0, 0.0) for rows in stats.by_step.values() for row in rows)
     assert all(kl == 0.0 for kl in stats.approx_kl) and all(clip == 0.0 for clip in stats.clip_fraction)
 
@@ -179,6 +182,28 @@ def test_the_anchor_kl_pulls_forget_states_to_the_base_under_the_anchor_prompt(p
     assert all(p.requires_grad for p in policy.parameters)
 
 
+def test_around_a_prompt_the_kl_is_larger_and_comes_down_where_it_is_trained(policy: Policy) -> None:
+    """Among as many gradients of the same states: what one pass less of the UNet learns leaves the text around the prompt where it was."""
+    trajectory, start = policy.sample(FORGET, seed=3), [p.detach().clone() for p in policy.parameters]
+    nothing = torch.zeros_like(trajectory.log_probs)
+
+    def around(radius: float) -> tuple[UpdateStats, UpdateStats, float]:
+        """Statistics of the first update with this radius, of the last, and the KL around the prompts after it."""
+        with torch.no_grad():
+            for p, value in zip(policy.parameters, start, strict=True):
+                p.copy_(value)
+        optimizer = torch.optim.Adam(policy.parameters, lr=1e-2)
+        stats = [update(policy, trajectory, nothing, trajectory, optimizer, anchor_kl_coef=1.0, adversarial_radius=radius) for _ in range(8)]
+        after = update(policy, trajectory, nothing, trajectory, sgd(policy, 0.0), anchor_kl_coef=1.0, adversarial_radius=0.5)
+        return stats[0], stats[-1], sum(after.worst_anchor_kl)
+
+    first, last, trained = around(0.5)
+    assert first.worst_anchor_kl[0] > first.anchor_kl[0] > 0 and last.worst_anchor_kl[0] < first.worst_anchor_kl[0]
+    assert first.unet_samples == 4 * (2 * 4 * 3)  # every state under its prompt, around it, and under its anchor
+    plain, _, left = around(0.0)
+    assert set(plain.worst_anchor_kl) == {0.0} and trained < left
+
+
 def test_replayed_trajectories_are_weighed_by_what_the_policy_has_become(policy: Policy) -> None:
     old = policy.sample(FORGET, seed=1)
     policy.move(0.05)
@@ -211,7 +236,7 @@ def test_how_many_go_through_the_unet_together_does_not_change_the_update(policy
             for p, value in zip(policy.parameters, start, strict=True):
                 p.copy_(value)
         accelerator = Accelerator(cpu=True)
-        config = UpdateConfig(0.5, 2.0, 1.0, math.inf, 2, batch_size, 5, 3, 0.75, 1, 5.0, 1.0)
+        config = UpdateConfig(0.5, 2.0, 1.0, 0.5, math.inf, 2, batch_size, 5, 3, 0.75, 1, 5.0, 1.0)
         stats = update_policy(
             policy.unet,
             policy.kernel,
