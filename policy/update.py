@@ -1,9 +1,10 @@
-"""One policy update: clipped surrogate on forget trajectories, KL to the base on retain trajectories."""
+"""One policy update: surrogate and KL to the base under the anchors on forget trajectories, KL to the base on retain trajectories."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 
 import torch
 from accelerate import Accelerator
@@ -77,6 +78,116 @@ class UpdateStats:
     unet_samples: int = 0
 
 
+@dataclass(frozen=True)
+class ForgetFigures:
+    """Of B trajectories at one step, all processes' and detached.
+
+    Attributes:
+        change: (B,) what their log-densities have gained on those of the policy that acted; 0 before anything has moved.
+        movement: how far they have moved, in the surrogate's units.
+        step_kl: (B,) KL to the policy that acted.
+        anchor_kl, worst_anchor_kl: (B,) KL to the base under the anchor, under the prompt and under the worst text near it; 0 where it is not asked for.
+    """
+
+    change: torch.Tensor
+    movement: Movement
+    step_kl: torch.Tensor
+    anchor_kl: torch.Tensor
+    worst_anchor_kl: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss at one denoising step, of forget and of retain states: each call adds its gradient to the adapter's, and returns figures.
+
+    A gradient is that of this process's rows, figures are all processes'.
+    """
+
+    unet: UNet2DConditionModel
+    kernel: ReverseKernel
+    table: PromptTable
+    accelerator: Accelerator
+    config: UpdateConfig
+
+    @property
+    def anchored(self) -> bool:
+        """Whether forget states are held to the base under the anchor."""
+        return self.config.anchor_kl_coef > 0
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether they are under the worst text near the prompt, too."""
+        return self.anchored and self.config.adversarial_radius > 0
+
+    def unet_samples(self, forget: int, retain: int) -> int:
+        """Samples that the UNet is given for so many forget and retain states."""
+        branches = 2 if self.config.guidance_scale > 1 else 1
+        return branches * (forget * (1 + self.anchored + self.adversarial) + retain)
+
+    def forget(self, experience: Experience, step: int, scale: float, share: float) -> ForgetFigures:
+        """The surrogate and the KLs to the anchor at `step` of all trajectories.
+
+        Args:
+            scale: of the surrogate.
+            share: of this call in the optimizer step.
+        """
+        count = len(experience.trajectory)
+        rows = own_batches(count, self.config.batch_size)
+        mine = torch.cat([self._forget_rows(experience, part, step, scale, share / count) for part in rows])
+        change, log_ratio, outside, step_kl, anchor_kl, worst_kl = all_rows(mine, count).unbind(dim=1)
+        return ForgetFigures(change, Movement(log_ratio, outside.bool()), step_kl, anchor_kl, worst_kl)
+
+    def retain(self, base: Trajectory, rows: torch.Tensor, step: int, share: float) -> torch.Tensor:
+        """(B,) the KL to the base at `step` of its own trajectories `rows` (B,)."""
+        mine = torch.cat([self._retain_rows(base, rows[part], step, share / len(rows)) for part in own_batches(len(rows), self.config.batch_size)])
+        return all_rows(mine, len(rows))
+
+    def _forget_rows(self, experience: Experience, rows: slice, step: int, scale: float, share: float) -> torch.Tensor:
+        """(b, 6): the columns of `ForgetFigures`. `share` is that of one row."""
+        config, batch = self.config, experience.trajectory[rows]
+        x, action, old_mean = (part.to(self._device) for part in (batch.latents[:, step], batch.latents[:, step + 1], batch.means[:, step].float()))
+        told, anchors = self.table.conditioning[batch.prompt_ids], self.table.conditioning[experience.anchor_ids[rows]]
+        if self.anchored:
+            with base_policy(self.unet), torch.no_grad():
+                reference = self._mean(x, step, anchors)
+        if self.adversarial:
+            told = replace(told, states=told.states.float().requires_grad_())
+        mean = self._mean(x, step, told)
+        log_prob, old_log_prob = self.kernel.log_prob(action, mean, step), batch.log_probs[:, step]
+        if experience.slopes is None:
+            dim = x[0].numel()
+            surrogate = clipped_surrogate(log_prob, old_log_prob, experience.advantages[rows, step], config.clip_range, dim)
+        else:
+            std, slope = self.kernel.stds[step].item(), experience.slopes[rows, step].to(self._device)
+            surrogate = pathwise_surrogate(mean, old_mean, slope, log_prob, old_log_prob, std, config.clip_range)
+        loss = scale * surrogate.loss
+        anchor_kl = worst_kl = torch.zeros_like(old_log_prob)
+        if self.anchored:
+            anchor_kl = self.kernel.kl(mean, reference, step)
+            loss = loss + config.anchor_kl_coef * anchor_kl.mean()
+        self.accelerator.backward(loss * len(batch) * share)
+        if self.adversarial:
+            worst = replace(told, states=worst_case(told.states, told.states.grad, anchors.states, config.adversarial_radius))
+            worst_kl = self.kernel.kl(self._mean(x, step, worst), reference, step)
+            self.accelerator.backward(config.anchor_kl_coef * worst_kl.mean() * len(batch) * share)
+        step_kl = self.kernel.kl(mean.detach(), old_mean, step)
+        figures = log_prob - old_log_prob, surrogate.log_ratio, surrogate.outside.float(), step_kl, anchor_kl, worst_kl
+        return torch.stack([figure.detach() for figure in figures], dim=1)
+
+    def _retain_rows(self, base: Trajectory, rows: torch.Tensor, step: int, share: float) -> torch.Tensor:
+        mean = self._mean(base.latents[rows, step].to(self._device), step, self.table.conditioning[base.prompt_ids[rows]])
+        kl = self.kernel.kl(mean, base.means[rows, step].to(self._device).float(), step)
+        self.accelerator.backward(self.config.kl_coef * kl.mean() * len(rows) * share)
+        return kl.detach()
+
+    def _mean(self, x: torch.Tensor, step: int, told: Conditioning) -> torch.Tensor:
+        return step_mean(self.unet, self.kernel, x, step, told, self.table.negative, self.config.guidance_scale)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.kernel.stds.device
+
+
 def update_policy(
     unet: UNet2DConditionModel,
     kernel: ReverseKernel,
@@ -98,87 +209,33 @@ def update_policy(
 
     All processes are given the same; each takes its share of every term's rows, and their gradients are added up.
     """
-    stats = UpdateStats()
-    device = kernel.stds.device
+    stats, objective = UpdateStats(), Objective(unet, kernel, table, accelerator, config)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     trainable_steps = kernel.num_steps - config.masked_steps
     trained_steps = max(1, round(config.timestep_fraction * trainable_steps))
-    branches = 2 if config.guidance_scale > 1 else 1
-    anchored, attacked = config.anchor_kl_coef > 0, config.anchor_kl_coef > 0 and config.adversarial_radius > 0
-    dim = retain.latents[0, 0].numel()
     sensitivity = kernel.sensitivity()
-    weights = sensitivity[:trainable_steps].median() / sensitivity
+    scales = sensitivity[:trainable_steps].median() / sensitivity
     terms = [
         (experience, int(step))
         for _ in range(config.inner_epochs)
         for experience in experiences
         for step in torch.randperm(trainable_steps, generator=generator)[:trained_steps]
     ]
-
-    def ask(x: torch.Tensor, step: int, told: Conditioning) -> torch.Tensor:
-        return step_mean(unet, kernel, x, step, told, table.negative, config.guidance_scale)
-
     for start in range(0, len(terms), config.accumulation):
-        chunk = terms[start : start + config.accumulation]
-        kls, moves, clips, retain_kls, anchor_kls, worst_kls = [], [], [], [], [], []
+        chunk, figures, retain_kls = terms[start : start + config.accumulation], [], []
         for experience, step in chunk:
-            count = len(experience.trajectory)
-            movements, divergences, worst, held = [], [], [], []
-            for rows in own_batches(count, config.batch_size):
-                batch = experience.trajectory[rows]
-                share = len(batch) / count
-                x, action = batch.latents[:, step].to(device), batch.latents[:, step + 1].to(device)
-                told, anchors = table.conditioning[batch.prompt_ids], table.conditioning[experience.anchor_ids[rows]]
-                if anchored:
-                    with base_policy(unet), torch.no_grad():
-                        reference = ask(x, step, anchors)
-                if attacked:
-                    told = replace(told, states=told.states.float().requires_grad_())
-                mean = ask(x, step, told)
-                log_prob = kernel.log_prob(action, mean, step)
-                old_log_prob, old_mean = batch.log_probs[:, step], batch.means[:, step].to(device).float()
-                if experience.slopes is None:
-                    surrogate = clipped_surrogate(log_prob, old_log_prob, experience.advantages[rows, step], config.clip_range, dim)
-                else:
-                    std, slope = kernel.stds[step].item(), experience.slopes[rows, step].to(device)
-                    surrogate = pathwise_surrogate(mean, old_mean, slope, log_prob, old_log_prob, std, config.clip_range)
-                loss = weights[step] * surrogate.loss
-                if anchored:
-                    anchor_kl = kernel.kl(mean, reference, step)
-                    loss = loss + config.anchor_kl_coef * anchor_kl.mean()
-                    divergences.append(anchor_kl.detach())
-                accelerator.backward(loss * share / len(chunk))
-                if attacked:
-                    states = worst_case(told.states, told.states.grad, anchors.states, config.adversarial_radius)
-                    worst_kl = kernel.kl(ask(x, step, replace(told, states=states)), reference, step)
-                    accelerator.backward(config.anchor_kl_coef * worst_kl.mean() * share / len(chunk))
-                    worst.append(worst_kl.detach())
-                moved = kernel.kl(mean.detach(), old_mean, step)
-                movements.append(torch.stack([log_prob.detach() - old_log_prob, surrogate.log_ratio, surrogate.outside.float(), moved], dim=1))
-            stats.unet_samples += branches * count * (1 + anchored + attacked)
+            figures.append(objective.forget(experience, step, scales[step].item(), 1 / len(chunk)))
+            held = 0
             if config.kl_coef > 0:
                 drawn = torch.randint(len(retain), (config.retain_batch_size,), generator=generator)
-                for rows in own_batches(len(drawn), config.batch_size):
-                    part = drawn[rows]
-                    mean = ask(retain.latents[part, step].to(device), step, table.conditioning[retain.prompt_ids[part]])
-                    retain_kl = kernel.kl(mean, retain.means[part, step].to(device).float(), step)
-                    accelerator.backward(config.kl_coef * retain_kl.mean() * (len(part) / len(drawn)) / len(chunk))
-                    held.append(retain_kl.detach())
-                stats.unet_samples += branches * len(drawn)
-                retain_kls.append(all_rows(torch.cat(held), len(drawn)).mean().item())
-            change, ratio, outside, moved = all_rows(torch.cat(movements), count).unbind(dim=1)
-            movement = Movement(ratio, outside.bool())
-            if anchored:
-                anchor_kls.append(all_rows(torch.cat(divergences), count).mean().item())
-            if attacked:
-                worst_kls.append(all_rows(torch.cat(worst), count).mean().item())
-            moves.append(moved.mean().item())
-            kls.append(movement.approx_kl.item())
-            clips.append(movement.clip_fraction.item())
-            if start == 0:
-                stats.first_ratio_deviation = max(stats.first_ratio_deviation, (change.exp() - 1).abs().max().item())
-                stats.first_clip_fraction = max(stats.first_clip_fraction, clips[-1])
-            stats.by_step.setdefault(step, []).append((movement.ratio_mean.item(), movement.ratio_std.item(), clips[-1]))
+                retain_kls.append(objective.retain(retain, drawn, step, 1 / len(chunk)))
+                held = len(drawn)
+            stats.unet_samples += objective.unet_samples(len(experience.trajectory), held)
+            movement = figures[-1].movement
+            stats.by_step.setdefault(step, []).append((movement.ratio_mean.item(), movement.ratio_std.item(), movement.clip_fraction.item()))
+        if start == 0:
+            stats.first_ratio_deviation = max((f.change.exp() - 1).abs().max().item() for f in figures)
+            stats.first_clip_fraction = max(f.movement.clip_fraction.item() for f in figures)
         sum_gradients(parameters)
         norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
         finite = math.isfinite(norm)
@@ -187,12 +244,12 @@ def update_policy(
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         stats.grad_norm.append(norm)
-        stats.clip_fraction.append(sum(clips) / len(clips))
-        stats.approx_kl.append(sum(kls) / len(kls))
-        stats.step_kl.append(sum(moves) / len(moves))
-        stats.retain_kl.append(sum(retain_kls) / max(1, len(retain_kls)))
-        stats.anchor_kl.append(sum(anchor_kls) / max(1, len(anchor_kls)))
-        stats.worst_anchor_kl.append(sum(worst_kls) / max(1, len(worst_kls)))
+        stats.clip_fraction.append(fmean(f.movement.clip_fraction.item() for f in figures))
+        stats.approx_kl.append(fmean(f.movement.approx_kl.item() for f in figures))
+        stats.step_kl.append(fmean(f.step_kl.mean().item() for f in figures))
+        stats.anchor_kl.append(fmean(f.anchor_kl.mean().item() for f in figures))
+        stats.worst_anchor_kl.append(fmean(f.worst_anchor_kl.mean().item() for f in figures))
+        stats.retain_kl.append(fmean(kl.mean().item() for kl in retain_kls) if retain_kls else 0.0)
         if stats.step_kl[-1] > config.target_kl:
             stats.stopped_early = True
             break

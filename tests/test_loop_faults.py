@@ -101,8 +101,8 @@ def test_a_base_that_draws_no_numbers_is_not_learnt_from(
 def test_a_unet_that_fails_for_a_while_is_recovered_from(
     value: float, run: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The base takes 16 calls; the calls after them are the first iteration's update and the second's rollouts."""
-    run(lambda env, *_: calls_between(env.pipe.unet, 40, 50, value), max_train_iterations=4)
+    """The base takes 16 calls, an update 14 and its rollouts 12: these are of the second update and the rollouts after it."""
+    run(lambda env, *_: calls_between(env.pipe.unet, 44, 58, value), max_train_iterations=4)
     results = results_of(tmp_path / "out")
     assert results["training"]["iterations"] == 4 and results["training"]["stopped_by"] == "--max_train_iterations"
     assert results["training"]["brakes"] == 1 and "Brake" in caplog.text

@@ -43,7 +43,8 @@ def diagnostics(directory: Path) -> list[dict[str, float]]:
 def assert_same_run(one: Path, two: Path) -> None:
     """To the rounding of sums: every figure of every iteration, the costs and all weights.
 
-    Of weights nearly every element, and all by their norm: Adam takes a step of full size where a gradient is hardly more than its rounding.
+    Of weights nearly every element, and all by their norm: Adam takes a step of full size where a gradient is hardly more than its
+    rounding, and the worst text near a prompt is found by the direction of a gradient, however small.
     """
     for alone, shared in zip(diagnostics(one), diagnostics(two), strict=True):
         assert alone.keys() == shared.keys()
@@ -58,7 +59,7 @@ def assert_same_run(one: Path, two: Path) -> None:
             close = torch.isclose(value.float(), shared[name].float(), rtol=1e-3, atol=1e-4)
             assert close.float().mean() > 0.95, f"{path.name}: {name}"
             difference = torch.linalg.vector_norm(shared[name].float() - value.float())
-            assert difference <= 1e-4 + 1e-3 * torch.linalg.vector_norm(value.float()), f"{path.name}: {name}"
+            assert difference <= 1e-4 + 1e-2 * torch.linalg.vector_norm(value.float()), f"{path.name}: {name}"
 
 
 @pytest.mark.parametrize(
