@@ -19,7 +19,7 @@ def test_a_second_counts_once_in_the_innermost_part() -> None:
 
 
 def test_every_part_of_a_run_is_found(arguments: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
-    """The UNet is asked as often as the settings say: 2 rollouts an iteration, and in updates reference, policy and retain states a term."""
+    """The UNet is asked as often as the settings say: 2 rollouts an iteration, and in updates reference, policy, retain and worst-case states a term."""
     (tmp_path / "out").mkdir()
     before = [getattr(owner, function) for owner, function, _ in PARTS]
     args = arguments(
@@ -37,8 +37,8 @@ def test_every_part_of_a_run_is_found(arguments: Callable[..., argparse.Namespac
     assert found.iterations == 2 and set(found.parts) == {*UNET, *(name for *_, name in PARTS)}
     terms, branches = 2 * (args.num_inference_steps - args.masked_steps), 2
     assert found.calls[FORWARD] == 3 * 2 * args.num_inference_steps + terms  # with a critic, all of the iterations and the last look roll out
-    assert found.calls[LEARNING] == found.calls[BACKWARD] == 2 * terms
-    assert found.samples[LEARNING] == found.samples[BACKWARD] == terms * branches * (args.images_per_iteration + args.retain_batch_size)
+    assert found.calls[LEARNING] == found.calls[BACKWARD] == 3 * terms
+    assert found.samples[LEARNING] == found.samples[BACKWARD] == terms * branches * (2 * args.images_per_iteration + args.retain_batch_size)
     assert 0 < sum(found.parts.values()) <= found.total and 0 < found.overhead < 1
     assert found.operations > 0 and found.peak > 0 and 0 < found.utilisation(*UNET) < 2
 
