@@ -27,7 +27,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import DynamoBackend, ProjectConfiguration, parse_flag_from_env, set_seed
+from accelerate.utils import DynamoBackend, ProjectConfiguration, gather_object, parse_flag_from_env, set_seed
 from diffusers import UNet2DConditionModel
 from diffusers.optimization import SchedulerType, get_scheduler
 from PIL import Image
@@ -582,24 +582,35 @@ def choose_examination(args: argparse.Namespace, env: Environment) -> Examinatio
 def write_results(
     args: argparse.Namespace, env: Environment, examination: Examination | None, progress: Progress, last: dict[str, float]
 ) -> dict[str, Any]:
-    """Evaluate base and adapter, write `results.json`, `before_after.png` and the model card."""
+    """Evaluate base and adapter, which the processes share; the first writes `results.json`, `before_after.png` and the model card and returns results."""
     results: dict[str, Any] = {
         "concept": env.spec.concepts,
         "base_model_name_or_path": base_name(args),
         "revision": args.revision,
         "pipeline_class": env.backbone.pipeline_class,
     }
-    if examination is None:
-        pairs = preview_pairs(args, env, validation_prompts(args, env))
-    else:
+    state = processes()
+    if examination is not None:
         with env.at_hand():
             evaluation = evaluate(
-                env.pipe, examination, args.evaluation_seeds, guidance_scale=args.validation_guidance_scale, batch_size=args.train_batch_size
+                env.pipe,
+                examination,
+                args.evaluation_seeds,
+                guidance_scale=args.validation_guidance_scale,
+                batch_size=args.train_batch_size,
+                progress=state.is_local_main_process,
+                processes=(state.process_index, state.num_processes),
+                gather=gather_object,
             )
-        assert evaluation is not None
+        if evaluation is None:
+            return {}
         results |= evaluation.results
         pairs = evaluation.pairs
         print(table(results))
+    elif state.is_main_process:
+        pairs = preview_pairs(args, env, validation_prompts(args, env))
+    else:
+        return {}
     results |= {
         "reward_model": public_name(args.reward_model_name_or_path)
         if args.reward_model_name_or_path
@@ -789,7 +800,6 @@ def train(
     with Interruption() as interruption:
         progress, logs = learn(args, accelerator, env, optimizer, critic, checkpoint, interruption, tracking)
     logger.info(f"Stopped after {progress.iteration} iterations: {progress.stopped_by}")
-    results: dict[str, Any] = {}
     if accelerator.is_main_process:
         save_adapter(args.output_dir, env.pipe.unet, ADAPTER, adapter_metadata(args, env))
         if args.output_kohya_format:
@@ -805,8 +815,8 @@ def train(
             interruption.received or signal.SIGTERM,
             f"the adapter is complete in {args.output_dir}, but not evaluated; `python -m evaluation --adapter {args.output_dir}` does that.",
         )
+    results = write_results(args, env, examination, progress, logs)
     if accelerator.is_main_process:
-        results = write_results(args, env, examination, progress, logs)
         update_adapter_metadata(args.output_dir, results_header(results))
         logger.info(f"Wrote {args.output_dir}: load it with pipe.load_lora_weights({str(args.output_dir)!r})")
     tracking.end()

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 
 from environment.command_line import weight
 from environment.errors import friendly_errors, friendly_interrupts
@@ -118,7 +118,7 @@ def main(args: argparse.Namespace) -> None:
             measures=measures,
             store=store,
             processes=(accelerator.process_index, accelerator.num_processes),
-            wait=accelerator.wait_for_everyone,
+            gather=gather_object,
             progress=accelerator.is_main_process,
         )
     if found is None:

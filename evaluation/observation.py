@@ -90,6 +90,11 @@ class Observer:
                     bar.update(len(self.shards[k]))
         return found
 
+    def keep(self, pictures: Mapping[float, Mapping[Job, Image.Image]]) -> None:
+        """Add images of `shown` that another process has drawn, by weight."""
+        for scale, images in pictures.items():
+            self.pictures[scale] |= images
+
     def picture(self, scale: float, job: Job) -> Image.Image:
         """One of the images to show."""
         return self.pictures[scale][job] if self.store is None or job in self.pictures[scale] else self.store[scale].image(job)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 import canvas
 from evaluation.examination import Examination, default_seeds
@@ -23,6 +24,9 @@ from networks.versions import versions
 
 if TYPE_CHECKING:
     from evaluation.measures import Measures
+
+Observed = tuple[dict[float, list[Seen]], dict[float, dict[Job, Image.Image]]]
+"""What a process has seen of its shards, and those of the images to show that it has drawn, both by weight of the adapter."""
 
 BUNDLED_PIPELINE, BUNDLED_JUDGE = "bundled canvas", "bundled canvas judge"
 
@@ -48,7 +52,7 @@ def evaluate(
     measures: Measures | None = None,
     store: Store | None = None,
     processes: tuple[int, int] = (0, 1),
-    wait: Callable[[], None] = lambda: None,
+    gather: Callable[[list[Observed]], list[Observed]] = list,
 ) -> Evaluation | None:
     """Draw and judge every prompt with the adapter disabled and at each weight, on one pipeline that carries it.
 
@@ -64,34 +68,32 @@ def evaluate(
         scales: weights of the adapter; 0 is the base and is not drawn again.
         measures: what is measured beside the verdicts.
         store: keeps images and verdicts, so that what is interrupted goes on; None keeps none.
-        processes: which of how many processes this is; several need a store that all of them see. Shard k is the task of process k modulo their number.
-        wait: returns once all processes have called it.
+        processes: which of how many processes this is. Shard k is the task of process k modulo their number.
+        gather: every process's list -> those of all in one, in the order of the processes; called once, by each of them.
 
     Returns:
         None in every process but the first. `results` has `base` and `adapter` (at the weight nearest to 1; figures in percent, within each `ci95`
         `{figure: [low, high]}`, `images` of each figure, `per_class`, `measures`), `scales` (the same for every weight), `seeds`, `judge`, `protocol`,
         `targets`, `images_per_side`, `changed_images` (percent of images in which the adapter changed any pixel), `shown` (which images of a store `pairs` holds), settings,
         versions, seconds.
-
-    Raises:
-        ValueError: several processes and no store.
     """
-    if processes[1] > 1 and store is None:
-        raise ValueError("several processes need a store")
-    started = time.perf_counter()
+    started, (process, count) = time.perf_counter(), processes
     steps = num_inference_steps or examination.num_inference_steps
     guidance = examination.guidance_scale if guidance_scale is None else guidance_scale
     jobs = list_jobs(examination, seeds)
     shown = [(i, next(seed for prompt, seed in jobs if prompt == i)) for i in examination.showcase(showcase)]
-    observer = Observer(pipe, examination, jobs, scales, steps, guidance, batch_size, measures, store, shown)
-    shards, (process, count) = range(len(observer.shards)), processes
+    share = -(-len(jobs) // count)
+    observer = Observer(pipe, examination, jobs, scales, steps, guidance, min(batch_size, share), measures, store, shown)
+    shards = range(len(observer.shards))
     with evaluation_mode(pipe):
-        if count > 1:
-            observer.observe(shards[process::count], f"evaluating, process {process + 1} of {count}" if progress else None)
-            wait()
-            if process:
-                return None
-        found = observer.observe(shards, "evaluating" if progress else None)
+        label = "evaluating" if count == 1 else f"evaluating, process {process + 1} of {count}"
+        seen_here = observer.observe(shards[process::count], label if progress else None)
+    observed = gather([(seen_here, observer.pictures)])
+    if process:
+        return None
+    found = {scale: [observed[k % count][0][scale][k // count] for k in shards] for scale in observer.scales}
+    for _, pictures in observed:
+        observer.keep(pictures)
     ids, base_values = [i for i, _ in jobs], _values(found[BASE])
     sides = {scale: _side(examination, seen, ids, measures, None if scale == BASE else base_values) for scale, seen in found.items()}
     chosen = min(sides, key=lambda scale: (scale == BASE and len(sides) > 1, abs(scale - 1)))

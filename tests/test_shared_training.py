@@ -41,7 +41,7 @@ def diagnostics(directory: Path) -> list[dict[str, float]]:
 
 
 def assert_same_run(one: Path, two: Path) -> None:
-    """To the rounding of sums: every figure of every iteration, the costs and all weights.
+    """To the rounding of sums: every figure of every iteration, the costs, what was evaluated, and all weights.
 
     Of weights nearly every element, and all by their norm: Adam takes a step of full size where a gradient is hardly more than its
     rounding, and the worst text near a prompt is found by the direction of a gradient, however small.
@@ -50,8 +50,11 @@ def assert_same_run(one: Path, two: Path) -> None:
         assert alone.keys() == shared.keys()
         for name, value in alone.items():
             assert shared[name] == pytest.approx(value, rel=1e-3, abs=1e-4, nan_ok=True), name
-    costs = [json.loads((path / "results.json").read_text())["training"] for path in (one, two)]
-    assert all(costs[0][name] == costs[1][name] for name in ("iterations", "images", "unet_samples", "stopped_by", "first_ratio_deviation"))
+    results = [json.loads((path / "results.json").read_text()) for path in (one, two)]
+    for name in ("iterations", "images", "unet_samples", "stopped_by", "first_ratio_deviation"):
+        assert results[0]["training"][name] == results[1]["training"][name]
+    for name in ("base", "images_per_side", "changed_images"):
+        assert results[0].get(name) == results[1].get(name)
     for path in sorted(one.rglob("*.safetensors")):
         alone, shared = load_file(path), load_file(two / path.relative_to(one))
         assert alone.keys() == shared.keys()
@@ -65,7 +68,7 @@ def assert_same_run(one: Path, two: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {},
+        {"evaluation_seeds": [0, 1]},
         {"gamma": 0.5, "replay_iterations": 1, "offload_trajectories": True},
         {"advantage": "gae", "inner_epochs": 2},
         {"advantage": "ddpo", "guidance_scale": 1.0},

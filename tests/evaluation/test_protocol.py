@@ -113,13 +113,15 @@ def test_another_judge_looks_at_the_same_images(run: Callable[..., Any], draws: 
     assert "measures" not in plain["adapter"] and not draws
 
 
-def test_two_processes_find_what_one_does(run: Callable[..., Any], draws: list[int], tmp_path: Path) -> None:
-    expected = run()
+@pytest.mark.parametrize("kept", [False, True], ids=["in memory", "on disk"])
+def test_two_processes_find_what_one_does(kept: bool, run: Callable[..., Any], draws: list[int], tmp_path: Path) -> None:
+    """Each in its turn here; the second looks at one shard of three, at base and two weights, and the first at the others."""
+    expected, second = run(), []
     draws.clear()
-    with pytest.raises(ValueError, match="need a store"):
-        run(processes=(0, 2))
-    assert run(tmp_path, processes=(1, 2)) is None and sum(draws) == 12  # one shard of three, at base and two weights
-    assert run(tmp_path, processes=(0, 2)) == expected and sum(draws) == 36
+    assert run(tmp_path / "second" if kept else None, processes=(1, 2), gather=lambda mine: second.extend(mine) or mine) is None
+    assert sum(draws) == 12
+    assert run(tmp_path / "first" if kept else None, processes=(0, 2), gather=lambda mine: [*mine, *second]) == expected
+    assert sum(draws) == 36
 
 
 def test_seeds_of_each_prompt(tiny_judge: Judge) -> None:
