@@ -800,6 +800,8 @@ def train(
     with Interruption() as interruption:
         progress, logs = learn(args, accelerator, env, optimizer, critic, checkpoint, interruption, tracking)
     logger.info(f"Stopped after {progress.iteration} iterations: {progress.stopped_by}")
+    if progress.stopped_by == OUT_OF_ITERATIONS and logs["replaced"] < args.target_unlearning_accuracy:
+        logger.warning(what_is_missing(args, logs))
     if accelerator.is_main_process:
         save_adapter(args.output_dir, env.pipe.unet, ADAPTER, adapter_metadata(args, env))
         if args.output_kohya_format:
@@ -884,7 +886,7 @@ def learn(
         reason = brake.reason(logs["retain_drop"], progress.retain_kl, progress.step_kl, logs["contrast"]) or wrong or None
         if reason:
             progress.brakes += 1
-            logger.warning(f"Brake: {reason}; back to the last good state at half the learning rate.")
+            logger.warning(f"Brake: {reason}; back to the last good state at a quarter of the learning rate.")
             if progress.brakes > args.max_brakes and not math.isfinite(progress.step_kl) and is_identity(state.good):
                 raise Unsound(f"The adapter has learnt nothing: {reason}.")
             state.go_back()
@@ -1088,8 +1090,22 @@ def why_stop(args: argparse.Namespace, progress: Progress, brake: str | None, ta
     if progress.brakes > args.max_brakes:
         return f"the brake was needed more than {args.max_brakes} times, the last time because {brake}; the adapter is the last good state"
     if progress.iteration >= args.max_train_iterations:
-        return "--max_train_iterations"
+        return OUT_OF_ITERATIONS
     return ""
+
+
+OUT_OF_ITERATIONS = "--max_train_iterations"
+
+
+def what_is_missing(args: argparse.Namespace, last: dict[str, float]) -> str:
+    """What a run that is out of iterations has come to, and how to go on."""
+    longer = f"--max_train_iterations {2 * args.max_train_iterations}"
+    return (
+        f"{100 * (1 - last['forgotten']):.0f} % of the last images still show the concept, and {100 * (last['forgotten'] - last['replaced']):.0f} % "
+        f"nothing that has a name in its place. If these figures were falling, "
+        + (f"the same command with --resume_from_checkpoint latest {longer} goes on; " if args.checkpointing_steps else f"take {longer}; ")
+        + "if they hardly moved, begin anew with four times the --learning_rate: what is too much is taken back."
+    )
 
 
 def warn_of_other_things(env: Environment, base: ForgetScore) -> None:

@@ -28,6 +28,7 @@ from critic.network import ValueNetwork
 from evaluation.judge import Judge
 from policy.adapter import lora_state
 from policy.update import UpdateStats
+from training.run_state import AFTER_A_BRAKE
 
 ADAPTER, KOHYA_NAME = "pytorch_lora_weights.safetensors", "pytorch_lora_weights_kohya.safetensors"
 
@@ -267,14 +268,28 @@ def test_it_stops_once_the_target_was_held(arguments: Callable[..., argparse.Nam
     assert results["training"]["iterations"] == 1 and "last 2 iterations" in results["training"]["stopped_by"]
 
 
+@pytest.mark.parametrize(("steps", "how"), [(1, "--resume_from_checkpoint latest --max_train_iterations 2"), (0, "take --max_train_iterations 2")])
+def test_out_of_iterations_it_says_what_is_missing_and_how_to_go_on(
+    steps: int, how: str, arguments: Callable[..., argparse.Namespace], caplog: pytest.LogCaptureFixture
+) -> None:
+    args = arguments(target_unlearning_accuracy=1.01, max_train_iterations=1, checkpointing_steps=steps)
+    last = script.train(args, *script.prepare(args))["training"]["last_iteration"]
+    still, nameless = 100 * (1 - last["forgotten"]), 100 * (last["forgotten"] - last["replaced"])
+    assert f"{still:.0f} % of the last images still show the concept, and {nameless:.0f} % nothing that has a name" in caplog.text
+    assert how in caplog.text and "four times the --learning_rate" in caplog.text
+
+
 def test_the_brake_returns_to_the_last_good_state(
     arguments: Callable[..., argparse.Namespace], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No KL at all is allowed, so every update is taken back and the adapter ends as the identity it began as."""
+    """No KL at all is allowed, so every update is taken back, the next one is smaller, and the adapter ends as the identity it began as."""
     args = arguments(max_retain_kl=0.0, max_brakes=1, max_train_iterations=9, cooldown_updates=1)
     results = script.train(args, *script.prepare(args))
     assert results["training"]["brakes"] == 2 and "brake" in results["training"]["stopped_by"]
     assert "the KL to the base on retain prompts rose" in caplog.text
+    figures = [json.loads(line) for line in (tmp_path / "out" / "diagnostics.jsonl").read_text().splitlines()]
+    rates = [line["learning_rate"] for line in figures if "learning_rate" in line]
+    assert rates == [args.learning_rate, args.learning_rate * AFTER_A_BRAKE]
     assert all(t.abs().max() == 0 for name, t in adapter(tmp_path / "out").items() if "lora_B" in name or "lora.up" in name)
 
 
