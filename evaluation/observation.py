@@ -50,7 +50,7 @@ class Observer:
         shown: images to keep for a picture.
 
     Attributes:
-        pictures: of `shown`, by weight, those that were in memory.
+        pictures: of `shown`, by weight, those of the shards that were observed.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Observer:
 
     def picture(self, scale: float, job: Job) -> Image.Image:
         """One of the images to show."""
-        return self.pictures[scale][job] if self.store is None or job in self.pictures[scale] else self.store[scale].image(job)
+        return self.pictures[scale][job]
 
     def _look(self, scale: float, k: int, base: list[Image.Image]) -> Seen:
         shard, examination = self.shards[k], self.examination
@@ -126,7 +126,10 @@ class Observer:
         """What the store says of a shard whose images, and the base's, are whole."""
         if self.store is None or not all(self.store[of].is_whole(k, self.shards[k]) for of in {BASE, scale}):
             return None
-        return self.store[scale].read_seen(k, self._key(self.store, scale, k))
+        seen = self.store[scale].read_seen(k, self._key(self.store, scale, k))
+        if seen is not None:
+            self.pictures[scale] |= {job: self.store[scale].image(job) for job in self.shards[k] if job in self.shown}
+        return seen
 
     def _key(self, store: Store, scale: float, k: int) -> str:
         """What is seen of an adapter's images depends on the base's too, which they are compared with."""

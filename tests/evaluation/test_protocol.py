@@ -114,14 +114,22 @@ def test_another_judge_looks_at_the_same_images(run: Callable[..., Any], draws: 
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["in memory", "on disk"])
-def test_two_processes_find_what_one_does(kept: bool, run: Callable[..., Any], draws: list[int], tmp_path: Path) -> None:
-    """Each in its turn here; the second looks at one shard of three, at base and two weights, and the first at the others."""
-    expected, second = run(), []
-    draws.clear()
-    assert run(tmp_path / "second" if kept else None, processes=(1, 2), gather=lambda mine: second.extend(mine) or mine) is None
-    assert sum(draws) == 12
-    assert run(tmp_path / "first" if kept else None, processes=(0, 2), gather=lambda mine: [*mine, *second]) == expected
-    assert sum(draws) == 36
+def test_two_processes_find_what_one_does(
+    kept: bool, run: Callable[..., Any], draws: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each in its turn here, on a disk of its own: the second looks at shards 1 and 3 of four, which hold a picture that is shown."""
+    monkeypatch.setattr("evaluation.observation.SHARD_SIZE", 3)
+    expected = run(batch_size=3)
+
+    def both() -> Any:
+        draws.clear()
+        second: list[Any] = []
+        assert run(tmp_path / "second" if kept else None, batch_size=3, processes=(1, 2), gather=lambda mine: second.extend(mine) or mine) is None
+        assert draws == [3] * len(draws) and sum(draws) in (0, 18)
+        return run(tmp_path / "first" if kept else None, batch_size=3, processes=(0, 2), gather=lambda mine: [*mine, *second])
+
+    assert both() == expected and sum(draws) == 36
+    assert both() == expected and sum(draws) == (0 if kept else 36)
 
 
 def test_seeds_of_each_prompt(tiny_judge: Judge) -> None:
