@@ -69,7 +69,7 @@ from training.interruption import Interruption, leave
 from training.lock import LOCK_NAME, only_run
 from training.memory import out_of_memory, peak_memory_mb
 from training.plan import Amounts, costs_in_words, listing, probe
-from training.run_state import Progress, RunState
+from training.run_state import AFTER_A_BRAKE, Progress, RunState
 from training.soundness import what_is_no_number
 from training.tracking import Tracking
 
@@ -886,7 +886,7 @@ def learn(
         reason = brake.reason(logs["retain_drop"], progress.retain_kl, progress.step_kl, logs["contrast"]) or wrong or None
         if reason:
             progress.brakes += 1
-            logger.warning(f"Brake: {reason}; back to the last good state at a quarter of the learning rate.")
+            logger.warning(f"Brake: {reason}; back to the last good state at {AFTER_A_BRAKE:g} times the learning rate.")
             if progress.brakes > args.max_brakes and not math.isfinite(progress.step_kl) and is_identity(state.good):
                 raise Unsound(f"The adapter has learnt nothing: {reason}.")
             state.go_back()
@@ -1103,7 +1103,7 @@ def what_is_missing(args: argparse.Namespace, last: dict[str, float]) -> str:
     return (
         f"{100 * (1 - last['forgotten']):.0f} % of the last images still show the concept, and {100 * (last['forgotten'] - last['replaced']):.0f} % "
         f"nothing that has a name in its place. If these figures were falling, "
-        + (f"the same command with --resume_from_checkpoint latest {longer} goes on; " if args.checkpointing_steps else f"take {longer}; ")
+        + (f"the same command with --resume_from_checkpoint latest {longer} goes on; " if list_checkpoints(args.output_dir) else f"take {longer}; ")
         + "if they hardly moved, begin anew with four times the --learning_rate: what is too much is taken back."
     )
 

@@ -82,6 +82,8 @@ def test_two_processes_train_the_adapter_that_one_trains(options: dict[str, Any]
     moved = load_file(tmp_path / "one" / ADAPTER)
     assert any(value.abs().max() > 1e-3 for name, value in moved.items() if "lora_B" in name or "lora.up" in name)
     assert_same_run(tmp_path / "one", tmp_path / "two")
+    evaluated = "base" in json.loads((tmp_path / "two" / "results.json").read_text())
+    assert evaluated == ("evaluation_seeds" in options)
 
 
 def test_what_two_processes_began_one_ends(arguments: Arguments, tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ def test_it_stops_once_the_target_was_held(arguments: Callable[..., argparse.Nam
     assert results["training"]["iterations"] == 1 and "last 2 iterations" in results["training"]["stopped_by"]
 
 
-@pytest.mark.parametrize(("steps", "how"), [(1, "--resume_from_checkpoint latest --max_train_iterations 2"), (0, "take --max_train_iterations 2")])
+@pytest.mark.parametrize(("steps", "how"), [(1, "--resume_from_checkpoint latest --max_train_iterations 2"), (2, "take --max_train_iterations 2")])
 def test_out_of_iterations_it_says_what_is_missing_and_how_to_go_on(
     steps: int, how: str, arguments: Callable[..., argparse.Namespace], caplog: pytest.LogCaptureFixture
 ) -> None:
