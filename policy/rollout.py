@@ -79,7 +79,8 @@ def rollout(
     noise = [torch.randn(shape, generator=generator, device=generator.device)[rows].clone() for _ in range(kernel.num_steps + 1)]
     ids, parts = prompt_ids[rows], []
     for batch in batches(len(ids), batch_size or len(ids)):
-        part = _sample(unet, kernel, table, ids[batch], guidance_scale, [drawn[batch] for drawn in noise], storage_dtype)
+        at_hand = [drawn[batch].to(kernel.stds.device) for drawn in noise]  # at once, so that no step waits for its own
+        part = _sample(unet, kernel, table, ids[batch], guidance_scale, at_hand, storage_dtype)
         parts.append(part.offloaded() if offload else part)
     return Trajectory.cat(parts)
 
@@ -93,14 +94,13 @@ def _sample(
     noise: Sequence[torch.Tensor],
     storage_dtype: torch.dtype,
 ) -> Trajectory:
-    """A batch of trajectories from `noise`, T + 1 times (B, C, H, W)."""
-    device = kernel.stds.device
+    """A batch of trajectories from `noise`, T + 1 times (B, C, H, W) on the kernel's device."""
     prompts = table.conditioning[prompt_ids]
-    x = noise[0].to(device).to(storage_dtype)
+    x = noise[0].to(storage_dtype)
     latents, means, log_probs = [x], [], []
     for step in range(kernel.num_steps):
         mean = step_mean(unet, kernel, x, step, prompts, table.negative, guidance_scale)
-        x = (mean + kernel.stds[step] * noise[step + 1].to(device)).to(storage_dtype)
+        x = (mean + kernel.stds[step] * noise[step + 1]).to(storage_dtype)
         latents.append(x)
         means.append(mean.to(storage_dtype))
         log_probs.append(kernel.log_prob(x, mean, step))

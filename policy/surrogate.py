@@ -68,7 +68,13 @@ def clipped_surrogate(log_prob: torch.Tensor, old_log_prob: torch.Tensor, advant
 
 
 def pathwise_surrogate(
-    mean: torch.Tensor, old_mean: torch.Tensor, slope: torch.Tensor, log_prob: torch.Tensor, old_log_prob: torch.Tensor, std: float, clip_range: float
+    mean: torch.Tensor,
+    old_mean: torch.Tensor,
+    slope: torch.Tensor,
+    log_prob: torch.Tensor,
+    old_log_prob: torch.Tensor,
+    std: torch.Tensor | float,
+    clip_range: float,
 ) -> Surrogate:
     """-E[<slope, mean - old mean>] / sqrt(D): how much of the action's value the step gains, to first order, by having moved its mean.
 
@@ -81,7 +87,7 @@ def pathwise_surrogate(
         old_mean: (B, C, H, W), of the policy that acted.
         slope: (B, C, H, W), dQ/da at the action that was taken.
         log_prob, old_log_prob: (B,), for the diagnostics alone.
-        std: of the step.
+        std: of the step, a number.
         clip_range: how far a mean may move.
     """
     moved = mean - old_mean

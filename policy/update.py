@@ -95,6 +95,25 @@ class ForgetFigures:
     anchor_kl: torch.Tensor
     worst_anchor_kl: torch.Tensor
 
+    def scalars(self) -> dict[str, torch.Tensor]:
+        """One number for each diagnostic of a term, still on the device."""
+        return {
+            "deviation": (self.change.exp() - 1).abs().max(),
+            "ratio_mean": self.movement.ratio_mean,
+            "ratio_std": self.movement.ratio_std,
+            "clip_fraction": self.movement.clip_fraction,
+            "approx_kl": self.movement.approx_kl,
+            "step_kl": self.step_kl.mean(),
+            "anchor_kl": self.anchor_kl.mean(),
+            "worst_anchor_kl": self.worst_anchor_kl.mean(),
+        }
+
+
+def read(rows: list[dict[str, torch.Tensor]]) -> list[dict[str, float]]:
+    """Numbers that lie on a device, with one wait for it."""
+    values = torch.stack([torch.stack(list(row.values())) for row in rows]).tolist()
+    return [dict(zip(row, found, strict=True)) for row, found in zip(rows, values, strict=True)]
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -158,8 +177,8 @@ class Objective:
             dim = x[0].numel()
             surrogate = clipped_surrogate(log_prob, old_log_prob, experience.advantages[rows, step], config.clip_range, dim)
         else:
-            std, slope = self.kernel.stds[step].item(), experience.slopes[rows, step].to(self._device)
-            surrogate = pathwise_surrogate(mean, old_mean, slope, log_prob, old_log_prob, std, config.clip_range)
+            slope = experience.slopes[rows, step].to(self._device)
+            surrogate = pathwise_surrogate(mean, old_mean, slope, log_prob, old_log_prob, self.kernel.stds[step], config.clip_range)
         loss = scale * surrogate.loss
         anchor_kl = worst_kl = torch.zeros_like(old_log_prob)
         if self.anchored:
@@ -214,7 +233,7 @@ def update_policy(
     trainable_steps = kernel.num_steps - config.masked_steps
     trained_steps = max(1, round(config.timestep_fraction * trainable_steps))
     sensitivity = kernel.sensitivity()
-    scales = sensitivity[:trainable_steps].median() / sensitivity
+    scales = (sensitivity[:trainable_steps].median() / sensitivity).tolist()
     terms = [
         (experience, int(step))
         for _ in range(config.inner_epochs)
@@ -222,20 +241,15 @@ def update_policy(
         for step in torch.randperm(trainable_steps, generator=generator)[:trained_steps]
     ]
     for start in range(0, len(terms), config.accumulation):
-        chunk, figures, retain_kls = terms[start : start + config.accumulation], [], []
+        chunk, figures = terms[start : start + config.accumulation], []
         for experience, step in chunk:
-            figures.append(objective.forget(experience, step, scales[step].item(), 1 / len(chunk)))
-            held = 0
+            forget = objective.forget(experience, step, scales[step], 1 / len(chunk))
+            held, retain_kl = 0, torch.zeros_like(forget.step_kl)
             if config.kl_coef > 0:
                 drawn = torch.randint(len(retain), (config.retain_batch_size,), generator=generator)
-                retain_kls.append(objective.retain(retain, drawn, step, 1 / len(chunk)))
-                held = len(drawn)
+                held, retain_kl = len(drawn), objective.retain(retain, drawn, step, 1 / len(chunk))
+            figures.append(forget.scalars() | {"retain_kl": retain_kl.mean()})
             stats.unet_samples += objective.unet_samples(len(experience.trajectory), held)
-            movement = figures[-1].movement
-            stats.by_step.setdefault(step, []).append((movement.ratio_mean.item(), movement.ratio_std.item(), movement.clip_fraction.item()))
-        if start == 0:
-            stats.first_ratio_deviation = max((f.change.exp() - 1).abs().max().item() for f in figures)
-            stats.first_clip_fraction = max(f.movement.clip_fraction.item() for f in figures)
         sum_gradients(parameters)
         norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
         finite = math.isfinite(norm)
@@ -243,13 +257,15 @@ def update_policy(
         if finite or accelerator.scaler is not None:  # a gradient scaler leaves such a step out itself, and lowers its scale
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        found = read(figures)
+        for (_, step), term in zip(chunk, found, strict=True):
+            stats.by_step.setdefault(step, []).append((term["ratio_mean"], term["ratio_std"], term["clip_fraction"]))
+        if start == 0:
+            stats.first_ratio_deviation = max(term["deviation"] for term in found)
+            stats.first_clip_fraction = max(term["clip_fraction"] for term in found)
         stats.grad_norm.append(norm)
-        stats.clip_fraction.append(fmean(f.movement.clip_fraction.item() for f in figures))
-        stats.approx_kl.append(fmean(f.movement.approx_kl.item() for f in figures))
-        stats.step_kl.append(fmean(f.step_kl.mean().item() for f in figures))
-        stats.anchor_kl.append(fmean(f.anchor_kl.mean().item() for f in figures))
-        stats.worst_anchor_kl.append(fmean(f.worst_anchor_kl.mean().item() for f in figures))
-        stats.retain_kl.append(fmean(kl.mean().item() for kl in retain_kls) if retain_kls else 0.0)
+        for name in ("clip_fraction", "approx_kl", "step_kl", "anchor_kl", "worst_anchor_kl", "retain_kl"):
+            getattr(stats, name).append(fmean(term[name] for term in found))
         if stats.step_kl[-1] > config.target_kl:
             stats.stopped_early = True
             break
