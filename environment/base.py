@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from environment.errors import is_out_of_memory
 from environment.supported import Unsupported, check_unet, choose_class, class_of_checkpoint
+from policy.backbone import Backbone
 
 
 def add_base_arguments(parser: argparse.ArgumentParser, default: str = "the bundled canvas") -> None:
@@ -70,6 +71,7 @@ def load_pipeline(
     if made != drawn:
         raise ValueError(f"The VAE {vae or f'of {name_or_path}'} has {made} channels and the UNet of {name_or_path} draws {drawn}; give another VAE.")
     pipe.set_progress_bar_config(disable=True)
+    Backbone.of(pipe).decode_one_by_one()
     return pipe
 
 

@@ -17,6 +17,8 @@ from policy.trajectory import Conditioning, PromptTable, batches
 
 TILE = 512
 """Pixels of a side beyond which an image is decoded in tiles where memory is to be saved."""
+SLICED = 512 * 512
+"""Pixels of an image from which on images are decoded one by one: each keeps a device busy, and many take more memory than an update does."""
 
 
 def latent_shape(unet: UNet2DConditionModel) -> tuple[int, int, int]:
@@ -90,6 +92,12 @@ class Backbone:
         finally:
             for module, place in waiting:
                 module.to(place)
+
+    def decode_one_by_one(self) -> None:
+        """From now on the VAE decodes one image at a time, the pipeline's own calls included, if they are large enough for that to cost nothing."""
+        height, width = self.image_size
+        if height * width >= SLICED:
+            self.vae.enable_slicing()
 
     def decode_sparingly(self) -> None:
         """From now on the VAE decodes one image at a time, and one of more than `TILE` pixels in tiles of that size, which overlap and are blended."""

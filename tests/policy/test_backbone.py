@@ -102,6 +102,21 @@ def test_latents_are_decoded_as_the_pipeline_does_and_encoded_back(backbone: Bac
     torch.testing.assert_close(backbone.encode_images(pixels), scaled.detach())
 
 
+@pytest.mark.parametrize(("pixels", "most"), [(16 * 16, 1), (16 * 16 + 1, 3)])
+def test_large_images_are_decoded_one_by_one(backbone: Backbone, pixels: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    latents = drawn_by_stock(backbone, PROMPTS, 3.0)
+    together = backbone.decode(latents)
+    seen, decode = [], backbone.vae.decoder.forward
+    monkeypatch.setattr(backbone.vae.decoder, "forward", lambda z, *rest: seen.append(len(z)) or decode(z, *rest))
+    monkeypatch.setattr("policy.backbone.SLICED", pixels)
+    backbone.decode_one_by_one()
+    try:
+        torch.testing.assert_close(backbone.decode(latents), together, atol=1e-5, rtol=0)
+    finally:
+        backbone.vae.disable_slicing()
+    assert max(seen) == most and sum(seen) == 3
+
+
 def test_encoding_in_batches_changes_nothing(backbone: Backbone) -> None:
     together, apart = backbone.encode_prompts(PROMPTS), backbone.encode_prompts(PROMPTS, batch_size=2)
     for name, tensor in vars(together).items():
