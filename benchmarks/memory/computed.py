@@ -1,4 +1,4 @@
-"""What lies in a GPU's memory while training, by flags: arithmetic on configs, which runs anywhere. Activations are not in it; they are measured."""
+"""What lies in a GPU's memory all through training, by flags: arithmetic on configs. Activations are not in it (`peaks`)."""
 
 from __future__ import annotations
 

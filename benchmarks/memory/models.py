@@ -65,21 +65,24 @@ class Model:
     def build_teacher(self, device: str = "cpu") -> nn.Module:
         return open_clip.create_model(self.teacher, load_weights=False, device=device)
 
-    def save(self, directory: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-        """Write `base`, `reward` and `clip` into the directory: what the training script needs, with random weights."""
-        torch.manual_seed(0)
+    def build_pipeline(self, dtype: torch.dtype, device: str = "cpu") -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+        """The base, of random weights."""
         tokenizer = build_tokenizer()
         tokenizer.model_max_length = TOKENS
-        encoders = [encoder.to(dtype) for encoder in self.build_text_encoders()]
-        parts = {"vae": self.build_vae().to(dtype), "unet": self.build_unet().to(dtype), "text_encoder": encoders[0], "tokenizer": tokenizer}
+        with torch.device(device):
+            encoders = [encoder.to(dtype) for encoder in self.build_text_encoders()]
+            parts = {"vae": self.build_vae().to(dtype), "unet": self.build_unet().to(dtype), "text_encoder": encoders[0], "tokenizer": tokenizer}
         if len(encoders) == 2:
             parts |= {"text_encoder_2": encoders[1], "tokenizer_2": tokenizer}
             scheduler = EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1)
-            pipe = StableDiffusionXLPipeline(**parts, scheduler=scheduler, add_watermarker=False)
-        else:
-            scheduler = DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-            pipe = StableDiffusionPipeline(**parts, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-        pipe.save_pretrained(directory / "base", safe_serialization=True)
+            return StableDiffusionXLPipeline(**parts, scheduler=scheduler, add_watermarker=False)
+        scheduler = DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+        return StableDiffusionPipeline(**parts, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+    def save(self, directory: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+        """Write `base`, `reward` and `clip` into the directory: what the training script needs, with random weights."""
+        torch.manual_seed(0)
+        self.build_pipeline(dtype).save_pretrained(directory / "base", safe_serialization=True)
         self.build_predictor().save_pretrained(directory / "reward")
         (directory / "clip").mkdir(parents=True, exist_ok=True)
         save_file(self.build_teacher().state_dict(), directory / "clip" / "open_clip_model.safetensors")
