@@ -240,7 +240,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--critic_buffer_iterations", type=positive_int, default=4, help="Iterations the critic remembers.")
 
     parser.add_argument("--validation_prompt", nargs="+", help="Prompts of the previews. Default: forget and retain prompts in turn.")
-    parser.add_argument("--num_validation_images", type=positive_int, default=8, help="Images of a preview when no prompt is given.")
+    parser.add_argument(
+        "--num_validation_images", type=positive_int, default=8, help="Images of a preview when no prompt is given, half of them of the concept."
+    )
     parser.add_argument("--validation_steps", type=whole_number, default=10, help="Preview every so many iterations; 0 for none during training.")
     parser.add_argument("--validation_guidance_scale", type=number, help="Guidance of previews and final figures. Default: the pipeline's own.")
     parser.add_argument(
@@ -520,8 +522,9 @@ def validation_prompts(args: argparse.Namespace, env: Environment) -> list[tuple
     """Prompts of the preview, each with whether it asks for the concept."""
     if args.validation_prompt:
         return [(p, p in env.spec.forget_prompts) for p in args.validation_prompt]
-    half = args.num_validation_images // 2
-    return [(p, True) for p in spread(env.spec.forget_prompts, half)] + [(p, False) for p in spread(env.spec.retain_prompts, half)]
+    kept = args.num_validation_images // 2
+    asked = args.num_validation_images - kept
+    return [(p, True) for p in spread(env.spec.forget_prompts, asked)] + [(p, False) for p in spread(env.spec.retain_prompts, kept)]
 
 
 def spread(prompts: list[str], count: int) -> list[str]:

@@ -200,6 +200,13 @@ def test_no_evaluation_seeds_skip_the_figures_but_not_the_files(arguments: Calla
     assert "base" not in json.loads((tmp_path / "out" / "results.json").read_text())
 
 
+@pytest.mark.parametrize(("count", "asked", "kept"), [(1, 1, 0), (2, 1, 1), (5, 3, 2)])
+def test_a_preview_has_as_many_images_as_it_is_asked_for(count: int, asked: int, kept: int, arguments: Callable[..., argparse.Namespace]) -> None:
+    args = arguments(num_validation_images=count)
+    shown = script.validation_prompts(args, script.prepare(args).env)
+    assert [forget for _, forget in shown] == [True] * asked + [False] * kept
+
+
 def test_a_run_is_a_function_of_its_seed(arguments: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
         script.main(arguments(output_dir=tmp_path / name, seed=seed, max_train_iterations=1))
