@@ -145,6 +145,11 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--allow_tf32", action="store_true", help="Allow TF32 matrix products on NVIDIA GPUs.")
     parser.add_argument(
+        "--channels_last",
+        action="store_true",
+        help="Lay the UNet's convolutions out with the channels last, as tensor cores take them; the result differs by rounding.",
+    )
+    parser.add_argument(
         "--torch_compile",
         action="store_true",
         help="Compile the UNet, which takes minutes before the first iteration; `accelerate launch --dynamo_backend` and its mates say how.",
@@ -655,6 +660,7 @@ MAY_CHANGE = {
     "max_brakes",
     "train_batch_size",
     "gradient_checkpointing",
+    "channels_last",
     "torch_compile",
     "offload_models",
     "offload_trajectories",
@@ -777,6 +783,8 @@ def prepare(args: argparse.Namespace) -> Parts:
         load_lora_state(unet, checkpoint.groups["lora"])  # one that does not fit is refused here
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
+    if args.channels_last:
+        unet.to(memory_format=torch.channels_last)
     optimizer = accelerator.prepare(create_optimizer(args, parameters))
     compile_unet(args, accelerator, unet)
     accelerator.wait_for_everyone()  # before anything is written where another process looks whether it is empty

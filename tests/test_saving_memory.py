@@ -70,6 +70,18 @@ def test_a_compiled_unet_makes_the_same_run(arguments: Make, tmp_path: Path, mon
     assert json.loads((tmp_path / "compiled" / "results.json").read_text())["training"]["first_ratio_deviation"] < 1e-5
 
 
+@pytest.mark.parametrize("more", [{}, {"load_in_4bit": True}], ids=["plain", "4 bits"])
+def test_channels_last_make_the_same_run(more: dict[str, Any], broad_pipeline_dir: Path, arguments: Make, tmp_path: Path) -> None:
+    settings = {"num_validation_images": 2, "learning_rate": 1e-3, "pretrained_model_name_or_path": broad_pipeline_dir, **more}
+    script.main(arguments(output_dir=tmp_path / "first", **settings))
+    parts = script.prepare(arguments(output_dir=tmp_path / "last", channels_last=True, **settings))
+    assert parts.env.pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    results = script.train(arguments(output_dir=tmp_path / "last", channels_last=True, **settings), *parts)
+    first, last = adapter(tmp_path / "first"), adapter(tmp_path / "last")
+    assert all(torch.allclose(first[name], last[name], atol=1e-4) for name in first)
+    assert results["training"]["first_ratio_deviation"] == 0
+
+
 @pytest.mark.parametrize(
     ("environment", "options", "compiled"),
     [
