@@ -24,6 +24,7 @@ def update(
     retain: Trajectory,
     optimizer: torch.optim.Optimizer,
     replayed: Sequence[Experience] = (),
+    accelerator: Accelerator | None = None,
     **changes: Any,
 ) -> UpdateStats:
     settings: dict[str, Any] = {
@@ -41,7 +42,7 @@ def update(
         "guidance_scale": 5.0,
         "max_grad_norm": 1.0,
     }
-    accelerator = Accelerator(cpu=True)
+    accelerator = accelerator or Accelerator(cpu=True)
     generator = torch.Generator().manual_seed(0)
     return update_policy(
         policy.unet,
@@ -77,7 +78,11 @@ def log_probs(policy: Policy, trajectory: Trajectory) -> torch.Tensor:
     )
 
 
-@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)], ids=str)
+@pytest.mark.parametrize(
+    "dtypes",
+    [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float16, torch.float32)],
+    ids=str,
+)
 def test_the_ratio_is_exactly_1_until_something_moves(policy: Policy, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     """Over all steps and two batches, in the base's and the storage's precision alike: a learning rate of 0 keeps it so."""
     base, storage = dtypes
@@ -262,3 +267,28 @@ def test_how_many_go_through_the_unet_together_does_not_change_the_update(policy
         assert others.by_step.keys() == stats.by_step.keys() and others.unet_samples == stats.unet_samples
         for step, rows in stats.by_step.items():
             assert np.allclose(others.by_step[step], rows, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**10, 2.0**126], ids=["none", "usual", "one that overflows"])
+def test_a_gradient_scaler_changes_no_step_and_leaves_out_what_overflows(policy: Policy, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As accelerate has one on a GPU in half precision: through both KLs, the worst case and the clip of the gradient's norm."""
+    trajectory, retain, advantages = policy.sample(FORGET, 1), policy.sample(RETAIN, 3), torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    terms = {"kl_coef": 1.0, "anchor_kl_coef": 1.0, "adversarial_radius": 0.5}
+    before = [p.detach().clone() for p in policy.parameters]
+    expected = update(policy, trajectory, advantages, retain, sgd(policy, 0.1), **terms)
+    moved = [p.detach().clone() for p in policy.parameters]
+    with torch.no_grad():
+        for p, start in zip(policy.parameters, before, strict=True):
+            p.copy_(start)
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(Accelerator, "mixed_precision", "fp16")
+    accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=scale)
+    stats = update(policy, trajectory, advantages, retain, sgd(policy, 0.1), accelerator=accelerator, **terms)
+    overflows = scale > 2.0**100
+    assert stats.skipped == overflows and expected.skipped == 0 and stats.first_ratio_deviation == 0
+    for p, start, end in zip(policy.parameters, before, moved, strict=True):
+        torch.testing.assert_close(p.detach(), start if overflows else end)
+    assert any(not torch.equal(start, end) for start, end in zip(before, moved, strict=True))
+    assert (accelerator.scaler.get_scale() < scale) == overflows
+    if not overflows:
+        assert stats.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
