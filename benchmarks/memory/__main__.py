@@ -79,11 +79,13 @@ def measured_table(reports: list[dict[str, Any]]) -> str:
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=8, help="Trajectories of a measured iteration, and rollouts before the first.")
+    parser.add_argument("--measure_only", action="store_true", help="Leave out what is computed, for where a GPU is borrowed by the minute.")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/memory"), help="Where bases, runs, JSON and tables are written.")
     return parser.parse_args(input_args)
 
 
-def main(args: argparse.Namespace) -> None:
+def computed_parts() -> list[str]:
+    """The tables that need no GPU."""
     parts, weights = [], {}
     defaults = script.parse_args(["--concept", PROMPTS[0]])
     for name, model in MODELS.items():
@@ -94,6 +96,11 @@ def main(args: argparse.Namespace) -> None:
     for name, cap, flags in tqdm(RECOMMENDED, desc="peaks"):
         found.append(((name, cap, flags), peaks(MODELS[name], weights[name], script.parse_args(["--concept", PROMPTS[0], *flags]))))
     parts.append(f"Computed, GB: the peak of each phase, with activations\n\n{peaks_table(found)}\n")
+    return parts
+
+
+def main(args: argparse.Namespace) -> None:
+    parts = [] if args.measure_only else computed_parts()
     if torch.cuda.is_available():
         for name in MODELS:
             saved(name, args.output_dir)

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
 import train_unlearn_lora as script
+from benchmarks.memory import __main__ as benchmark
 from benchmarks.memory import computed
 from benchmarks.memory.__main__ import RECOMMENDED, TRIALS, measured_table, peaks_table, trial_job
 from benchmarks.memory.__main__ import parse_args as parse_benchmark
@@ -175,6 +176,12 @@ def test_a_saved_model_is_trained_and_what_that_took_is_written_down(tmp_path: P
     assert len(list((tmp_path / "run" / "previews").iterdir())) == 2
     failed = measure(parse_args(["--output", "x", "--", *run, "--overwrite_output_dir", "--retain_rollouts", str(10**15)]))
     assert not failed["fits"] and failed["exit_code"] == 1
+
+
+def test_without_a_gpu_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    benchmark.main(parse_benchmark(["--measure_only", "--output_dir", str(tmp_path)]))
+    assert "there is no GPU" in capsys.readouterr().out and "no GPU" in (tmp_path / "table.md").read_text()
 
 
 def test_every_goal_has_a_run_of_its_own(tmp_path: Path) -> None:
