@@ -296,7 +296,7 @@ def check_output_dir(args: argparse.Namespace) -> None:
         raise ValueError(f"{directory} is not empty; choose another --output_dir, add --overwrite_output_dir, or --resume_from_checkpoint latest.")
 
 
-def update_config(args: argparse.Namespace) -> UpdateConfig:
+def update_config(args: argparse.Namespace, batch_size: int) -> UpdateConfig:
     return UpdateConfig(
         clip_range=args.clip_range,
         kl_coef=args.kl_coef,
@@ -304,7 +304,7 @@ def update_config(args: argparse.Namespace) -> UpdateConfig:
         adversarial_radius=args.adversarial_radius,
         target_kl=args.target_kl,
         inner_epochs=args.inner_epochs,
-        batch_size=args.train_batch_size,
+        batch_size=batch_size,
         retain_batch_size=args.retain_batch_size,
         accumulation=args.gradient_accumulation_steps,
         timestep_fraction=args.train_timestep_fraction,
@@ -543,9 +543,7 @@ def draw_previews(args: argparse.Namespace, env: Environment, prompts: list[str]
     with env.at_hand(), evaluation_mode(env.pipe):
         return [
             image
-            for _, _, image in generate(
-                env.pipe, prompts, [args.seed], guidance_scale=args.validation_guidance_scale, batch_size=args.train_batch_size
-            )
+            for _, _, image in generate(env.pipe, prompts, [args.seed], guidance_scale=args.validation_guidance_scale, batch_size=env.batch_size)
         ]
 
 
@@ -605,7 +603,7 @@ def write_results(
                 examination,
                 args.evaluation_seeds,
                 guidance_scale=args.validation_guidance_scale,
-                batch_size=args.train_batch_size,
+                batch_size=env.batch_size,
                 progress=state.is_local_main_process,
                 processes=(state.process_index, state.num_processes),
                 gather=gather_object,
@@ -770,6 +768,7 @@ def prepare(args: argparse.Namespace) -> Parts:
     if args.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     env = build_environment(args, accelerator.device, DTYPES[accelerator.mixed_precision], memory)
+    args.train_batch_size = env.batch_size  # for the record, and for advice where memory runs out
     with env.at_hand():
         examination = choose_examination(args, env) if args.evaluation_seeds != [] else None
     critic = create_critic(args, env)
@@ -852,7 +851,7 @@ def learn(
         SystemExit: it was interrupted, and what it had learnt is in a checkpoint.
     """
     unet = env.pipe.unet
-    config = update_config(args)
+    config = update_config(args, env.batch_size)
     lr_scheduler = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_iterations)
 
     started = time.perf_counter()
@@ -1163,7 +1162,7 @@ def plan(args: argparse.Namespace, parts: Parts) -> dict[str, str]:
     """What a run would do, by what it is called; the costs come from a probe that rolls out and learns from a few images."""
     accelerator, env, examination, optimizer, *_ = parts
     generator = torch.Generator().manual_seed(args.seed)
-    count = max(accelerator.num_processes, min(args.train_batch_size, args.images_per_iteration, PROBED))
+    count = max(accelerator.num_processes, min(env.batch_size, args.images_per_iteration, PROBED))
     retain = env.collect(env.draw(env.retain_ids, count, generator), generator)
     forget = env.draw(env.forget_ids, count, generator)
     rolled_out: list[Trajectory] = []
@@ -1175,7 +1174,7 @@ def plan(args: argparse.Namespace, parts: Parts) -> dict[str, str]:
         trajectory = rolled_out[0]
         slopes = torch.zeros_like(trajectory.means) if choose_estimator(args).pathwise else None
         nothing = Experience(trajectory, torch.zeros_like(trajectory.log_probs), retain.prompt_ids, slopes)
-        update_policy(env.pipe.unet, env.kernel, env.table, [nothing], retain, optimizer, accelerator, update_config(args), generator)
+        update_policy(env.pipe.unet, env.kernel, env.table, [nothing], retain, optimizer, accelerator, update_config(args, env.batch_size), generator)
 
     costs = probe(draw, learn, count, accelerator.device)
     amounts = Amounts(

@@ -106,7 +106,7 @@ def measure(concept: str, args: argparse.Namespace) -> dict[str, dict[str, float
         adversarial_radius=0.0,
         target_kl=float("inf"),
         inner_epochs=1,
-        batch_size=settings.train_batch_size,
+        batch_size=env.batch_size,
         retain_batch_size=1,
         accumulation=10**6,
         timestep_fraction=1.0,

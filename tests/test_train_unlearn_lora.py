@@ -200,6 +200,11 @@ def test_no_evaluation_seeds_skip_the_figures_but_not_the_files(arguments: Calla
     assert "base" not in json.loads((tmp_path / "out" / "results.json").read_text())
 
 
+def test_a_batch_size_that_is_not_given_goes_by_the_latents_and_is_on_record(arguments: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
+    script.main(arguments(train_batch_size=False, max_train_iterations=1, num_validation_images=1))
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["settings"]["train_batch_size"] == 64
+
+
 @pytest.mark.parametrize(("count", "asked", "kept"), [(1, 1, 0), (2, 1, 1), (5, 3, 2)])
 def test_a_preview_has_as_many_images_as_it_is_asked_for(count: int, asked: int, kept: int, arguments: Callable[..., argparse.Namespace]) -> None:
     args = arguments(num_validation_images=count)

@@ -31,7 +31,7 @@ def flags_to_try(args: argparse.Namespace, on_gpu: bool) -> list[str]:
         on_gpu: what lies in main memory saves none of it on a CPU.
     """
     quantized = args.load_in_8bit or args.load_in_4bit or args.bnb_quantization_config_path
-    size = args.train_batch_size
+    size = args.train_batch_size or 1  # not known yet while the base is being loaded
     steps = [
         ("--mixed_precision bf16", args.mixed_precision == "no"),
         (f"--train_batch_size {size // 2}", size > 4),

@@ -23,6 +23,7 @@ import train_unlearn_lora as script
 from benchmarks.memory.computed import Weights, components
 from benchmarks.memory.models import TOKENS, Model
 from critic.pathwise import value_slopes
+from environment.arguments import usual_batch_size
 from environment.memory import DTYPES
 from policy.adapter import add_lora
 from policy.backbone import Backbone
@@ -98,9 +99,10 @@ def activations(model: Model, args: argparse.Namespace) -> dict[str, int]:
     """Bytes that come and go in each phase, beside what lies there all the time, for a base that is not quantised.
 
     Args:
-        args: of the training script; `train_batch_size` trajectories go through the networks together.
+        args: of the training script.
     """
-    count, dtype = args.train_batch_size, DTYPES[args.mixed_precision]
+    latent_shape = (4, model.latent_size, model.latent_size)
+    count, dtype = args.train_batch_size or usual_batch_size(latent_shape), DTYPES[args.mixed_precision]
     with Allocations() as memory, gpu_attention():
         pipe = model.build_pipeline(dtype, "meta")
         with META:
@@ -108,7 +110,7 @@ def activations(model: Model, args: argparse.Namespace) -> dict[str, int]:
             states = torch.empty(count, TOKENS, model.unet["cross_attention_dim"], dtype=dtype)
             pooled = (torch.empty(count, 1280, dtype=dtype), torch.empty(count, 6, dtype=dtype)) if len(model.texts) == 2 else ()
             rows, empty = torch.arange(count), torch.empty(count, 2)
-            noisy = torch.empty(count, args.num_inference_steps, 4, model.latent_size, model.latent_size)
+            noisy = torch.empty(count, args.num_inference_steps, *latent_shape)
         teacher = Teacher(model.build_teacher("meta"), Compose([Resize(224), CenterCrop(224)]), None, model.teacher)
         backbone = Backbone.of(pipe)
         for module in backbone.modules:
@@ -124,7 +126,7 @@ def activations(model: Model, args: argparse.Namespace) -> dict[str, int]:
         kernel = ReverseKernel.from_scheduler(pipe.scheduler, 2, device=META)
         told = Conditioning(states, *pooled)
         table = PromptTable([""] * count, told, told[:1], rows > 0)
-        objective = Objective(backbone.unet, kernel, table, Accelerator(), script.update_config(args))
+        objective = Objective(backbone.unet, kernel, table, Accelerator(), script.update_config(args, count))
         found: dict[str, int] = {}
 
         def phase(name: str, run: Callable[[], object]) -> None:

@@ -25,7 +25,9 @@ def test_the_peak_counts_what_was_held_and_is_held_no_more() -> None:
 
 
 def test_the_flags_to_try_are_those_not_given_yet_cheapest_first() -> None:
-    args = parse_args(["--concept", "cat"])
+    loading = flags_to_try(parse_args(["--concept", "cat"]), on_gpu=True)
+    assert loading[0] == "--mixed_precision bf16" and not any("batch" in flag for flag in loading)
+    args = parse_args(["--concept", "cat", "--train_batch_size", "64"])
     first = ["--mixed_precision bf16", "--train_batch_size 32", "--gradient_checkpointing"]
     assert flags_to_try(args, on_gpu=True) == [*first, "--offload_models", "--offload_trajectories", "--load_in_4bit"]
     assert flags_to_try(args, on_gpu=False) == [*first, "--load_in_4bit"]  # what lies in main memory saves none there
@@ -34,7 +36,7 @@ def test_the_flags_to_try_are_those_not_given_yet_cheapest_first() -> None:
 
 
 def test_following_the_advice_to_the_end_ends_with_a_larger_device() -> None:
-    line, said = ["--concept", "cat"], []
+    line, said = ["--concept", "cat", "--train_batch_size", "64"], []
     while flags := flags_to_try(args := parse_args(line), on_gpu=True):
         said.append(flags[0])
         if "in place of" not in flags[0]:
