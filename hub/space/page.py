@@ -6,11 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape as escape_html
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio would report to its makers, from its import on
 
 import gradio as gr
+from PIL import Image
 
 import canvas
 from hub.card import BUNDLED, escape, without_path
@@ -86,17 +89,19 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
     def draw(
         adapter: str, prompt: str, scale: float, seed: float, steps: float, guidance: float, progress: gr.Progress = noted
     ) -> Iterator[tuple[Any, Any, str]]:
-        with sentences():
+        with sentences(), TemporaryDirectory() as folder:
             settings = read_settings(prompt, seed, steps, guidance)
             drawn = studio.drawn
             before = studio.draw(settings, on_step=lambda done: progress((done, settings.steps), "base", unit="steps"))
+            base_shown = saved(before.image, folder, "base")
             if not adapter.strip():
-                yield enlarged(before.image), None, "This is the base alone."
+                yield base_shown, None, "This is the base alone."
                 return
-            yield enlarged(before.image), None if studio.drawn > drawn else gr.skip(), ""
+            yield base_shown, None if studio.drawn > drawn else gr.skip(), ""
             after = studio.draw(settings, adapter.strip(), scale, lambda done: progress((done, settings.steps), "with the adapter", unit="steps"))
             withheld = " The base's safety checker has blackened an image." if before.withheld or after.withheld else ""
-            yield enlarged(before.image), enlarged(after.image), f"Scale {scale:g}, seed {settings.seed}. {DRAWN[studio.drawn - drawn]}{withheld}"
+            status = f"Scale {scale:g}, seed {settings.seed}. {DRAWN[studio.drawn - drawn]}{withheld}"
+            yield base_shown, saved(after.image, folder, "with_the_adapter"), status
 
     of_concept, of_rest = examples(about)
     with gr.Blocks(title=title(about), analytics_enabled=False, delete_cache=(3600, 3600)) as page:
@@ -144,6 +149,16 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
 
 def heading_of(about: About | None) -> str:
     return f"# {escape(title(about))}"
+
+
+def saved(image: Image.Image, folder: str, name: str) -> Path:
+    """The file of an image as it is shown.
+
+    Gradio copies a file unless it has the same one, and writes an image anew, also under the eyes of whoever is fetching it just then.
+    """
+    path = Path(folder, f"{name}.png")
+    enlarged(image).save(path)
+    return path
 
 
 def examples(about: About | None) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -268,6 +268,17 @@ def test_a_generation_and_a_slider_move_over_http(page: Server, canvas_adapter_d
     assert page.draw("", prompt, 1.0, 7, 6, 7.5)[-1][1:] == (None, "This is the base alone.")
 
 
+def test_an_image_that_is_at_hand_is_not_written_again_while_it_may_be_fetched(page: Server, canvas_adapter_dir: Path) -> None:
+    asked = (str(canvas_adapter_dir), "a cat image in Van Gogh style", 1.0, 3, 2, 7.5)
+    fetched = {Path(image).read_bytes() for image in page.draw(*asked)[-1][:2]}
+    served = [path for path in page.log.parent.rglob("gradio/*/*.png") if path.read_bytes() in fetched]
+    assert len(served) == len(fetched) == 2
+    for path in served:
+        path.write_bytes(path.read_bytes() + b"untouched")
+    again = page.draw(*asked)[-1]
+    assert "Both images were at hand." in again[2] and all(Path(image).read_bytes().endswith(b"untouched") for image in again[:2])
+
+
 def test_a_visitor_who_errs_reads_a_sentence_and_the_log_has_no_traceback(page: Server, canvas_adapter_dir: Path, adapter_dir: Path) -> None:
     adapter = str(canvas_adapter_dir)
     for given, message in [
