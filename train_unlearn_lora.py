@@ -67,7 +67,7 @@ from training.control import RECOGNISABLE, Brake, StopSignal, adapt_coefficient
 from training.diagnostics import Diagnostics
 from training.interruption import Interruption, leave
 from training.lock import LOCK_NAME, only_run
-from training.memory import out_of_memory, peak_memory_mb
+from training.memory import flags_to_try, out_of_memory, peak_memory_mb
 from training.plan import Amounts, costs_in_words, listing, probe
 from training.run_state import AFTER_A_BRAKE, Progress, RunState
 from training.soundness import what_is_no_number
@@ -1210,7 +1210,11 @@ PROBED = 16
 
 
 def main(args: argparse.Namespace) -> None:
-    with friendly_memory(lambda: out_of_memory(args, processes().device.type != "cpu")):
+    def advice() -> str:
+        on_gpu = processes().device.type != "cpu"
+        return out_of_memory(flags_to_try(args, on_gpu), on_gpu)
+
+    with friendly_memory(advice):
         run(args)
 
 

@@ -7,7 +7,7 @@ import argparse
 import torch
 
 import canvas
-from environment.base import add_base_arguments, base_options, load_pipeline
+from environment.base import BY_LATENTS, add_base_arguments, base_options, load_pipeline
 from environment.command_line import number, positive_int
 from environment.concept_arguments import add_concept_arguments, load_teachers, read_given, resolve_spec, uses_bundled_base
 from environment.environment import Environment
@@ -42,18 +42,8 @@ def add_environment_arguments(parser: argparse.ArgumentParser) -> None:
         "--train_batch_size",
         type=positive_int,
         help="Trajectories that go through the UNet together, in rollouts and updates; fewer need less memory and give the same updates. "
-        "Default: by the size of the base's latents, 64 for the bundled canvas, 8 for Stable Diffusion 1.5 and 2 for SDXL.",
+        f"{BY_LATENTS}",
     )
-
-
-def usual_batch_size(latent_shape: tuple[int, int, int]) -> int:
-    """How many trajectories of latents (C, H, W) go through the UNet together where nothing else is asked for."""
-    _, height, width = latent_shape
-    return max(1, min(64, TOGETHER // (height * width)))
-
-
-TOGETHER = 8 * 64 * 64
-"""Numbers of a channel that go through the UNet together: eight latents of Stable Diffusion 1.5, which keep a GPU busy and leave most of it free."""
 
 
 def build_environment(
@@ -123,7 +113,7 @@ def build_environment(
         anchor_rows=torch.tensor([[row_of[text] for text in row] for row in spec.padded_anchors()], device=device),
         prompt_text=teacher.encode_text([*spec.forget_prompts, *spec.retain_prompts]),
         guidance_scale=args.guidance_scale,
-        batch_size=args.train_batch_size or usual_batch_size(backbone.latent_shape),
+        batch_size=args.train_batch_size or backbone.usual_batch_size,
         offload_trajectories=memory.offload_trajectories,
     )
     if memory.offload_models:

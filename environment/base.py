@@ -17,6 +17,9 @@ from environment.errors import is_out_of_memory
 from environment.supported import Unsupported, check_unet, choose_class, class_of_checkpoint
 from policy.backbone import Backbone
 
+BY_LATENTS = "Default: by the size of the base's latents, 64 for the bundled canvas, 8 for Stable Diffusion 1.5 and 2 for SDXL."
+"""For the help of what `Backbone.usual_batch_size` decides."""
+
 
 def add_base_arguments(parser: argparse.ArgumentParser, default: str = "the bundled canvas") -> None:
     """Add the flags that name a base; `default` says in the help what is used without the first of them."""

@@ -36,6 +36,7 @@ from hub.adapter import load_adapter
 from hub.provenance import RESULTS_NAME
 from policy.backbone import Backbone
 from reward.teacher import Teacher
+from training.memory import advised
 
 GRID_NAME, PARETO_NAME, IMAGES = "before_after.png", "pareto.png", "images"
 
@@ -83,6 +84,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@advised("eval_batch_size")
 def main(args: argparse.Namespace) -> None:
     patience = InitProcessGroupKwargs(timeout=datetime.timedelta(days=7))  # one process may have to wait for another's shards
     accelerator = Accelerator(kwargs_handlers=[patience])
@@ -91,6 +93,7 @@ def main(args: argparse.Namespace) -> None:
     concepts, base, examination, teacher, clip_name = chosen.concepts, chosen.base, chosen.examination, chosen.teacher, chosen.clip_name
     features = choose_features(args, examination, teacher, clip_name, accelerator.device)
     pipe = chosen.load_base(args)
+    args.eval_batch_size = args.eval_batch_size or Backbone.of(pipe).usual_batch_size
     base_digest = weights_digest(pipe.unet.conv_in)  # tells one local pipeline from another of the same name
     load_adapter(pipe, args.adapter)
     reference = None

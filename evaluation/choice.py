@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 import canvas
-from environment.base import add_base_arguments, base_options, load_pipeline
+from environment.base import BY_LATENTS, add_base_arguments, base_options, load_pipeline
 from environment.command_line import number, positive_int
 from evaluation.examination import Examination, JudgeExamination, TeacherExamination
 from evaluation.judge import ImageJudge
@@ -56,7 +56,7 @@ def add_examination_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num_inference_steps", type=positive_int, help="Steps of the deterministic sampler. Default: the protocol's own, else 30.")
     parser.add_argument("--guidance_scale", type=number, help="Classifier-free guidance. Default: the protocol's own, else the pipeline's.")
-    parser.add_argument("--eval_batch_size", type=positive_int, default=64, help="Images drawn at a time, at most 64.")
+    parser.add_argument("--eval_batch_size", type=positive_int, help=f"Images drawn at a time, at most 64. {BY_LATENTS}")
     parser.add_argument(
         "--clip_model",
         help="The open_clip model of the CLIP score, best one that the reward has not seen: NAME, hf-hub:ID or local-dir:DIR. It judges too where no "

@@ -76,7 +76,7 @@ def draw(
     jobs: Sequence[tuple[str, int]],
     num_inference_steps: int = 30,
     guidance_scale: float | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> list[Image.Image]:
     """An image for each (prompt, seed).
 
@@ -84,9 +84,11 @@ def draw(
 
     Args:
         guidance_scale: None is the pipeline's own default.
+        batch_size: images drawn at a time; None goes by the size of the latents.
     """
     guidance = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     height, width = Backbone.of(pipe).image_size
+    batch_size = batch_size or Backbone.of(pipe).usual_batch_size
     images: list[Image.Image] = []
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
@@ -107,7 +109,7 @@ def generate(
     seeds: Sequence[int],
     num_inference_steps: int = 30,
     guidance_scale: float | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: str | None = None,
 ) -> Iterator[tuple[int, int, Image.Image]]:
     """Draw every prompt once a seed; yields (prompt index, seed, image), seed after seed. Images as `draw` makes them.
@@ -116,6 +118,7 @@ def generate(
         progress: the label of the progress bar; None shows none.
     """
     jobs = [(i, seed) for seed in seeds for i in range(len(prompts))]
+    batch_size = batch_size or Backbone.of(pipe).usual_batch_size
     with tqdm(total=len(jobs), desc=progress, disable=progress is None, unit="image", leave=False) as bar:
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]

@@ -21,6 +21,7 @@ from evaluation.metrics import HEADLINE, Verdict
 from evaluation.observation import BASE, CHANGED, Observer, Store
 from evaluation.shards import Job, Seen
 from networks.versions import versions
+from policy.backbone import Backbone
 
 if TYPE_CHECKING:
     from evaluation.measures import Measures
@@ -45,7 +46,7 @@ def evaluate(
     seeds: Sequence[int] | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     showcase: int = 8,
     progress: bool = True,
     scales: Sequence[float] = (1.0,),
@@ -64,6 +65,7 @@ def evaluate(
         seeds: one image a prompt and seed. None is the examination's own, else those of `default_seeds`.
         num_inference_steps: None is the examination's own.
         guidance_scale: None is the examination's own, else the pipeline's default.
+        batch_size: images drawn at a time; None goes by the size of the latents.
         showcase: how many forget prompts, and how many retain prompts, `pairs` holds (first seed).
         scales: weights of the adapter; 0 is the base and is not drawn again.
         measures: what is measured beside the verdicts.
@@ -83,6 +85,7 @@ def evaluate(
     jobs = list_jobs(examination, seeds)
     shown = [(i, next(seed for prompt, seed in jobs if prompt == i)) for i in examination.showcase(showcase)]
     share = -(-len(jobs) // count)
+    batch_size = batch_size or Backbone.of(pipe).usual_batch_size
     observer = Observer(pipe, examination, jobs, scales, steps, guidance, min(batch_size, share), measures, store, shown)
     shards = range(len(observer.shards))
     with evaluation_mode(pipe):

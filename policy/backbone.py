@@ -28,6 +28,16 @@ def latent_shape(unet: UNet2DConditionModel) -> tuple[int, int, int]:
     return unet.config.in_channels, height, width
 
 
+TOGETHER = 8 * 64 * 64
+"""Numbers of a channel that go through the UNet together: eight latents of Stable Diffusion 1.5, which keep a GPU busy and leave most of it free."""
+
+
+def usual_batch_size(latent_shape: tuple[int, int, int]) -> int:
+    """How many latents (C, H, W) go through the UNet together where nothing else is asked for."""
+    _, height, width = latent_shape
+    return max(1, min(64, TOGETHER // (height * width)))
+
+
 class Backbone:
     """Stable Diffusion 1.x and 2.x."""
 
@@ -61,6 +71,10 @@ class Backbone:
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return latent_shape(self.unet)
+
+    @property
+    def usual_batch_size(self) -> int:
+        return usual_batch_size(self.latent_shape)
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 import canvas
 from environment.arguments import uses_bundled_base
-from environment.base import add_base_arguments, base_options, load_pipeline
+from environment.base import BY_LATENTS, add_base_arguments, base_options, load_pipeline
 from environment.command_line import number, positive_int
 from environment.errors import friendly_errors
 from evaluation.protocol import public_name
@@ -62,6 +62,7 @@ from reward.scorers import (
 from reward.spec import read_prompts
 from reward.teacher import Teacher
 from reward.train import CACHE_NAME, DEFAULT_IMAGES, add_distillation_arguments, distil_config, fit_predictor
+from training.memory import advised
 
 NAME = "reward_predictor"
 FIGURES = {"auc": "AUC", "spearman": "Spearman", "within": "Spearman within prompts", "cosine": "cosine"}
@@ -213,7 +214,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_latents", type=int, default=512, help="How many finished latents are noised, and how many rollouts are made.")
     parser.add_argument("--num_inference_steps", type=positive_int, default=16, help="Denoising steps of both.")
     parser.add_argument("--guidance_scale", type=number, default=7.5, help="Guidance of both, and of x0-hat.")
-    parser.add_argument("--eval_batch_size", type=positive_int, default=64, help="Latents scored at a time, and timed at a time.")
+    parser.add_argument("--eval_batch_size", type=positive_int, help=f"Latents drawn, scored and timed at a time. {BY_LATENTS}")
     parser.add_argument("--num_images", type=int, default=DEFAULT_IMAGES, help="How many images the twins are trained on.")
     parser.add_argument(
         "--learn_from_rollouts", action=argparse.BooleanOptionalAction, default=True, help="Train the twins on the states of rollouts, too."
@@ -293,6 +294,7 @@ def check_twins(predictors: Mapping[str, RewardPredictor]) -> None:
         raise CheckpointError("--clean_twin was trained on noisy latents; make it with `python -m reward.train --noise_levels clean`.")
 
 
+@advised("eval_batch_size")
 def main(args: argparse.Namespace) -> None:
     check_arguments(args)
     set_seed(args.seed)
@@ -310,6 +312,7 @@ def main(args: argparse.Namespace) -> None:
     if len(prompts) < 2 and not args.concepts:
         raise ValueError("One prompt is one concept, which every image shows; give at least two prompts, or --concepts.")
     backbone = Backbone.of(pipe)
+    args.eval_batch_size = args.eval_batch_size or backbone.usual_batch_size
     table = backbone.prompt_table(prompts)
     kernel = ReverseKernel.from_scheduler(pipe.scheduler, args.num_inference_steps, device=device)
     process = Process(backbone, kernel, table, args.guidance_scale)

@@ -127,13 +127,14 @@ class BaseSamples:
         prompts: list[str],
         num_inference_steps: int = 16,
         guidance_scale: float = 7.5,
-        shard_size: int = 64,
+        shard_size: int | None = None,
         seed: int = 0,
     ) -> None:
         self.pipe, self.prompts, self.backbone = pipe, prompts, Backbone.of(pipe)
         for prompt in prompts:
             self.backbone.check_window(prompt)
-        self.num_inference_steps, self.guidance_scale, self.shard_size, self.seed = num_inference_steps, guidance_scale, shard_size, seed
+        self.num_inference_steps, self.guidance_scale, self.seed = num_inference_steps, guidance_scale, seed
+        self.shard_size = shard_size or self.backbone.usual_batch_size
         self.available = None
         # DDIMScheduler would clip x_0 to [-1, 1] wherever the base's own scheduler (Euler, DPM-Solver) has no word on it.
         self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=pipe.scheduler.config.get("clip_sample", False))
@@ -214,9 +215,10 @@ class EncodedImages:
         images: Any,
         label: dict[str, Any],
         name: str,
-        shard_size: int = 64,
+        shard_size: int | None = None,
     ) -> None:
-        self.backbone, self.images, self.label, self.name, self.shard_size = Backbone.of(pipe), images, label, name, shard_size
+        self.backbone, self.images, self.label, self.name = Backbone.of(pipe), images, label, name
+        self.shard_size = shard_size or self.backbone.usual_batch_size
         self.available = len(images)
         self.order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
 

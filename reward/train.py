@@ -18,12 +18,13 @@ from accelerate.utils import set_seed
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 import canvas
-from environment.base import add_base_arguments, base_options, load_pipeline
+from environment.base import BY_LATENTS, add_base_arguments, base_options, load_pipeline
 from environment.command_line import DiscreetParser, number, positive_int, whole_number
 from environment.errors import friendly_errors, friendly_interrupts
 from evaluation.protocol import public_name
 from networks.checkpoint import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
 from networks.film import size_of
+from policy.backbone import Backbone
 from reward.classifier import ClassifierTeacher
 from reward.distil import NOISE_LEVELS, Checkpointing, DistilConfig, cosine_by_noise, distil
 from reward.latents import BaseRollouts, BaseSamples, DatasetImages, EncodedImages, ImageFolder, Latents, Source, collect
@@ -34,6 +35,7 @@ from reward.spec.automatic import kind_of
 from reward.spec.vocabulary import asking_for, general_prompts
 from reward.teacher import Teacher
 from training.checkpoints import list_checkpoints
+from training.memory import advised
 
 CACHE_NAME = "latents"
 DEFAULT_IMAGES = 4096
@@ -47,7 +49,7 @@ def train_predictor(
     num_images: int = DEFAULT_IMAGES,
     num_inference_steps: int = 16,
     guidance_scale: float = 7.5,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     steps: int = 4000,
     train_batch_size: int = 128,
     learning_rate: float = 2e-3,
@@ -186,7 +188,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         help="Learn from the noisy states that stochastic sampling passes through, too, which is what a policy is rewarded on. They are kept with "
         "the latents: --num_inference_steps times as much memory and disk. Default: yes, unless images are given.",
     )
-    parser.add_argument("--sample_batch_size", type=positive_int, default=64, help="Images drawn or encoded at a time.")
+    parser.add_argument("--sample_batch_size", type=positive_int, help=f"Images drawn or encoded at a time. {BY_LATENTS}")
     add_distillation_arguments(parser)
     parser.add_argument(
         "--timestep_conditioning",
@@ -282,6 +284,7 @@ def distil_config(args: argparse.Namespace, **changes: Any) -> DistilConfig:
     return DistilConfig(**(settings | changes))
 
 
+@advised("sample_batch_size", "train_batch_size")
 def main(args: argparse.Namespace) -> None:
     check_arguments(args)
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
@@ -295,6 +298,7 @@ def main(args: argparse.Namespace) -> None:
         teacher = Teacher.from_pretrained(args.clip_model, args.clip_pretrained, accelerator.device)
     for concept in args.concept or []:
         prompts += [p for p in asking_for(kind_of(concept, teacher.encode_text), concept) if p not in prompts]
+    args.sample_batch_size = args.sample_batch_size or Backbone.of(pipe).usual_batch_size
     source = create_source(args, pipe, prompts)
     count = args.num_images or (DEFAULT_IMAGES if source.available is None else None)
     if args.overwrite_output_dir and not args.resume_from_checkpoint and accelerator.is_main_process:

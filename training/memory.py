@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 
 import torch
+
+from environment.errors import friendly_memory
 
 STATUS = Path("/proc/self/status")
 """Where Linux says it. getrusage(2) would count what the process that started this one held, too."""
@@ -45,8 +49,32 @@ def flags_to_try(args: argparse.Namespace, on_gpu: bool) -> list[str]:
     return [flag for flag, helps in steps if helps]
 
 
-def out_of_memory(args: argparse.Namespace, on_gpu: bool) -> str:
-    """The sentence for a run that there is not enough memory for."""
-    flags = flags_to_try(args, on_gpu)
+def out_of_memory(flags: Sequence[str], on_gpu: bool) -> str:
+    """The sentence for a run that there is not enough memory for, with the flags that would save some."""
     advice = f"try, in this order and together: {', '.join(flags)}" if flags else "every flag that saves memory is set: take a larger device"
     return f"there is not enough {'GPU ' if on_gpu else ''}memory; {advice} (docs/hardware.md)."
+
+
+Command = Callable[[argparse.Namespace], None]
+
+
+def advised(*sizes: str) -> Callable[[Command], Command]:
+    """Of a command that draws: a lack of memory ends in the sentence above, which names --mixed_precision and half of these batch sizes.
+
+    Args:
+        sizes: the flags' names, of what costs least first. What is None when memory is lacking is not known yet and not named.
+    """
+
+    def smaller(args: argparse.Namespace) -> list[str]:
+        precision = ["--mixed_precision bf16"] if getattr(args, "mixed_precision", "bf16") in ("no", None) else []
+        return precision + [f"--{name} {size // 2}" for name in sizes if (size := getattr(args, name) or 1) > 1]
+
+    def wrap(command: Command) -> Command:
+        @wraps(command)
+        def run(args: argparse.Namespace) -> None:
+            with friendly_memory(lambda: out_of_memory(smaller(args), torch.cuda.is_available())):
+                command(args)
+
+        return run
+
+    return wrap

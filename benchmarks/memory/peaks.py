@@ -23,10 +23,9 @@ import train_unlearn_lora as script
 from benchmarks.memory.computed import Weights, components
 from benchmarks.memory.models import TOKENS, Model
 from critic.pathwise import value_slopes
-from environment.arguments import usual_batch_size
 from environment.memory import DTYPES
 from policy.adapter import add_lora
-from policy.backbone import Backbone
+from policy.backbone import Backbone, usual_batch_size
 from policy.kernel import ReverseKernel
 from policy.rollout import rollout
 from policy.trajectory import Conditioning, Experience, PromptTable, Trajectory

@@ -29,7 +29,9 @@ from hub.adapter import load_adapter
 from hub.provenance import RESULTS_NAME, read_results
 from networks.checkpoint import write_aside
 from networks.versions import versions
+from policy.backbone import Backbone
 from reward.spec.exemplars import read_images
+from training.memory import advised
 
 PROBES_NAME, PLAIN = "probes.json", "plain"
 PROBES: dict[str, tuple[str, Callable[[Subject, Settings], list[Row]]]] = {
@@ -94,6 +96,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@advised("eval_batch_size", "train_batch_size")
 def main(args: argparse.Namespace) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     chosen = choose(args, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -114,6 +117,7 @@ def main(args: argparse.Namespace) -> None:
         args.relearning_learning_rate,
     )
     pipe = chosen.load_base(args)
+    args.eval_batch_size = args.eval_batch_size or Backbone.of(pipe).usual_batch_size
     subject = Subject(
         pipe,
         load_adapter(pipe, args.adapter),

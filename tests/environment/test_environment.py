@@ -10,7 +10,7 @@ from PIL import Image
 
 import canvas
 from canvas.draw import OBJECTS, draw
-from environment.arguments import add_environment_arguments, build_environment, usual_batch_size
+from environment.arguments import add_environment_arguments, build_environment
 from environment.environment import Environment
 from networks.checkpoint import CheckpointError
 from reward.predictor import RewardPredictor
@@ -32,13 +32,6 @@ def base(tiny_pipeline_dir: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def env(base: list[str], tiny_reward_dir: Path) -> Environment:
     return build_environment(arguments("--concept", "Van Gogh style", *base, "--reward_model_name_or_path", str(tiny_reward_dir)), CPU)
-
-
-@pytest.mark.parametrize(
-    ("size", "expected"), [((8, 8), 64), ((32, 32), 32), ((64, 64), 8), ((96, 96), 3), ((128, 128), 2), ((64, 128), 4), ((512, 512), 1)], ids=str
-)
-def test_larger_latents_go_through_the_unet_in_smaller_batches(size: tuple[int, int], expected: int) -> None:
-    assert usual_batch_size((4, *size)) == expected
 
 
 def test_the_concept_alone_divides_the_rewards_prompts(env: Environment, tiny_prompts: list[str]) -> None:

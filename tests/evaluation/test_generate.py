@@ -36,6 +36,13 @@ def test_an_image_is_independent_of_its_batch_and_of_the_list(tiny_pipeline_dir:
     assert not np.array_equal(together["a cat", 0], together["a boat", 0])
 
 
+def test_as_many_are_drawn_at_a_time_as_their_latents_are_large(tiny_pipeline_dir: Path) -> None:
+    pipe, sizes = load_pipeline(tiny_pipeline_dir), []
+    pipe.unet.register_to_config(sample_size=64)  # Stable Diffusion 1.5's
+    pipe.unet.register_forward_pre_hook(lambda unet, args: sizes.append(len(args[0])))
+    assert len(list(generate(pipe, ["a cat"], range(9), num_inference_steps=1, guidance_scale=1.0))) == 9 and sizes == [8, 1]
+
+
 def test_order_is_seed_after_seed(tiny_pipeline_dir: Path) -> None:
     jobs = [(i, seed) for i, seed, _ in generate(load_pipeline(tiny_pipeline_dir), PROMPTS[:2], [5, 3], num_inference_steps=1, batch_size=3)]
     assert jobs == [(0, 5), (1, 5), (0, 3), (1, 3)]

@@ -13,7 +13,7 @@ from tiny_pipelines import save_sd1, save_sdxl
 
 from environment.base import load_pipeline
 from policy.adapter import add_lora, base_policy
-from policy.backbone import Backbone
+from policy.backbone import Backbone, usual_batch_size
 from policy.kernel import ReverseKernel
 from policy.rollout import rollout, step_mean
 from policy.trajectory import Conditioning
@@ -30,6 +30,13 @@ def backbone(backbone_dir: Path) -> Backbone:
 @pytest.fixture(scope="module")
 def xl(pipeline_dirs: dict[str, Path]) -> Backbone:
     return Backbone.of(load_pipeline(pipeline_dirs["sdxl"]))
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((8, 8), 64), ((32, 32), 32), ((64, 64), 8), ((96, 96), 3), ((128, 128), 2), ((64, 128), 4), ((512, 512), 1)], ids=str
+)
+def test_larger_latents_go_through_the_unet_in_smaller_batches(size: tuple[int, int], expected: int) -> None:
+    assert usual_batch_size((4, *size)) == expected
 
 
 def stock(backbone: Backbone) -> DiffusionPipeline:

@@ -216,6 +216,16 @@ def test_from_prompts_to_a_checkpoint(tiny_pipeline_dir: Path, prompts: Path, tm
     assert (tmp_path / "reward" / "model.safetensors").read_bytes() == before
 
 
+def test_too_little_memory_is_a_sentence_and_what_is_drawn_is_kept(
+    tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(parse_args([*tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / "reward"), "--train_batch_size", str(10**15)]))
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert caught.value.code == 1 and "memory; try" in error and "--sample_batch_size 2, --train_batch_size 500000000000000" in error
+    assert len(list((tmp_path / "reward").rglob("*.safetensors"))) == 2
+
+
 def test_it_learns_from_rollouts_unless_told_not_to(tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path) -> None:
     made = {}
     for name, flags in (("default", []), ("without", ["--no-learn_from_rollouts"])):

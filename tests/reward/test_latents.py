@@ -55,6 +55,14 @@ def test_base_samples_are_as_many_as_asked_for_and_reproducible(pipe: StableDiff
     assert len(train) == 6 and torch.equal(held_out.latents, first.latents[:1])
 
 
+def test_as_many_are_made_at_a_time_as_they_are_large(tiny_pipeline_dir: Path) -> None:
+    pipe = load_pipeline(tiny_pipeline_dir)
+    assert BaseRollouts(pipe, PROMPTS).shard_size == 64
+    pipe.unet.register_to_config(sample_size=64)  # Stable Diffusion 1.5's
+    assert BaseSamples(pipe, PROMPTS).shard_size == 8 and EncodedImages(pipe, [Image.new("RGB", (8, 8))] * 9, {}, "some").shard_size == 8
+    assert BaseSamples(pipe, PROMPTS, shard_size=3).shard_size == 3
+
+
 def test_base_samples_are_not_clipped_unless_the_base_says_so(tiny_pipeline_dir: Path) -> None:
     pipe = load_pipeline(tiny_pipeline_dir)
     pipe.scheduler = EulerDiscreteScheduler.from_config(DDIMScheduler(beta_schedule="scaled_linear").config)

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 
+import pytest
+import torch
+
 from train_unlearn_lora import parse_args
-from training.memory import flags_to_try, out_of_memory
+from training.memory import advised, flags_to_try, out_of_memory
 
 HELD = """
 import torch
@@ -42,4 +46,30 @@ def test_following_the_advice_to_the_end_ends_with_a_larger_device() -> None:
         if "in place of" not in flags[0]:
             line += flags[0].split()
     assert said[-1] == "--load_in_4bit" and said.count("--gradient_checkpointing") == 1 and args.train_batch_size == 1
-    assert "take a larger device" in out_of_memory(args, on_gpu=True) and "GPU memory" in out_of_memory(args, on_gpu=True)
+    assert "take a larger device" in out_of_memory(flags, on_gpu=True) and "GPU memory" in out_of_memory(flags, on_gpu=True)
+
+
+def test_a_command_that_draws_names_the_sizes_it_can_halve(capsys: pytest.CaptureFixture[str]) -> None:
+    @advised("eval_batch_size", "train_batch_size")
+    def command(args: argparse.Namespace) -> None:
+        torch.empty(10**15)
+
+    on = "GPU memory" if torch.cuda.is_available() else "memory"
+    for given, advice in [
+        ({"mixed_precision": "no", "eval_batch_size": 9, "train_batch_size": 8}, "--mixed_precision bf16, --eval_batch_size 4, --train_batch_size 4"),
+        ({"mixed_precision": "bf16", "eval_batch_size": None, "train_batch_size": 2}, "--train_batch_size 1"),
+        ({"eval_batch_size": 1, "train_batch_size": 1}, "take a larger device"),
+    ]:
+        with pytest.raises(SystemExit) as caught:
+            command(argparse.Namespace(**given))
+        error = capsys.readouterr().err
+        assert caught.value.code == 1 and error.startswith(f"error: there is not enough {on}; ") and advice in error
+
+
+def test_what_is_no_lack_of_memory_goes_on() -> None:
+    @advised("eval_batch_size")
+    def command(args: argparse.Namespace) -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        command(argparse.Namespace(eval_batch_size=1))
