@@ -44,6 +44,7 @@ ENOUGH, ENOUGH_SHARE = 3, 0.05
 NEIGHBOURS = 8
 """How many names of its kind stand beside such a concept."""
 MAX_ANCHORS = 8
+"""Of a prompt, for each of at most two concepts that it names."""
 CONFUSABLE = 0.5
 """A text nearer to the concept than this share of the usual distance between neighbours means nearly the same."""
 
@@ -148,12 +149,16 @@ def kind_of(concept: str, encode_text: TextEncoder) -> str:
 
 
 def nearest_anchors(prompt: str, concepts: Sequence[str], candidates: list[str], corpus: list[str], encode_text: TextEncoder) -> list[str]:
-    """The candidates that say the same without the concept; of too many the nearest in the teacher's eyes."""
+    """The candidates that say the same without the concept; of too many the nearest in the teacher's eyes.
+
+    A prompt that names two concepts becomes what each of them becomes in the prompts that name it alone, and all these pairs must be among its anchors.
+    """
     found = nearest_without(prompt, list(concepts), candidates, corpus)
-    if len(found) <= MAX_ANCHORS:
+    most = MAX_ANCHORS**2 if sum(contains_concept(prompt, concept, corpus) for concept in concepts) > 1 else MAX_ANCHORS
+    if len(found) <= most:
         return found
     similarity = encode_text(found) @ encode_text([prompt])[0]
-    return [found[i] for i in similarity.topk(MAX_ANCHORS).indices.sort().values.tolist()]
+    return [found[i] for i in similarity.topk(most).indices.sort().values.tolist()]
 
 
 def neighbours_of(concept: str, kind: str, concepts: Sequence[str], encode_text: TextEncoder) -> tuple[list[str], list[str]]:

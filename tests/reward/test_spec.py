@@ -77,6 +77,16 @@ def test_several_concepts_are_erased_together_and_none_anchors_another() -> None
     assert all(anchors and set(anchors) <= set(spec.retain_prompts) for anchors in spec.anchors)
 
 
+def test_a_prompt_that_names_two_concepts_may_become_whatever_each_of_them_becomes() -> None:
+    spec = make_spec(["Neon style", "cat"], KNOWN, encode_text)
+    anchors = dict(zip(spec.forget_prompts, spec.anchors, strict=True))
+    both = PROMPT.format(style="Neon", object="cat")
+    for style in set(STYLES) - {"Neon"}:
+        for thing in set(OBJECTS) - {"cat"}:
+            assert PROMPT.format(style=style, object=thing) in anchors[both]
+    assert max(len(row) for prompt, row in anchors.items() if prompt != both) == 7
+
+
 def test_a_concept_no_prompt_names_is_asked_for_as_its_kind_is() -> None:
     spec = make_spec(["  a  dragon "], KNOWN, encode_text, kind="object")
     assert spec.concepts == ["a dragon"] and spec.unnamed == ["a dragon"]
