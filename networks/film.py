@@ -94,7 +94,11 @@ def shape_text(channels: int, sample_size: int | Sequence[int]) -> str:
     return "x".join(str(number) for number in (channels, *sides))
 
 
-def widths_for(sample_size: int | Sequence[int], width: int, max_width: int = 512) -> list[int]:
+MAX_WIDTH = 512
+"""Channels of a stage at most."""
+
+
+def widths_for(sample_size: int | Sequence[int], width: int, max_width: int = MAX_WIDTH) -> list[int]:
     """Stage widths that bring the longer side of a latent down to four at most: 8 -> 2 stages, 64 -> 5, 128 -> 6."""
     side = sample_size if isinstance(sample_size, int) else max(sample_size)
     stages = 1 + max(1, math.ceil(math.log2(max(side, 8) / 4)))

@@ -61,7 +61,7 @@ from reward.scorers import (
 )
 from reward.spec import read_prompts
 from reward.teacher import Teacher
-from reward.train import CACHE_NAME, DEFAULT_IMAGES, add_distillation_arguments, distil_config, fit_predictor
+from reward.train import CACHE_NAME, DEFAULT_IMAGES, add_distillation_arguments, check_width, distil_config, fit_predictor
 from training.memory import advised
 
 NAME = "reward_predictor"
@@ -237,6 +237,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     """
     if (args.output_dir / f"{NAME}.json").exists() and not args.overwrite_output_dir:
         raise ValueError(f"{args.output_dir} already holds an evaluation; choose another --output_dir or add --overwrite_output_dir.")
+    check_width(args.width)
     bundled = uses_bundled_base(args)
     if not bundled and not args.clip_model:
         raise ValueError("This base needs a teacher: name an open_clip model with --clip_model (and --clip_pretrained).")

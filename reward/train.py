@@ -23,7 +23,7 @@ from environment.command_line import DiscreetParser, number, positive_int, whole
 from environment.errors import friendly_errors, friendly_interrupts
 from evaluation.protocol import public_name
 from networks.checkpoint import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
-from networks.film import size_of
+from networks.film import MAX_WIDTH, size_of
 from policy.backbone import Backbone
 from reward.classifier import ClassifierTeacher
 from reward.distil import NOISE_LEVELS, Checkpointing, DistilConfig, cosine_by_noise, distil
@@ -34,7 +34,7 @@ from reward.spec import read_prompts
 from reward.spec.automatic import kind_of
 from reward.spec.vocabulary import asking_for, general_prompts
 from reward.teacher import Teacher
-from training.checkpoints import list_checkpoints
+from training.checkpoints import list_checkpoints, load_checkpoint
 from training.memory import advised
 
 CACHE_NAME = "latents"
@@ -122,13 +122,7 @@ def fit_predictor(
 
 
 def new_predictor(*shape: Any, seed: int, **settings: Any) -> RewardPredictor:
-    """An untrained predictor whose weights the seed decides, whatever was drawn before.
-
-    Raises:
-        ValueError: the width is none that the network can have.
-    """
-    if settings["width"] < 8 or settings["width"] % 8:
-        raise ValueError(f"--width must be a positive multiple of 8, got {settings['width']}.")
+    """An untrained predictor whose weights the seed decides, whatever was drawn before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return RewardPredictor(*shape, **settings)
@@ -143,7 +137,9 @@ def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
         "--ema_decay", type=number, default=0.999, help="Decay of the averaged weights, which are what is saved; 0 saves the last ones."
     )
     parser.add_argument("--max_grad_norm", type=number, default=1.0, help="Norm that the gradient is clipped to.")
-    parser.add_argument("--width", type=positive_int, default=48, help="Channels of the predictor's first stage, a multiple of 8.")
+    parser.add_argument(
+        "--width", type=positive_int, default=48, help=f"Channels of the predictor's first stage, a multiple of 8, at most {MAX_WIDTH}."
+    )
     parser.add_argument("--seed", type=int, default=0, help="Seed of images, noise and weights.")
 
 
@@ -227,6 +223,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError("--num_images must be at least 2, one to hold out and one to learn from.")
     if not 0 <= args.ema_decay < 1:
         raise ValueError(f"--ema_decay must be at least 0 and less than 1, got {args.ema_decay}.")
+    check_width(args.width)
     if args.learning_rate <= 0 or args.max_grad_norm <= 0:
         raise ValueError("--learning_rate and --max_grad_norm must be positive.")
     directory = args.output_dir
@@ -238,6 +235,8 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"{directory} already holds a predictor or checkpoints; choose another --output_dir, add --overwrite_output_dir, "
             "or --resume_from_checkpoint latest."
         )
+    if args.resume_from_checkpoint:
+        load_checkpoint(directory, args.resume_from_checkpoint)
     if args.push_to_hub:
         require_hub_access(args.hub_token)
 
@@ -269,6 +268,15 @@ def known_prompts(args: argparse.Namespace) -> list[str]:
     if Path(args.pretrained_model_name_or_path).resolve() == canvas.PIPELINE.resolve():
         return list(RewardPredictor.from_pretrained(canvas.REWARD).config["prompts"])
     return general_prompts()
+
+
+def check_width(width: int) -> None:
+    """
+    Raises:
+        ValueError: the network cannot have it.
+    """
+    if not 8 <= width <= MAX_WIDTH or width % 8:
+        raise ValueError(f"--width must be a multiple of 8 from 8 to {MAX_WIDTH}, got {width}.")
 
 
 def distil_config(args: argparse.Namespace, **changes: Any) -> DistilConfig:

@@ -259,6 +259,7 @@ BAD = {
     "pipeline": ([], "could not be loaded"),
     "long prompt": ([], "use fewer words"),
     "width": (["--width", "9"], "multiple of 8"),
+    "wide": (["--width", "1024"], "from 8 to 512"),
     "one image": (["--num_images", "1"], "at least 2"),
     "two sources": (["--train_data_dir", "a", "--dataset_name", "b"], "not both"),
     "no folder": (["--train_data_dir", "/nowhere"], "is not a directory"),
@@ -283,7 +284,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert caught.value.code == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1 and says in error[0]
-    assert not (tmp_path / "reward" / "config.json").exists()
+    assert not (tmp_path / "reward" / "config.json").exists() and not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_without_a_prompt_file_a_base_is_asked_for_what_it_is_known_to_draw(tiny_pipeline_dir: Path) -> None:
