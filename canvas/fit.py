@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,6 +94,8 @@ def _load_state(
     load_optimizer_tensors(optimizer, {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")})
     for i, mean in enumerate(average):
         mean.copy_(tensors[f"ema.{i}"])
-    for _ in range(step):
-        schedule.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the schedule is wound forward without optimizer steps
+        for _ in range(step):
+            schedule.step()
     return step
