@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
 
-from training.checkpoints import load_optimizer_tensors, optimizer_tensors
+from training.checkpoints import load_optimizer_tensors, optimizer_tensors, wind_forward
 
 Recipe = Callable[[list[nn.Parameter], int], tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]]
 """Parameters and the number of steps -> what moves them, and how its learning rate goes."""
@@ -94,8 +93,5 @@ def _load_state(
     load_optimizer_tensors(optimizer, {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")})
     for i, mean in enumerate(average):
         mean.copy_(tensors[f"ema.{i}"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the schedule is wound forward without optimizer steps
-        for _ in range(step):
-            schedule.step()
+    wind_forward(schedule, step)
     return step

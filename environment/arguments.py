@@ -42,7 +42,7 @@ def add_environment_arguments(parser: argparse.ArgumentParser) -> None:
         "--train_batch_size",
         type=positive_int,
         help="Trajectories that go through the UNet together, in rollouts and updates; fewer need less memory and give the same updates. "
-        f"{BY_LATENTS}",
+        + BY_LATENTS,
     )
 
 

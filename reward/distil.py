@@ -7,7 +7,6 @@ its own, seeded by (seed, step), so that a run that was interrupted and resumed 
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from tqdm.auto import tqdm
 from environment.errors import Unsound
 from reward.latents import Latents
 from reward.predictor import RewardPredictor
-from training.checkpoints import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
+from training.checkpoints import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint, wind_forward
 
 NOISE_LEVELS = ("all", "clean")
 CLEAN_SHARE = 0.1
@@ -222,10 +221,7 @@ def _resume(
             value.copy_(groups["average"][str(i)])
     except (KeyError, RuntimeError, ValueError) as error:
         raise ValueError(f"The checkpoint in {checkpoints.directory} is damaged ({str(error).splitlines()[0]}); resume from another one.") from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the schedule is wound forward without optimizer steps
-        for _ in range(numbers["iteration"]):
-            schedule.step()
+    wind_forward(schedule, numbers["iteration"])
     return int(numbers["iteration"])
 
 

@@ -24,7 +24,6 @@ from environment.errors import friendly_errors, friendly_interrupts
 from evaluation.protocol import public_name
 from networks.checkpoint import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
 from networks.film import MAX_WIDTH, size_of
-from policy.backbone import Backbone
 from reward.classifier import ClassifierTeacher
 from reward.distil import NOISE_LEVELS, Checkpointing, DistilConfig, cosine_by_noise, distil
 from reward.latents import BaseRollouts, BaseSamples, DatasetImages, EncodedImages, ImageFolder, Latents, Source, collect
@@ -306,8 +305,8 @@ def main(args: argparse.Namespace) -> None:
         teacher = Teacher.from_pretrained(args.clip_model, args.clip_pretrained, accelerator.device)
     for concept in args.concept or []:
         prompts += [p for p in asking_for(kind_of(concept, teacher.encode_text), concept) if p not in prompts]
-    args.sample_batch_size = args.sample_batch_size or Backbone.of(pipe).usual_batch_size
     source = create_source(args, pipe, prompts)
+    args.sample_batch_size = source.shard_size  # for advice where memory runs out
     count = args.num_images or (DEFAULT_IMAGES if source.available is None else None)
     if args.overwrite_output_dir and not args.resume_from_checkpoint and accelerator.is_main_process:
         for old in list_checkpoints(args.output_dir):

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +49,14 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
         plain = value.ndim == 0 and not value.is_floating_point()
         state.setdefault(int(index), {})[name] = int(value) if plain else value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def wind_forward(schedule: torch.optim.lr_scheduler.LRScheduler, steps: int) -> None:
+    """Bring a new schedule to where it was after so many optimizer steps, which are not taken again."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch misses those steps
+        for _ in range(steps):
+            schedule.step()
 
 
 def critic_tensors(critic: Critic) -> dict[str, torch.Tensor]:

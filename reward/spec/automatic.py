@@ -151,7 +151,7 @@ def kind_of(concept: str, encode_text: TextEncoder) -> str:
 def nearest_anchors(prompt: str, concepts: Sequence[str], candidates: list[str], corpus: list[str], encode_text: TextEncoder) -> list[str]:
     """The candidates that say the same without the concept; of too many the nearest in the teacher's eyes.
 
-    A prompt that names two concepts becomes what each of them becomes in the prompts that name it alone, and all these pairs must be among its anchors.
+    A prompt that names two concepts becomes what each of them becomes in the prompts that name it alone, so it may have as many anchors as there are pairs of these.
     """
     found = nearest_without(prompt, list(concepts), candidates, corpus)
     most = MAX_ANCHORS**2 if sum(contains_concept(prompt, concept, corpus) for concept in concepts) > 1 else MAX_ANCHORS
