@@ -24,6 +24,7 @@ test: install
 
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 # Rebuilds the bundled world from its seeds: about an hour and a half on two cores.
 canvas: install

@@ -2,8 +2,8 @@
 """Train a LoRA adapter that makes a Stable Diffusion pipeline unable to draw a concept.
 
 Critic-guided reinforcement unlearning (arXiv 2601.03213): denoising is a sequential decision process, a
-noise-conditioned reward predictor, and a timestep-aware critic if asked, say what the noisy latent is worth that
-a step leads to, and clipped policy-gradient updates move the adapter along the slopes of that value.
+noise-conditioned reward predictor, and a timestep-aware critic if asked, say what the noisy latent is worth
+that a step leads to, and clipped policy-gradient updates move the adapter along the slopes of that value.
 """
 
 from __future__ import annotations
@@ -80,25 +80,51 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = DiscreetParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_environment_arguments(parser)
     parser.add_argument(
-        "--base_model_id", help="Hub id of a base that is loaded from a local copy: what results, card and header call it. Default: the copy's name."
-    )
-    parser.add_argument("--critic_model_name_or_path", help="Critic made by `python -m critic.train`. Default: one is warmed up in the run.")
-    parser.add_argument(
-        "--judge_name_or_path", help="Judge of the final figures for a base that is not the bundled one. Default: the teacher, marked as such."
+        "--base_model_id",
+        help="Hub id of a base that is loaded from a local copy: what results, card and header call it. Default: the copy's name.",
     )
     parser.add_argument(
-        "--output_dir", type=Path, default=Path("unlearned-lora"), help="Where adapter, results, pictures and checkpoints are written."
+        "--critic_model_name_or_path",
+        help="Critic made by `python -m critic.train`. Default: one is warmed up in the run.",
     )
-    parser.add_argument("--overwrite_output_dir", action="store_true", help="Write into an output directory that is not empty.")
-    parser.add_argument("--output_kohya_format", action="store_true", help="Write the adapter for ComfyUI and AUTOMATIC1111 too.")
     parser.add_argument(
-        "--dry_run", action="store_true", help="Say what would be done and about what it costs, from a short probe, and write nothing."
+        "--judge_name_or_path",
+        help="Judge of the final figures for a base that is not the bundled one. Default: the teacher, marked as such.",
+    )
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path("unlearned-lora"),
+        help="Where adapter, results, pictures and checkpoints are written.",
+    )
+    parser.add_argument(
+        "--overwrite_output_dir",
+        action="store_true",
+        help="Write into an output directory that is not empty.",
+    )
+    parser.add_argument(
+        "--output_kohya_format",
+        action="store_true",
+        help="Write the adapter for ComfyUI and AUTOMATIC1111 too.",
+    )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="Say what would be done and about what it costs, from a short probe, and write nothing.",
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed of the whole run.")
 
-    parser.add_argument("--max_train_iterations", type=positive_int, default=40, help="Iterations of rollout and update at most.")
     parser.add_argument(
-        "--images_per_iteration", type=positive_int, default=32, help="Trajectories of forget prompts in an iteration; the processes share them."
+        "--max_train_iterations",
+        type=positive_int,
+        default=40,
+        help="Iterations of rollout and update at most.",
+    )
+    parser.add_argument(
+        "--images_per_iteration",
+        type=positive_int,
+        default=32,
+        help="Trajectories of forget prompts in an iteration; the processes share them.",
     )
     parser.add_argument(
         "--target_unlearning_accuracy",
@@ -106,9 +132,18 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         default=0.95,
         help="Stop once this share of the last iterations' images shows something else, recognisably, in place of the concept.",
     )
-    parser.add_argument("--patience", type=positive_int, default=3, help="Over how many iterations the target must be reached.")
+    parser.add_argument(
+        "--patience",
+        type=positive_int,
+        default=3,
+        help="Over how many iterations the target must be reached.",
+    )
     parser.add_argument("--rank", type=int, default=8, help="Rank of the LoRA matrices.")
-    parser.add_argument("--lora_alpha", type=number, help="Scale of the LoRA update before division by the rank. Default: the rank.")
+    parser.add_argument(
+        "--lora_alpha",
+        type=number,
+        help="Scale of the LoRA update before division by the rank. Default: the rank.",
+    )
     parser.add_argument(
         "--lora_target_modules",
         nargs="+",
@@ -129,21 +164,49 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         default=3,
         help="Updates at the end of the run in which the learning rate falls to zero, on the last images; they draw none.",
     )
-    parser.add_argument("--lr_warmup_steps", type=whole_number, default=0, help="Iterations over which the learning rate rises.")
-    parser.add_argument("--use_8bit_adam", action="store_true", help="Use bitsandbytes' 8-bit AdamW. A LoRA is small, so this saves little.")
-    parser.add_argument("--adam_beta1", type=number, default=0.5, help="Decay of AdamW's first moment; what was right an iteration ago soon is not.")
+    parser.add_argument(
+        "--lr_warmup_steps",
+        type=whole_number,
+        default=0,
+        help="Iterations over which the learning rate rises.",
+    )
+    parser.add_argument(
+        "--use_8bit_adam",
+        action="store_true",
+        help="Use bitsandbytes' 8-bit AdamW. A LoRA is small, so this saves little.",
+    )
+    parser.add_argument(
+        "--adam_beta1",
+        type=number,
+        default=0.5,
+        help="Decay of AdamW's first moment; what was right an iteration ago soon is not.",
+    )
     parser.add_argument("--adam_beta2", type=number, default=0.99, help="Decay of AdamW's second moment.")
     parser.add_argument("--adam_weight_decay", type=number, default=1e-4, help="Weight decay of the adapter.")
     parser.add_argument("--adam_epsilon", type=number, default=1e-8, help="Epsilon of AdamW.")
-    parser.add_argument("--max_grad_norm", type=number, default=1.0, help="Norm that the gradient is clipped to.")
     parser.add_argument(
-        "--gradient_accumulation_steps", type=positive_int, default=2, help="Timesteps in an optimizer step, each of all trajectories."
+        "--max_grad_norm", type=number, default=1.0, help="Norm that the gradient is clipped to."
     )
-    parser.add_argument("--gradient_checkpointing", action="store_true", help="Trade about a fifth of the speed of updates for memory.")
     parser.add_argument(
-        "--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="Precision of the frozen base; the adapter stays float32."
+        "--gradient_accumulation_steps",
+        type=positive_int,
+        default=2,
+        help="Timesteps in an optimizer step, each of all trajectories.",
     )
-    parser.add_argument("--allow_tf32", action="store_true", help="Allow TF32 matrix products on NVIDIA GPUs.")
+    parser.add_argument(
+        "--gradient_checkpointing",
+        action="store_true",
+        help="Trade about a fifth of the speed of updates for memory.",
+    )
+    parser.add_argument(
+        "--mixed_precision",
+        choices=["no", "fp16", "bf16"],
+        default="no",
+        help="Precision of the frozen base; the adapter stays float32.",
+    )
+    parser.add_argument(
+        "--allow_tf32", action="store_true", help="Allow TF32 matrix products on NVIDIA GPUs."
+    )
     parser.add_argument(
         "--channels_last",
         action="store_true",
@@ -164,41 +227,77 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         "image turned out (step), generalized advantage estimation (gae) and its ends (td, mc), or the finished image's reward alone (ddpo).",
     )
     parser.add_argument("--gae_lambda", type=number, default=0.9, help="Lambda of --advantage gae.")
-    parser.add_argument("--gamma", type=number, help="Discount over denoising steps. Default: 0 for --advantage pathwise and step, else 1.")
     parser.add_argument(
-        "--terminal_weight", type=number, help="Weight of the finished image's reward beside the advantage. Default: 1 for --advantage step, else 0."
+        "--gamma",
+        type=number,
+        help="Discount over denoising steps. Default: 0 for --advantage pathwise and step, else 1.",
     )
     parser.add_argument(
-        "--reward_signal", choices=SIGNALS, default="noisy", help="Reward every step with the change of its potential, or the last one alone."
+        "--terminal_weight",
+        type=number,
+        help="Weight of the finished image's reward beside the advantage. Default: 1 for --advantage step, else 0.",
     )
-    parser.add_argument("--critic_type", choices=CRITICS, default="film", help="The critic, or a lesser one, for ablation.")
-    parser.add_argument("--advantage_clip", type=number, default=5.0, help="Clip of the normalised advantages; slopes are not clipped.")
+    parser.add_argument(
+        "--reward_signal",
+        choices=SIGNALS,
+        default="noisy",
+        help="Reward every step with the change of its potential, or the last one alone.",
+    )
+    parser.add_argument(
+        "--critic_type", choices=CRITICS, default="film", help="The critic, or a lesser one, for ablation."
+    )
+    parser.add_argument(
+        "--advantage_clip",
+        type=number,
+        default=5.0,
+        help="Clip of the normalised advantages; slopes are not clipped.",
+    )
     parser.add_argument(
         "--clip_range",
         type=number,
         default=0.2,
         help="Clip of the importance ratio, in units of a step's own noise; with --advantage pathwise, of how far a mean may move.",
     )
-    parser.add_argument("--inner_epochs", type=positive_int, default=1, help="Passes over an iteration's trajectories.")
+    parser.add_argument(
+        "--inner_epochs", type=positive_int, default=1, help="Passes over an iteration's trajectories."
+    )
     parser.add_argument(
         "--replay_iterations",
         type=whole_number,
         default=0,
         help="Train on the trajectories of so many earlier iterations too, off policy, by importance ratios.",
     )
-    parser.add_argument("--target_kl", type=number, default=0.02, help="Stop an iteration's updates once the KL to the acting policy exceeds this.")
     parser.add_argument(
-        "--train_timestep_fraction", type=number, default=0.5, help="Share of the timesteps that is trained, drawn anew in every iteration."
+        "--target_kl",
+        type=number,
+        default=0.02,
+        help="Stop an iteration's updates once the KL to the acting policy exceeds this.",
     )
-    parser.add_argument("--masked_steps", type=whole_number, default=2, help="How many of the last denoising steps are never trained.")
-    parser.add_argument("--kl_coef", type=number, default=20.0, help="Weight of the KL to the base on retain prompts.")
+    parser.add_argument(
+        "--train_timestep_fraction",
+        type=number,
+        default=0.5,
+        help="Share of the timesteps that is trained, drawn anew in every iteration.",
+    )
+    parser.add_argument(
+        "--masked_steps",
+        type=whole_number,
+        default=2,
+        help="How many of the last denoising steps are never trained.",
+    )
+    parser.add_argument(
+        "--kl_coef", type=number, default=20.0, help="Weight of the KL to the base on retain prompts."
+    )
     parser.add_argument(
         "--retain_kl_target",
         type=number,
         help="Adapt that weight to this KL: twice as much where it is passed, half as much far below. Default: fixed.",
     )
     parser.add_argument(
-        "--anchor_kl_coef", type=number, default=1.0, help="Weight of the KL to the base under the nearest anchor, on forget prompts."
+        "--anchor_kl_coef",
+        type=number,
+        default=1.0,
+        help="Weight of the KL to the base under the nearest anchor, on forget prompts.",
     )
     parser.add_argument(
         "--adversarial_radius",
@@ -207,7 +306,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         help="Take that KL as well under the text that undoes the most within so much of the way from prompt to anchor, against words that are searched for. "
         "0 leaves it out, which saves a fifth of the time.",
     )
-    parser.add_argument("--retain_rollouts", type=positive_int, default=64, help="Rollouts of the base on retain prompts that the KL is taken on.")
+    parser.add_argument(
+        "--retain_rollouts",
+        type=positive_int,
+        default=64,
+        help="Rollouts of the base on retain prompts that the KL is taken on.",
+    )
     parser.add_argument(
         "--retain_batch_size",
         type=positive_int,
@@ -220,7 +324,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         default=0.2,
         help="Brake: how far the retain reward may fall below the base's, as a share of the distance between the concept and its anchors.",
     )
-    parser.add_argument("--max_retain_kl", type=number, default=0.3, help="Brake: bound of the KL to the base on retain states.")
+    parser.add_argument(
+        "--max_retain_kl",
+        type=number,
+        default=0.3,
+        help="Brake: bound of the KL to the base on retain states.",
+    )
     parser.add_argument(
         "--max_step_kl",
         type=number,
@@ -228,10 +337,15 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         help="Brake: bound of the KL by which one iteration may move the policy; 0.1 to 1 is usual at first.",
     )
     parser.add_argument(
-        "--max_brakes", type=whole_number, default=3, help="How often the brake may return to the last good state before the run ends there."
+        "--max_brakes",
+        type=whole_number,
+        default=3,
+        help="How often the brake may return to the last good state before the run ends there.",
     )
 
-    parser.add_argument("--critic_learning_rate", type=number, default=1e-3, help="Learning rate of the critic.")
+    parser.add_argument(
+        "--critic_learning_rate", type=number, default=1e-3, help="Learning rate of the critic."
+    )
     parser.add_argument(
         "--warmup_rollouts",
         type=positive_int,
@@ -239,17 +353,47 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         help="Rollouts of the base on forget prompts: the reward is calibrated on them, and the critic warmed up; "
         "without a critic the first iteration learns from them.",
     )
-    parser.add_argument("--critic_warmup_steps", type=whole_number, default=300, help="Optimizer steps of the warm-up.")
-    parser.add_argument("--critic_steps", type=whole_number, default=30, help="Optimizer steps of the critic after every iteration.")
-    parser.add_argument("--critic_batch_size", type=positive_int, default=256, help="States in an optimizer step of the critic.")
-    parser.add_argument("--critic_buffer_iterations", type=positive_int, default=4, help="Iterations the critic remembers.")
-
-    parser.add_argument("--validation_prompt", nargs="+", help="Prompts of the previews. Default: forget and retain prompts in turn.")
     parser.add_argument(
-        "--num_validation_images", type=positive_int, default=8, help="Images of a preview when no prompt is given, half of them of the concept."
+        "--critic_warmup_steps", type=whole_number, default=300, help="Optimizer steps of the warm-up."
     )
-    parser.add_argument("--validation_steps", type=whole_number, default=10, help="Preview every so many iterations; 0 for none during training.")
-    parser.add_argument("--validation_guidance_scale", type=number, help="Guidance of previews and final figures. Default: the pipeline's own.")
+    parser.add_argument(
+        "--critic_steps",
+        type=whole_number,
+        default=30,
+        help="Optimizer steps of the critic after every iteration.",
+    )
+    parser.add_argument(
+        "--critic_batch_size",
+        type=positive_int,
+        default=256,
+        help="States in an optimizer step of the critic.",
+    )
+    parser.add_argument(
+        "--critic_buffer_iterations", type=positive_int, default=4, help="Iterations the critic remembers."
+    )
+
+    parser.add_argument(
+        "--validation_prompt",
+        nargs="+",
+        help="Prompts of the previews. Default: forget and retain prompts in turn.",
+    )
+    parser.add_argument(
+        "--num_validation_images",
+        type=positive_int,
+        default=8,
+        help="Images of a preview when no prompt is given, half of them of the concept.",
+    )
+    parser.add_argument(
+        "--validation_steps",
+        type=whole_number,
+        default=10,
+        help="Preview every so many iterations; 0 for none during training.",
+    )
+    parser.add_argument(
+        "--validation_guidance_scale",
+        type=number,
+        help="Guidance of previews and final figures. Default: the pipeline's own.",
+    )
     parser.add_argument(
         "--evaluation_seeds",
         type=int,
@@ -257,15 +401,34 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         help="Seeds of the final figures, an image a prompt and seed; the flag without a seed skips them. Default: 0 1 2, and for prompts that ask for the "
         "concept as many more as make 24 images.",
     )
-    parser.add_argument("--checkpointing_steps", type=whole_number, default=10, help="Write a checkpoint every so many iterations; 0 for none.")
-    parser.add_argument("--checkpoints_total_limit", type=whole_number, default=2, help="How many checkpoints to keep.")
+    parser.add_argument(
+        "--checkpointing_steps",
+        type=whole_number,
+        default=10,
+        help="Write a checkpoint every so many iterations; 0 for none.",
+    )
+    parser.add_argument(
+        "--checkpoints_total_limit", type=whole_number, default=2, help="How many checkpoints to keep."
+    )
     parser.add_argument("--resume_from_checkpoint", help='A checkpoint of the output directory, or "latest".')
-    parser.add_argument("--report_to", default="tensorboard", help='Tracker: "tensorboard", "wandb", ... or "none".')
-    parser.add_argument("--logging_dir", default="logs", help="Directory of the tracker within the output directory.")
-    parser.add_argument("--push_to_hub", action="store_true", help="Upload the adapter to the Hub once everything is written.")
-    parser.add_argument("--hub_model_id", help="Repository to upload to, made if there is none. Default: the last part of --output_dir.")
+    parser.add_argument(
+        "--report_to", default="tensorboard", help='Tracker: "tensorboard", "wandb", ... or "none".'
+    )
+    parser.add_argument(
+        "--logging_dir", default="logs", help="Directory of the tracker within the output directory."
+    )
+    parser.add_argument(
+        "--push_to_hub", action="store_true", help="Upload the adapter to the Hub once everything is written."
+    )
+    parser.add_argument(
+        "--hub_model_id",
+        help="Repository to upload to, made if there is none. Default: the last part of --output_dir.",
+    )
     parser.add_argument("--hub_private_repo", action="store_true", help="Make a new repository private.")
-    parser.add_argument("--hub_token", help="Token to upload with. Default: the one of `hf auth login`, which no process list shows.")
+    parser.add_argument(
+        "--hub_token",
+        help="Token to upload with. Default: the one of `hf auth login`, which no process list shows.",
+    )
     args = parser.parse_args(input_args)
     args.lora_alpha = args.lora_alpha or args.rank
     args.hub_model_id = args.hub_model_id or args.output_dir.resolve().name
@@ -276,7 +439,8 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 
 def generator_for(args: argparse.Namespace, purpose: int, iteration: int = 0) -> torch.Generator:
-    """Every random choice has a generator of its own, the same on every process, so that resuming needs no random state."""
+    """Every random choice has a generator of its own, the same on every process, so that resuming needs no
+    random state."""
     return torch.Generator().manual_seed(((args.seed * 7919 + purpose) * 100_003 + iteration) * 1009 % 2**63)
 
 
@@ -293,7 +457,9 @@ def check_output_dir(args: argparse.Namespace) -> None:
         and any(path.name != LOCK_NAME for path in directory.iterdir())
         and not (args.overwrite_output_dir or args.resume_from_checkpoint)
     ):
-        raise ValueError(f"{directory} is not empty; choose another --output_dir, add --overwrite_output_dir, or --resume_from_checkpoint latest.")
+        raise ValueError(
+            f"{directory} is not empty; choose another --output_dir, add --overwrite_output_dir, or --resume_from_checkpoint latest."
+        )
 
 
 def update_config(args: argparse.Namespace, batch_size: int) -> UpdateConfig:
@@ -329,25 +495,33 @@ def create_optimizer(args: argparse.Namespace, parameters: list[torch.nn.Paramet
 
 
 def compile_unet(args: argparse.Namespace, accelerator: Accelerator, unet: UNet2DConditionModel) -> None:
-    """Have the UNet compiled once it is asked for something, in place, if a flag of this script or of `accelerate launch` says so."""
+    """Have the UNet compiled once it is asked for something, in place, if a flag of this script or of
+    `accelerate launch` says so."""
     launched = accelerator.state.dynamo_plugin
     told = launched.backend != DynamoBackend.NO  # the launcher sets other settings in any case
     if args.torch_compile or told:
-        # With and without gradient, with and without adapter, for each number of states that go through it together.
+        # With and without gradient, with and without adapter, for each number of states that go through it
+        # together.
         torch._dynamo.config.recompile_limit = 64
         unet.compile(**(launched.to_kwargs() if told else {}))
 
 
 def choose_estimator(args: argparse.Namespace) -> Estimator:
-    return Estimator.named(args.advantage, args.gae_lambda, args.gamma, args.terminal_weight, args.reward_signal)
+    return Estimator.named(
+        args.advantage, args.gae_lambda, args.gamma, args.terminal_weight, args.reward_signal
+    )
 
 
 def check_objective(args: argparse.Namespace) -> None:
     """Refuse settings of which one has no effect."""
     if args.advantage == "pathwise" and args.terminal_weight:
-        raise ValueError("--terminal_weight has no slope that --advantage pathwise could use; choose --gamma, or another --advantage.")
+        raise ValueError(
+            "--terminal_weight has no slope that --advantage pathwise could use; choose --gamma, or another --advantage."
+        )
     if args.critic_model_name_or_path and not choose_estimator(args).uses_critic:
-        raise ValueError(f"--advantage {args.advantage} asks no critic at its discount; add --gamma 0.5, or leave --critic_model_name_or_path out.")
+        raise ValueError(
+            f"--advantage {args.advantage} asks no critic at its discount; add --gamma 0.5, or leave --critic_model_name_or_path out."
+        )
     if choose_estimator(args).uses_critic and args.warmup_rollouts < 2:
         raise ValueError("--warmup_rollouts must be at least 2 for a critic: one of them is held out.")
 
@@ -363,22 +537,36 @@ def check_processes(args: argparse.Namespace) -> None:
     count = processes().num_processes
     for name in ("images_per_iteration", "retain_batch_size", "retain_rollouts", "warmup_rollouts"):
         if getattr(args, name) < count:
-            raise ValueError(f"{count} processes cannot share --{name} {getattr(args, name)}; raise it, or take fewer processes.")
+            raise ValueError(
+                f"{count} processes cannot share --{name} {getattr(args, name)}; raise it, or take fewer processes."
+            )
 
 
 def run_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that a run cannot change under way, as JSON gives them back."""
-    return {name: value for name, value in json.loads(json.dumps(public_settings(args))).items() if name not in MAY_CHANGE}
+    return {
+        name: value
+        for name, value in json.loads(json.dumps(public_settings(args))).items()
+        if name not in MAY_CHANGE
+    }
 
 
 def check_same_run(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
     """Refuse to go on from a checkpoint of another run."""
     if "settings" not in checkpoint.numbers or "lora" not in checkpoint.groups:
-        raise ValueError(f"--resume_from_checkpoint {args.resume_from_checkpoint} is not a checkpoint of this script.")
+        raise ValueError(
+            f"--resume_from_checkpoint {args.resume_from_checkpoint} is not a checkpoint of this script."
+        )
     now, then = run_settings(args), checkpoint.numbers["settings"]
-    changed = [f"--{name} was {then.get(name)} and is {value}" for name, value in now.items() if then.get(name) != value]
+    changed = [
+        f"--{name} was {then.get(name)} and is {value}"
+        for name, value in now.items()
+        if then.get(name) != value
+    ]
     if changed:
-        raise ValueError(f"The checkpoint is of a run with other settings ({'; '.join(changed)}); resume with those, or start anew without it.")
+        raise ValueError(
+            f"The checkpoint is of a run with other settings ({'; '.join(changed)}); resume with those, or start anew without it."
+        )
 
 
 def check_hub_arguments(args: argparse.Namespace) -> None:
@@ -388,13 +576,18 @@ def check_hub_arguments(args: argparse.Namespace) -> None:
             f"--report_to {args.report_to} together with --hub_token might expose the token; run `hf auth login` in place of --hub_token."
         )
     if args.base_model_id and not args.pretrained_model_name_or_path:
-        raise ValueError("--base_model_id names what --pretrained_model_name_or_path is a copy of; give both or neither.")
+        raise ValueError(
+            "--base_model_id names what --pretrained_model_name_or_path is a copy of; give both or neither."
+        )
     if args.base_model_id and not hub_id(args.base_model_id):
-        raise ValueError(f"--base_model_id {args.base_model_id} is not the id of a model on the Hub, which is OWNER/NAME.")
+        raise ValueError(
+            f"--base_model_id {args.base_model_id} is not the id of a model on the Hub, which is OWNER/NAME."
+        )
 
 
 def create_critic(args: argparse.Namespace, env: Environment) -> Critic:
-    """Load the critic that is named, or make one for this concept that begins with the reward predictor's trunk."""
+    """Load the critic that is named, or make one for this concept that begins with the reward predictor's
+    trunk."""
     text_dim = env.table.pooled.shape[-1]
     if args.critic_model_name_or_path:
         network = ValueNetwork.from_pretrained(args.critic_model_name_or_path)
@@ -405,11 +598,23 @@ def create_critic(args: argparse.Namespace, env: Environment) -> Critic:
         network = ValueNetwork.from_predictor(env.predictor, text_dim, env.spec.concepts, told_time, made_for)
     network.to(env.kernel.stds.device)
     kind = args.critic_type if choose_estimator(args).uses_critic else "none"
-    return Critic(network, len(env.table.prompts), env.kernel.num_steps, args.critic_learning_rate, args.critic_buffer_iterations, kind=kind)
+    return Critic(
+        network,
+        len(env.table.prompts),
+        env.kernel.num_steps,
+        args.critic_learning_rate,
+        args.critic_buffer_iterations,
+        kind=kind,
+    )
 
 
 def warm_up_critic(
-    args: argparse.Namespace, env: Environment, critic: Critic, trajectory: Trajectory, score: ForgetScore, generator: torch.Generator
+    args: argparse.Namespace,
+    env: Environment,
+    critic: Critic,
+    trajectory: Trajectory,
+    score: ForgetScore,
+    generator: torch.Generator,
 ) -> None:
     """Fit the critic to what became of the base's trajectories of forget prompts."""
     order = torch.randperm(len(trajectory), generator=generator)
@@ -417,15 +622,28 @@ def warm_up_critic(
     held_out, learnt = order[:count], order[count:]
     observe(args, env, critic, trajectory[learnt], score.potentials[learnt])
     # A critic that was given is trained already; only its baselines and its trust belong to this run.
-    critic.fit(0 if args.critic_model_name_or_path else args.critic_warmup_steps, args.critic_batch_size, generator)
+    critic.fit(
+        0 if args.critic_model_name_or_path else args.critic_warmup_steps, args.critic_batch_size, generator
+    )
     keep_in_step(critic.network)
     observe(args, env, critic, trajectory[held_out], score.potentials[held_out])
     check_critic(critic)
 
 
-def observe(args: argparse.Namespace, env: Environment, critic: Critic, trajectory: Trajectory, potentials: torch.Tensor) -> None:
+def observe(
+    args: argparse.Namespace,
+    env: Environment,
+    critic: Critic,
+    trajectory: Trajectory,
+    potentials: torch.Tensor,
+) -> None:
     """Show the critic trajectories and what became of them."""
-    critic.observe(trajectory, env.table.pooled[trajectory.prompt_ids], potentials, choose_estimator(args).returns(potentials))
+    critic.observe(
+        trajectory,
+        env.table.pooled[trajectory.prompt_ids],
+        potentials,
+        choose_estimator(args).returns(potentials),
+    )
 
 
 def check_critic(critic: Critic) -> None:
@@ -434,22 +652,31 @@ def check_critic(critic: Critic) -> None:
         Unsound: the critic holds something that is no number.
     """
     if not critic.is_finite():
-        raise Unsound("The critic's weights or baselines are no longer numbers; lower --critic_learning_rate, or train without a critic.")
+        raise Unsound(
+            "The critic's weights or baselines are no longer numbers; lower --critic_learning_rate, or train without a critic."
+        )
 
 
-def values_of(env: Environment, critic: Critic, trajectory: Trajectory, potentials: torch.Tensor) -> torch.Tensor:
+def values_of(
+    env: Environment, critic: Critic, trajectory: Trajectory, potentials: torch.Tensor
+) -> torch.Tensor:
     """(B, T): the critic's value of every state that is acted on."""
     return critic.values(trajectory, env.table.pooled[trajectory.prompt_ids], potentials)
 
 
-def estimate_advantages(args: argparse.Namespace, trajectory: Trajectory, potentials: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def estimate_advantages(
+    args: argparse.Namespace, trajectory: Trajectory, potentials: torch.Tensor, values: torch.Tensor
+) -> torch.Tensor:
     """Advantages (B, T), centred within prompts and normalised."""
     advantages = choose_estimator(args).advantages(potentials, values)
     return normalize(centre_within(advantages, trajectory.prompt_ids), args.advantage_clip)
 
 
-def slopes_of_values(args: argparse.Namespace, env: Environment, critic: Critic, trajectory: Trajectory) -> torch.Tensor:
-    """(B, T, C, H, W), where the latents are: how the value of each step changes with the state it led to (`critic.pathwise`)."""
+def slopes_of_values(
+    args: argparse.Namespace, env: Environment, critic: Critic, trajectory: Trajectory
+) -> torch.Tensor:
+    """(B, T, C, H, W), where the latents are: how the value of each step changes with the state it led to
+    (`critic.pathwise`)."""
     estimator = choose_estimator(args)
 
     def slopes(part: Trajectory) -> torch.Tensor:
@@ -458,7 +685,9 @@ def slopes_of_values(args: argparse.Namespace, env: Environment, critic: Critic,
 
         def value(x: torch.Tensor, state: int) -> torch.Tensor:
             potential = env.potential(x, state, ids)
-            return estimator.action_value(potential, critic.state_value(x, state, env.kernel.timesteps[state], text, potential))
+            return estimator.action_value(
+                potential, critic.state_value(x, state, env.kernel.timesteps[state], text, potential)
+            )
 
         brought = replace(part, latents=part.latents.to(env.kernel.stds.device))
         return value_slopes(brought, value).to(part.latents.device)
@@ -468,12 +697,19 @@ def slopes_of_values(args: argparse.Namespace, env: Environment, critic: Critic,
 
 
 def weighed_slopes(
-    args: argparse.Namespace, env: Environment, critic: Critic, trajectory: Trajectory, score: ForgetScore, scale: torch.Tensor
+    args: argparse.Namespace,
+    env: Environment,
+    critic: Critic,
+    trajectory: Trajectory,
+    score: ForgetScore,
+    scale: torch.Tensor,
 ) -> torch.Tensor:
-    """The same in units of `scale` (T,), times the share of the way to the anchors that each finished image still has to go.
+    """The same in units of `scale` (T,), times the share of the way to the anchors that each finished image
+    still has to go.
 
-    The push on a trajectory is the slope of -shortfall^2 / 2 rather than that of the reward: a reward predictor can be climbed for ever, by images
-    that nobody would draw, but nothing is better than images of the anchors are.
+    The push on a trajectory is the slope of -shortfall^2 / 2 rather than that of the reward: a reward
+    predictor can be climbed for ever, by images that nobody would draw, but nothing is better than images of
+    the anchors are.
     """
     slopes = slopes_of_values(args, env, critic, trajectory)
     left = env.reward.shortfall(score.terminal).to(slopes.device)
@@ -481,20 +717,36 @@ def weighed_slopes(
 
 
 def credit(
-    args: argparse.Namespace, env: Environment, critic: Critic, base: Base, trajectory: Trajectory, score: ForgetScore, values: torch.Tensor
+    args: argparse.Namespace,
+    env: Environment,
+    critic: Critic,
+    base: Base,
+    trajectory: Trajectory,
+    score: ForgetScore,
+    values: torch.Tensor,
 ) -> Experience:
-    """What each step of fresh trajectories was worth: by its slopes if the base has a scale for them, or else by its advantage."""
+    """What each step of fresh trajectories was worth: by its slopes if the base has a scale for them, or
+    else by its advantage."""
     if base.slope_scale is None:
-        return Experience(trajectory, estimate_advantages(args, trajectory, score.potentials, values), score.anchor_ids)
+        return Experience(
+            trajectory, estimate_advantages(args, trajectory, score.potentials, values), score.anchor_ids
+        )
     slopes = weighed_slopes(args, env, critic, trajectory, score, base.slope_scale)
-    return Experience(trajectory, linear_advantages(trajectory, slopes).to(env.kernel.stds.device), score.anchor_ids, slopes)
+    return Experience(
+        trajectory, linear_advantages(trajectory, slopes).to(env.kernel.stds.device), score.anchor_ids, slopes
+    )
 
 
-def critic_logs(env: Environment, values: torch.Tensor, returns: torch.Tensor, groups: torch.Tensor) -> dict[str, float]:
-    """The critic's explained variance within prompts, as a whole and for every denoising step; of values and returns (B, T), and prompts (B,)."""
+def critic_logs(
+    env: Environment, values: torch.Tensor, returns: torch.Tensor, groups: torch.Tensor
+) -> dict[str, float]:
+    """The critic's explained variance within prompts, as a whole and for every denoising step; of values
+    and returns (B, T), and prompts (B,)."""
     explained = explained_variance(centre_within(values, groups), centre_within(returns, groups)).tolist()
     steps = zip(env.kernel.timesteps[:-1].tolist(), explained, strict=True)
-    return {"explained_variance": sum(explained) / len(explained)} | {f"explained_variance/t{t:04d}": value for t, value in steps}
+    return {"explained_variance": sum(explained) / len(explained)} | {
+        f"explained_variance/t{t:04d}": value for t, value in steps
+    }
 
 
 def update_logs(env: Environment, stats: UpdateStats) -> dict[str, float]:
@@ -503,21 +755,42 @@ def update_logs(env: Environment, stats: UpdateStats) -> dict[str, float]:
         "first_ratio_deviation": stats.first_ratio_deviation,
         "skipped_updates": float(stats.skipped),
     }
-    for name in ("clip_fraction", "approx_kl", "step_kl", "retain_kl", "anchor_kl", "worst_anchor_kl", "grad_norm"):
+    for name in (
+        "clip_fraction",
+        "approx_kl",
+        "step_kl",
+        "retain_kl",
+        "anchor_kl",
+        "worst_anchor_kl",
+        "grad_norm",
+    ):
         values = getattr(stats, name)
         logs[name] = sum(values) / len(values)
     for step, t in enumerate(env.kernel.timesteps[:-1].tolist()):
         if step in stats.by_step:
             rows = torch.tensor(stats.by_step[step]).mean(dim=0).tolist()
-            logs |= dict(zip((f"ratio_mean/t{t:04d}", f"ratio_std/t{t:04d}", f"clip_fraction/t{t:04d}"), rows, strict=True))
+            logs |= dict(
+                zip(
+                    (f"ratio_mean/t{t:04d}", f"ratio_std/t{t:04d}", f"clip_fraction/t{t:04d}"),
+                    rows,
+                    strict=True,
+                )
+            )
     return logs
 
 
 def advantage_logs(env: Environment, advantages: torch.Tensor) -> dict[str, float]:
-    """Of advantages (B, T): the share of trajectories that teach nothing, and the mean size at every denoising step."""
+    """Of advantages (B, T): the share of trajectories that teach nothing, and the mean size at every
+    denoising step."""
     size = advantages.abs()
-    logs = {"dead_samples": (size < 1e-6).all(dim=1).float().mean().item(), "advantage_size": size.mean().item()}
-    return logs | {f"advantage_size/t{t:04d}": size[:, step].mean().item() for step, t in enumerate(env.kernel.timesteps[:-1].tolist())}
+    logs = {
+        "dead_samples": (size < 1e-6).all(dim=1).float().mean().item(),
+        "advantage_size": size.mean().item(),
+    }
+    return logs | {
+        f"advantage_size/t{t:04d}": size[:, step].mean().item()
+        for step, t in enumerate(env.kernel.timesteps[:-1].tolist())
+    }
 
 
 # --- pictures and results ------------------------------------------------------------------------------
@@ -529,12 +802,19 @@ def validation_prompts(args: argparse.Namespace, env: Environment) -> list[tuple
         return [(p, p in env.spec.forget_prompts) for p in args.validation_prompt]
     kept = args.num_validation_images // 2
     asked = args.num_validation_images - kept
-    return [(p, True) for p in spread(env.spec.forget_prompts, asked)] + [(p, False) for p in spread(env.spec.retain_prompts, kept)]
+    return [(p, True) for p in spread(env.spec.forget_prompts, asked)] + [
+        (p, False) for p in spread(env.spec.retain_prompts, kept)
+    ]
 
 
 def spread(prompts: list[str], count: int) -> list[str]:
-    """`count` prompts at a stride prime to the length of the list, which walks through all factors of a product alike."""
-    stride = next(s for s in range(max(1, len(prompts) // max(1, count)), len(prompts) + 2) if math.gcd(s, len(prompts)) == 1)
+    """`count` prompts at a stride prime to the length of the list, which walks through all factors of a
+    product alike."""
+    stride = next(
+        s
+        for s in range(max(1, len(prompts) // max(1, count)), len(prompts) + 2)
+        if math.gcd(s, len(prompts)) == 1
+    )
     return [prompts[i * stride % len(prompts)] for i in range(min(count, len(prompts)))]
 
 
@@ -543,11 +823,22 @@ def draw_previews(args: argparse.Namespace, env: Environment, prompts: list[str]
     with env.at_hand(), evaluation_mode(env.pipe):
         return [
             image
-            for _, _, image in generate(env.pipe, prompts, [args.seed], guidance_scale=args.validation_guidance_scale, batch_size=env.batch_size)
+            for _, _, image in generate(
+                env.pipe,
+                prompts,
+                [args.seed],
+                guidance_scale=args.validation_guidance_scale,
+                batch_size=env.batch_size,
+            )
         ]
 
 
-def preview_pairs(args: argparse.Namespace, env: Environment, prompts: list[tuple[str, bool]], before: list[Image.Image] | None = None) -> list[Pair]:
+def preview_pairs(
+    args: argparse.Namespace,
+    env: Environment,
+    prompts: list[tuple[str, bool]],
+    before: list[Image.Image] | None = None,
+) -> list[Pair]:
     """The prompts drawn by the base (unless `before` is given) and with the adapter, from the same noise."""
     texts = [p for p, _ in prompts]
     if before is None:
@@ -558,37 +849,61 @@ def preview_pairs(args: argparse.Namespace, env: Environment, prompts: list[tupl
 
 
 def log_validation(
-    args: argparse.Namespace, tracking: Tracking, env: Environment, prompts: list[tuple[str, bool]], before: list[Image.Image], iteration: int
+    args: argparse.Namespace,
+    tracking: Tracking,
+    env: Environment,
+    prompts: list[tuple[str, bool]],
+    before: list[Image.Image],
+    iteration: int,
 ) -> None:
     """Write the preview, adapter beside base, as a picture and to tensorboard."""
     path = args.output_dir / "previews" / f"iteration-{iteration:04d}.png"
-    before_after(preview_pairs(args, env, prompts, before), path, f"Erasing {', '.join(env.spec.concepts)}: iteration {iteration}")
+    before_after(
+        preview_pairs(args, env, prompts, before),
+        path,
+        f"Erasing {', '.join(env.spec.concepts)}: iteration {iteration}",
+    )
     with Image.open(path) as image:
         tracking.show("validation", np.asarray(image.convert("RGB")), iteration)
 
 
 def choose_examination(args: argparse.Namespace, env: Environment) -> Examination:
-    """The judge of the final figures: the one named, the bundled one for the bundled base, else the teacher, marked as such.
+    """The judge of the final figures: the one named, the bundled one for the bundled base, else the teacher,
+    marked as such.
 
     Raises:
         ValueError: the judge that is named cannot be loaded or knows nothing of the concept.
     """
-    encode_text = env.teacher.encode_text if env.teacher.unit_length else None  # a classifier's texts lie near to nothing but its labels
+    encode_text = (
+        env.teacher.encode_text if env.teacher.unit_length else None
+    )  # a classifier's texts lie near to nothing but its labels
     if args.judge_name_or_path:
         judge = Judge.from_pretrained(args.judge_name_or_path)
-        return JudgeExamination(judge, env.spec.concepts, public_name(args.judge_name_or_path), encode_text=encode_text)
+        return JudgeExamination(
+            judge, env.spec.concepts, public_name(args.judge_name_or_path), encode_text=encode_text
+        )
     if uses_bundled_base(args):
         try:
-            return JudgeExamination(Judge.from_pretrained(canvas.JUDGE), env.spec.concepts, public_name(canvas.JUDGE), encode_text=encode_text)
+            return JudgeExamination(
+                Judge.from_pretrained(canvas.JUDGE),
+                env.spec.concepts,
+                public_name(canvas.JUDGE),
+                encode_text=encode_text,
+            )
         except ValueError as error:
             logger.warning(f"{error} The figures come from the teacher.")
     return TeacherExamination(env.teacher, env.spec)
 
 
 def write_results(
-    args: argparse.Namespace, env: Environment, examination: Examination | None, progress: Progress, last: dict[str, float]
+    args: argparse.Namespace,
+    env: Environment,
+    examination: Examination | None,
+    progress: Progress,
+    last: dict[str, float],
 ) -> dict[str, Any]:
-    """Evaluate base and adapter, which the processes share; the first writes `results.json`, `before_after.png` and the model card and returns results."""
+    """Evaluate base and adapter, which the processes share; the first writes `results.json`,
+    `before_after.png` and the model card and returns results."""
     results: dict[str, Any] = {
         "concept": env.spec.concepts,
         "base_model_name_or_path": base_name(args),
@@ -624,7 +939,9 @@ def write_results(
         if uses_bundled_base(args)
         else "trained in the run",
         "reward_model_revision": cached_revision(args.reward_model_name_or_path),
-        "critic_model": public_name(args.critic_model_name_or_path) if args.critic_model_name_or_path else None,
+        "critic_model": public_name(args.critic_model_name_or_path)
+        if args.critic_model_name_or_path
+        else None,
         "critic_model_revision": cached_revision(args.critic_model_name_or_path),
         "forget_prompts": env.spec.forget_prompts,
         "retain_prompts": env.spec.retain_prompts,
@@ -642,7 +959,10 @@ def write_results(
         },
     }
     write_aside(
-        args.output_dir / "results.json", lambda path: path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        args.output_dir / "results.json",
+        lambda path: path.write_text(
+            json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        ),
     )
     title = grid_title(results) if examination else f"Erasing {', '.join(env.spec.concepts)}"
     before_after(pairs, args.output_dir / "before_after.png", title)
@@ -674,7 +994,8 @@ MAY_CHANGE = {
     "checkpoints_total_limit",
     "report_to",
 }
-"""What may be different where a run is resumed: when it ends, how much memory it may take, and what is shown and kept of it."""
+"""What may be different where a run is resumed: when it ends, how much memory it may take, and what is
+shown and kept of it."""
 LOCAL_ARGUMENTS = {
     "dry_run",
     "output_dir",
@@ -696,7 +1017,11 @@ LOCAL_ARGUMENTS = {
 
 def public_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The command line without what is local to this machine."""
-    settings = {k: (public_name(v) if k.endswith("name_or_path") and v else v) for k, v in vars(args).items() if k not in LOCAL_ARGUMENTS}
+    settings = {
+        k: (public_name(v) if k.endswith("name_or_path") and v else v)
+        for k, v in vars(args).items()
+        if k not in LOCAL_ARGUMENTS
+    }
     if args.bnb_quantization_config_path:
         settings["bnb_quantization_config_path"] = read_quantization(args.bnb_quantization_config_path)
     settings["clip_model"] = args.clip_model and public_name(args.clip_model.removeprefix("local-dir:"))
@@ -740,26 +1065,39 @@ class Parts(NamedTuple):
 
 
 def prepare(args: argparse.Namespace) -> Parts:
-    """Check the arguments, load everything, and attach the adapter: all that a user can get wrong happens here.
+    """Check the arguments, load everything, and attach the adapter: all that a user can get wrong happens
+    here.
 
     Raises:
         ValueError: something named is missing or does not fit; nothing has been written then.
     """
     check_output_dir(args)
     if args.masked_steps >= args.num_inference_steps:
-        raise ValueError(f"--masked_steps {args.masked_steps} leaves none of the {args.num_inference_steps} denoising steps to train.")
+        raise ValueError(
+            f"--masked_steps {args.masked_steps} leaves none of the {args.num_inference_steps} denoising steps to train."
+        )
     check_objective(args)
     check_hub_arguments(args)
     check_processes(args)
     memory = memory_options(args, processes().device)
-    checkpoint = load_checkpoint(args.output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
-    project = ProjectConfiguration(project_dir=str(args.output_dir), logging_dir=str(args.output_dir / args.logging_dir))
+    checkpoint = (
+        load_checkpoint(args.output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
+    )
+    project = ProjectConfiguration(
+        project_dir=str(args.output_dir), logging_dir=str(args.output_dir / args.logging_dir)
+    )
     accelerator = Accelerator(
-        mixed_precision=args.mixed_precision, log_with=None if args.report_to == "none" else args.report_to, project_config=project
+        mixed_precision=args.mixed_precision,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_config=project,
     )
     if args.push_to_hub and accelerator.is_main_process:
         check_push(args.hub_model_id, args.hub_token)
-    logging.basicConfig(format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    logging.basicConfig(
+        format="%(asctime)s - %(levelname)s - %(name)s - %(message)s",
+        datefmt="%H:%M:%S",
+        level=logging.WARNING,
+    )
     logging.getLogger(__name__).setLevel(logging.INFO)
     if not accelerator.is_local_main_process:
         transformers.utils.logging.set_verbosity_error()
@@ -799,10 +1137,12 @@ def train(
     critic: Critic,
     checkpoint: Checkpoint | None = None,
 ) -> dict[str, Any]:
-    """Learn; then save the adapter, evaluate it and write the card. Returns what results.json says, on the main process.
+    """Learn; then save the adapter, evaluate it and write the card. Returns what results.json says, on the
+    main process.
 
     Raises:
-        SystemExit: it was interrupted, and what it had learnt is in a checkpoint or, after the last iteration, in the adapter.
+        SystemExit: it was interrupted, and what it had learnt is in a checkpoint or, after the last
+            iteration, in the adapter.
     """
     args.output_dir.mkdir(parents=True, exist_ok=True)
     tracking = Tracking(accelerator)
@@ -845,26 +1185,49 @@ def learn(
     interruption: Interruption,
     tracking: Tracking,
 ) -> tuple[Progress, dict[str, float]]:
-    """The loop: roll out, score, judge, estimate advantages, update, refresh the critic. Returns the counters and the last figures.
+    """The loop: roll out, score, judge, estimate advantages, update, refresh the critic. Returns the counters
+    and the last figures.
 
     Raises:
         SystemExit: it was interrupted, and what it had learnt is in a checkpoint.
     """
     unet = env.pipe.unet
     config = update_config(args, env.batch_size)
-    lr_scheduler = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_iterations)
+    lr_scheduler = get_scheduler(
+        args.lr_scheduler,
+        optimizer,
+        num_warmup_steps=args.lr_warmup_steps,
+        num_training_steps=args.max_train_iterations,
+    )
 
     started = time.perf_counter()
     with base_policy(unet):
         base = measure_base(args, env, critic)
         prompts = validation_prompts(args, env)
-        before = draw_previews(args, env, [p for p, _ in prompts]) if accelerator.is_main_process and args.validation_steps else []
+        before = (
+            draw_previews(args, env, [p for p, _ in prompts])
+            if accelerator.is_main_process and args.validation_steps
+            else []
+        )
     brake = Brake(base.least_contrast, args.max_retain_drop, args.max_retain_kl, args.max_step_kl)
     stop = StopSignal(args.target_unlearning_accuracy, args.patience)
     rollouts = args.retain_rollouts + args.warmup_rollouts
     elapsed = time.perf_counter() - started
-    progress = Progress(images=rollouts, unet_samples=2 * env.kernel.num_steps * rollouts, seconds=elapsed, kl_coef=args.kl_coef)
-    state = RunState(unet, optimizer, lr_scheduler, critic, deque(maxlen=args.replay_iterations), progress, lora_state(unet))
+    progress = Progress(
+        images=rollouts,
+        unet_samples=2 * env.kernel.num_steps * rollouts,
+        seconds=elapsed,
+        kl_coef=args.kl_coef,
+    )
+    state = RunState(
+        unet,
+        optimizer,
+        lr_scheduler,
+        critic,
+        deque(maxlen=args.replay_iterations),
+        progress,
+        lora_state(unet),
+    )
     diagnostics, reason = Diagnostics(args.output_dir / "diagnostics.jsonl"), None
 
     if checkpoint:
@@ -879,46 +1242,90 @@ def learn(
     if accelerator.is_main_process:
         diagnostics.begin(progress.iteration)
     log_start(accelerator, env, base.acted[-1])
-    bar = tqdm(total=args.max_train_iterations, initial=progress.iteration, desc="Iterations", disable=not accelerator.is_local_main_process)
+    bar = tqdm(
+        total=args.max_train_iterations,
+        initial=progress.iteration,
+        desc="Iterations",
+        disable=not accelerator.is_local_main_process,
+    )
     while True:
         started = time.perf_counter()
         iteration = progress.iteration
-        if iteration == 0 and not choose_estimator(args).uses_critic:  # a critic would be asked about what it has learnt by heart
+        if (
+            iteration == 0 and not choose_estimator(args).uses_critic
+        ):  # a critic would be asked about what it has learnt by heart
             trajectory, score, logs = base.acted
         else:
             trajectory, score, logs = measure_policy(args, env, iteration, base.recognisable)
             progress.images += args.images_per_iteration + args.retain_batch_size
-            progress.unet_samples += 2 * env.kernel.num_steps * (args.images_per_iteration + args.retain_batch_size)
+            progress.unet_samples += (
+                2 * env.kernel.num_steps * (args.images_per_iteration + args.retain_batch_size)
+            )
 
         wrong, was_good = what_is_no_number(logs), reason is not None
         if wrong and was_good:
             raise Unsound(f"With the last good state of the adapter too, {wrong}.")
-        reason = brake.reason(logs["retain_drop"], progress.retain_kl, progress.step_kl, logs["contrast"]) or wrong or None
+        reason = (
+            brake.reason(logs["retain_drop"], progress.retain_kl, progress.step_kl, logs["contrast"])
+            or wrong
+            or None
+        )
         if reason:
             progress.brakes += 1
-            logger.warning(f"Brake: {reason}; back to the last good state at {AFTER_A_BRAKE:g} times the learning rate.")
-            if progress.brakes > args.max_brakes and not math.isfinite(progress.step_kl) and is_identity(state.good):
+            logger.warning(
+                f"Brake: {reason}; back to the last good state at {AFTER_A_BRAKE:g} times the learning rate."
+            )
+            if (
+                progress.brakes > args.max_brakes
+                and not math.isfinite(progress.step_kl)
+                and is_identity(state.good)
+            ):
                 raise Unsound(f"The adapter has learnt nothing: {reason}.")
             state.go_back()
             stop.recent = []
         else:
             state.keep()
-        progress.stopped_by = why_stop(args, progress, reason, reason is None and stop.update(logs["replaced"]))
+        progress.stopped_by = why_stop(
+            args, progress, reason, reason is None and stop.update(logs["replaced"])
+        )
         progress.replaced = stop.recent
         if progress.stopped_by:
-            if wrong and (still := what_is_no_number(measure_policy(args, env, iteration + 1, base.recognisable)[-1])):
+            if wrong and (
+                still := what_is_no_number(measure_policy(args, env, iteration + 1, base.recognisable)[-1])
+            ):
                 raise Unsound(f"With the last good state of the adapter too, {still}.")
             if reason is None and args.cooldown_updates:
                 logger.info(f"Cooling down: {args.cooldown_updates} updates")
-                fresh = credit(args, env, critic, base, trajectory, score, values_of(env, critic, trajectory, score.potentials))
-                cooled = cool_down(args, accelerator, env, optimizer, replace(config, kl_coef=progress.kl_coef), fresh, base.retain)
+                fresh = credit(
+                    args,
+                    env,
+                    critic,
+                    base,
+                    trajectory,
+                    score,
+                    values_of(env, critic, trajectory, score.potentials),
+                )
+                cooled = cool_down(
+                    args,
+                    accelerator,
+                    env,
+                    optimizer,
+                    replace(config, kl_coef=progress.kl_coef),
+                    fresh,
+                    base.retain,
+                )
                 progress.unet_samples += sum(stats.unet_samples for stats in cooled)
                 skipped = any(stats.skipped for stats in cooled)
-                if too_far := brake.reason(0.0, cooled[-1].retain_kl[-1], math.nan if skipped else cooled[-1].step_kl[-1], math.inf):
+                if too_far := brake.reason(
+                    0.0, cooled[-1].retain_kl[-1], math.nan if skipped else cooled[-1].step_kl[-1], math.inf
+                ):
                     logger.warning(f"The cool-down is taken back: {too_far}.")
                     load_lora_state(unet, state.good)
                 else:
-                    logs |= {f"cooldown_{name}": getattr(cooled[-1], name)[-1] for name in ("retain_kl", "anchor_kl", "step_kl")}
+                    logs |= {
+                        f"cooldown_{name}": getattr(cooled[-1], name)[-1]
+                        for name in ("retain_kl", "anchor_kl", "step_kl")
+                    }
             progress.seconds += time.perf_counter() - started
             tracking.log(logs, iteration)
             if accelerator.is_main_process:
@@ -927,7 +1334,9 @@ def learn(
 
         values = values_of(env, critic, trajectory, score.potentials)
         if critic.kind != "none":
-            logs |= critic_logs(env, values, choose_estimator(args).returns(score.potentials), trajectory.prompt_ids)
+            logs |= critic_logs(
+                env, values, choose_estimator(args).returns(score.potentials), trajectory.prompt_ids
+            )
         if not reason:
             fresh = credit(args, env, critic, base, trajectory, score, values)
             generator = generator_for(args, UPDATE, iteration)
@@ -952,11 +1361,15 @@ def learn(
             logs |= update_logs(env, stats) | advantage_logs(env, fresh.advantages)
             logs |= {"learning_rate": lr_scheduler.get_last_lr()[0], "kl_coef": progress.kl_coef}
             if args.retain_kl_target:
-                progress.kl_coef = adapt_coefficient(progress.kl_coef, progress.retain_kl, args.retain_kl_target)
+                progress.kl_coef = adapt_coefficient(
+                    progress.kl_coef, progress.retain_kl, args.retain_kl_target
+                )
         if not wrong:
             observe(args, env, critic, trajectory, score.potentials)
         if critic.kind != "none":
-            logs["critic_loss"] = critic.fit(args.critic_steps, args.critic_batch_size, generator_for(args, CRITIC, iteration))
+            logs["critic_loss"] = critic.fit(
+                args.critic_steps, args.critic_batch_size, generator_for(args, CRITIC, iteration)
+            )
             keep_in_step(critic.network)
             check_critic(critic)
 
@@ -996,8 +1409,8 @@ def cool_down(
 ) -> list[UpdateStats]:
     """Updates on the last trajectories with a learning rate that falls from half of what it is to zero.
 
-    A constant rate leaves the adapter jittering about what it is held to; a rate that falls lets it settle there. It bounds the way too, so the updates do
-    not end at `target_kl`.
+    A constant rate leaves the adapter jittering about what it is held to; a rate that falls lets it settle
+    there. It bounds the way too, so the updates do not end at `target_kl`.
     """
     rates, found = [group["lr"] for group in optimizer.param_groups], []
     for turn in range(args.cooldown_updates):
@@ -1005,7 +1418,19 @@ def cool_down(
             group["lr"] = rate / 2 * (1 - turn / args.cooldown_updates)
         generator = generator_for(args, COOLDOWN, turn)
         unbounded = replace(config, target_kl=math.inf)
-        found.append(update_policy(env.pipe.unet, env.kernel, env.table, [experience], retain, optimizer, accelerator, unbounded, generator))
+        found.append(
+            update_policy(
+                env.pipe.unet,
+                env.kernel,
+                env.table,
+                [experience],
+                retain,
+                optimizer,
+                accelerator,
+                unbounded,
+                generator,
+            )
+        )
     return found
 
 
@@ -1028,8 +1453,10 @@ class Base:
     Attributes:
         retain: its trajectories of retain prompts, which the KL holds to.
         recognisable: the cosine with its nearest anchor from which on an image counts as showing something.
-        least_contrast: what the plainest of its prompts has, as a mean over that prompt's images; a concept may be replaced by that.
-        acted: its trajectories of forget prompts, with score and figures; without a critic the first iteration learns from these.
+        least_contrast: what the plainest of its prompts has, as a mean over that prompt's images; a concept
+            may be replaced by that.
+        acted: its trajectories of forget prompts, with score and figures; without a critic the first
+            iteration learns from these.
         slope_scale: (T,) the scale of its slopes if these are asked for.
     """
 
@@ -1054,12 +1481,22 @@ def measure_base(args: argparse.Namespace, env: Environment, critic: Critic) -> 
     warm_up_critic(args, env, critic, forget, score, generator)
     warn_of_other_things(env, score)
     shown = ((forget, forget_images), (retain, retain_images))
-    least_contrast = min(images.contrast[rollouts.prompt_ids == i].mean().item() for rollouts, images in shown for i in rollouts.prompt_ids.unique())
+    least_contrast = min(
+        images.contrast[rollouts.prompt_ids == i].mean().item()
+        for rollouts, images in shown
+        for i in rollouts.prompt_ids.unique()
+    )
     recognisable = check.reward.mean().item() - RECOGNISABLE * env.reward.contrast
-    scale = slope_scale(slopes_of_values(args, env, critic, forget), env.kernel.stds) if choose_estimator(args).pathwise else None
+    scale = (
+        slope_scale(slopes_of_values(args, env, critic, forget), env.kernel.stds)
+        if choose_estimator(args).pathwise
+        else None
+    )
     figures = iteration_figures(env, score, check, recognisable)
     if scale is not None and not scale.isfinite().all():
-        raise Unsound("The slopes of the reward predictor or the critic are no numbers; make it anew, or choose another --advantage.")
+        raise Unsound(
+            "The slopes of the reward predictor or the critic are no numbers; make it anew, or choose another --advantage."
+        )
     return Base(retain, recognisable, least_contrast, (forget, score, figures), scale)
 
 
@@ -1070,14 +1507,19 @@ def measure_policy(
     generator = generator_for(args, ROLLOUT, iteration)
     trajectory = env.collect(env.draw(env.forget_ids, args.images_per_iteration, generator), generator)
     score = env.score_forget(trajectory)
-    check = env.score_retain(env.collect(env.draw(env.retain_ids, args.retain_batch_size, generator), generator))
+    check = env.score_retain(
+        env.collect(env.draw(env.retain_ids, args.retain_batch_size, generator), generator)
+    )
     return trajectory, score, iteration_figures(env, score, check, recognisable)
 
 
-def iteration_figures(env: Environment, score: ForgetScore, check: RetainScore, recognisable: float) -> dict[str, float]:
+def iteration_figures(
+    env: Environment, score: ForgetScore, check: RetainScore, recognisable: float
+) -> dict[str, float]:
     """Mean figures of an iteration's images.
 
-    An image counts as replaced if the concept is gone and its nearest anchor's cosine is at least `recognisable`.
+    An image counts as replaced if the concept is gone and its nearest anchor's cosine is at least
+    `recognisable`.
     """
     return {
         "forget_reward": score.terminal.mean().item(),
@@ -1113,13 +1555,18 @@ def what_is_missing(args: argparse.Namespace, last: dict[str, float]) -> str:
     return (
         f"{100 * (1 - last['forgotten']):.0f} % of the last images still show the concept, and {100 * (last['forgotten'] - last['replaced']):.0f} % "
         f"nothing that has a name in its place. If these figures were falling, "
-        + (f"the same command with --resume_from_checkpoint latest {longer} goes on; " if list_checkpoints(args.output_dir) else f"take {longer}; ")
+        + (
+            f"the same command with --resume_from_checkpoint latest {longer} goes on; "
+            if list_checkpoints(args.output_dir)
+            else f"take {longer}; "
+        )
         + "if they hardly moved, begin anew with four times the --learning_rate: what is too much is taken back."
     )
 
 
 def warn_of_other_things(env: Environment, base: ForgetScore) -> None:
-    """Say what else the base draws for the concept's prompts, if it often does: an ambiguous word, or one it does not know."""
+    """Say what else the base draws for the concept's prompts, if it often does: an ambiguous word, or one
+    it does not know."""
     seen = Counter(env.table.prompts[i] for i in base.anchor_ids[base.forgotten].tolist())
     for text, count in seen.most_common(3):
         if count >= OTHER_THINGS * len(base.forgotten):
@@ -1138,10 +1585,16 @@ def log_start(accelerator: Accelerator, env: Environment, base: dict[str, float]
     shown = 100 * (1 - base["forgotten"])
     logger.info("***** Running training *****")
     logger.info(f"  Concept = {', '.join(env.spec.concepts)}")
-    logger.info(f"  Forget prompts = {len(env.spec.forget_prompts)}, retain prompts = {len(env.spec.retain_prompts)}")
-    logger.info(f"  Trainable parameters = {sum(p.numel() for p in env.pipe.unet.parameters() if p.requires_grad):,}")
+    logger.info(
+        f"  Forget prompts = {len(env.spec.forget_prompts)}, retain prompts = {len(env.spec.retain_prompts)}"
+    )
+    logger.info(
+        f"  Trainable parameters = {sum(p.numel() for p in env.pipe.unet.parameters() if p.requires_grad):,}"
+    )
     logger.info(f"  Processes = {accelerator.num_processes}, device = {accelerator.device}")
-    logger.info(f"  Base: {shown:.1f} % of its images of the concept show it, {100 * base['recognised']:.1f} % of the others their own prompt")
+    logger.info(
+        f"  Base: {shown:.1f} % of its images of the concept show it, {100 * base['recognised']:.1f} % of the others their own prompt"
+    )
     for concept in env.spec.unnamed:
         logger.warning(
             f'No known prompt names "{concept}"; it is asked for as one asks for its kind, {env.spec.kinds[env.spec.concepts.index(concept)]}. '
@@ -1159,7 +1612,8 @@ def log_start(accelerator: Accelerator, env: Environment, base: dict[str, float]
 
 
 def plan(args: argparse.Namespace, parts: Parts) -> dict[str, str]:
-    """What a run would do, by what it is called; the costs come from a probe that rolls out and learns from a few images."""
+    """What a run would do, by what it is called; the costs come from a probe that rolls out and learns
+    from a few images."""
     accelerator, env, examination, optimizer, *_ = parts
     generator = torch.Generator().manual_seed(args.seed)
     count = max(accelerator.num_processes, min(env.batch_size, args.images_per_iteration, PROBED))
@@ -1174,7 +1628,17 @@ def plan(args: argparse.Namespace, parts: Parts) -> dict[str, str]:
         trajectory = rolled_out[0]
         slopes = torch.zeros_like(trajectory.means) if choose_estimator(args).pathwise else None
         nothing = Experience(trajectory, torch.zeros_like(trajectory.log_probs), retain.prompt_ids, slopes)
-        update_policy(env.pipe.unet, env.kernel, env.table, [nothing], retain, optimizer, accelerator, update_config(args, env.batch_size), generator)
+        update_policy(
+            env.pipe.unet,
+            env.kernel,
+            env.table,
+            [nothing],
+            retain,
+            optimizer,
+            accelerator,
+            update_config(args, env.batch_size),
+            generator,
+        )
 
     costs = probe(draw, learn, count, accelerator.device)
     amounts = Amounts(
@@ -1189,11 +1653,13 @@ def plan(args: argparse.Namespace, parts: Parts) -> dict[str, str]:
     )
     anchors = sorted({text for row in env.spec.anchors for text in row})
     return {
-        "Concept": ", ".join(env.spec.concepts) + (f" ({', '.join(sorted(set(env.spec.kinds)))})" if env.spec.kinds else ""),
+        "Concept": ", ".join(env.spec.concepts)
+        + (f" ({', '.join(sorted(set(env.spec.kinds)))})" if env.spec.kinds else ""),
         "To forget": listing(env.spec.forget_prompts),
         "To keep": listing(env.spec.retain_prompts),
         "In its place": listing(anchors),
-        "Neither": "; ".join(f"{concept}: {listing(texts)}" for concept, texts in env.spec.confusable.items()) or "nothing",
+        "Neither": "; ".join(f"{concept}: {listing(texts)}" for concept, texts in env.spec.confusable.items())
+        or "nothing",
         "Base": base_name(args),
         "Judge": examination.name if examination else "none",
         "Objective": f"--advantage {args.advantage}, KL {args.kl_coef:g} on what is kept and {args.anchor_kl_coef:g} on what takes the concept's place",
@@ -1240,7 +1706,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def push(args: argparse.Namespace) -> None:
-    """Upload what the run has written; where that fails the run ends with the reason and the command that tries again."""
+    """Upload what the run has written; where that fails the run ends with the reason and the command that
+    tries again."""
     private = args.hub_private_repo or None
     again = f"`{push_command(args.output_dir, args.hub_model_id, private)}` uploads the adapter."
     with friendly_errors(), friendly_interrupts(again):

@@ -1,4 +1,5 @@
-"""Runs in processes of their own. Each writes one JSON file, and what is there is not run again, so that a benchmark can be interrupted."""
+"""Runs in processes of their own. Each writes one JSON file, and what is there is not run again, so that a
+benchmark can be interrupted."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ def run_job(job: Job) -> dict[str, Any]:
     if not job.output.is_file():
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with job.log.open("w") as file:
-            code = subprocess.run([sys.executable, *job.arguments], stdout=file, stderr=subprocess.STDOUT).returncode
+            code = subprocess.run(
+                [sys.executable, *job.arguments], stdout=file, stderr=subprocess.STDOUT
+            ).returncode
         if code:
             raise RuntimeError(f"python {' '.join(job.arguments)} ended with exit code {code}; see {job.log}")
     return json.loads(job.output.read_text(encoding="utf-8"))

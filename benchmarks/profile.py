@@ -1,8 +1,10 @@
 """Where the time of an iteration goes: `python -m benchmarks.profile -- ARGUMENTS OF THE TRAINING SCRIPT`.
 
-Trains a few iterations, by default of "Van Gogh style" on the bundled canvas, with a watch on the parts; `--model` has a base of full size with random weights
-in its place. Every second counts once, in the innermost part that has a name. What is not the UNet's forward and backward passes is overhead. The UNet's own operations
-in a second stand beside what a product of two large matrices reaches on the same device in the same run. What gradient checkpointing does twice counts once.
+Trains a few iterations, by default of "Van Gogh style" on the bundled canvas, with a watch on the parts;
+`--model` has a base of full size with random weights in its place. Every second counts once, in the innermost
+part that has a name. What is not the UNet's forward and backward passes is overhead. The UNet's own
+operations in a second stand beside what a product of two large matrices reaches on the same device in the
+same run. What gradient checkpointing does twice counts once.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ class Profile:
         total, parts: seconds, in all and by part.
         calls: how often each part was called.
         samples: rows that went through the UNet, by its part; both branches of guidance count.
-        operations: of the UNet for one of them; through a frozen UNet a backward pass costs what a forward pass does.
+        operations: of the UNet for one of them; through a frozen UNet a backward pass costs what a forward
+            pass does.
         peak: operations a second of a large matrix product in the UNet's precision.
     """
 
@@ -74,7 +77,12 @@ class Profile:
 
     def utilisation(self, *parts: str) -> float:
         """Share of the peak that the UNet reaches in some of its parts."""
-        return self.operations * sum(self.samples[part] for part in parts) / sum(self.parts[part] for part in parts) / self.peak
+        return (
+            self.operations
+            * sum(self.samples[part] for part in parts)
+            / sum(self.parts[part] for part in parts)
+            / self.peak
+        )
 
 
 @contextmanager
@@ -112,19 +120,47 @@ def profile(args: argparse.Namespace) -> Profile:
     peak = matrix_peak(parts.accelerator.device, DTYPES[args.mixed_precision])
     with watched(watch, samples), patch.object(script, "measure_base", measured):
         tracking = script.Tracking(parts.accelerator)
-        progress, _ = script.learn(args, parts.accelerator, parts.env, parts.optimizer, parts.critic, None, script.Interruption(), tracking)
-    return Profile(progress.iteration, now() - started, dict(watch.seconds), dict(watch.calls), dict(samples), operations, peak)
+        progress, _ = script.learn(
+            args,
+            parts.accelerator,
+            parts.env,
+            parts.optimizer,
+            parts.critic,
+            None,
+            script.Interruption(),
+            tracking,
+        )
+    return Profile(
+        progress.iteration,
+        now() - started,
+        dict(watch.seconds),
+        dict(watch.calls),
+        dict(samples),
+        operations,
+        peak,
+    )
 
 
 def table(found: Profile) -> str:
-    """Markdown: a row for each part, the longest first, and what is left; then what the UNet reaches of the peak."""
-    lines = ["| part | seconds an iteration | share | calls an iteration | of the peak |", "|---|---|---|---|---|"]
-    rows = [*sorted(found.parts.items(), key=lambda row: -row[1]), ("everything else", found.total - sum(found.parts.values()))]
+    """Markdown: a row for each part, the longest first, and what is left; then what the UNet reaches of
+    the peak."""
+    lines = [
+        "| part | seconds an iteration | share | calls an iteration | of the peak |",
+        "|---|---|---|---|---|",
+    ]
+    rows = [
+        *sorted(found.parts.items(), key=lambda row: -row[1]),
+        ("everything else", found.total - sum(found.parts.values())),
+    ]
     for name, seconds in rows:
         calls = f"{found.calls[name] / found.iterations:g}" if name in found.calls else ""
         reached = f"{100 * found.utilisation(name):.0f} %" if name in UNET else ""
-        lines.append(f"| {name} | {seconds / found.iterations:.3f} | {100 * seconds / found.total:.1f} % | {calls} | {reached} |")
-    lines.append(f"| **together** | **{found.total / found.iterations:.3f}** | of which overhead: **{100 * found.overhead:.1f} %** | | |")
+        lines.append(
+            f"| {name} | {seconds / found.iterations:.3f} | {100 * seconds / found.total:.1f} % | {calls} | {reached} |"
+        )
+    lines.append(
+        f"| **together** | **{found.total / found.iterations:.3f}** | of which overhead: **{100 * found.overhead:.1f} %** | | |"
+    )
     done = found.operations * sum(found.samples.values()) / found.iterations
     return "\n".join(lines) + (
         f"\n\nThe UNet: {found.operations / 1e9:.3g} GFLOP a sample forward, {done / 1e12:.3g} TFLOP an iteration. A large matrix product reaches "
@@ -133,18 +169,40 @@ def table(found: Profile) -> str:
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.profile",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--iterations", type=int, default=4, help="How many iterations are watched.")
-    parser.add_argument("--model", choices=list(MODELS), help="A base of full size with random weights. Default: the bundled one.")
-    parser.add_argument("--images", type=int, default=32, help="Of --model: trajectories of an iteration, and rollouts before the first.")
-    parser.add_argument("--bases", type=Path, default=Path("runs/memory"), help="Where --model is written, once; `benchmarks.memory` shares it.")
+    parser.add_argument(
+        "--model",
+        choices=list(MODELS),
+        help="A base of full size with random weights. Default: the bundled one.",
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=32,
+        help="Of --model: trajectories of an iteration, and rollouts before the first.",
+    )
+    parser.add_argument(
+        "--bases",
+        type=Path,
+        default=Path("runs/memory"),
+        help="Where --model is written, once; `benchmarks.memory` shares it.",
+    )
     parser.add_argument("arguments", nargs="*", help="Further arguments of the training script, after --.")
     return parser.parse_args(input_args)
 
 
 def main(args: argparse.Namespace) -> None:
     with TemporaryDirectory() as directory:
-        of_model = short_run(saved(args.model, args.bases), args.images) if args.model else ["--concept", "Van Gogh style", "--evaluation_seeds"]
+        of_model = (
+            short_run(saved(args.model, args.bases), args.images)
+            if args.model
+            else ["--concept", "Van Gogh style", "--evaluation_seeds"]
+        )
         flags = {
             "max_train_iterations": args.iterations,
             "cooldown_updates": 0,

@@ -1,8 +1,9 @@
 """What processes would exchange in an iteration, beside what they compute: `python -m benchmarks.scaling`.
 
-An estimate on paper, from the real configs of Stable Diffusion 1.5 and SDXL: operations of the UNet alone, bytes in rings, and two rates that are assumed.
-The batch is the default one, or four images and two retain states a process where that is more. Left out are waiting for the slowest process, and
-passes of the UNet too small to keep a GPU busy.
+An estimate on paper, from the real configs of Stable Diffusion 1.5 and SDXL: operations of the UNet alone,
+bytes in rings, and two rates that are assumed. The batch is the default one, or four images and two retain
+states a process where that is more. Left out are waiting for the slowest process, and passes of the UNet too
+small to keep a GPU busy.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def operations(model: Model) -> int:
 
 
 def iteration(model: Model, args: argparse.Namespace) -> Iteration:
-    """Of a run with the training script's arguments. Through a frozen UNet a backward pass costs what a forward pass does."""
+    """Of a run with the training script's arguments. Through a frozen UNet a backward pass costs what a
+    forward pass does."""
     images, retain, steps = args.images_per_iteration, args.retain_batch_size, args.num_inference_steps
     terms = max(1, round(args.train_timestep_fraction * (steps - args.masked_steps)))
     rollouts = (images + retain) * steps
@@ -70,7 +72,10 @@ def iteration(model: Model, args: argparse.Namespace) -> Iteration:
 
 def table(found: dict[int, Iteration], rates: argparse.Namespace) -> str:
     """Markdown: a row for each number of processes."""
-    lines = ["| processes | images | TFLOP each | seconds | sent by each | seconds | share of the time |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| processes | images | TFLOP each | seconds | sent by each | seconds | share of the time |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for processes, work in found.items():
         computing = work.operations / processes / (rates.tflops * 1e12)
         sending = work.exchanged(processes) / (rates.gb_per_second * 1e9)
@@ -86,10 +91,24 @@ def table(found: dict[int, Iteration], rates: argparse.Namespace) -> str:
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scaling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 8, 64], help="How many there are.")
-    parser.add_argument("--tflops", type=float, default=200.0, help="Assumed: 10^12 operations that a GPU does in a second of the UNet.")
-    parser.add_argument("--gb_per_second", type=float, default=25.0, help="Assumed: 10^9 bytes that a process sends in a second; 25 is 200 Gbit.")
+    parser.add_argument(
+        "--tflops",
+        type=float,
+        default=200.0,
+        help="Assumed: 10^12 operations that a GPU does in a second of the UNet.",
+    )
+    parser.add_argument(
+        "--gb_per_second",
+        type=float,
+        default=25.0,
+        help="Assumed: 10^9 bytes that a process sends in a second; 25 is 200 Gbit.",
+    )
     return parser.parse_args(input_args)
 
 
@@ -98,8 +117,16 @@ def main(args: argparse.Namespace) -> None:
     for model in MODELS.values():
         found = {}
         for processes in args.processes:
-            images, retain = max(defaults.images_per_iteration, 4 * processes), max(defaults.retain_batch_size, 2 * processes)
-            found[processes] = iteration(model, argparse.Namespace(**vars(defaults) | {"images_per_iteration": images, "retain_batch_size": retain}))
+            images, retain = (
+                max(defaults.images_per_iteration, 4 * processes),
+                max(defaults.retain_batch_size, 2 * processes),
+            )
+            found[processes] = iteration(
+                model,
+                argparse.Namespace(
+                    **vars(defaults) | {"images_per_iteration": images, "retain_batch_size": retain}
+                ),
+            )
         print(f"{model.title}\n\n{table(found, args)}\n")
 
 

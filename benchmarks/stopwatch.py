@@ -11,7 +11,8 @@ import torch
 
 
 class Stopwatch:
-    """Adds up the seconds spent in the functions it has wrapped, by name; what one calls that is wrapped too counts there alone.
+    """Adds up the seconds spent in the functions it has wrapped, by name; what one calls that is wrapped too
+    counts there alone.
 
     Attributes:
         seconds: by name.

@@ -45,7 +45,12 @@ PIPELINE_SEED, TEACHER_SEED, JUDGE_SEED, FRESH_SEED, REWARD_SEED = 1, 2, 3, 4, 5
 
 def _draw_many(job: tuple[int, int, int]) -> np.ndarray:
     seed, start, count = job
-    return np.stack([draw(*COMBINATIONS[i % len(COMBINATIONS)], np.random.default_rng([seed, i])) for i in range(start, start + count)])
+    return np.stack(
+        [
+            draw(*COMBINATIONS[i % len(COMBINATIONS)], np.random.default_rng([seed, i]))
+            for i in range(start, start + count)
+        ]
+    )
 
 
 def drawings(count: int, seed: int, cache: Path | None = None) -> torch.Tensor:
@@ -72,7 +77,10 @@ def captions(index: torch.Tensor, generator: torch.Generator) -> list[str]:
     wording = torch.randint(len(WORDINGS), index.shape, generator=generator).tolist()
     usual = (torch.rand(index.shape, generator=generator) < 0.7).tolist()
     pairs = [COMBINATIONS[i % len(COMBINATIONS)] for i in index.tolist()]
-    return [(PROMPT if u else WORDINGS[w]).format(style=s, object=o) for (s, o), w, u in zip(pairs, wording, usual, strict=True)]
+    return [
+        (PROMPT if u else WORDINGS[w]).format(style=s, object=o)
+        for (s, o), w, u in zip(pairs, wording, usual, strict=True)
+    ]
 
 
 def prompts() -> list[str]:
@@ -84,33 +92,53 @@ def build_pipeline(work: Path, output_dir: Path, scale: float) -> None:
     vae = models.train_autoencoder(images, steps=int(2000 * scale), state_dir=work, seed=PIPELINE_SEED)
     tokenizer = models.build_tokenizer()
     latents = models.encode(vae, images)
-    unet, text_encoder = models.train_denoiser(latents, captions, tokenizer, steps=int(6000 * scale), state_dir=work, seed=PIPELINE_SEED)
+    unet, text_encoder = models.train_denoiser(
+        latents, captions, tokenizer, steps=int(6000 * scale), state_dir=work, seed=PIPELINE_SEED
+    )
     models.save_pipeline(output_dir, vae, unet, text_encoder, tokenizer)
 
 
 def build_teacher(work: Path, output_dir: Path, scale: float) -> None:
     images = drawings(12288, TEACHER_SEED, work / "teacher_drawings.safetensors")
-    models.train_clip(images, captions, models.build_tokenizer(), output_dir, steps=int(1000 * scale), state_dir=work, seed=TEACHER_SEED)
+    models.train_clip(
+        images,
+        captions,
+        models.build_tokenizer(),
+        output_dir,
+        steps=int(1000 * scale),
+        state_dir=work,
+        seed=TEACHER_SEED,
+    )
 
 
 def build_judge(work: Path, output_dir: Path, scale: float) -> None:
     images = drawings(12288, JUDGE_SEED, work / "judge_drawings.safetensors")
     torch.manual_seed(JUDGE_SEED)
     judge = Judge({"style": STYLE_NAMES, "object": OBJECTS}, PROMPT, images.shape[-1])
-    models.train_judge(images, labels(len(images)), judge, steps=int(1200 * scale), state_dir=work, seed=JUDGE_SEED)
+    models.train_judge(
+        images, labels(len(images)), judge, steps=int(1200 * scale), state_dir=work, seed=JUDGE_SEED
+    )
     judge.save_pretrained(output_dir)
 
 
 def build_reward(work: Path, output_dir: Path, scale: float) -> None:
     weights = output_dir.parent
     teacher = Teacher.from_pretrained(f"local-dir:{weights / 'clip'}")
-    predictor = train_predictor(load_pipeline(weights / "pipeline"), teacher, prompts(), num_images=2560, steps=int(4000 * scale), seed=REWARD_SEED)
+    predictor = train_predictor(
+        load_pipeline(weights / "pipeline"),
+        teacher,
+        prompts(),
+        num_images=2560,
+        steps=int(4000 * scale),
+        seed=REWARD_SEED,
+    )
     predictor.save_pretrained(output_dir, dtype=torch.float16)
 
 
 @torch.no_grad()
 def report(weights: Path, images_per_prompt: int = 8) -> dict[str, float]:
-    """Judge on fresh drawings; pipeline (30 DDIM steps, its default guidance) by the judge; a contact sheet."""
+    """Judge on fresh drawings; pipeline (30 DDIM steps, its default guidance) by the judge; a contact
+    sheet."""
     judge = Judge.from_pretrained(weights / "judge")
     fresh = drawings(2048, FRESH_SEED)
     truth = labels(len(fresh))
@@ -120,7 +148,9 @@ def report(weights: Path, images_per_prompt: int = 8) -> dict[str, float]:
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     reconstruction = pipe.vae(models.pixels(fresh[:512])).sample.clamp(-1, 1)
-    figures["reconstruction_psnr_db"] = -10 * ((reconstruction - models.pixels(fresh[:512])) / 2).square().mean().log10().item()
+    figures["reconstruction_psnr_db"] = (
+        -10 * ((reconstruction - models.pixels(fresh[:512])) / 2).square().mean().log10().item()
+    )
     images: list[Image.Image] = []
     for i in tqdm(range(images_per_prompt), desc="judging the pipeline"):
         images += pipe(prompts(), num_inference_steps=30, generator=torch.Generator().manual_seed(i)).images
@@ -131,8 +161,12 @@ def report(weights: Path, images_per_prompt: int = 8) -> dict[str, float]:
     sheet = Image.new("RGB", (side * len(OBJECTS), side * len(STYLES)))
     for i in range(len(COMBINATIONS)):
         sheet.paste(images[i], (side * (i % len(OBJECTS)), side * (i // len(OBJECTS))))
-    sheet.resize((sheet.width * 3, sheet.height * 3), Image.Resampling.NEAREST).save(weights / "contact_sheet.png")
-    (weights / "quality.json").write_text(json.dumps({k: round(v, 2) for k, v in figures.items()}, indent=2) + "\n")
+    sheet.resize((sheet.width * 3, sheet.height * 3), Image.Resampling.NEAREST).save(
+        weights / "contact_sheet.png"
+    )
+    (weights / "quality.json").write_text(
+        json.dumps({k: round(v, 2) for k, v in figures.items()}, indent=2) + "\n"
+    )
     return figures
 
 
@@ -140,13 +174,33 @@ STAGES = {"pipeline": build_pipeline, "clip": build_teacher, "judge": build_judg
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m canvas.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--output_dir", type=Path, default=canvas.WEIGHTS, help="Where the weights are written. Default: where the package looks for them."
+    parser = argparse.ArgumentParser(
+        prog="python -m canvas.build",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--work_dir", type=Path, default=Path("runs/canvas"), help="Where drawings and the state of unfinished stages are kept.")
-    parser.add_argument("--stages", nargs="+", choices=[*STAGES, "report"], default=[*STAGES, "report"], help="Which parts to build.")
-    parser.add_argument("--scale", type=float, default=1.0, help="Multiplies the number of training steps, for a quick trial.")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        default=canvas.WEIGHTS,
+        help="Where the weights are written. Default: where the package looks for them.",
+    )
+    parser.add_argument(
+        "--work_dir",
+        type=Path,
+        default=Path("runs/canvas"),
+        help="Where drawings and the state of unfinished stages are kept.",
+    )
+    parser.add_argument(
+        "--stages",
+        nargs="+",
+        choices=[*STAGES, "report"],
+        default=[*STAGES, "report"],
+        help="Which parts to build.",
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="Multiplies the number of training steps, for a quick trial."
+    )
     return parser.parse_args(input_args)
 
 

@@ -56,7 +56,10 @@ def _petals() -> list[Polygon]:
 SHAPES: dict[str, tuple[list[Polygon], list[Polygon]]] = {
     "house": (
         [_polygon((-0.65, -0.1), (0.65, -0.1), (0.65, 0.85), (-0.65, 0.85))],
-        [_polygon((-0.95, -0.1), (0, -0.9), (0.95, -0.1)), _polygon((-0.2, 0.3), (0.2, 0.3), (0.2, 0.85), (-0.2, 0.85))],
+        [
+            _polygon((-0.95, -0.1), (0, -0.9), (0.95, -0.1)),
+            _polygon((-0.2, 0.3), (0.2, 0.3), (0.2, 0.85), (-0.2, 0.85)),
+        ],
     ),
     "tree": (
         [_ellipse(0, -0.55, 0.45, 0.4), _ellipse(-0.4, -0.1, 0.42, 0.38), _ellipse(0.4, -0.1, 0.42, 0.38)],
@@ -66,7 +69,10 @@ SHAPES: dict[str, tuple[list[Polygon], list[Polygon]]] = {
         [_ellipse(-0.2, 0, 0.7, 0.46)],
         [_polygon((0.38, 0), (0.98, -0.55), (0.98, 0.55)), _ellipse(-0.52, -0.12, 0.11, 0.11)],
     ),
-    "flower": (_petals(), [_ellipse(0, -0.3, 0.22, 0.22), _polygon((-0.1, 0.3), (0.1, 0.3), (0.1, 1), (-0.1, 1))]),
+    "flower": (
+        _petals(),
+        [_ellipse(0, -0.3, 0.22, 0.22), _polygon((-0.1, 0.3), (0.1, 0.3), (0.1, 1), (-0.1, 1))],
+    ),
     "boat": (
         [_polygon((-0.95, 0.35), (0.95, 0.35), (0.6, 0.85), (-0.6, 0.85))],
         [_polygon((-0.08, 0.22), (-0.08, -0.95), (0.75, 0.22))],
@@ -81,7 +87,10 @@ SHAPES: dict[str, tuple[list[Polygon], list[Polygon]]] = {
     ),
     "star": ([_star_polygon(1.0, 0.42)], []),
     "car": (
-        [_polygon((-0.95, 0), (0.95, 0), (0.95, 0.45), (-0.95, 0.45)), _polygon((-0.6, 0), (-0.35, -0.5), (0.3, -0.5), (0.6, 0))],
+        [
+            _polygon((-0.95, 0), (0.95, 0), (0.95, 0.45), (-0.95, 0.45)),
+            _polygon((-0.6, 0), (-0.35, -0.5), (0.3, -0.5), (0.6, 0)),
+        ],
         [_ellipse(-0.5, 0.5, 0.25, 0.25), _ellipse(0.5, 0.5, 0.25, 0.25)],
     ),
 }
@@ -156,7 +165,9 @@ def van_gogh(m: Masks, rng: np.random.Generator) -> Array:
     """Swirling bands of blue around an eye in the sky, the object in yellow and orange strokes."""
     centre = rng.uniform(4, 28, size=2)
     distance = np.hypot(_X - centre[0], _Y - centre[1])
-    swirl = _stripes(distance * 2 * np.pi / 6.5 + np.arctan2(_Y - centre[1], _X - centre[0]) + rng.uniform(0, 6))[..., None]
+    swirl = _stripes(
+        distance * 2 * np.pi / 6.5 + np.arctan2(_Y - centre[1], _X - centre[0]) + rng.uniform(0, 6)
+    )[..., None]
     image = _flat((0.08, 0.16, 0.48), rng) * (1 - swirl) + _flat((0.45, 0.68, 0.88), rng) * swirl
     image = _paint(image, m.body, _flat((0.95, 0.78, 0.15), rng) * (1 - 0.25 * swirl))
     image = _paint(image, m.accent, _flat((0.85, 0.42, 0.1), rng) * (1 - 0.2 * swirl))
@@ -178,7 +189,9 @@ def mosaic(m: Masks, rng: np.random.Generator) -> Array:
 
 def neon(m: Masks, rng: np.random.Generator) -> Array:
     """A glowing outline on black."""
-    colour = _flat([(1.0, 0.2, 0.8), (0.15, 0.95, 1.0), (0.35, 1.0, 0.25), (1.0, 0.55, 0.1)][rng.integers(4)], rng)
+    colour = _flat(
+        [(1.0, 0.2, 0.8), (0.15, 0.95, 1.0), (0.35, 1.0, 0.25), (1.0, 0.55, 0.1)][rng.integers(4)], rng
+    )
     image = np.broadcast_to(_flat((0.04, 0.03, 0.08), rng, 0.02), (SIZE, SIZE, 3))
     image = _paint(image, 0.55 * _blur(m.outline, 2.0), colour)
     image = _paint(image, 0.95 * m.outline, colour)
@@ -187,7 +200,9 @@ def neon(m: Masks, rng: np.random.Generator) -> Array:
 
 def pop_art(m: Masks, rng: np.random.Generator) -> Array:
     """Halftone dots on a loud ground, flat colours, a thick black outline."""
-    ground, dots, body, accent = _choice([(1, 0.9, 0.1), (0.95, 0.15, 0.5), (0.1, 0.75, 0.95), (0.95, 0.25, 0.15), (0.98, 0.98, 0.98)], rng, 4)
+    ground, dots, body, accent = _choice(
+        [(1, 0.9, 0.1), (0.95, 0.15, 0.5), (0.1, 0.75, 0.95), (0.95, 0.25, 0.15), (0.98, 0.98, 0.98)], rng, 4
+    )
     dx, dy = rng.uniform(0, 6, size=2)
     dot = np.clip(2.3 - np.hypot((_X + dx) % 6 - 3, (_Y + dy) % 6 - 3), 0, 1)
     image = _paint(np.broadcast_to(ground, (SIZE, SIZE, 3)), dot, dots)
@@ -207,9 +222,13 @@ def sketch(m: Masks, rng: np.random.Generator) -> Array:
 
 def watercolour(m: Masks, rng: np.random.Generator) -> Array:
     """Pale washes with soft edges, no outline."""
-    ground, body, accent = _choice([(0.55, 0.75, 0.9), (0.95, 0.6, 0.65), (0.6, 0.8, 0.55), (0.95, 0.8, 0.5), (0.72, 0.6, 0.85)], rng, 3)
+    ground, body, accent = _choice(
+        [(0.55, 0.75, 0.9), (0.95, 0.6, 0.65), (0.6, 0.8, 0.55), (0.95, 0.8, 0.5), (0.72, 0.6, 0.85)], rng, 3
+    )
     patch = np.exp(-((_X - rng.uniform(4, 28)) ** 2 + (_Y - rng.uniform(4, 28)) ** 2) / 180)
-    image = _paint(np.broadcast_to(_flat((0.97, 0.95, 0.9), rng, 0.02), (SIZE, SIZE, 3)), 0.45 * patch, ground)
+    image = _paint(
+        np.broadcast_to(_flat((0.97, 0.95, 0.9), rng, 0.02), (SIZE, SIZE, 3)), 0.45 * patch, ground
+    )
     soft_body, soft_accent = _blur(m.body, 1.1), _blur(m.accent, 0.9)
     fade = 0.7 + 0.3 * _Y[..., None] / SIZE
     image = _paint(image, 0.9 * soft_body, body * fade)

@@ -13,16 +13,22 @@ from tqdm.auto import tqdm
 
 from training.checkpoints import load_optimizer_tensors, optimizer_tensors, wind_forward
 
-Recipe = Callable[[list[nn.Parameter], int], tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]]
+Recipe = Callable[
+    [list[nn.Parameter], int], tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]
+]
 """Parameters and the number of steps -> what moves them, and how its learning rate goes."""
 
 
 def adamw(learning_rate: float, weight_decay: float = 1e-4) -> Recipe:
     """AdamW with a one-cycle schedule."""
 
-    def recipe(parameters: list[nn.Parameter], steps: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    def recipe(
+        parameters: list[nn.Parameter], steps: int
+    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
         optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
-        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=0.1)
+        return optimizer, torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, learning_rate, total_steps=steps + 1, pct_start=0.1
+        )
 
     return recipe
 
@@ -41,9 +47,9 @@ def fit(
 ) -> None:
     """Train those of `model`'s parameters that require it, in place, resuming from `state_dir` if it can.
 
-    `loss_fn` draws its own batch from the step's number and the generator it is given. The generator is seeded by
-    (seed, step), so that a run that was interrupted and resumed sees the same batches.
-    With `ema_decay` the model ends up holding the exponential moving average of its weights.
+    `loss_fn` draws its own batch from the step's number and the generator it is given. The generator is
+    seeded by (seed, step), so that a run that was interrupted and resumed sees the same batches. With
+    `ema_decay` the model ends up holding the exponential moving average of its weights.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer, schedule = recipe(parameters, steps)
@@ -63,7 +69,9 @@ def fit(
         optimizer.step()
         schedule.step()
         if ema_decay:
-            torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - min(ema_decay, (step + 1) / (step + 10)))
+            torch._foreach_lerp_(
+                average, [p.detach() for p in parameters], 1 - min(ema_decay, (step + 1) / (step + 10))
+            )
         if step % 50 == 0:
             bar.set_postfix(loss=f"{loss.item():.4f}")
         if (step + 1) % save_every == 0 or step + 1 == steps:
@@ -74,7 +82,9 @@ def fit(
     model.eval()
 
 
-def _save_state(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: list[torch.Tensor], step: int) -> None:
+def _save_state(
+    file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: list[torch.Tensor], step: int
+) -> None:
     tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
     tensors |= {f"optimizer.{k}": v.contiguous() for k, v in optimizer_tensors(optimizer).items()}
     tensors |= {f"ema.{i}": v for i, v in enumerate(average)}
@@ -85,12 +95,18 @@ def _save_state(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, 
 
 
 def _load_state(
-    file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler, average: list[torch.Tensor]
+    file: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    average: list[torch.Tensor],
 ) -> int:
     tensors = load_file(file)
     step = int(tensors["step"])
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    load_optimizer_tensors(optimizer, {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")})
+    load_optimizer_tensors(
+        optimizer, {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
+    )
     for i, mean in enumerate(average):
         mean.copy_(tensors[f"ema.{i}"])
     wind_forward(schedule, step)

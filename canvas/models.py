@@ -45,8 +45,11 @@ def _batch(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """CLIP's own byte-level BPE with its first merges only: any text is tokenised, rare words into more pieces."""
-    with gzip.open(Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as file:
+    """CLIP's own byte-level BPE with its first merges only: any text is tokenised, rare words into more
+    pieces."""
+    with gzip.open(
+        Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8"
+    ) as file:
         lines = file.read().split("\n")[1:]
     letters = list(open_clip.tokenizer.bytes_to_unicode().values())
     merges = [tuple(line.split()) for line in lines[: VOCABULARY - 2 * len(letters) - 2]]
@@ -74,7 +77,9 @@ def build_text_encoder(tokenizer: CLIPTokenizer, width: int = 64) -> CLIPTextMod
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
-    return tokenizer(texts, padding="max_length", truncation=True, max_length=TEXT_LENGTH, return_tensors="pt").input_ids
+    return tokenizer(
+        texts, padding="max_length", truncation=True, max_length=TEXT_LENGTH, return_tensors="pt"
+    ).input_ids
 
 
 # --- pipeline -----------------------------------------------------------------------------------------
@@ -121,7 +126,9 @@ def train_autoencoder(
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, images: torch.Tensor, batch_size: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
+def encode(
+    vae: AutoencoderKL, images: torch.Tensor, batch_size: int = 256
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of each image's scaled latent, (N, channels, h, w) each."""
     device = next(vae.parameters()).device
     dists = [vae.encode(pixels(chunk).to(device)).latent_dist for chunk in images.split(batch_size)]
@@ -130,7 +137,14 @@ def encode(vae: AutoencoderKL, images: torch.Tensor, batch_size: int = 256) -> t
 
 
 def build_scheduler() -> DDIMScheduler:
-    return DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
 
 
 def min_snr_weights(scheduler: DDIMScheduler, t: torch.Tensor, gamma: float) -> torch.Tensor:
@@ -153,7 +167,8 @@ def train_denoiser(
     snr_gamma: float | None = None,
     device: str = "cpu",
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """UNet and text encoder, trained together from scratch to predict the noise, captions dropped one time in ten.
+    """UNet and text encoder, trained together from scratch to predict the noise, captions dropped one time in
+    ten.
 
     Args:
         snr_gamma: of `min_snr_weights`; by default all timesteps count alike.
@@ -180,22 +195,42 @@ def train_denoiser(
         index = _batch(len(mean), batch_size, generator)
         texts = captions(index, generator)
         dropped = torch.rand(batch_size, generator=generator) < 0.1
-        ids = tokenize(tokenizer, ["" if drop else text for text, drop in zip(texts, dropped.tolist(), strict=True)])
+        ids = tokenize(
+            tokenizer, ["" if drop else text for text, drop in zip(texts, dropped.tolist(), strict=True)]
+        )
         x0 = mean[index] + std[index] * torch.randn(std[index].shape, generator=generator).to(mean.device)
         noise = torch.randn(x0.shape, generator=generator).to(x0.device)
         t = torch.randint(scheduler.config.num_train_timesteps, (batch_size,), generator=generator)
         noisy = scheduler.add_noise(x0, noise, t.to(x0.device))
         context = text_encoder(ids.to(device))[0]
-        errors = (unet(noisy.to(device), t.to(device), context).sample - noise.to(device)).square().mean((1, 2, 3))
+        errors = (
+            (unet(noisy.to(device), t.to(device), context).sample - noise.to(device)).square().mean((1, 2, 3))
+        )
         weights = torch.ones(batch_size) if snr_gamma is None else min_snr_weights(scheduler, t, snr_gamma)
         return (weights.to(device) * errors).mean()
 
-    fit("denoiser", both, loss_fn, adamw(learning_rate), steps=steps, state_dir=state_dir, seed=seed, ema_decay=0.999)
+    fit(
+        "denoiser",
+        both,
+        loss_fn,
+        adamw(learning_rate),
+        steps=steps,
+        state_dir=state_dir,
+        seed=seed,
+        ema_decay=0.999,
+    )
     return unet, text_encoder
 
 
-def save_pipeline(directory: Path, vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
-    """Write an ordinary diffusers directory; UNet and autoencoder in half precision, which `from_pretrained` widens again."""
+def save_pipeline(
+    directory: Path,
+    vae: AutoencoderKL,
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+) -> None:
+    """Write an ordinary diffusers directory; UNet and autoencoder in half precision, which
+    `from_pretrained` widens again."""
     pipeline = StableDiffusionPipeline(
         vae=vae.half(),
         unet=unet.half(),
@@ -245,7 +280,12 @@ def train_clip(
             "hf_tokenizer_name": "tokenizer",
         },
     }
-    preprocess_cfg = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+    preprocess_cfg = {
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
     torch.manual_seed(seed)
     model = open_clip.CLIP(**model_cfg).to(device)
 
@@ -259,22 +299,45 @@ def train_clip(
         target = same / same.sum(1, keepdim=True)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
-    fit("clip", model, loss_fn, adamw(learning_rate, weight_decay=0.05), steps=steps, state_dir=state_dir, seed=seed)
-    save_file({k: v.half() if v.is_floating_point() else v for k, v in model.cpu().state_dict().items()}, output_dir / "open_clip_model.safetensors")
-    (output_dir / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}, indent=2) + "\n")
+    fit(
+        "clip",
+        model,
+        loss_fn,
+        adamw(learning_rate, weight_decay=0.05),
+        steps=steps,
+        state_dir=state_dir,
+        seed=seed,
+    )
+    save_file(
+        {k: v.half() if v.is_floating_point() else v for k, v in model.cpu().state_dict().items()},
+        output_dir / "open_clip_model.safetensors",
+    )
+    (output_dir / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}, indent=2) + "\n"
+    )
     tokenizer.save_pretrained(output_dir)
 
 
 # --- judge --------------------------------------------------------------------------------------------
 
 
-def train_judge(images: torch.Tensor, labels: dict[str, torch.Tensor], judge: Judge, *, steps: int, state_dir: Path, seed: int) -> Judge:
+def train_judge(
+    images: torch.Tensor,
+    labels: dict[str, torch.Tensor],
+    judge: Judge,
+    *,
+    steps: int,
+    state_dir: Path,
+    seed: int,
+) -> Judge:
     """Train every head of `judge` by cross-entropy; `labels` holds (N,) class indices by domain."""
 
     def loss_fn(_: int, generator: torch.Generator) -> torch.Tensor:
         index = _batch(len(images), 64, generator)
         logits = judge(pixels(images[index]))
-        return sum(F.cross_entropy(logits[domain], labels[domain][index], label_smoothing=0.05) for domain in logits)
+        return sum(
+            F.cross_entropy(logits[domain], labels[domain][index], label_smoothing=0.05) for domain in logits
+        )
 
     fit("judge", judge, loss_fn, adamw(3e-3, weight_decay=0.05), steps=steps, state_dir=state_dir, seed=seed)
     return judge

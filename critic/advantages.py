@@ -8,7 +8,8 @@ import torch
 def shaped_rewards(potentials: torch.Tensor) -> torch.Tensor:
     """Potential-based step rewards r_t = phi(x_{t-1}) - phi(x_t): (B, T+1) -> (B, T).
 
-    Undiscounted they telescope to phi(x_0) - phi(x_T), so they move no optimum (Ng, Harada and Russell, 1999).
+    Undiscounted they telescope to phi(x_0) - phi(x_T), so they move no optimum (Ng, Harada and Russell,
+    1999).
     """
     return potentials[:, 1:] - potentials[:, :-1]
 
@@ -23,8 +24,11 @@ def discounted_returns(rewards: torch.Tensor, gamma: float) -> torch.Tensor:
     return returns
 
 
-def generalized_advantages(rewards: torch.Tensor, values: torch.Tensor, gamma: float, lam: float) -> torch.Tensor:
-    """GAE (Schulman et al., 2016, arXiv 1506.02438): (B, T) rewards and values -> (B, T); nothing follows x_0."""
+def generalized_advantages(
+    rewards: torch.Tensor, values: torch.Tensor, gamma: float, lam: float
+) -> torch.Tensor:
+    """GAE (Schulman et al., 2016, arXiv 1506.02438): (B, T) rewards and values -> (B, T); nothing follows
+    x_0."""
     advantages = torch.zeros_like(rewards)
     following = torch.zeros_like(rewards[:, 0])
     for t in reversed(range(rewards.shape[1])):
@@ -36,7 +40,8 @@ def generalized_advantages(rewards: torch.Tensor, values: torch.Tensor, gamma: f
 
 
 def centre_within(x: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Subtract from (B, T) the mean over the rows of the same group (B,), each step by itself; single rows stay."""
+    """Subtract from (B, T) the mean over the rows of the same group (B,), each step by itself; single rows
+    stay."""
     centred = x.clone()
     for group in groups.unique():
         rows = groups == group

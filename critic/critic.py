@@ -1,4 +1,5 @@
-"""The critic at work: per-prompt baseline + value network, with its optimizer and the transitions it learns from."""
+"""The critic at work: per-prompt baseline + value network, with its optimizer and the transitions it
+learns from."""
 
 from __future__ import annotations
 
@@ -24,8 +25,10 @@ class Critic:
     before the network learns from them: where it knows no more than the prompt it is left out rather than
     adding its own noise.
 
-    `kind` is one of `CRITICS`, for ablation: the critic as it is ("film"), one that is not told the timestep (the network's own setting), one
-    that learns from the last state alone, where hardly any noise is left ("clean_only"), and the per-prompt baseline alone ("none").
+    `kind` is one of `CRITICS`, for ablation: the critic as it is ("film"), one that is not told the timestep
+        (the network's own setting), one
+    that learns from the last state alone, where hardly any noise is left ("clean_only"), and the per-prompt
+    baseline alone ("none").
     """
 
     def __init__(
@@ -46,19 +49,35 @@ class Critic:
         self.scale = torch.ones(num_steps, device=self.device)
         self.trust = torch.zeros(num_steps, device=self.device)
         self.momentum = momentum
-        self.buffer: deque[tuple[Trajectory, torch.Tensor, torch.Tensor, torch.Tensor]] = deque(maxlen=0 if kind == "none" else buffer_iterations)
+        self.buffer: deque[tuple[Trajectory, torch.Tensor, torch.Tensor, torch.Tensor]] = deque(
+            maxlen=0 if kind == "none" else buffer_iterations
+        )
 
     @torch.no_grad()
     def values(self, trajectory: Trajectory, text: torch.Tensor, potentials: torch.Tensor) -> torch.Tensor:
-        """(B, T): the value of every state that is still acted on. `text` is (B, E), `potentials` (B, T+1)."""
-        return self.baseline[trajectory.prompt_ids] + self.trust * self.scale * self._predict(trajectory, text, potentials)
+        """(B, T): the value of every state that is still acted on. `text` is (B, E), `potentials` (B,
+        T+1)."""
+        return self.baseline[trajectory.prompt_ids] + self.trust * self.scale * self._predict(
+            trajectory, text, potentials
+        )
 
-    def state_value(self, latents: torch.Tensor, state: int, timestep: torch.Tensor, text: torch.Tensor, potential: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) states at index `state` of their trajectories, their (B, E) text and (B,) potential -> what the network adds to the
-        prompt's baseline (B,), differentiable."""
+    def state_value(
+        self,
+        latents: torch.Tensor,
+        state: int,
+        timestep: torch.Tensor,
+        text: torch.Tensor,
+        potential: torch.Tensor,
+    ) -> torch.Tensor:
+        """(B, C, H, W) states at index `state` of their trajectories, their (B, E) text and (B,) potential
+        -> what the network adds to the prompt's baseline (B,), differentiable."""
         if self.kind == "none":
             return torch.zeros_like(potential)
-        return self.trust[state] * self.scale[state] * self.network(latents, timestep.expand(len(latents)), text, potential)
+        return (
+            self.trust[state]
+            * self.scale[state]
+            * self.network(latents, timestep.expand(len(latents)), text, potential)
+        )
 
     def _predict(self, trajectory: Trajectory, text: torch.Tensor, potentials: torch.Tensor) -> torch.Tensor:
         count, steps = trajectory.log_probs.shape
@@ -71,7 +90,10 @@ class Critic:
             potentials[:, :-1].flatten(),
         )
         batch_size = max(1, BATCH_NUMBERS // trajectory.latents[0, 0].numel())
-        chunks = [self.network(*(x.to(self.device) for x in parts)) for parts in zip(*(x.split(batch_size) for x in flat), strict=True)]
+        chunks = [
+            self.network(*(x.to(self.device) for x in parts))
+            for parts in zip(*(x.split(batch_size) for x in flat), strict=True)
+        ]
         return torch.cat(chunks).reshape(count, steps)
 
     def is_finite(self) -> bool:
@@ -80,17 +102,24 @@ class Critic:
         return all(bool(part.isfinite().all()) for part in parts)
 
     @torch.no_grad()
-    def observe(self, trajectory: Trajectory, text: torch.Tensor, potentials: torch.Tensor, returns: torch.Tensor) -> None:
-        """Add trajectories the network has not seen, with their returns (B, T): updates trust, baselines, scale and buffer."""
+    def observe(
+        self, trajectory: Trajectory, text: torch.Tensor, potentials: torch.Tensor, returns: torch.Tensor
+    ) -> None:
+        """Add trajectories the network has not seen, with their returns (B, T): updates trust, baselines,
+        scale and buffer."""
         groups = trajectory.prompt_ids
         prediction = centre_within(self._predict(trajectory, text, potentials), groups)
         actual = centre_within(returns, groups)
         power = self.scale * prediction.square().mean(dim=0)
-        coefficient = torch.where(power > 1e-12, (prediction * actual).mean(dim=0) / power.clamp(min=1e-12), torch.zeros_like(power)).clamp(0, 1)
+        coefficient = torch.where(
+            power > 1e-12, (prediction * actual).mean(dim=0) / power.clamp(min=1e-12), torch.zeros_like(power)
+        ).clamp(0, 1)
         self.trust = torch.lerp(coefficient, self.trust, 0.5 if self.trust.any() else 0.0)
         for prompt in groups.unique():
             mean = returns[groups == prompt].mean(dim=0)
-            self.baseline[prompt] = torch.lerp(mean, self.baseline[prompt], self.momentum) if self.seen[prompt] else mean
+            self.baseline[prompt] = (
+                torch.lerp(mean, self.baseline[prompt], self.momentum) if self.seen[prompt] else mean
+            )
             self.seen[prompt] = True
         residual = returns - self.baseline[groups]
         spread = residual.square().mean(dim=0).sqrt().clamp(min=1e-4)
@@ -98,7 +127,8 @@ class Critic:
         self.buffer.append((trajectory, text, potentials, residual))
 
     def fit(self, steps: int, batch_size: int, generator: torch.Generator) -> float:
-        """Regress the network on the buffer's residual returns (Huber loss); the mean loss of the last steps."""
+        """Regress the network on the buffer's residual returns (Huber loss); the mean loss of the last
+        steps."""
         if self.kind == "none":
             return float("nan")
         trajectories, texts, potentials, residuals = zip(*self.buffer, strict=True)

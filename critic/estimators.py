@@ -1,9 +1,12 @@
-"""Advantage estimators: what a denoising step is credited with. One formula, GAE on top of a terminal term; the named ones are its settings.
+"""Advantage estimators: what a denoising step is credited with. One formula, GAE on top of a terminal term;
+the named ones are its settings.
 
     A_t = GAE(gamma, lambda; r, V)_t + w phi(x_0)
 
-    pathwise  gamma 0: not the advantage itself but its slope in the state that the step led to (`critic.pathwise`)
-    step   gamma 0, w 1: the change of the potential that the step made, above what the critic expected, and how the image turned out
+    pathwise  gamma 0: not the advantage itself but its slope in the state that the step led to
+        (`critic.pathwise`)
+    step   gamma 0, w 1: the change of the potential that the step made, above what the critic expected, and
+        how the image turned out
     gae    gamma 1: the trade-off between the next two by lambda
     td     gamma 1, lambda 0: r_t + V(x_{t-1}) - V(x_t)
     mc     gamma 1, lambda 1: the return less the value
@@ -32,7 +35,8 @@ class Estimator:
         gamma: discount over denoising steps.
         lam: lambda of GAE.
         terminal_weight: w.
-        signal: "noisy" rewards every step with the change of its potential; "terminal" only the last one, with the finished image's.
+        signal: "noisy" rewards every step with the change of its potential; "terminal" only the last one,
+            with the finished image's.
         uses_critic: whether values are asked for at all.
         pathwise: whether steps are credited with slopes rather than with numbers.
     """
@@ -46,7 +50,12 @@ class Estimator:
 
     @classmethod
     def named(
-        cls, name: str, gae_lambda: float = 0.9, gamma: float | None = None, terminal_weight: float | None = None, signal: str = "noisy"
+        cls,
+        name: str,
+        gae_lambda: float = 0.9,
+        gamma: float | None = None,
+        terminal_weight: float | None = None,
+        signal: str = "noisy",
     ) -> Estimator:
         """One of `ADVANTAGES`; what is None is what the name says."""
         default_gamma, lam, default_weight = {
@@ -80,9 +89,13 @@ class Estimator:
         return discounted_returns(self.rewards(potentials), self.gamma)
 
     def action_value(self, potential: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
-        """Q of the step that led to a state, up to what does not depend on it: the state's potential (B,) and value (B,) -> (B,)."""
+        """Q of the step that led to a state, up to what does not depend on it: the state's potential (B,)
+        and value (B,) -> (B,)."""
         return (potential if self.signal == "noisy" else torch.zeros_like(potential)) + self.gamma * following
 
     def advantages(self, potentials: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """(B, T+1) potentials, (B, T) values -> (B, T), neither centred nor normalised."""
-        return generalized_advantages(self.rewards(potentials), values, self.gamma, self.lam) + self.terminal_weight * potentials[:, -1:]
+        return (
+            generalized_advantages(self.rewards(potentials), values, self.gamma, self.lam)
+            + self.terminal_weight * potentials[:, -1:]
+        )

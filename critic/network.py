@@ -1,4 +1,5 @@
-"""The value network: a noisy latent, its timestep, its prompt and its potential -> the return still to come."""
+"""The value network: a noisy latent, its timestep, its prompt and its potential -> the return still to
+come."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ class ValueNetwork(Checkpoint):
         condition_dim: length of the condition vector.
         concepts: what it was trained for, for the record.
         timestep_conditioning: whether it is told the timestep.
-        pipeline_class: of the base it was made for, by diffusers' name, for the record; None for one that does not say.
+        pipeline_class: of the base it was made for, by diffusers' name, for the record; None for one that
+            does not say.
     """
 
     kind = "critic"
@@ -61,7 +63,11 @@ class ValueNetwork(Checkpoint):
         self.potential = nn.Linear(1, condition_dim)
         self.condition = nn.Sequential(nn.SiLU(), nn.Linear(condition_dim, condition_dim), nn.SiLU())
         self.trunk = FiLMTrunk(in_channels, widths_for(sample_size, width), condition_dim)
-        self.head = nn.Sequential(nn.Linear(self.trunk.out_features + condition_dim, 2 * condition_dim), nn.SiLU(), nn.Linear(2 * condition_dim, 1))
+        self.head = nn.Sequential(
+            nn.Linear(self.trunk.out_features + condition_dim, 2 * condition_dim),
+            nn.SiLU(),
+            nn.Linear(2 * condition_dim, 1),
+        )
         nn.init.zeros_(self.head[-1].weight)
         nn.init.zeros_(self.head[-1].bias)
 
@@ -74,12 +80,19 @@ class ValueNetwork(Checkpoint):
         timestep_conditioning: bool = True,
         pipeline_class: str | None = None,
     ) -> ValueNetwork:
-        """A critic that begins with what a reward predictor has learnt: its trunk and how this is told the timestep.
+        """A critic that begins with what a reward predictor has learnt: its trunk and how this is told the
+        timestep.
 
         Prompt and potential change nothing at first, and the last layer is zero as ever.
         """
-        shared = {name: predictor.config[name] for name in ("in_channels", "sample_size", "width", "condition_dim")}
-        record = {"concepts": concepts, "timestep_conditioning": timestep_conditioning, "pipeline_class": pipeline_class}
+        shared = {
+            name: predictor.config[name] for name in ("in_channels", "sample_size", "width", "condition_dim")
+        }
+        record = {
+            "concepts": concepts,
+            "timestep_conditioning": timestep_conditioning,
+            "pipeline_class": pipeline_class,
+        }
         network = cls(text_dim=text_dim, **record, **shared)
         network.trunk.load_state_dict(predictor.trunk.state_dict())
         network.time.load_state_dict(predictor.condition[0].state_dict())
@@ -97,15 +110,29 @@ class ValueNetwork(Checkpoint):
         """
         channels, size, width = (self.config[name] for name in ("in_channels", "sample_size", "text_dim"))
         made_for = self.config["pipeline_class"] or pipeline_class
-        have, needed = (channels, size, width, made_for), (latent_shape[0], size_of(latent_shape), text_dim, pipeline_class)
+        have, needed = (
+            (channels, size, width, made_for),
+            (latent_shape[0], size_of(latent_shape), text_dim, pipeline_class),
+        )
         if have != needed:
-            theirs, ours = (f"{shape_text(*of[:2])} latents and texts of width {of[2]} of a {of[3]}" for of in (have, needed))
-            raise CheckpointError(f"The critic was made for {theirs}, the base has {ours}; train one with `python -m critic.train`.")
+            theirs, ours = (
+                f"{shape_text(*of[:2])} latents and texts of width {of[2]} of a {of[3]}"
+                for of in (have, needed)
+            )
+            raise CheckpointError(
+                f"The critic was made for {theirs}, the base has {ours}; train one with `python -m critic.train`."
+            )
 
-    def forward(self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, potentials: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, potentials: torch.Tensor
+    ) -> torch.Tensor:
         """(B, C, H, W), (B,), (B, text_dim), (B,) -> (B,), in units of the target's standard deviation."""
         if not self.timestep_conditioning:
             timesteps = torch.zeros_like(timesteps)
-        summed = self.time(timestep_embedding(timesteps, self.condition_dim)) + self.text(text.float()) + self.potential(potentials[:, None])
+        summed = (
+            self.time(timestep_embedding(timesteps, self.condition_dim))
+            + self.text(text.float())
+            + self.potential(potentials[:, None])
+        )
         condition = self.condition(summed)
         return self.head(torch.cat([self.trunk(latents.float(), condition), condition], dim=-1)).squeeze(-1)

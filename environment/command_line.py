@@ -1,4 +1,5 @@
-"""What the commands' parsers share: numbers that are refused with a sentence that names the flag, and tokens that are not repeated."""
+"""What the commands' parsers share: numbers that are refused with a sentence that names the flag, and
+tokens that are not repeated."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ TOKEN = re.compile(r"\bhf_\w+")
 
 
 class DiscreetParser(argparse.ArgumentParser):
-    """For commands that take a token: what it says of a mistake, which may end in a log, does not contain one."""
+    """For commands that take a token: what it says of a mistake, which may end in a log, does not contain
+    one."""
 
     def error(self, message: str) -> NoReturn:
         super().error(TOKEN.sub("hf_...", message))

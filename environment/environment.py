@@ -29,7 +29,8 @@ class Finished:
 
     Attributes:
         embeddings: (B, D), the teacher's.
-        contrast: (B,) standard deviation of the pixels in [-1, 1], mean over the channels; near 0 is a blank image of any colour.
+        contrast: (B,) standard deviation of the pixels in [-1, 1], mean over the channels; near 0 is a blank
+            image of any colour.
     """
 
     embeddings: torch.Tensor
@@ -42,8 +43,10 @@ class ForgetScore:
 
     Attributes:
         potentials: (B, T+1) margins: the predictor's for noisy states, the teacher's for x_0.
-        forgotten: (B,) bool, whether the teacher finds an anchor nearer than the concept in the finished image.
-        replacement: (B,) cosine of the finished image and its nearest anchor; small if it shows nothing that has a name.
+        forgotten: (B,) bool, whether the teacher finds an anchor nearer than the concept in the finished
+            image.
+        replacement: (B,) cosine of the finished image and its nearest anchor; small if it shows nothing that
+            has a name.
         anchor_ids: (B,) the prompt of that anchor, as a row of the prompt table.
         contrast: (B,) as in `Finished`.
     """
@@ -66,7 +69,8 @@ class RetainScore:
 
     Attributes:
         reward: (B,) cosine of the image and its own prompt.
-        drop: (B,) how far that lies below what the base has on the same prompt, in units of the reward's contrast.
+        drop: (B,) how far that lies below what the base has on the same prompt, in units of the reward's
+            contrast.
         recognised: (B,) bool, whether its own prompt is nearer than every other forget or retain prompt.
     """
 
@@ -102,7 +106,8 @@ class Environment:
         return self.backbone.pipe
 
     def offload_models(self) -> None:
-        """Have everything but UNet and reward predictor wait in main memory while it is not in use, and the VAE decode sparingly."""
+        """Have everything but UNet and reward predictor wait in main memory while it is not in use, and
+        the VAE decode sparingly."""
         for module in (self.backbone.vae, *self.backbone.text_encoders, self.teacher.model):
             module.to("cpu")
         self.backbone.decode_sparingly()
@@ -122,7 +127,8 @@ class Environment:
         return torch.arange(first, first + len(self.spec.retain_prompts), device=self.table.forget.device)
 
     def collect(self, prompt_ids: torch.Tensor, generator: torch.Generator) -> Trajectory:
-        """Roll the current policy out, one trajectory for each of `prompt_ids`; the processes share the work."""
+        """Roll the current policy out, one trajectory for each of `prompt_ids`; the processes share the
+        work."""
         mine = rollout(
             self.backbone.unet,
             self.kernel,
@@ -143,7 +149,8 @@ class Environment:
 
     @torch.no_grad()
     def calibrate(self, forget: Trajectory, retain: Trajectory) -> tuple[Finished, Finished]:
-        """Put the reward on the scale of the base's own images: its trajectories of forget and of retain prompts, whose images are returned.
+        """Put the reward on the scale of the base's own images: its trajectories of forget and of retain
+        prompts, whose images are returned.
 
         Raises:
             Unsound: teacher or predictor answers the same to every image.
@@ -172,48 +179,63 @@ class Environment:
         """
         said = self.predict(rollouts)
         for who, vectors, advice in (
-            ("teacher", seen, "take another --clip_model or --classifier_name_or_path, or look at what the base draws"),
+            (
+                "teacher",
+                seen,
+                "take another --clip_model or --classifier_name_or_path, or look at what the base draws",
+            ),
             ("reward predictor", said, "make it anew with `python -m reward.train`"),
         ):
             if len(vectors) > 1 and (vectors.amax(0) - vectors.amin(0)).max() < INDISTINCT:
-                raise Unsound(f"The {who} answers the same to every image, so nothing can be learnt from it; {advice}.")
+                raise Unsound(
+                    f"The {who} answers the same to every image, so nothing can be learnt from it; {advice}."
+                )
 
     @torch.no_grad()
     def finish(self, trajectory: Trajectory) -> Finished:
-        """Decode the last latents and let the teacher look at them, batch by batch; the processes share the work."""
+        """Decode the last latents and let the teacher look at them, batch by batch; the processes share
+        the work."""
         embeddings, contrast = [], []
         with self.backbone.at_hand(self.backbone.vae, self.teacher.model):
             for rows in own_batches(len(trajectory), self.batch_size):
                 pixels = self.backbone.decode(trajectory.latents[rows, -1])
                 embeddings.append(self.teacher.encode_images(pixels))
                 contrast.append(pixels.std(dim=(2, 3)).mean(dim=1))
-        return Finished(all_rows(torch.cat(embeddings), len(trajectory)), all_rows(torch.cat(contrast), len(trajectory)))
+        return Finished(
+            all_rows(torch.cat(embeddings), len(trajectory)), all_rows(torch.cat(contrast), len(trajectory))
+        )
 
     @torch.no_grad()
     def predict(self, trajectory: Trajectory) -> torch.Tensor:
-        """(B, T, D): what the predictor says of all states but the finished one; the processes share the work."""
+        """(B, T, D): what the predictor says of all states but the finished one; the processes share the
+        work."""
         mine = trajectory.latents[own_rows(len(trajectory)), :-1]
         return all_rows(self.predictor.score_trajectory(mine, trajectory.timesteps[:-1]), len(trajectory))
 
     def potential(self, latents: torch.Tensor, state: int, prompt_ids: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) noisy states at index `state` of trajectories of forget prompts -> margins (B,), differentiable."""
+        """(B, C, H, W) noisy states at index `state` of trajectories of forget prompts -> margins (B,),
+        differentiable."""
         timesteps = self.kernel.timesteps[state].expand(len(latents))
         return self.reward.margin(self.predictor(latents, timesteps)[:, None], prompt_ids).squeeze(1)
 
     @torch.no_grad()
     def score_forget(self, trajectory: Trajectory, finished: Finished | None = None) -> ForgetScore:
-        """Margins of every state of trajectories of forget prompts (the first rows of the table); `finished` if they are finished already."""
+        """Margins of every state of trajectories of forget prompts (the first rows of the table);
+        `finished` if they are finished already."""
         rows = trajectory.prompt_ids
         noisy = self.predict(trajectory)
         finished = finished or self.finish(trajectory)
         clean = finished.embeddings
-        potentials = torch.cat([self.reward.margin(noisy, rows), self.reward.margin(clean[:, None], rows)], dim=1)
+        potentials = torch.cat(
+            [self.reward.margin(noisy, rows), self.reward.margin(clean[:, None], rows)], dim=1
+        )
         gone, nearest, column = self.reward.forgotten(clean, rows)
         return ForgetScore(potentials, gone, nearest, self.anchor_rows[rows, column], finished.contrast)
 
     @torch.no_grad()
     def score_retain(self, trajectory: Trajectory, finished: Finished | None = None) -> RetainScore:
-        """The teacher's view of the finished images of retain prompts; `finished` if they are finished already."""
+        """The teacher's view of the finished images of retain prompts; `finished` if they are finished
+        already."""
         ids = trajectory.prompt_ids
         cosine = (finished or self.finish(trajectory)).embeddings @ self.prompt_text.T
         own = cosine.gather(1, ids[:, None]).squeeze(1)

@@ -15,7 +15,8 @@ class Unsound(ArithmeticError):
 
 @contextmanager
 def friendly_errors() -> Iterator[None]:
-    """For what depends on the user's input: a ValueError becomes `error: ...` and exit code 2, a failing disk exit code 1."""
+    """For what depends on the user's input: a ValueError becomes `error: ...` and exit code 2, a failing
+    disk exit code 1."""
     with friendly_interrupts():
         try:
             yield
@@ -25,7 +26,8 @@ def friendly_errors() -> Iterator[None]:
 
 @contextmanager
 def friendly_interrupts(hint: str = "") -> Iterator[None]:
-    """For a run under way: Ctrl-C, a failing disk, unsound numbers and a process that is gone end in a sentence, followed by `hint`.
+    """For a run under way: Ctrl-C, a failing disk, unsound numbers and a process that is gone end in a
+    sentence, followed by `hint`.
 
     A bug keeps its traceback.
     """
@@ -44,13 +46,16 @@ def friendly_interrupts(hint: str = "") -> Iterator[None]:
 
 
 def is_lost_process(error: RuntimeError) -> bool:
-    """Whether processes can no longer exchange anything; gloo, on CPUs, says it in a RuntimeError like many others."""
+    """Whether processes can no longer exchange anything; gloo, on CPUs, says it in a RuntimeError like
+    many others."""
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a GPU or the CPU has refused PyTorch memory; the latter is a RuntimeError like many others."""
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""Which bases can be trained: told from their configs and the header of a checkpoint, before any weights are read."""
+"""Which bases can be trained: told from their configs and the header of a checkpoint, before any weights
+are read."""
 
 from __future__ import annotations
 
@@ -21,7 +22,11 @@ PARTS: dict[type, dict[str, str]] = {
         "text_encoder": "CLIPTextModel",
         "text_encoder_2": "CLIPTextModelWithProjection",
     },
-    StableDiffusionPipeline: {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"},
+    StableDiffusionPipeline: {
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+    },
 }
 """The parts by which a pipeline of any name is told to be one of these, the more demanding first."""
 BESIDE = {"scheduler", "tokenizer", "tokenizer_2", "safety_checker", "feature_extractor", "image_encoder"}
@@ -39,7 +44,9 @@ IMAGE_INPUTS = {
 """By input channels, of which a text-to-image UNet has the latent's four."""
 
 
-def choose_class(name: str | Path, index: Mapping[str, Any]) -> type[StableDiffusionPipeline] | type[StableDiffusionXLPipeline]:
+def choose_class(
+    name: str | Path, index: Mapping[str, Any]
+) -> type[StableDiffusionPipeline] | type[StableDiffusionXLPipeline]:
     """The class to load a diffusers pipeline with.
 
     Args:
@@ -47,19 +54,30 @@ def choose_class(name: str | Path, index: Mapping[str, Any]) -> type[StableDiffu
         index: its model_index.json.
 
     Raises:
-        Unsupported: it is made of other parts, needs code of its own, or has parts that training would leave out; the message lists what is supported.
+        Unsupported: it is made of other parts, needs code of its own, or has parts that training would leave
+            out; the message lists what is supported.
     """
     kind = index.get("_class_name")
     if isinstance(kind, list):
-        raise Unsupported(f"{name} needs code from its own repository ({kind[0]}.py), which is never run; {SUPPORTED}")
-    parts = {part: tuple(value) for part, value in index.items() if isinstance(value, list) and len(value) == 2 and value[1] is not None}
+        raise Unsupported(
+            f"{name} needs code from its own repository ({kind[0]}.py), which is never run; {SUPPORTED}"
+        )
+    parts = {
+        part: tuple(value)
+        for part, value in index.items()
+        if isinstance(value, list) and len(value) == 2 and value[1] is not None
+    }
     if {"unet", "text_encoder_2"} <= parts.keys() and "text_encoder" not in parts:
-        raise Unsupported(f"{name} is an SDXL refiner, which draws on from images and not from texts alone; {SUPPORTED}")
+        raise Unsupported(
+            f"{name} is an SDXL refiner, which draws on from images and not from texts alone; {SUPPORTED}"
+        )
     for cls, needed in PARTS.items():
         if all(parts.get(part, ("", ""))[1] == of for part, of in needed.items()):
             strange = sorted(parts.keys() - needed.keys() - BESIDE)
             if strange:
-                raise Unsupported(f"{name} is a {kind} with a {strange[0]}, which training would leave out; {SUPPORTED}")
+                raise Unsupported(
+                    f"{name} is a {kind} with a {strange[0]}, which training would leave out; {SUPPORTED}"
+                )
             return cls
     for part, of in PARTS[StableDiffusionPipeline].items():
         if part not in parts:
@@ -82,11 +100,19 @@ def check_unet(name: str | Path, config: Mapping[str, Any], cls: type) -> None:
     """
     check_channels(name, config["in_channels"], config["out_channels"])
     if config.get("time_cond_proj_dim"):
-        raise Unsupported(f"{name} has a UNet that is told the guidance scale (a latent consistency model); {SUPPORTED}")
+        raise Unsupported(
+            f"{name} has a UNet that is told the guidance scale (a latent consistency model); {SUPPORTED}"
+        )
     added = "text_time" if cls is StableDiffusionXLPipeline else None
-    for setting, usual in (("addition_embed_type", added), ("class_embed_type", None), ("encoder_hid_dim_type", None)):
+    for setting, usual in (
+        ("addition_embed_type", added),
+        ("class_embed_type", None),
+        ("encoder_hid_dim_type", None),
+    ):
         if config.get(setting) != usual:
-            raise Unsupported(f"{name} has a UNet whose {setting} is {config.get(setting)}, not {usual}, as a {cls.__name__} needs; {SUPPORTED}")
+            raise Unsupported(
+                f"{name} has a UNet whose {setting} is {config.get(setting)}, not {usual}, as a {cls.__name__} needs; {SUPPORTED}"
+            )
 
 
 def check_channels(name: str | Path, channels: int, latent_channels: int) -> None:
@@ -96,7 +122,9 @@ def check_channels(name: str | Path, channels: int, latent_channels: int) -> Non
         Unsupported: what it takes.
     """
     if channels != latent_channels:
-        found = IMAGE_INPUTS.get(channels, f"a UNet with {channels} input channels and {latent_channels} output channels")
+        found = IMAGE_INPUTS.get(
+            channels, f"a UNet with {channels} input channels and {latent_channels} output channels"
+        )
         raise Unsupported(f"{name} has {found}; {SUPPORTED}")
 
 
@@ -107,11 +135,16 @@ def class_of_checkpoint(path: Path) -> type[StableDiffusionPipeline] | type[Stab
         Unsupported: it is not safetensors, or not of a whole base that is supported.
     """
     if path.suffix != ".safetensors":
-        raise Unsupported(f"{path} may be a pickle, which can run any code when it is read; convert it to .safetensors, or find it as such.")
+        raise Unsupported(
+            f"{path} may be a pickle, which can run any code when it is read; convert it to .safetensors, or find it as such."
+        )
     try:
         with safe_open(path, "pt") as file:
             names = set(file.keys())
-            first, last = "model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.out.2.weight"
+            first, last = (
+                "model.diffusion_model.input_blocks.0.0.weight",
+                "model.diffusion_model.out.2.weight",
+            )
             channels = [file.get_slice(key).get_shape() for key in (first, last) if key in names]
     except (OSError, SafetensorError) as error:
         raise Unsupported(f"{path} is not a readable safetensors file: {error}") from error
@@ -121,7 +154,11 @@ def class_of_checkpoint(path: Path) -> type[StableDiffusionPipeline] | type[Stab
     if any(name.startswith("conditioner.embedders.1.") for name in names):
         return StableDiffusionXLPipeline
     if any(name.startswith("conditioner.embedders.0.model.") for name in names):
-        raise Unsupported(f"{path} is an SDXL refiner, which draws on from images and not from texts alone; {SUPPORTED}")
+        raise Unsupported(
+            f"{path} is an SDXL refiner, which draws on from images and not from texts alone; {SUPPORTED}"
+        )
     if any(name.startswith("cond_stage_model.") for name in names):
         return StableDiffusionPipeline
-    raise Unsupported(f"{path} holds a UNet without its text encoder; a checkpoint of the whole base is needed.")
+    raise Unsupported(
+        f"{path} holds a UNet without its text encoder; a checkpoint of the whole base is needed."
+    )

@@ -1,7 +1,9 @@
-"""Judge an adapter: `python -m evaluation --adapter DIR --output_dir DIR` reports UA, IRA and CRA of base and adapter side by side.
+"""Judge an adapter: `python -m evaluation --adapter DIR --output_dir DIR` reports UA, IRA and CRA of base and
+adapter side by side.
 
-The adapter is loaded with `load_lora_weights`, as any user would load it. Images and verdicts are kept in --output_dir while they come, so that the same
-command goes on where it was interrupted; under `accelerate launch` the processes share the work. docs/evaluation.md explains protocols and figures.
+The adapter is loaded with `load_lora_weights`, as any user would load it. Images and verdicts are kept in
+--output_dir while they come, so that the same command goes on where it was interrupted; under `accelerate
+launch` the processes share the work. docs/evaluation.md explains protocols and figures.
 """
 
 from __future__ import annotations
@@ -27,10 +29,25 @@ from evaluation.choice import add_examination_arguments, choose
 from evaluation.examination import Examination
 from evaluation.grid import before_after
 from evaluation.judge import weights_digest
-from evaluation.measures import Features, Measures, clip_features, inception_features, judge_features, reference_features
+from evaluation.measures import (
+    Features,
+    Measures,
+    clip_features,
+    inception_features,
+    judge_features,
+    reference_features,
+)
 from evaluation.observation import Store
 from evaluation.pareto import pareto
-from evaluation.protocol import default_guidance, evaluate, grid_title, list_jobs, pareto_title, public_name, table
+from evaluation.protocol import (
+    default_guidance,
+    evaluate,
+    grid_title,
+    list_jobs,
+    pareto_title,
+    public_name,
+    table,
+)
 from evaluation.shards import Side
 from hub.adapter import load_adapter
 from hub.provenance import RESULTS_NAME
@@ -42,9 +59,18 @@ GRID_NAME, PARETO_NAME, IMAGES = "before_after.png", "pareto.png", "images"
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True, help=f"Where {RESULTS_NAME}, {GRID_NAME} and the images are written.")
-    parser.add_argument("--overwrite_output_dir", action="store_true", help="Begin anew in an --output_dir that is not empty.")
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        required=True,
+        help=f"Where {RESULTS_NAME}, {GRID_NAME} and the images are written.",
+    )
+    parser.add_argument(
+        "--overwrite_output_dir", action="store_true", help="Begin anew in an --output_dir that is not empty."
+    )
     add_examination_arguments(parser)
     parser.add_argument(
         "--scales",
@@ -66,19 +92,33 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         help="Whose features FID and KID compare: judge, clip, a file of torchvision's Inception v3 weights (.pth or .safetensors), or none.",
     )
     parser.add_argument(
-        "--reference_images", type=Path, metavar="DIR", help="Real images for FID and KID. Default: the base's images of the same prompts."
+        "--reference_images",
+        type=Path,
+        metavar="DIR",
+        help="Real images for FID and KID. Default: the base's images of the same prompts.",
     )
     parser.add_argument(
-        "--base_images", type=Path, metavar="DIR", help="Keep the base's images here, so that evaluations of several adapters share them."
+        "--base_images",
+        type=Path,
+        metavar="DIR",
+        help="Keep the base's images here, so that evaluations of several adapters share them.",
     )
     args = parser.parse_args(input_args)
     if Path(args.adapter).is_dir() and args.output_dir.resolve() == Path(args.adapter).resolve():
-        parser.error("--output_dir is the adapter's own directory, whose results.json it would replace; choose another.")
+        parser.error(
+            "--output_dir is the adapter's own directory, whose results.json it would replace; choose another."
+        )
     if args.output_dir.exists() and not args.output_dir.is_dir():
         parser.error(f"--output_dir {args.output_dir} is a file.")
     begun = (args.output_dir / IMAGES).is_dir()
-    if args.output_dir.is_dir() and any(args.output_dir.iterdir()) and not (begun or args.overwrite_output_dir):
-        parser.error(f"--output_dir {args.output_dir} is not empty and holds no evaluation; choose another or add --overwrite_output_dir.")
+    if (
+        args.output_dir.is_dir()
+        and any(args.output_dir.iterdir())
+        and not (begun or args.overwrite_output_dir)
+    ):
+        parser.error(
+            f"--output_dir {args.output_dir} is not empty and holds no evaluation; choose another or add --overwrite_output_dir."
+        )
     if len(set(args.seeds or [])) < len(args.seeds or []):
         parser.error("--seeds holds a seed twice.")
     return args
@@ -86,11 +126,19 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 @advised("eval_batch_size")
 def main(args: argparse.Namespace) -> None:
-    patience = InitProcessGroupKwargs(timeout=datetime.timedelta(days=7))  # one process may have to wait for another's shards
+    patience = InitProcessGroupKwargs(
+        timeout=datetime.timedelta(days=7)
+    )  # one process may have to wait for another's shards
     accelerator = Accelerator(kwargs_handlers=[patience])
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     chosen = choose(args, accelerator.device)
-    concepts, base, examination, teacher, clip_name = chosen.concepts, chosen.base, chosen.examination, chosen.teacher, chosen.clip_name
+    concepts, base, examination, teacher, clip_name = (
+        chosen.concepts,
+        chosen.base,
+        chosen.examination,
+        chosen.teacher,
+        chosen.clip_name,
+    )
     features = choose_features(args, examination, teacher, clip_name, accelerator.device)
     pipe = chosen.load_base(args)
     args.eval_batch_size = args.eval_batch_size or Backbone.of(pipe).usual_batch_size
@@ -100,7 +148,9 @@ def main(args: argparse.Namespace) -> None:
     if args.reference_images:
         if features is None:
             raise ValueError("--reference_images needs features to compare; leave --fid_features none out.")
-        reference = reference_features(args.reference_images, features.embed, Backbone.of(pipe).image_size[::-1])
+        reference = reference_features(
+            args.reference_images, features.embed, Backbone.of(pipe).image_size[::-1]
+        )
     named = {"reference_name": args.reference_images.name} if args.reference_images else {}
     measures = Measures(features, teacher, clip_name, reference, **named)
 
@@ -108,7 +158,9 @@ def main(args: argparse.Namespace) -> None:
         shutil.rmtree(args.output_dir / IMAGES, ignore_errors=True)
     accelerator.wait_for_everyone()
     with accelerator.main_process_first():
-        store = open_store(args, examination, pipe, {"base": public_name(base), "base_digest": base_digest}, chosen.adapter)
+        store = open_store(
+            args, examination, pipe, {"base": public_name(base), "base_digest": base_digest}, chosen.adapter
+        )
     with friendly_interrupts("What has been drawn is kept; the same command goes on."):
         found = evaluate(
             pipe,
@@ -137,11 +189,18 @@ def main(args: argparse.Namespace) -> None:
     if results["changed_images"] == 0 and results["lora_scale"]:
         print("warning: the adapter changes no image; it does nothing on this base.", file=sys.stderr)
     if results["base"]["UA"] >= 50:
-        print(f"warning: the base seldom draws the concept in the first place (its own UA is {results['base']['UA']:.1f} %).", file=sys.stderr)
+        print(
+            f"warning: the base seldom draws the concept in the first place (its own UA is {results['base']['UA']:.1f} %).",
+            file=sys.stderr,
+        )
 
 
 def choose_features(
-    args: argparse.Namespace, examination: Examination, teacher: Teacher | None, clip_name: str | None, device: torch.device
+    args: argparse.Namespace,
+    examination: Examination,
+    teacher: Teacher | None,
+    clip_name: str | None,
+    device: torch.device,
 ) -> Features | None:
     """Whose features FID and KID compare.
 
@@ -160,7 +219,9 @@ def choose_features(
     return inception_features(args.fid_features, device)
 
 
-def open_store(args: argparse.Namespace, examination: Examination, pipe: Any, base: dict[str, str], adapter: Path) -> Store:
+def open_store(
+    args: argparse.Namespace, examination: Examination, pipe: Any, base: dict[str, str], adapter: Path
+) -> Store:
     """The directories of base and adapter, each with what its images depend on.
 
     Raises:
@@ -181,7 +242,11 @@ def open_store(args: argparse.Namespace, examination: Examination, pipe: Any, ba
     digest = hashlib.sha256(adapter.read_bytes()).hexdigest()
     images, kind = args.output_dir / IMAGES, examination.image_format
     sides = {
-        float(scale): Side(images / f"weight-{scale:g}", {**settings, "adapter": digest, "scale": scale}, kind) for scale in args.scales if scale
+        float(scale): Side(
+            images / f"weight-{scale:g}", {**settings, "adapter": digest, "scale": scale}, kind
+        )
+        for scale in args.scales
+        if scale
     }
     return Store(Side(args.base_images or images / "base", settings, kind), sides)
 

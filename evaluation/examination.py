@@ -1,4 +1,5 @@
-"""Examinations: which prompts are drawn, what their images are asked and by whom, and which figures come out of it."""
+"""Examinations: which prompts are drawn, what their images are asked and by whom, and which figures come
+out of it."""
 
 from __future__ import annotations
 
@@ -13,7 +14,17 @@ import torch
 from PIL import Image
 
 from evaluation.judge import ImageJudge, to_pixels
-from evaluation.metrics import FIGURES, FORGET, IN_DOMAIN, Cell, Scores, Verdict, class_accuracy, grid, tabulate
+from evaluation.metrics import (
+    FIGURES,
+    FORGET,
+    IN_DOMAIN,
+    Cell,
+    Scores,
+    Verdict,
+    class_accuracy,
+    grid,
+    tabulate,
+)
 
 if TYPE_CHECKING:
     from reward.spec import ConceptSpec
@@ -46,7 +57,9 @@ class Examination(ABC):
     guidance_scale: float | None = None
     image_format = "png"
 
-    def __init__(self, name: str, protocol: str, cells: Sequence[Cell], targets: Mapping[str, set[str]] | None = None) -> None:
+    def __init__(
+        self, name: str, protocol: str, cells: Sequence[Cell], targets: Mapping[str, set[str]] | None = None
+    ) -> None:
         self.name, self.protocol, self.cells = name, protocol, list(cells)
         self.targets = dict(targets or {})
         self.without: dict[str, list[int]] = {}
@@ -77,12 +90,15 @@ class Examination(ABC):
         scores = self.scores(verdicts, prompt_ids)
         return {name: scores[name].percent() for name in FIGURES}
 
-    def per_class(self, verdicts: Sequence[Verdict], prompt_ids: Sequence[int]) -> dict[str, dict[str, float]]:
+    def per_class(
+        self, verdicts: Sequence[Verdict], prompt_ids: Sequence[int]
+    ) -> dict[str, dict[str, float]]:
         """Accuracies in percent by domain and class."""
         return class_accuracy(self.cells, verdicts, prompt_ids)
 
     def showcase(self, count: int) -> list[int]:
-        """Up to `count` forget prompts and as many retain prompts for a picture, chosen without looking at any image: evenly spaced."""
+        """Up to `count` forget prompts and as many retain prompts for a picture, chosen without looking at
+        any image: evenly spaced."""
         forget = [i for i, asks in enumerate(self.forget) if asks]
         retain = [i for i, asks in enumerate(self.forget) if not asks]
         return [*_spaced(forget, count), *_spaced(retain, count)]
@@ -95,7 +111,8 @@ class JudgeExamination(Examination):
         concepts: what was to be erased; each names classes of the judge.
         name: the judge's.
         neighbours: classes to report apart, too.
-        encode_text: texts -> unit vectors, to find these where none are named: the classes of the target's domain nearest to it.
+        encode_text: texts -> unit vectors, to find these where none are named: the classes of the target's
+            domain nearest to it.
 
     Raises:
         ValueError: a concept or a neighbour names none of the judge's classes.
@@ -130,7 +147,8 @@ class JudgeExamination(Examination):
         return self.judge.identity()
 
     def showcase(self, count: int) -> list[int]:
-        """Prompts whose classes have been shown least so far, so that the retained ones show as many classes as can be."""
+        """Prompts whose classes have been shown least so far, so that the retained ones show as many
+        classes as can be."""
         forget = [i for i, asks in enumerate(self.forget) if asks]
         retain = [i for i, asks in enumerate(self.forget) if not asks]
         return [*self._varied(forget, count), *self._varied(retain, count)]
@@ -139,7 +157,9 @@ class JudgeExamination(Examination):
         shown: dict[tuple[str, str], int] = {}
         chosen: list[int] = []
         while candidates and len(chosen) < count:
-            best = min(candidates, key=lambda i: sum(shown.get(pair, 0) for pair in self.cells[i].labels.items()))
+            best = min(
+                candidates, key=lambda i: sum(shown.get(pair, 0) for pair in self.cells[i].labels.items())
+            )
             candidates = [i for i in candidates if i != best]
             chosen.append(best)
             for pair in self.cells[best].labels.items():
@@ -148,30 +168,43 @@ class JudgeExamination(Examination):
 
 
 class TeacherExamination(Examination):
-    """Zero-shot figures from the reward's own CLIP, for a base that has no judge. They are not independent, and the name says so.
+    """Zero-shot figures from the reward's own CLIP, for a base that has no judge. They are not independent,
+    and the name says so.
 
-    An image of a forget prompt still shows the concept if it is nearer to its prompt than to every anchor of that prompt (UA is the share
-    of those that do not). An image of a retain prompt is right if, of all retain prompts and the concepts, its own prompt is the nearest
-    (IRA is the share of those). There is no CRA.
+    An image of a forget prompt still shows the concept if it is nearer to its prompt than to every anchor of
+    that prompt (UA is the share of those that do not). An image of a retain prompt is right if, of all retain
+    prompts and the concepts, its own prompt is the nearest (IRA is the share of those). There is no CRA.
     """
 
     def __init__(self, teacher: Teacher, spec: ConceptSpec) -> None:
         retain = list(dict.fromkeys(spec.retain_prompts))
         roles = [FORGET] * len(spec.forget_prompts) + [IN_DOMAIN] * len(retain)
-        cells = [Cell(p, {"prompt": p}, (("prompt", role),)) for p, role in zip([*spec.forget_prompts, *retain], roles, strict=True)]
+        cells = [
+            Cell(p, {"prompt": p}, (("prompt", role),))
+            for p, role in zip([*spec.forget_prompts, *retain], roles, strict=True)
+        ]
         super().__init__(TEACHER_AS_JUDGE, "the spec's prompts", cells)
         self.teacher = teacher
         # What each prompt's images are compared with, and which row of it is the prompt itself.
         kept = teacher.encode_text([*retain, *spec.concepts])
-        rivals = [teacher.encode_text([*anchors, prompt]) for prompt, anchors in zip(spec.forget_prompts, spec.anchors, strict=True)]
+        rivals = [
+            teacher.encode_text([*anchors, prompt])
+            for prompt, anchors in zip(spec.forget_prompts, spec.anchors, strict=True)
+        ]
         self.choices = rivals + [kept] * len(retain)
         self.own = [len(anchors) for anchors in spec.anchors] + list(range(len(retain)))
 
     def examine(self, images: list[Image.Image], prompt_ids: list[int]) -> list[dict[str, str]]:
         """For each image its own prompt if it shows what that asks for, else nothing."""
         embeddings = self.teacher.encode_images(to_pixels(images))
-        right = [int((self.choices[i] @ e).argmax()) == self.own[i] for e, i in zip(embeddings, prompt_ids, strict=True)]
-        return [{"prompt": self.cells[i].prompt if shows else ""} for i, shows in zip(prompt_ids, right, strict=True)]
+        right = [
+            int((self.choices[i] @ e).argmax()) == self.own[i]
+            for e, i in zip(embeddings, prompt_ids, strict=True)
+        ]
+        return [
+            {"prompt": self.cells[i].prompt if shows else ""}
+            for i, shows in zip(prompt_ids, right, strict=True)
+        ]
 
     def identity(self) -> str:
         embeddings = b"".join(choices.float().cpu().numpy().tobytes() for choices in self.choices)
@@ -181,8 +214,9 @@ class TeacherExamination(Examination):
 def default_seeds(forget: Sequence[bool]) -> list[list[int]]:
     """For each prompt the seeds of its images where nobody names them.
 
-    Every prompt has LEAST_SEEDS; where that makes fewer than LEAST_FORGET_IMAGES images that ask for the concept, the forget prompts have as many as
-    make these. A single forget prompt has 24, and a share of 24 images is known to about 20 percentage points at worst.
+    Every prompt has LEAST_SEEDS; where that makes fewer than LEAST_FORGET_IMAGES images that ask for the
+    concept, the forget prompts have as many as make these. A single forget prompt has 24, and a share of 24
+    images is known to about 20 percentage points at worst.
 
     Args:
         forget: for each prompt whether it asks for what is to be forgotten.
@@ -194,9 +228,9 @@ def default_seeds(forget: Sequence[bool]) -> list[list[int]]:
 def target_classes(domains: Mapping[str, Sequence[str]], concepts: Sequence[str]) -> dict[str, set[str]]:
     """The judge's classes that the concepts name, by domain.
 
-    A concept names a class if it holds all words of its name, case and a plural s aside: "Van Gogh style" names the style "Van Gogh",
-    "cats" the object "cat". Of two classes of a domain of which one says more it names that one: "Artist Sketch" is no "Sketch". Several concepts
-    name the union.
+    A concept names a class if it holds all words of its name, case and a plural s aside: "Van Gogh style"
+    names the style "Van Gogh", "cats" the object "cat". Of two classes of a domain of which one says more it
+    names that one: "Artist Sketch" is no "Sketch". Several concepts name the union.
 
     Raises:
         ValueError: a concept names no class; the message lists them all.
@@ -204,10 +238,14 @@ def target_classes(domains: Mapping[str, Sequence[str]], concepts: Sequence[str]
     targets: dict[str, set[str]] = {}
     for concept in concepts:
         said = _words(concept)
-        named = [(domain, name) for domain, names in domains.items() for name in names if _words(name) <= said]
+        named = [
+            (domain, name) for domain, names in domains.items() for name in names if _words(name) <= said
+        ]
         if not named:
             listed = "; ".join(f"{domain}: {', '.join(names)}" for domain, names in domains.items())
-            raise ValueError(f"The judge knows no class that the concept {concept!r} names; it knows {listed}.")
+            raise ValueError(
+                f"The judge knows no class that the concept {concept!r} names; it knows {listed}."
+            )
         for domain, name in named:
             if not any(of == domain and _words(name) < _words(other) for of, other in named):
                 targets.setdefault(domain, set()).add(name)
@@ -221,7 +259,8 @@ def nearest_classes(
     encode_text: Callable[[list[str]], torch.Tensor],
     count: int = NUM_NEIGHBOURS,
 ) -> dict[str, set[str]]:
-    """For each target the `count` other classes of its domain whose prompts lie nearest to its own in a text space, by domain."""
+    """For each target the `count` other classes of its domain whose prompts lie nearest to its own in a
+    text space, by domain."""
     cells = grid(domains, wording, targets)
     embeddings = encode_text([cell.prompt for cell in cells])
 

@@ -1,4 +1,5 @@
-"""Images from a stock pipeline, the same for everyone: deterministic sampler, noise that depends on prompt and seed alone."""
+"""Images from a stock pipeline, the same for everyone: deterministic sampler, noise that depends on prompt
+and seed alone."""
 
 from __future__ import annotations
 
@@ -15,14 +16,16 @@ from policy.backbone import Backbone
 
 
 def ddim(pipe: DiffusionPipeline) -> DDIMScheduler:
-    """The pipeline's noise schedule under the deterministic DDIM sampler; latents are clipped only if the pipeline says so."""
+    """The pipeline's noise schedule under the deterministic DDIM sampler; latents are clipped only if the
+    pipeline says so."""
     config = pipe.scheduler.config
     return DDIMScheduler.from_config(config, clip_sample=config.get("clip_sample", False))
 
 
 @contextmanager
 def evaluation_mode(pipe: DiffusionPipeline) -> Iterator[None]:
-    """Within: DDIM sampler, UNet in eval mode, no inner progress bars. After: sampler, mode and bars as before."""
+    """Within: DDIM sampler, UNet in eval mode, no inner progress bars. After: sampler, mode and bars as
+    before."""
     scheduler, training, bars = pipe.scheduler, pipe.unet.training, getattr(pipe, "_progress_bar_config", {})
     pipe.scheduler = ddim(pipe)
     pipe.unet.eval()
@@ -50,7 +53,8 @@ def adapter_disabled(pipe: DiffusionPipeline) -> Iterator[None]:
 
 @contextmanager
 def adapter_at(pipe: DiffusionPipeline, scale: float) -> Iterator[None]:
-    """Within: the pipeline's adapter at this weight; 0 is the base, bit for bit. After: at weight 1, as `load_lora_weights` leaves it."""
+    """Within: the pipeline's adapter at this weight; 0 is the base, bit for bit. After: at weight 1, as
+    `load_lora_weights` leaves it."""
     if scale == 0:
         with adapter_disabled(pipe):
             yield
@@ -66,7 +70,8 @@ def adapter_at(pipe: DiffusionPipeline, scale: float) -> Iterator[None]:
 
 
 def image_seed(prompt: str, seed: int) -> int:
-    """The seed of an image's noise: a hash of prompt and seed, so that no two prompts share noise and no list of prompts matters."""
+    """The seed of an image's noise: a hash of prompt and seed, so that no two prompts share noise and no
+    list of prompts matters."""
     return int.from_bytes(hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()[:4], "big")
 
 
@@ -112,7 +117,8 @@ def generate(
     batch_size: int | None = None,
     progress: str | None = None,
 ) -> Iterator[tuple[int, int, Image.Image]]:
-    """Draw every prompt once a seed; yields (prompt index, seed, image), seed after seed. Images as `draw` makes them.
+    """Draw every prompt once a seed; yields (prompt index, seed, image), seed after seed. Images as `draw`
+    makes them.
 
     Args:
         progress: the label of the progress bar; None shows none.
@@ -122,7 +128,13 @@ def generate(
     with tqdm(total=len(jobs), desc=progress, disable=progress is None, unit="image", leave=False) as bar:
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
-            images = draw(pipe, [(prompts[i], seed) for i, seed in batch], num_inference_steps, guidance_scale, batch_size)
+            images = draw(
+                pipe,
+                [(prompts[i], seed) for i, seed in batch],
+                num_inference_steps,
+                guidance_scale,
+                batch_size,
+            )
             bar.update(len(batch))
             for (i, seed), image in zip(batch, images, strict=True):
                 yield i, seed, image

@@ -39,7 +39,8 @@ class Pair:
 
 
 def before_after(rows: Sequence[Pair], path: str | Path, title: str) -> None:
-    """Write the picture as PNG, under 500 kB: the forget prompts on top, then the retain prompts, base above adapter.
+    """Write the picture as PNG, under 500 kB: the forget prompts on top, then the retain prompts, base above
+    adapter.
 
     Args:
         title: its first line is the headline, what follows stands smaller below it.
@@ -82,17 +83,46 @@ def _draw(bands: list[_Band], title: str) -> Figure:
     height = title_height + sum(band.height for band in bands) + MARGIN
     figure = Figure(figsize=(width, height), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
-    figure.text(MARGIN / width, 1 - 0.16 / height, headline, fontsize=13, fontweight="bold", color=INK, va="top", parse_math=False)
-    figure.text(MARGIN / width, 1 - (0.2 + headline_height) / height, subtitle, fontsize=9.5, color=INK, va="top", parse_math=False)
+    figure.text(
+        MARGIN / width,
+        1 - 0.16 / height,
+        headline,
+        fontsize=13,
+        fontweight="bold",
+        color=INK,
+        va="top",
+        parse_math=False,
+    )
+    figure.text(
+        MARGIN / width,
+        1 - (0.2 + headline_height) / height,
+        subtitle,
+        fontsize=9.5,
+        color=INK,
+        va="top",
+        parse_math=False,
+    )
     top = height - title_height
     for band in bands:
         colour = FORGET if band.forget else RETAIN
         name = "To forget: prompts that ask for it" if band.forget else "To keep: all other prompts"
-        figure.add_artist(Line2D([MARGIN / width, 1 - MARGIN / width], [top / height] * 2, color=colour, linewidth=1.5))
-        figure.text(MARGIN / width, (top - 0.07) / height, name, fontsize=10.5, fontweight="bold", color=colour, va="top")
+        figure.add_artist(
+            Line2D([MARGIN / width, 1 - MARGIN / width], [top / height] * 2, color=colour, linewidth=1.5)
+        )
+        figure.text(
+            MARGIN / width,
+            (top - 0.07) / height,
+            name,
+            fontsize=10.5,
+            fontweight="bold",
+            color=colour,
+            va="top",
+        )
         for row, label in enumerate(("base", "with adapter")):
             bottom = top - HEADING - band.caption_height - (row + 1) * CELL - row * GAP
-            figure.text(MARGIN / width, (bottom + CELL / 2) / height, label, fontsize=9.5, color=INK, va="center")
+            figure.text(
+                MARGIN / width, (bottom + CELL / 2) / height, label, fontsize=9.5, color=INK, va="center"
+            )
             for column, pair in enumerate(band.pairs):
                 left = LABEL_WIDTH + MARGIN + column * (CELL + GAP)
                 axes = figure.add_axes((left / width, bottom / height, CELL / width, CELL / height))
@@ -119,7 +149,9 @@ def _plain(text: str) -> str:
 
 def _caption(prompt: str, width: int = 17, lines: int = 3) -> str:
     wrapped = fill(_plain(prompt), width).split("\n")
-    return "\n".join(wrapped if len(wrapped) <= lines else [*wrapped[: lines - 1], wrapped[lines - 1][: width - 1] + "…"])
+    return "\n".join(
+        wrapped if len(wrapped) <= lines else [*wrapped[: lines - 1], wrapped[lines - 1][: width - 1] + "…"]
+    )
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -1,16 +1,21 @@
 """95 % intervals of figures, [low, high] in the figure's own unit. Pure functions, deterministic.
 
-Of one adapter: the images of a prompt are alike, so they are no independent sample. `bootstrap` resamples in two stages, prompts with replacement and
-then, within each prompt drawn, its images with replacement (Davison & Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). It speaks
-of prompts like these and of other noise; with a single prompt it speaks of other noise alone. It errs on the wide side where the prompts do
-not differ. A seed is no cluster of its own: the noise of an image comes from prompt and seed together (`evaluation.generate.image_seed`), so
+Of one adapter: the images of a prompt are alike, so they are no independent sample. `bootstrap` resamples in
+    two stages, prompts with replacement and
+then, within each prompt drawn, its images with replacement (Davison & Hinkley, Bootstrap Methods and their
+Application, 1997, section 3.8). It speaks of prompts like these and of other noise; with a single prompt it
+speaks of other noise alone. It errs on the wide side where the prompts do not differ. A seed is no cluster of
+its own: the noise of an image comes from prompt and seed together
+    (`evaluation.generate.image_seed`), so
 that two prompts share none.
 
-Where all images agree a bootstrap has nothing to resample and would claim that nothing else can happen. `proportion_interval` is therefore never
-narrower than Wilson's interval for as many independent images (Wilson, JASA 22, 1927; Brown, Cai & DasGupta, Statistical Science 16, 2001):
-24 images of 24 are [86.2, 100] and not [100, 100].
+Where all images agree a bootstrap has nothing to resample and would claim that nothing else can happen.
+`proportion_interval` is therefore never narrower than Wilson's interval for as many independent images
+(Wilson, JASA 22, 1927; Brown, Cai & DasGupta, Statistical Science 16, 2001): 24 images of 24 are [86.2, 100]
+and not [100, 100].
 
-Over a handful of training runs: Student's t (`t_interval`). A bootstrap of three values cannot leave their range and covers far too little.
+Over a handful of training runs: Student's t (`t_interval`). A bootstrap of three values cannot leave their
+    range and covers far too little.
 """
 
 from __future__ import annotations
@@ -29,8 +34,14 @@ _T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.262
 Z_975 = statistics.NormalDist().inv_cdf(0.975)
 
 
-def bootstrap(scores: Sequence[Sequence[float]], weights: Sequence[float] | None = None, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Percentile interval of the weighted mean over prompts of each prompt's mean over images (see the module).
+def bootstrap(
+    scores: Sequence[Sequence[float]],
+    weights: Sequence[float] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of the weighted mean over prompts of each prompt's mean over images (see the
+    module).
 
     Args:
         scores: for each prompt the scores of its images, at least one.
@@ -69,8 +80,11 @@ def wilson(share: float, count: int) -> Interval:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def proportion_interval(scores: Sequence[Sequence[float]], weights: Sequence[float] | None = None, resamples: int = RESAMPLES) -> Interval:
-    """In percent: `bootstrap`, widened to Wilson's interval for as many independent images; arguments as there, scores in [0, 1]."""
+def proportion_interval(
+    scores: Sequence[Sequence[float]], weights: Sequence[float] | None = None, resamples: int = RESAMPLES
+) -> Interval:
+    """In percent: `bootstrap`, widened to Wilson's interval for as many independent images; arguments as
+    there, scores in [0, 1]."""
     weight = [1.0] * len(scores) if weights is None else weights
     share = sum(w * statistics.fmean(row) for w, row in zip(weight, scores, strict=True)) / sum(weight)
     low, high = bootstrap(scores, weights, resamples)
@@ -82,12 +96,16 @@ def t_interval(values: Sequence[float], bounds: Interval = (-math.inf, math.inf)
     """Student's t-interval of the mean, cut to the bounds; None for a single value."""
     if len(values) < 2:
         return None
-    mean, half = statistics.fmean(values), t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    mean, half = (
+        statistics.fmean(values),
+        t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values)),
+    )
     return max(bounds[0], mean - half), min(bounds[1], mean + half)
 
 
 def t_quantile(degrees: int) -> float:
-    """0.975 quantile of Student's t: from a table up to 10 degrees of freedom, from the Cornish-Fisher expansion above (error < 1e-3)."""
+    """0.975 quantile of Student's t: from a table up to 10 degrees of freedom, from the Cornish-Fisher
+    expansion above (error < 1e-3)."""
     if degrees <= len(_T_975):
         return _T_975[degrees - 1]
     z = Z_975

@@ -1,4 +1,5 @@
-"""The judge: a small classifier with one head a domain, the only source of reported figures; and what any judge can do."""
+"""The judge: a small classifier with one head a domain, the only source of reported figures; and what any
+judge can do."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from networks.checkpoint import check_shapes
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 WHITENED, POOLED_SCALE = 24, 9.0
-"""Of pooled blocks: filters of the stem, a whitening's directions and their negatives; and what the features are divided by, so that the first verdicts are unsure."""
+"""Of pooled blocks: filters of the stem, a whitening's directions and their negatives; and what the
+features are divided by, so that the first verdicts are unsure."""
 
 
 class ImageJudge(Protocol):
@@ -58,16 +60,20 @@ class ResidualBlock(nn.Module):
         )
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
-            self.shortcut = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (self.body(x) + self.shortcut(x)).relu()
 
 
 class PooledBlock(nn.Module):
-    """A 3x3 convolution that begins as the identity, max-pooled to half the side, and another; batch norm without scales, GELU.
+    """A 3x3 convolution that begins as the identity, max-pooled to half the side, and another; batch norm
+    without scales, GELU.
 
-    From Jordan (2024, https://arxiv.org/abs/2404.00498), for small photographs and few passes over them; its stem is to whiten.
+    From Jordan (2024, https://arxiv.org/abs/2404.00498), for small photographs and few passes over them; its
+    stem is to whiten.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -90,11 +96,14 @@ class Judge(nn.Module):
 
     Args:
         domains: class names by domain, e.g. `{"style": [...], "object": [...]}`.
-        prompt: how this world words a prompt, with one field a domain, e.g. `"a {object} image in {style} style"`.
+        prompt: how this world words a prompt, with one field a domain, e.g. `"a {object} image in {style}
+            style"`.
         image_size: side of the images in pixels.
-        widths: channels of each stage. Residual stages after the first halve the resolution, pooled ones all do.
+        widths: channels of each stage. Residual stages after the first halve the resolution, pooled ones all
+            do.
         blocks: "residual", or "pooled" for photographs.
-        mirrored: features, and with them verdicts, are the mean of an image's and its mirror image's, but not in training.
+        mirrored: features, and with them verdicts, are the mean of an image's and its mirror image's, but not
+            in training.
     """
 
     def __init__(
@@ -108,19 +117,35 @@ class Judge(nn.Module):
     ) -> None:
         super().__init__()
         self.config = {"domains": domains, "prompt": prompt, "image_size": image_size, "widths": list(widths)}
-        self.config |= ({} if blocks == "residual" else {"blocks": blocks}) | ({"mirrored": True} if mirrored else {})
-        self.domains, self.prompt, self.image_size, self.blocks, self.mirrored = domains, prompt, image_size, blocks, mirrored
+        self.config |= ({} if blocks == "residual" else {"blocks": blocks}) | (
+            {"mirrored": True} if mirrored else {}
+        )
+        self.domains, self.prompt, self.image_size, self.blocks, self.mirrored = (
+            domains,
+            prompt,
+            image_size,
+            blocks,
+            mirrored,
+        )
         if blocks == "residual":
             channels = [widths[0], *widths]
-            self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
-            self.stages = nn.Sequential(*(ResidualBlock(channels[i], channels[i + 1], 1 if i == 0 else 2) for i in range(len(widths))))
+            self.stem = nn.Sequential(
+                nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
+            )
+            self.stages = nn.Sequential(
+                *(ResidualBlock(channels[i], channels[i + 1], 1 if i == 0 else 2) for i in range(len(widths)))
+            )
         elif blocks == "pooled":
             channels = [WHITENED, *widths]
             self.stem = nn.Sequential(nn.Conv2d(3, WHITENED, 2), nn.GELU())
-            self.stages = nn.Sequential(*(PooledBlock(channels[i], channels[i + 1]) for i in range(len(widths))))
+            self.stages = nn.Sequential(
+                *(PooledBlock(channels[i], channels[i + 1]) for i in range(len(widths)))
+            )
         else:
             raise ValueError(f'There are no {blocks!r} blocks; there are "residual" and "pooled" ones.')
-        self.heads = nn.ModuleDict({domain: nn.Linear(widths[-1], len(names)) for domain, names in domains.items()})
+        self.heads = nn.ModuleDict(
+            {domain: nn.Linear(widths[-1], len(names)) for domain, names in domains.items()}
+        )
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [-1, 1] -> pooled features (B, widths[-1])."""
@@ -146,7 +171,10 @@ class Judge(nn.Module):
     def verdicts(self, images: list[Image.Image]) -> list[dict[str, str]]:
         """For each of B images of one size the class it sees, by domain."""
         seen = self.predict(to_pixels(images))
-        return [{domain: names[seen[domain][i]] for domain, names in self.domains.items()} for i in range(len(images))]
+        return [
+            {domain: names[seen[domain][i]] for domain, names in self.domains.items()}
+            for i in range(len(images))
+        ]
 
     @torch.no_grad()
     def embed(self, images: list[Image.Image]) -> torch.Tensor:
@@ -159,7 +187,9 @@ class Judge(nn.Module):
 
     def _fitted(self, pixels: torch.Tensor) -> torch.Tensor:
         if pixels.shape[-2:] != (self.image_size, self.image_size):
-            pixels = nn.functional.interpolate(pixels, (self.image_size, self.image_size), mode="bicubic", antialias=True)
+            pixels = nn.functional.interpolate(
+                pixels, (self.image_size, self.image_size), mode="bicubic", antialias=True
+            )
         return pixels.to(next(self.parameters()).device)
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
@@ -182,9 +212,20 @@ class Judge(nn.Module):
             check_shapes(lambda: cls(**config), directory / WEIGHTS_NAME)
             judge = cls(**config)
             judge.load_state_dict(load_file(directory / WEIGHTS_NAME))
-        except (OSError, TypeError, LookupError, ValueError, RuntimeError, AttributeError, ArithmeticError, SafetensorError) as error:
+        except (
+            OSError,
+            TypeError,
+            LookupError,
+            ValueError,
+            RuntimeError,
+            AttributeError,
+            ArithmeticError,
+            SafetensorError,
+        ) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"{directory} is not a judge ({CONFIG_NAME} + {WEIGHTS_NAME}): {reason}") from error
+            raise ValueError(
+                f"{directory} is not a judge ({CONFIG_NAME} + {WEIGHTS_NAME}): {reason}"
+            ) from error
         return judge.eval().requires_grad_(False)
 
 
@@ -204,4 +245,9 @@ def weights_digest(module: nn.Module, *said: str) -> str:
 
 def match_class(domains: Mapping[str, Sequence[str]], wanted: str) -> list[tuple[str, str]]:
     """The classes of that name, whatever its case, each with its domain."""
-    return [(domain, name) for domain, names in domains.items() for name in names if name.casefold() == wanted.casefold().strip()]
+    return [
+        (domain, name)
+        for domain, names in domains.items()
+        for name in names
+        if name.casefold() == wanted.casefold().strip()
+    ]

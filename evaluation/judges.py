@@ -1,4 +1,5 @@
-"""Judges that were not trained here: a transformers image classifier, and open_clip asked which of several texts an image is nearest to."""
+"""Judges that were not trained here: a transformers image classifier, and open_clip asked which of several
+texts an image is nearest to."""
 
 from __future__ import annotations
 
@@ -56,12 +57,14 @@ def classifier_judge(name_or_path: str, device: torch.device | str = "cpu") -> N
 
 
 def zero_shot_judge(teacher: Teacher, labels: Sequence[str]) -> NearestLabel:
-    """An open_clip model that sees whichever of the labels is nearest; they are compared as they stand, so word them as captions."""
+    """An open_clip model that sees whichever of the labels is nearest; they are compared as they stand, so
+    word them as captions."""
     return NearestLabel(teacher, labels, teacher.encode_text(list(labels)))
 
 
 def load_judge(name_or_path: str | Path, device: torch.device | str = "cpu") -> ImageJudge:
-    """A judge of this project (a directory whose config.json names `domains`), or else a transformers image classifier.
+    """A judge of this project (a directory whose config.json names `domains`), or else a transformers image
+    classifier.
 
     Raises:
         ValueError: it is neither.

@@ -1,17 +1,23 @@
-"""What is measured beside the judge's verdicts: distances between sets of images, agreement of image and prompt, drift of retained images.
+"""What is measured beside the judge's verdicts: distances between sets of images, agreement of image and
+prompt, drift of retained images.
 
-- CLIP score: 100 times the cosine of image and prompt, not below 0 (Hessel et al., 2021, https://arxiv.org/abs/2104.08718), by an open_clip model; over
-  the forget prompts, where it should fall, and over the retain prompts, where it should not. `evaluation.intervals.bootstrap` gives the intervals.
-- Drift: how far a retain prompt's image moves from the base's image of the same noise: mean absolute difference of pixels in percent of their range,
-  and SSIM (Wang et al., 2004), by torchmetrics. No network decides what counts.
-- FID (Heusel et al., 2017) and KID (Binkowski et al., 2018) between the retain prompts' images and a reference, by torchmetrics, over the
-  features of whatever network is named. They compare sets only where the features are the same: the name is part of the figure. FID is biased
-  upwards where images are few, above all if they are fewer than the features; KID is not, but against the base's images of the same noise, which are no
-  independent sample, it falls below 0 where an adapter changes little.
+- CLIP score: 100 times the cosine of image and prompt, not below 0 (Hessel et al., 2021,
+  https://arxiv.org/abs/2104.08718), by an open_clip model; over the forget prompts, where it should fall, and
+  over the retain prompts, where it should not. `evaluation.intervals.bootstrap` gives the intervals.
+- Drift: how far a retain prompt's image moves from the base's image of the same noise: mean absolute
+  difference of pixels in percent of their range, and SSIM (Wang et al., 2004), by torchmetrics. No network
+  decides what counts.
+- FID (Heusel et al., 2017) and KID (Binkowski et al., 2018) between the retain prompts' images and a
+reference, by torchmetrics, over the
+  features of whatever network is named. They compare sets only where the features are the same: the name is
+  part of the figure. FID is biased upwards where images are few, above all if they are fewer than the
+  features; KID is not, but against the base's images of the same noise, which are no independent sample, it
+  falls below 0 where an adapter changes little.
 
-Intervals of FID and KID: plus and minus 1.96 bootstrap standard errors over resampled prompts, the same in both sets where the base is the reference
-(Efron & Tibshirani, 1993, section 6.4: 50 resamples serve for a standard error). Percentiles would not do: a resampled set holds images twice, and its FID lies above
-the set's own.
+Intervals of FID and KID: plus and minus 1.96 bootstrap standard errors over resampled prompts, the same in
+    both sets where the base is the reference
+(Efron & Tibshirani, 1993, section 6.4: 50 resamples serve for a standard error). Percentiles would not do: a
+resampled set holds images twice, and its FID lies above the set's own.
 """
 
 from __future__ import annotations
@@ -85,8 +91,11 @@ class Measures:
         self.features, self.clip, self.clip_name = features, clip, clip_name
         self.reference, self.reference_name = reference, reference_name
 
-    def observe(self, images: list[Image.Image], prompts: list[str], base: list[Image.Image] | None) -> Values:
-        """What is measured on each of B images of one size; `base` holds the base's of the same prompts and noise, unless these are they."""
+    def observe(
+        self, images: list[Image.Image], prompts: list[str], base: list[Image.Image] | None
+    ) -> Values:
+        """What is measured on each of B images of one size; `base` holds the base's of the same prompts
+        and noise, unless these are they."""
         found: Values = {}
         if self.features:
             found[FEATURES] = self.features.embed(images).float().numpy()
@@ -96,7 +105,11 @@ class Measures:
         if base is not None:
             before, after = ((to_pixels(pictures) + 1) / 2 for pictures in (base, images))
             found[PIXEL_DRIFT] = (100 * (before - after).abs().mean(dim=(1, 2, 3))).numpy()
-            found[SSIM] = structural_similarity_index_measure(after, before, data_range=1.0, reduction="none").reshape(-1).numpy()
+            found[SSIM] = (
+                structural_similarity_index_measure(after, before, data_range=1.0, reduction="none")
+                .reshape(-1)
+                .numpy()
+            )
         return found
 
     def identity(self) -> str:
@@ -104,7 +117,9 @@ class Measures:
         clip = weights_digest(self.clip.model) if self.clip else ""
         return f"{self.features.identity if self.features else ''} {clip}"
 
-    def summarize(self, values: Values, base: Values | None, prompt_ids: Sequence[int], forget: Sequence[bool]) -> dict[str, dict[str, Any]]:
+    def summarize(
+        self, values: Values, base: Values | None, prompt_ids: Sequence[int], forget: Sequence[bool]
+    ) -> dict[str, dict[str, Any]]:
         """Each figure as `{"mean": …, "ci95": [low, high]}`.
 
         Args:
@@ -122,7 +137,9 @@ class Measures:
             for asks in groups:
                 if name in values and asked[asks]:
                     suffix = "" if len(groups) == 1 else "_forget" if asks else "_retain"
-                    found[name + suffix] = mean_interval([values[name][rows].tolist() for rows in asked[asks]])
+                    found[name + suffix] = mean_interval(
+                        [values[name][rows].tolist() for rows in asked[asks]]
+                    )
         if FEATURES in values and asked[False]:
             features = torch.from_numpy(values[FEATURES])
             if self.reference is not None:
@@ -134,7 +151,9 @@ class Measures:
     def names(self) -> dict[str, str]:
         """Who measured, for results."""
         names = {"clip_score": self.clip_name} if self.clip and self.clip_name else {}
-        return names | ({"features": self.features.name, "reference": self.reference_name} if self.features else {})
+        return names | (
+            {"features": self.features.name, "reference": self.reference_name} if self.features else {}
+        )
 
 
 def frechet_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
@@ -146,13 +165,17 @@ def frechet_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def kernel_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
-    """KID of features (N, D) and (M, D), at least two each: over the whole sets up to 1000 images, else the mean over 10 subsets of that size."""
+    """KID of features (N, D) and (M, D), at least two each: over the whole sets up to 1000 images, else
+    the mean over 10 subsets of that size."""
     size = min(KID_SUBSET, len(features), len(reference))
     whole = size == len(features) == len(reference)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that it keeps all features, which are here already
         metric = KernelInceptionDistance(
-            feature=_Given(features.shape[1]), subsets=1 if whole else KID_SUBSETS, subset_size=size, sync_on_compute=False
+            feature=_Given(features.shape[1]),
+            subsets=1 if whole else KID_SUBSETS,
+            subset_size=size,
+            sync_on_compute=False,
         )
     metric.update(reference, real=True)
     metric.update(features, real=False)
@@ -161,7 +184,9 @@ def kernel_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
         return float(metric.compute()[0])
 
 
-def distances(features: torch.Tensor, reference: torch.Tensor, prompts: Sequence[Sequence[int]], paired: bool) -> dict[str, dict[str, Any]]:
+def distances(
+    features: torch.Tensor, reference: torch.Tensor, prompts: Sequence[Sequence[int]], paired: bool
+) -> dict[str, dict[str, Any]]:
     """FID and KID with intervals (see the module); empty where there are fewer than two images.
 
     Args:
@@ -173,11 +198,16 @@ def distances(features: torch.Tensor, reference: torch.Tensor, prompts: Sequence
     if len(rows) < 2 or len(reference) < 2:
         return {}
     generator = np.random.default_rng(0)
-    resampled = [[row for i in generator.integers(len(prompts), size=len(prompts)) for row in prompts[i]] for _ in range(RESAMPLES)]
+    resampled = [
+        [row for i in generator.integers(len(prompts), size=len(prompts)) for row in prompts[i]]
+        for _ in range(RESAMPLES)
+    ]
     found = {}
     for name, distance in {"FID": frechet_distance, "KID": kernel_distance}.items():
         value = distance(features[rows], reference[rows] if paired else reference)
-        half = Z_975 * float(np.std([distance(features[r], reference[r] if paired else reference) for r in resampled], ddof=1))
+        half = Z_975 * float(
+            np.std([distance(features[r], reference[r] if paired else reference) for r in resampled], ddof=1)
+        )
         low = value - half
         found[name] = {"mean": value, "ci95": [max(0.0, low) if name == "FID" else low, value + half]}
     return found
@@ -190,11 +220,16 @@ def judge_features(judge: ImageJudge, name: str) -> Features:
 
 def clip_features(teacher: Teacher, name: str) -> Features:
     """The image encoder of an open_clip model."""
-    return Features(f"{name}, image encoder", lambda images: teacher.encode_images(to_pixels(images)).cpu(), weights_digest(teacher.model))
+    return Features(
+        f"{name}, image encoder",
+        lambda images: teacher.encode_images(to_pixels(images)).cpu(),
+        weights_digest(teacher.model),
+    )
 
 
 def inception_features(path: str | Path, device: torch.device | str = "cpu") -> Features:
-    """The 2048 pooled features of torchvision's Inception v3, which UnlearnCanvas takes for its FID, from a file of its weights.
+    """The 2048 pooled features of torchvision's Inception v3, which UnlearnCanvas takes for its FID, from a
+    file of its weights.
 
     Args:
         path: `.safetensors`, or a `.pth` whose pickle holds nothing but tensors (`evaluation.weights`).
@@ -204,10 +239,17 @@ def inception_features(path: str | Path, device: torch.device | str = "cpu") -> 
     """
     state = read_state(path)
     try:
-        model = inception_v3(weights=None, transform_input=True, aux_logits=any(name.startswith("AuxLogits") for name in state), init_weights=False)
+        model = inception_v3(
+            weights=None,
+            transform_input=True,
+            aux_logits=any(name.startswith("AuxLogits") for name in state),
+            init_weights=False,
+        )
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{path} holds no weights of torchvision's Inception v3: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"{path} holds no weights of torchvision's Inception v3: {str(error).splitlines()[0]}"
+        ) from error
     model.fc = nn.Identity()
     model.to(device).eval().requires_grad_(False)
 
@@ -219,8 +261,11 @@ def inception_features(path: str | Path, device: torch.device | str = "cpu") -> 
     return Features("Inception v3 (torchvision), pooled", embed, weights_digest(model))
 
 
-def reference_features(directory: str | Path, embed: Callable[[list[Image.Image]], torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
-    """Features (N, D) of all pictures below a folder, one after another, each brought to `size` (width, height) first.
+def reference_features(
+    directory: str | Path, embed: Callable[[list[Image.Image]], torch.Tensor], size: tuple[int, int]
+) -> torch.Tensor:
+    """Features (N, D) of all pictures below a folder, one after another, each brought to `size` (width,
+    height) first.
 
     Raises:
         ValueError: there are fewer than two, or one cannot be read.

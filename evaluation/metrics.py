@@ -2,16 +2,21 @@
 
 Definitions after UnlearnCanvas (https://arxiv.org/abs/2402.11846), in percent:
 
-- UA, unlearning accuracy: 100 minus the accuracy of the target domain's head on the images whose prompt names a target class;
-- IRA, in-domain retain accuracy: accuracy of the target domain's head on the images whose prompt names any other class of that domain;
-- CRA, cross-domain retain accuracy: accuracy of the other domains' heads over *all* images, those of the target prompts included
-  (the strict reading: a cat in the erased style must still be a cat). `CRA_retained` and `CRA_forgotten` are the same figure
+- UA, unlearning accuracy: 100 minus the accuracy of the target domain's head on the images whose prompt names
+    a target class;
+- IRA, in-domain retain accuracy: accuracy of the target domain's head on the images whose prompt names any
+    other class of that domain;
+- CRA, cross-domain retain accuracy: accuracy of the other domains' heads over *all* images, those of the
+  target prompts included (the strict reading: a cat in the erased style must still be a cat). `CRA_retained`
+  and `CRA_forgotten` are
+      the same figure
   over the images whose prompt names no target class, and over those whose prompt names one;
-- NRA, neighbour retain accuracy: accuracy on what is nearest to the concept, apart from the rest. In a grid of classes these are classes of the
-  target's domain, which count in IRA too.
+- NRA, neighbour retain accuracy: accuracy on what is nearest to the concept, apart from the rest. In a grid
+  of classes these are classes of the target's domain, which count in IRA too.
 
-Targets may lie in several domains. Then UA and IRA count every target domain by its own head, and CRA counts, for every target domain, the
-heads of the others; a verdict about a class that is itself a target never counts as retained.
+Targets may lie in several domains. Then UA and IRA count every target domain by its own head, and CRA counts,
+for every target domain, the heads of the others; a verdict about a class that is itself a target never counts
+as retained.
 
 Every prompt weighs the same, however many images of it there are.
 """
@@ -29,7 +34,13 @@ from evaluation.intervals import Interval, bootstrap, proportion_interval, t_int
 HEADLINE = ("UA", "IRA", "CRA")
 FIGURES = (*HEADLINE, "CRA_retained", "CRA_forgotten", "NRA")
 
-FORGET, IN_DOMAIN, NEIGHBOUR, CROSS_RETAINED, CROSS_FORGOTTEN = "forget", "in_domain", "neighbour", "cross_retained", "cross_forgotten"
+FORGET, IN_DOMAIN, NEIGHBOUR, CROSS_RETAINED, CROSS_FORGOTTEN = (
+    "forget",
+    "in_domain",
+    "neighbour",
+    "cross_retained",
+    "cross_forgotten",
+)
 ROLES = {
     "UA": {FORGET},
     "IRA": {IN_DOMAIN},
@@ -50,7 +61,8 @@ class Cell:
 
     Attributes:
         labels: by domain, the class that an image of the prompt shows if nothing is erased.
-        asked: the domains whose verdict counts, each with the role it counts as; a verdict may count in several.
+        asked: the domains whose verdict counts, each with the role it counts as; a verdict may count in
+            several.
     """
 
     prompt: str
@@ -82,7 +94,8 @@ class Scores:
         return 100 * sum(w * mean for w, mean in zip(self.weights, means, strict=True)) / sum(self.weights)
 
     def interval(self) -> Interval | None:
-        """Its 95 % interval in percent, within [0, 100] (`evaluation.intervals`); None where there is no image."""
+        """Its 95 % interval in percent, within [0, 100] (`evaluation.intervals`); None where there is no
+        image."""
         return proportion_interval(self.by_prompt, self.weights) if self.by_prompt else None
 
 
@@ -106,18 +119,27 @@ def grid(
         raise ValueError("no target class to forget")
     unknown = [domain for domain in targets if domain not in domains]
     if unknown:
-        raise ValueError(f"the target's domain {unknown[0]!r} was not judged (judged: {', '.join(domains) or 'none'})")
+        raise ValueError(
+            f"the target's domain {unknown[0]!r} was not judged (judged: {', '.join(domains) or 'none'})"
+        )
     rows = [dict(zip(domains, names, strict=True)) for names in itertools.product(*domains.values())]
-    cells = [Cell(wording.format(**labels), labels, roles(labels, targets, neighbours or {})) for labels in rows]
+    cells = [
+        Cell(wording.format(**labels), labels, roles(labels, targets, neighbours or {})) for labels in rows
+    ]
     if not any(cell.forget for cell in cells):
-        raise ValueError(f"no prompt names a target class ({', '.join(f'{d}: {name}' for d, names in targets.items() for name in sorted(names))})")
+        raise ValueError(
+            f"no prompt names a target class ({', '.join(f'{d}: {name}' for d, names in targets.items() for name in sorted(names))})"
+        )
     return cells
 
 
 def roles(
-    labels: Mapping[str, str], targets: Mapping[str, Collection[str]], neighbours: Mapping[str, Collection[str]]
+    labels: Mapping[str, str],
+    targets: Mapping[str, Collection[str]],
+    neighbours: Mapping[str, Collection[str]],
 ) -> tuple[tuple[str, str], ...]:
-    """What the verdicts on an image count as (see the module), given the classes its prompt names by domain."""
+    """What the verdicts on an image count as (see the module), given the classes its prompt names by
+    domain."""
     names_target = any(labels[domain] in names for domain, names in targets.items())
     asked = []
     for target_domain in targets:
@@ -132,7 +154,9 @@ def roles(
     return tuple(asked)
 
 
-def tabulate(cells: Sequence[Cell], verdicts: Sequence[Verdict], prompt_ids: Sequence[int]) -> dict[str, Scores]:
+def tabulate(
+    cells: Sequence[Cell], verdicts: Sequence[Verdict], prompt_ids: Sequence[int]
+) -> dict[str, Scores]:
     """The scores behind each figure.
 
     Args:
@@ -159,20 +183,26 @@ def tabulate(cells: Sequence[Cell], verdicts: Sequence[Verdict], prompt_ids: Seq
     return found
 
 
-def class_accuracy(cells: Sequence[Cell], verdicts: Sequence[Verdict], prompt_ids: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Accuracy in percent on the images of each class, by domain, in the order in which the classes first appear; each prompt weighs the same."""
+def class_accuracy(
+    cells: Sequence[Cell], verdicts: Sequence[Verdict], prompt_ids: Sequence[int]
+) -> dict[str, dict[str, float]]:
+    """Accuracy in percent on the images of each class, by domain, in the order in which the classes first
+    appear; each prompt weighs the same."""
     hits: dict[tuple[str, str], dict[int, list[bool]]] = {}
     for i, seen in zip(prompt_ids, verdicts, strict=True):
         for domain, name in cells[i].labels.items():
             hits.setdefault((domain, name), {}).setdefault(i, []).append(seen[domain] == name)
     found: dict[str, dict[str, float]] = {}
     for (domain, name), rows in hits.items():
-        found.setdefault(domain, {})[name] = 100 * statistics.fmean(statistics.fmean(row) for row in rows.values())
+        found.setdefault(domain, {})[name] = 100 * statistics.fmean(
+            statistics.fmean(row) for row in rows.values()
+        )
     return found
 
 
 def mean_interval(rows: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Of a figure that is no proportion: the mean over prompts of the mean over images, and its bootstrap interval.
+    """Of a figure that is no proportion: the mean over prompts of the mean over images, and its bootstrap
+    interval.
 
     Args:
         rows: for each prompt the values of its images.
@@ -181,16 +211,19 @@ def mean_interval(rows: Sequence[Sequence[float]]) -> dict[str, Any]:
     return {"mean": statistics.fmean(statistics.fmean(row) for row in rows), "ci95": [low, high]}
 
 
-def summarize(runs: Sequence[Mapping[str, float | None]], percentages: Mapping[str, int | None] | None = None) -> dict[str, dict[str, Any]]:
+def summarize(
+    runs: Sequence[Mapping[str, float | None]], percentages: Mapping[str, int | None] | None = None
+) -> dict[str, dict[str, Any]]:
     """Mean over training runs and its 95 % interval.
 
     Args:
         runs: for each run, figures by name; every run has the same names.
-        percentages: which figures lie in [0, 100], each with the number of images of all runs that it comes from, if it is known: the interval
-            is then never narrower than Wilson's for as many images.
+        percentages: which figures lie in [0, 100], each with the number of images of all runs that it comes
+            from, if it is known: the interval is then never narrower than Wilson's for as many images.
 
     Returns:
-        For each name `{"mean": …, "ci95": [low, high]}`: `mean` is None where a run has no figure, `ci95` also where nothing can be said.
+        For each name `{"mean": …, "ci95": [low, high]}`: `mean` is None where a run has no figure, `ci95`
+        also where nothing can be said.
 
     Raises:
         ValueError: no runs.
@@ -209,5 +242,8 @@ def summarize(runs: Sequence[Mapping[str, float | None]], percentages: Mapping[s
             low, high = wilson(mean / 100, count)
             intervals.append((100 * low, 100 * high))
         known = [interval for interval in intervals if interval is not None]
-        summary[name] = {"mean": mean, "ci95": [min(low for low, _ in known), max(high for _, high in known)] if known else None}
+        summary[name] = {
+            "mean": mean,
+            "ci95": [min(low for low, _ in known), max(high for _, high in known)] if known else None,
+        }
     return summary

@@ -42,7 +42,8 @@ class Store:
 
 
 class Observer:
-    """Observes the images of an examination at every weight of the adapter; what a store holds is neither drawn nor judged again.
+    """Observes the images of an examination at every weight of the adapter; what a store holds is neither
+    drawn nor judged again.
 
     Args:
         jobs: the images, by prompt and seed.
@@ -67,12 +68,18 @@ class Observer:
         shown: Sequence[Job],
     ) -> None:
         self.pipe, self.examination, self.measures, self.store = pipe, examination, measures, store
-        self.num_inference_steps, self.guidance_scale, self.batch_size = num_inference_steps, guidance_scale, batch_size
+        self.num_inference_steps, self.guidance_scale, self.batch_size = (
+            num_inference_steps,
+            guidance_scale,
+            batch_size,
+        )
         self.shards = split(jobs, SHARD_SIZE if store else batch_size)
         self.scales = [BASE, *sorted({float(scale) for scale in scales} - {BASE})]
         self.shown = shown
         self.pictures: dict[float, dict[Job, Image.Image]] = {scale: {} for scale in self.scales}
-        self._judged_by = f"{examination.identity()}\n{measures.identity() if measures else ''}" if store else ""
+        self._judged_by = (
+            f"{examination.identity()}\n{measures.identity() if measures else ''}" if store else ""
+        )
 
     def observe(self, shards: Sequence[int], label: str | None) -> dict[float, list[Seen]]:
         """What is seen of these shards, by weight. `label` is the progress bar's; None shows none."""
@@ -105,10 +112,17 @@ class Observer:
         ids = [i for i, _ in shard]
         values = {}
         if self.measures:
-            values = self.measures.observe(images, [examination.cells[i].prompt for i in ids], None if scale == BASE else base)
-        values[CHANGED] = np.array([before.tobytes() != after.tobytes() for before, after in zip(base, images, strict=True)], dtype=np.uint8)
+            values = self.measures.observe(
+                images, [examination.cells[i].prompt for i in ids], None if scale == BASE else base
+            )
+        values[CHANGED] = np.array(
+            [before.tobytes() != after.tobytes() for before, after in zip(base, images, strict=True)],
+            dtype=np.uint8,
+        )
         seen = Seen([dict(verdict) for verdict in examination.examine(images, ids)], values)
-        self.pictures[scale] |= {job: image for job, image in zip(shard, images, strict=True) if job in self.shown}
+        self.pictures[scale] |= {
+            job: image for job, image in zip(shard, images, strict=True) if job in self.shown
+        }
         if self.store:
             self.store[scale].write_seen(k, self._key(self.store, scale, k), seen)
         return seen
@@ -128,7 +142,9 @@ class Observer:
             return None
         seen = self.store[scale].read_seen(k, self._key(self.store, scale, k))
         if seen is not None:
-            self.pictures[scale] |= {job: self.store[scale].image(job) for job in self.shards[k] if job in self.shown}
+            self.pictures[scale] |= {
+                job: self.store[scale].image(job) for job in self.shards[k] if job in self.shown
+            }
         return seen
 
     def _key(self, store: Store, scale: float, k: int) -> str:

@@ -16,7 +16,8 @@ KEPT_AS = {"IRA": "its kind is still drawn right", "CRA": "all else is still dra
 
 
 def pareto(sides: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
-    """Write the curves as PNG, one panel a figure that the judge says: a point for each weight, with the 95 % intervals of both figures as bars.
+    """Write the curves as PNG, one panel a figure that the judge says: a point for each weight, with the 95 %
+    intervals of both figures as bars.
 
     Args:
         sides: figures as `evaluation.protocol.evaluate` gives them under `scales`, each with its `scale`.
@@ -31,7 +32,9 @@ def pareto(sides: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> 
         points = [side for side in sides if side.get(name) is not None]
         bars = {"xerr": _bars(points, "UA"), "yerr": _bars(points, name)}
         x, y = ([point[of] for point in points] for of in ("UA", name))
-        axes.errorbar(x, y, **bars, color=KEPT[name], marker="o", markersize=5, linewidth=1.6, elinewidth=0.6, capsize=2)
+        axes.errorbar(
+            x, y, **bars, color=KEPT[name], marker="o", markersize=5, linewidth=1.6, elinewidth=0.6, capsize=2
+        )
         lowest = max(0.0, min(point["ci95"][name][0] for point in points) - 2)
         height = 100 - lowest
         axes.set_ylim(lowest, 100 + 0.12 * height)
@@ -39,14 +42,23 @@ def pareto(sides: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> 
         for at, scales in _places(points, name, 0.03 * height):
             right = at[0] > 50
             text = ", ".join(f"{scale:g}" for scale in scales)
-            axes.annotate(text, at, textcoords="offset points", xytext=(-4 if right else 4, 6), ha="right" if right else "left", fontsize=8)
+            axes.annotate(
+                text,
+                at,
+                textcoords="offset points",
+                xytext=(-4 if right else 4, 6),
+                ha="right" if right else "left",
+                fontsize=8,
+            )
         axes.set_xlabel("UA: the concept is gone (percent)")
         axes.set_ylabel(f"{name}: {KEPT_AS[name]} (percent)")
         axes.grid(alpha=0.3)
     write_aside(Path(path), lambda aside: figure.savefig(aside, format="png"))
 
 
-def _places(points: Sequence[Mapping[str, Any]], name: str, near: float) -> list[tuple[tuple[float, float], list[float]]]:
+def _places(
+    points: Sequence[Mapping[str, Any]], name: str, near: float
+) -> list[tuple[tuple[float, float], list[float]]]:
     """Where to write which weights: those whose points lie on one another share a label."""
     places: list[tuple[tuple[float, float], list[float]]] = []
     for point in points:

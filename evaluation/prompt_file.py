@@ -1,4 +1,5 @@
-"""A protocol of the user's own: a CSV or JSONL file whose rows say prompt, group and label, judged by whatever judge knows the labels."""
+"""A protocol of the user's own: a CSV or JSONL file whose rows say prompt, group and label, judged by
+whatever judge knows the labels."""
 
 from __future__ import annotations
 
@@ -38,11 +39,12 @@ class Row:
 
 
 def read_prompt_file(path: str | Path) -> list[Row]:
-    """Read a `.csv` with a header, or a `.jsonl` with an object a line; columns that are not needed are ignored.
+    """Read a `.csv` with a header, or a `.jsonl` with an object a line; columns that are not needed are
+    ignored.
 
     Raises:
-        ValueError: it cannot be read, a column or a value is missing (row and column are named; the header is row 1), a group is none of
-            GROUPS, a row is there twice, or nothing is to be forgotten.
+        ValueError: it cannot be read, a column or a value is missing (row and column are named; the header is
+            row 1), a group is none of GROUPS, a row is there twice, or nothing is to be forgotten.
     """
     path = Path(path)
     try:
@@ -65,13 +67,19 @@ def read_prompt_file(path: str | Path) -> list[Row]:
             if not is_text(value):
                 raise ValueError(f"{place}: column {column!r} holds half a character.")
         if values["group"] not in GROUPS:
-            raise ValueError(f"{place}: column 'group' says {values['group']!r}; it must be one of {', '.join(GROUPS)}.")
+            raise ValueError(
+                f"{place}: column 'group' says {values['group']!r}; it must be one of {', '.join(GROUPS)}."
+            )
         row = Row(**values, place=place)
         if (row.prompt, row.label) in rows:
-            raise ValueError(f"{place}: the same prompt and label stand in {rows[row.prompt, row.label].place} already.")
+            raise ValueError(
+                f"{place}: the same prompt and label stand in {rows[row.prompt, row.label].place} already."
+            )
         rows[row.prompt, row.label] = row
     if not any(row.group == "forget" for row in rows.values()):
-        raise ValueError(f"{path.name}: no row is of the group 'forget', so there is nothing whose forgetting could be judged.")
+        raise ValueError(
+            f"{path.name}: no row is of the group 'forget', so there is nothing whose forgetting could be judged."
+        )
     return list(rows.values())
 
 
@@ -118,11 +126,15 @@ def find_class(judge: ImageJudge, row: Row) -> tuple[str, str]:
     if len(found) == 1:
         return found[0]
     if found:
-        raise ValueError(f"{row.place}: the judge knows {row.label!r} in several domains: {', '.join(domain for domain, _ in found)}.")
+        raise ValueError(
+            f"{row.place}: the judge knows {row.label!r} in several domains: {', '.join(domain for domain, _ in found)}."
+        )
     known = [name for names in judge.domains.values() for name in names]
     known.sort(key=lambda name: -difflib.SequenceMatcher(None, row.label.casefold(), name.casefold()).ratio())
     more = f" and {len(known) - MOST_LISTED} more" if len(known) > MOST_LISTED else ""
-    raise ValueError(f"{row.place}: the judge has no class {row.label!r}; it knows, nearest first: {', '.join(known[:MOST_LISTED])}{more}.")
+    raise ValueError(
+        f"{row.place}: the judge has no class {row.label!r}; it knows, nearest first: {', '.join(known[:MOST_LISTED])}{more}."
+    )
 
 
 def _csv_records(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
@@ -137,7 +149,9 @@ def _rows_of(path: Path, reader: csv.DictReader[str]) -> list[tuple[int, dict[st
     header = [name.strip() for name in reader.fieldnames or []]
     for column in COLUMNS:
         if column not in header:
-            raise ValueError(f"{path.name}, row 1: column {column!r} is missing (there are: {', '.join(header) or 'none'}).")
+            raise ValueError(
+                f"{path.name}, row 1: column {column!r} is missing (there are: {', '.join(header) or 'none'})."
+            )
     reader.fieldnames = header
     return [(reader.line_num, record) for record in reader]
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from evaluation.measures import Measures
 
 Observed = tuple[dict[float, list[Seen]], dict[float, dict[Job, Image.Image]]]
-"""What a process has seen of its shards, and those of the images to show that it has drawn, both by weight of the adapter."""
+"""What a process has seen of its shards, and those of the images to show that it has drawn, both by weight
+of the adapter."""
 
 BUNDLED_PIPELINE, BUNDLED_JUDGE = "bundled canvas", "bundled canvas judge"
 
@@ -55,9 +56,11 @@ def evaluate(
     processes: tuple[int, int] = (0, 1),
     gather: Callable[[list[Observed]], list[Observed]] = list,
 ) -> Evaluation | None:
-    """Draw and judge every prompt with the adapter disabled and at each weight, on one pipeline that carries it.
+    """Draw and judge every prompt with the adapter disabled and at each weight, on one pipeline that carries
+    it.
 
-    Images come and go shard by shard: one shard of the base's and one of the adapter's are in memory, what was observed of the others, and the few of
+    Images come and go shard by shard: one shard of the base's and one of the adapter's are in memory, what
+        was observed of the others, and the few of
     `pairs`.
 
     Args:
@@ -71,13 +74,15 @@ def evaluate(
         measures: what is measured beside the verdicts.
         store: keeps images and verdicts, so that what is interrupted goes on; None keeps none.
         processes: which of how many processes this is. Shard k is the task of process k modulo their number.
-        gather: every process's list -> those of all in one, in the order of the processes; called once, by each of them.
+        gather: every process's list -> those of all in one, in the order of the processes; called once, by
+            each of them.
 
     Returns:
-        None in every process but the first. `results` has `base` and `adapter` (at the weight nearest to 1; figures in percent, within each `ci95`
-        `{figure: [low, high]}`, `images` of each figure, `per_class`, `measures`), `scales` (the same for every weight), `seeds`, `judge`, `protocol`,
-        `targets`, `images_per_side`, `changed_images` (percent of images in which the adapter changed any pixel), `shown` (which images of a store `pairs` holds), settings,
-        versions, seconds.
+        None in every process but the first. `results` has `base` and `adapter` (at the weight nearest to 1;
+        figures in percent, within each `ci95` `{figure: [low, high]}`, `images` of each figure, `per_class`,
+        `measures`), `scales` (the same for every weight), `seeds`, `judge`, `protocol`, `targets`,
+        `images_per_side`, `changed_images` (percent of images in which the adapter changed any pixel),
+        `shown` (which images of a store `pairs` holds), settings, versions, seconds.
     """
     started, (process, count) = time.perf_counter(), processes
     steps = num_inference_steps or examination.num_inference_steps
@@ -86,7 +91,9 @@ def evaluate(
     shown = [(i, next(seed for prompt, seed in jobs if prompt == i)) for i in examination.showcase(showcase)]
     share = -(-len(jobs) // count)
     batch_size = batch_size or Backbone.of(pipe).usual_batch_size
-    observer = Observer(pipe, examination, jobs, scales, steps, guidance, min(batch_size, share), measures, store, shown)
+    observer = Observer(
+        pipe, examination, jobs, scales, steps, guidance, min(batch_size, share), measures, store, shown
+    )
     shards = range(len(observer.shards))
     with evaluation_mode(pipe):
         label = "evaluating" if count == 1 else f"evaluating, process {process + 1} of {count}"
@@ -98,31 +105,49 @@ def evaluate(
     for _, pictures in observed:
         observer.keep(pictures)
     ids, base_values = [i for i, _ in jobs], _values(found[BASE])
-    sides = {scale: _side(examination, seen, ids, measures, None if scale == BASE else base_values) for scale, seen in found.items()}
+    sides = {
+        scale: _side(examination, seen, ids, measures, None if scale == BASE else base_values)
+        for scale, seen in found.items()
+    }
     chosen = min(sides, key=lambda scale: (scale == BASE and len(sides) > 1, abs(scale - 1)))
     results = {
         "base": sides[BASE],
         "adapter": sides[chosen],
         "lora_scale": chosen,
-        "scales": [{"scale": scale, **sides[scale]} for scale in sorted({float(scale) for scale in scales})] if len(scales) > 1 else None,
+        "scales": [{"scale": scale, **sides[scale]} for scale in sorted({float(scale) for scale in scales})]
+        if len(scales) > 1
+        else None,
         "protocol": examination.protocol,
         "seeds": sorted({seed for _, seed in jobs}),
         "judge": examination.name,
         "measured_by": measures.names() if measures else None,
         "images_per_side": len(jobs),
-        "prompts": {"forget": sum(examination.forget), "retain": len(examination.forget) - sum(examination.forget)},
+        "prompts": {
+            "forget": sum(examination.forget),
+            "retain": len(examination.forget) - sum(examination.forget),
+        },
         "changed_images": sides[chosen]["changed_images"],
         "num_inference_steps": steps,
         "guidance_scale": default_guidance(pipe) if guidance is None else guidance,
         "versions": versions(),
         "evaluation_seconds": round(time.perf_counter() - started, 1),
-        "shown": store and [{"prompt": examination.prompts[i], "index": i, "seed": seed, "forget": examination.forget[i]} for i, seed in shown],
+        "shown": store
+        and [
+            {"prompt": examination.prompts[i], "index": i, "seed": seed, "forget": examination.forget[i]}
+            for i, seed in shown
+        ],
         "targets": {domain: sorted(names) for domain, names in examination.targets.items()},
     }
     results = {name: value for name, value in results.items() if value not in (None, {})}
 
     pairs = [
-        Pair(examination.prompts[job[0]], observer.picture(BASE, job), observer.picture(chosen, job), examination.forget[job[0]]) for job in shown
+        Pair(
+            examination.prompts[job[0]],
+            observer.picture(BASE, job),
+            observer.picture(chosen, job),
+            examination.forget[job[0]],
+        )
+        for job in shown
     ]
     return Evaluation(results, pairs)
 
@@ -130,13 +155,18 @@ def evaluate(
 def list_jobs(examination: Examination, seeds: Sequence[int] | None = None) -> list[Job]:
     """The images to draw, seed after seed; `seeds` as in `evaluate`."""
     given = examination.seeds if seeds is None else seeds
-    of_prompts = default_seeds(examination.forget) if given is None else [list(given)] * len(examination.cells)
-    ordered = dict.fromkeys(seed for of_prompt in sorted(of_prompts, key=len, reverse=True) for seed in of_prompt)
+    of_prompts = (
+        default_seeds(examination.forget) if given is None else [list(given)] * len(examination.cells)
+    )
+    ordered = dict.fromkeys(
+        seed for of_prompt in sorted(of_prompts, key=len, reverse=True) for seed in of_prompt
+    )
     return [(i, seed) for seed in ordered for i, of_prompt in enumerate(of_prompts) if seed in of_prompt]
 
 
 def public_name(name_or_path: str | Path) -> str:
-    """How results name a model: the bundled ones as such, a local directory by its last part, a Hub id as it is."""
+    """How results name a model: the bundled ones as such, a local directory by its last part, a Hub id as
+    it is."""
     path = Path(name_or_path)
     for bundled, name in ((canvas.PIPELINE, BUNDLED_PIPELINE), (canvas.JUDGE, BUNDLED_JUDGE)):
         if str(name_or_path) == name or path.resolve() == bundled.resolve():
@@ -151,7 +181,8 @@ def default_guidance(pipe: DiffusionPipeline) -> float | None:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Base against adapter as text, or base against every weight of it, with 95 % intervals and the judge's name."""
+    """Base against adapter as text, or base against every weight of it, with 95 % intervals and the
+    judge's name."""
     names = [*HEADLINE, *(["NRA"] if results["base"].get("NRA") is not None else [])]
     rows = {"base": results["base"]}
     if results.get("scales"):
@@ -165,7 +196,10 @@ def table(results: Mapping[str, Any]) -> str:
         lines.append(f"{name}: {found['mean']:.3f} [{found['ci95'][0]:.3f}, {found['ci95'][1]:.3f}]")
     images = results["adapter"]["images"]["UA"]
     return "\n".join(
-        [*lines, f"judge: {results['judge']}; {results['images_per_side']} images a side, {images} of the concept; in brackets 95 % intervals"]
+        [
+            *lines,
+            f"judge: {results['judge']}; {results['images_per_side']} images a side, {images} of the concept; in brackets 95 % intervals",
+        ]
     )
 
 
@@ -174,7 +208,11 @@ def grid_title(results: Mapping[str, Any]) -> str:
     concept = results["concept"]
     erased = concept if isinstance(concept, str) else ", ".join(concept)
     base, adapter = results["base"], results["adapter"]
-    figures = [f"{name} {base[name]:.1f} → {adapter[name]:.1f}" for name in HEADLINE if base.get(name) is not None and adapter.get(name) is not None]
+    figures = [
+        f"{name} {base[name]:.1f} → {adapter[name]:.1f}"
+        for name in HEADLINE
+        if base.get(name) is not None and adapter.get(name) is not None
+    ]
     return f"Erased: {erased}\n{' · '.join(figures)} (percent, base → adapter; judge: {results['judge']})"
 
 
@@ -188,7 +226,11 @@ def _values(found: Sequence[Seen]) -> dict[str, np.ndarray]:
 
 
 def _side(
-    examination: Examination, found: Sequence[Seen], ids: Sequence[int], measures: Measures | None, base: Mapping[str, np.ndarray] | None
+    examination: Examination,
+    found: Sequence[Seen],
+    ids: Sequence[int],
+    measures: Measures | None,
+    base: Mapping[str, np.ndarray] | None,
 ) -> dict[str, Any]:
     verdicts, values = [verdict for seen in found for verdict in seen.verdicts], _values(found)
     side = _figures(examination, verdicts, ids)
@@ -197,12 +239,16 @@ def _side(
         rows = [row for row, i in enumerate(ids) if i in counted]
         side[name] = _figures(examination, [verdicts[row] for row in rows], [ids[row] for row in rows])
     classes = examination.per_class(verdicts, ids)
-    side["per_class"] = {domain: {name: _rounded(value) for name, value in of_domain.items()} for domain, of_domain in classes.items()}
+    side["per_class"] = {
+        domain: {name: _rounded(value) for name, value in of_domain.items()}
+        for domain, of_domain in classes.items()
+    }
     side["changed_images"] = _rounded(100 * float(np.mean(values[CHANGED])))
     if measures:
         measured = measures.summarize(values, base and dict(base), ids, examination.forget)
         side["measures"] = {
-            name: {"mean": round(value["mean"], 4), "ci95": [round(bound, 4) for bound in value["ci95"]]} for name, value in measured.items()
+            name: {"mean": round(value["mean"], 4), "ci95": [round(bound, 4) for bound in value["ci95"]]}
+            for name, value in measured.items()
         }
     return side
 
@@ -212,7 +258,10 @@ def _figures(examination: Examination, verdicts: Sequence[Verdict], ids: Sequenc
     intervals = {name: of.interval() for name, of in scores.items()}
     return {
         **{name: _rounded(of.percent()) for name, of in scores.items()},
-        "ci95": {name: None if bounds is None else [_rounded(bound) for bound in bounds] for name, bounds in intervals.items()},
+        "ci95": {
+            name: None if bounds is None else [_rounded(bound) for bound in bounds]
+            for name, bounds in intervals.items()
+        },
         "images": {name: of.images for name, of in scores.items()},
     }
 

@@ -1,9 +1,11 @@
-"""Images on disk, shard by shard, so that an evaluation can take days, be interrupted, and run in several processes.
+"""Images on disk, shard by shard, so that an evaluation can take days, be interrupted, and run in several
+processes.
 
-A side (the base, or the adapter at one weight) is a directory: `manifest.json` (what the images depend on), an image file for each prompt and seed, and for
-every complete shard `shard-NNNNN.json` with the SHA-256 of its files. A shard is a run of consecutive images; it counts once its JSON is there, which is
-written last. What a judge has seen of a shard lies beside it in `seen-NNNNN-KEY.safetensors`; the key holds the judge and the images' hashes, so that
-other images or another judge never find it.
+A side (the base, or the adapter at one weight) is a directory: `manifest.json` (what the images depend on),
+an image file for each prompt and seed, and for every complete shard `shard-NNNNN.json` with the SHA-256 of
+its files. A shard is a run of consecutive images; it counts once its JSON is there, which is written last.
+What a judge has seen of a shard lies beside it in `seen-NNNNN-KEY.safetensors`; the key holds the judge and
+the images' hashes, so that other images or another judge never find it.
 """
 
 from __future__ import annotations
@@ -69,7 +71,9 @@ class Side:
             except (ValueError, RecursionError):
                 found = None
             if not isinstance(found, dict):
-                raise ValueError(f"{path} is damaged; choose another directory, or add --overwrite_output_dir to begin --output_dir anew.")
+                raise ValueError(
+                    f"{path} is damaged; choose another directory, or add --overwrite_output_dir to begin --output_dir anew."
+                )
             for name in wanted:
                 if found.get(name) != wanted[name]:
                     raise ValueError(
@@ -78,14 +82,21 @@ class Side:
                     )
         else:
             directory.mkdir(parents=True, exist_ok=True)
-            write_aside(path, lambda aside: aside.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8"))
+            write_aside(
+                path, lambda aside: aside.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+            )
 
-    def images(self, shard: int, jobs: Sequence[Job], draw: Callable[[], list[Image.Image]]) -> list[Image.Image]:
-        """The images of a shard as they are on disk; if one is not there as it was written, it is named in the log and its shard is drawn again."""
+    def images(
+        self, shard: int, jobs: Sequence[Job], draw: Callable[[], list[Image.Image]]
+    ) -> list[Image.Image]:
+        """The images of a shard as they are on disk; if one is not there as it was written, it is named in
+        the log and its shard is drawn again."""
         damaged = self._damaged(shard, jobs)
         if damaged is None or damaged:
             for name in damaged or []:
-                logger.warning(f"{self.directory / name} is missing or damaged; its shard of {len(jobs)} images is drawn again.")
+                logger.warning(
+                    f"{self.directory / name} is missing or damaged; its shard of {len(jobs)} images is drawn again."
+                )
             self._write(shard, jobs, draw())
         return [self.image(job) for job in jobs]
 
@@ -99,8 +110,11 @@ class Side:
             return image.convert("RGB")
 
     def key(self, shard: int, *judged_by: str) -> str:
-        """What tells observations of a shard that is whole from others: its images' hashes and whoever judged."""
-        return hashlib.sha256("\n".join([self._index(shard).read_text(encoding="utf-8"), *judged_by]).encode()).hexdigest()[:16]
+        """What tells observations of a shard that is whole from others: its images' hashes and whoever
+        judged."""
+        return hashlib.sha256(
+            "\n".join([self._index(shard).read_text(encoding="utf-8"), *judged_by]).encode()
+        ).hexdigest()[:16]
 
     def read_seen(self, shard: int, key: str) -> Seen | None:
         """What was observed, if it was."""
@@ -135,7 +149,10 @@ class Side:
             content, name = buffer.getvalue(), self.file_name(job)
             digests[name] = hashlib.sha256(content).hexdigest()
             write_aside(self.directory / name, lambda path, content=content: path.write_bytes(content))
-        write_aside(self._index(shard), lambda path: path.write_text(json.dumps(digests, indent=0) + "\n", encoding="utf-8"))
+        write_aside(
+            self._index(shard),
+            lambda path: path.write_text(json.dumps(digests, indent=0) + "\n", encoding="utf-8"),
+        )
 
     def _damaged(self, shard: int, jobs: Sequence[Job]) -> list[str] | None:
         """The files of a shard that are not as they were written; None if it was never completed."""

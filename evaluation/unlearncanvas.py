@@ -1,13 +1,16 @@
 """The benchmark UnlearnCanvas: its themes, objects, prompts, settings and classifiers.
 
-Zhang et al., 2024, https://arxiv.org/abs/2402.11846; the lists and settings are those of machine_unlearning/evaluation in
-https://github.com/OPTML-Group/UnlearnCanvas: constants/const.py, sampling_unlearned_models/*.py (100 DDIM steps, eta 0, guidance 9.0, 512 pixels, images
-saved as JPEG) and quantitative/accuracy.py (the seeds; two ViT-L/16 of timm over images of 224 pixels, a head for the 51 themes and one for the 20
-objects in the order of the lists). Its noise comes from one global generator in the order of drawing and cannot be had again; ours comes from prompt and
-seed. Its code for UA, IRA and CRA was never released.
+Zhang et al., 2024, https://arxiv.org/abs/2402.11846; the lists and settings are those of
+machine_unlearning/evaluation in https://github.com/OPTML-Group/UnlearnCanvas: constants/const.py,
+sampling_unlearned_models/*.py (100 DDIM steps, eta 0, guidance 9.0, 512 pixels, images saved as JPEG) and
+quantitative/accuracy.py (the seeds; two ViT-L/16 of timm over images of 224 pixels, a head for the 51 themes
+and one for the 20 objects in the order of the lists). Its noise comes from one global generator in the order
+of drawing and cannot be had again; ours comes from prompt and seed. Its code for UA, IRA and CRA was never
+released.
 
-"Seed_Images", the photographs that the other themes were made from, is one of the 51 themes: its prompts are drawn and the theme classifier knows it. Public
-evaluations differ on whether it counts. The headline here counts it, as accuracy.py does; the same figures without its images stand beside it.
+"Seed_Images", the photographs that the other themes were made from, is one of the 51 themes: its prompts are
+drawn and the theme classifier knows it. Public evaluations differ on whether it counts. The headline here
+counts it, as accuracy.py does; the same figures without its images stand beside it.
 """
 
 from __future__ import annotations
@@ -28,17 +31,83 @@ from evaluation.weights import read_state
 
 NAME, LITE = "unlearncanvas", "unlearncanvas-lite"
 THEMES = [
-    *("Abstractionism", "Artist Sketch", "Blossom Season", "Bricks", "Byzantine", "Cartoon", "Cold Warm", "Color Fantasy", "Comic Etch", "Crayon"),
-    *("Cubism", "Dadaism", "Dapple", "Defoliation", "Early Autumn", "Expressionism", "Fauvism", "French", "Glowing Sunset", "Gorgeous Love"),
-    *("Greenfield", "Impressionism", "Ink Art", "Joy", "Liquid Dreams", "Magic Cube", "Meta Physics", "Meteor Shower", "Monet", "Mosaic"),
-    *("Neon Lines", "On Fire", "Pastel", "Pencil Drawing", "Picasso", "Pop Art", "Red Blue Ink", "Rust", "Seed Images", "Sketch"),
-    *("Sponge Dabbed", "Structuralism", "Superstring", "Surrealism", "Ukiyoe", "Van Gogh", "Vibrant Flow", "Warm Love", "Warm Smear"),
+    *(
+        "Abstractionism",
+        "Artist Sketch",
+        "Blossom Season",
+        "Bricks",
+        "Byzantine",
+        "Cartoon",
+        "Cold Warm",
+        "Color Fantasy",
+        "Comic Etch",
+        "Crayon",
+    ),
+    *(
+        "Cubism",
+        "Dadaism",
+        "Dapple",
+        "Defoliation",
+        "Early Autumn",
+        "Expressionism",
+        "Fauvism",
+        "French",
+        "Glowing Sunset",
+        "Gorgeous Love",
+    ),
+    *(
+        "Greenfield",
+        "Impressionism",
+        "Ink Art",
+        "Joy",
+        "Liquid Dreams",
+        "Magic Cube",
+        "Meta Physics",
+        "Meteor Shower",
+        "Monet",
+        "Mosaic",
+    ),
+    *(
+        "Neon Lines",
+        "On Fire",
+        "Pastel",
+        "Pencil Drawing",
+        "Picasso",
+        "Pop Art",
+        "Red Blue Ink",
+        "Rust",
+        "Seed Images",
+        "Sketch",
+    ),
+    *(
+        "Sponge Dabbed",
+        "Structuralism",
+        "Superstring",
+        "Surrealism",
+        "Ukiyoe",
+        "Van Gogh",
+        "Vibrant Flow",
+        "Warm Love",
+        "Warm Smear",
+    ),
     *("Watercolor", "Winter"),
 ]
-"""The theme head's classes in its order; prompts say them with spaces in place of the underscores of file names."""
+"""The theme head's classes in its order; prompts say them with spaces in place of the underscores of file
+names."""
 OBJECTS = [
     *("Architectures", "Bears", "Birds", "Butterfly", "Cats", "Dogs", "Fishes", "Flame", "Flowers", "Frogs"),
-    *("Horses", "Human", "Jellyfish", "Rabbits", "Sandwiches", "Sea", "Statues", "Towers", "Trees", "Waterfalls"),
+    *(
+        "Horses",
+        "Human",
+        "Jellyfish",
+        "Rabbits",
+        "Sandwiches",
+        "Sea",
+        "Statues",
+        "Towers",
+        "Trees",
+        "Waterfalls",
+    ),
 ]
 """The object head's classes in its order."""
 SEED_IMAGES = "Seed Images"
@@ -51,23 +120,34 @@ HEAD_WIDTH = 64
 
 
 class UnlearnCanvasJudge:
-    """The two classifiers, each with the classes that an examination draws; whatever else they see is a class too, but asked for by no prompt."""
+    """The two classifiers, each with the classes that an examination draws; whatever else they see is a
+    class too, but asked for by no prompt."""
 
     prompt = PROMPT
 
-    def __init__(self, style: torch.nn.Module, obj: torch.nn.Module, themes: Sequence[str] = THEMES, objects: Sequence[str] = OBJECTS) -> None:
+    def __init__(
+        self,
+        style: torch.nn.Module,
+        obj: torch.nn.Module,
+        themes: Sequence[str] = THEMES,
+        objects: Sequence[str] = OBJECTS,
+    ) -> None:
         self.heads = {"style": style, "object": obj}
         self.classes = {"style": THEMES, "object": OBJECTS}
         self.domains = {"style": list(themes), "object": list(objects)}
 
     @classmethod
-    def from_files(cls, style_classifier: str | Path, object_classifier: str | Path, device: torch.device | str = "cpu") -> UnlearnCanvasJudge:
+    def from_files(
+        cls, style_classifier: str | Path, object_classifier: str | Path, device: torch.device | str = "cpu"
+    ) -> UnlearnCanvasJudge:
         """Load the benchmark's two files (`load_vit`).
 
         Raises:
             ValueError: one of them is no such classifier.
         """
-        return cls(load_vit(style_classifier, len(THEMES), device), load_vit(object_classifier, len(OBJECTS), device))
+        return cls(
+            load_vit(style_classifier, len(THEMES), device), load_vit(object_classifier, len(OBJECTS), device)
+        )
 
     def subset(self, themes: Sequence[str], objects: Sequence[str]) -> UnlearnCanvasJudge:
         """The same classifiers, fewer prompts; they still choose among all classes."""
@@ -76,8 +156,13 @@ class UnlearnCanvasJudge:
     @torch.no_grad()
     def verdicts(self, images: list[Image.Image]) -> list[dict[str, str]]:
         """For each image the theme and the object it sees."""
-        seen = {domain: head(_fitted(images, head)).argmax(-1).tolist() for domain, head in self.heads.items()}
-        return [{domain: self.classes[domain][seen[domain][i]] for domain in self.heads} for i in range(len(images))]
+        seen = {
+            domain: head(_fitted(images, head)).argmax(-1).tolist() for domain, head in self.heads.items()
+        }
+        return [
+            {domain: self.classes[domain][seen[domain][i]] for domain in self.heads}
+            for i in range(len(images))
+        ]
 
     @torch.no_grad()
     def embed(self, images: list[Image.Image]) -> torch.Tensor:
@@ -91,7 +176,8 @@ class UnlearnCanvasJudge:
 
 
 class UnlearnCanvasExamination(JudgeExamination):
-    """51 themes x 20 objects x 5 seeds, or the lite subset of them, which is for a first look and comparable with no published figure.
+    """51 themes x 20 objects x 5 seeds, or the lite subset of them, which is for a first look and comparable
+    with no published figure.
 
     Args:
         concepts: the themes or objects that were to be erased.
@@ -108,7 +194,14 @@ class UnlearnCanvasExamination(JudgeExamination):
     guidance_scale = 9.0
     image_format = "jpeg"
 
-    def __init__(self, judge: UnlearnCanvasJudge, concepts: Sequence[str], name: str, lite: bool = False, **neighbours: Any) -> None:
+    def __init__(
+        self,
+        judge: UnlearnCanvasJudge,
+        concepts: Sequence[str],
+        name: str,
+        lite: bool = False,
+        **neighbours: Any,
+    ) -> None:
         if lite:
             targets = target_classes(judge.domains, concepts)
             themes = _subset(THEMES, LITE_THEMES, targets.get("style", set()) | {SEED_IMAGES})
@@ -117,22 +210,31 @@ class UnlearnCanvasExamination(JudgeExamination):
         super().__init__(judge, concepts, name, **neighbours)
         if lite:
             shape = " x ".join(f"{len(names)} {domain}s" for domain, names in judge.domains.items())
-            self.protocol = f"{LITE} ({shape} x {LITE_SEEDS} seeds; a subset, comparable with no published figure)"
+            self.protocol = (
+                f"{LITE} ({shape} x {LITE_SEEDS} seeds; a subset, comparable with no published figure)"
+            )
         kept = [i for i, cell in enumerate(self.cells) if cell.labels["style"] != SEED_IMAGES]
         if any(self.cells[i].forget for i in kept):
             self.without = {"without_seed_images": kept}
 
-    def note_changes(self, seeds: Sequence[int] | None, num_inference_steps: int | None, guidance_scale: float | None) -> None:
+    def note_changes(
+        self, seeds: Sequence[int] | None, num_inference_steps: int | None, guidance_scale: float | None
+    ) -> None:
         """Say in the protocol's name which of the benchmark's settings were replaced (None: it was not)."""
         given = {"seeds": seeds and tuple(seeds), "steps": num_inference_steps, "guidance": guidance_scale}
         own = {"seeds": tuple(self.seeds), "steps": self.num_inference_steps, "guidance": self.guidance_scale}
-        changed = [f"{name} {value} in place of {own[name]}" for name, value in given.items() if value is not None and value != own[name]]
+        changed = [
+            f"{name} {value} in place of {own[name]}"
+            for name, value in given.items()
+            if value is not None and value != own[name]
+        ]
         if changed:
             self.protocol += f", changed: {'; '.join(changed)}"
 
 
 def load_vit(path: str | Path, num_classes: int, device: torch.device | str = "cpu") -> torch.nn.Module:
-    """A vision transformer of timm from a state dict (`evaluation.weights`); its sizes are read off the tensors, so that it need not be ViT-L/16.
+    """A vision transformer of timm from a state dict (`evaluation.weights`); its sizes are read off the
+    tensors, so that it need not be ViT-L/16.
 
     Raises:
         ValueError: the file holds no such classifier, or one with another number of classes.
@@ -154,9 +256,13 @@ def load_vit(path: str | Path, num_classes: int, device: torch.device | str = "c
         )
         model.load_state_dict(state)
     except (KeyError, ValueError, RuntimeError, IndexError) as error:
-        raise ValueError(f"{path} holds no vision transformer of timm: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"{path} holds no vision transformer of timm: {str(error).splitlines()[0]}"
+        ) from error
     if found != num_classes:
-        raise ValueError(f"The classifier {path} has {found} classes and {num_classes} are needed: 51 for the themes, 20 for the objects.")
+        raise ValueError(
+            f"The classifier {path} has {found} classes and {num_classes} are needed: 51 for the themes, 20 for the objects."
+        )
     return model.to(device).eval().requires_grad_(False)
 
 

@@ -9,17 +9,22 @@ from safetensors.torch import load_file
 
 
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:
-    """A state dict from `.safetensors`, or from a pickle (`.pth`) that holds nothing but tensors and plain containers.
+    """A state dict from `.safetensors`, or from a pickle (`.pth`) that holds nothing but tensors and plain
+    containers.
 
-    A pickle goes through `torch.load(weights_only=True)`, which runs no code of the file. A state under `model_state_dict` is taken out of what
-    surrounds it.
+    A pickle goes through `torch.load(weights_only=True)`, which runs no code of the file. A state under
+    `model_state_dict` is taken out of what surrounds it.
 
     Raises:
         ValueError: the file cannot be read that way, or holds no tensors.
     """
     path = Path(path)
     try:
-        loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        loaded = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except Exception as error:  # a pickle may raise anything
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise ValueError(
@@ -27,6 +32,10 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
             "(torch.load with weights_only=True); any other pickle could run code."
         ) from error
     state = loaded.get("model_state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(value, torch.Tensor) for value in state.values())
+    ):
         raise ValueError(f"The weights {path} hold no state dict.")
     return state

@@ -1,4 +1,5 @@
-"""Whether something may be uploaded, and what goes wrong between here and the Hub, in sentences that never show a token."""
+"""Whether something may be uploaded, and what goes wrong between here and the Hub, in sentences that never
+show a token."""
 
 from __future__ import annotations
 
@@ -8,7 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from huggingface_hub import HfApi, get_session
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id
 
 from networks.checkpoint import require_hub_access
@@ -25,15 +32,18 @@ REASONS = {
 
 
 PATIENCE = 60.0
-"""Seconds without a byte from the Hub after which it counts as gone; by itself the client would wait for ever."""
+"""Seconds without a byte from the Hub after which it counts as gone; by itself the client would wait for
+ever."""
 
 
 class HubError(ValueError):
-    """Something that was to be sent to the Hub or fetched from it was not; the message says why and what to do."""
+    """Something that was to be sent to the Hub or fetched from it was not; the message says why and what
+    to do."""
 
 
 def check_push(repo_id: str, token: str | None = None) -> str:
-    """Whether a repository can be uploaded to, made first if there is none, to be asked before hours of training. Nothing is made.
+    """Whether a repository can be uploaded to, made first if there is none, to be asked before hours of
+    training. Nothing is made.
 
     Args:
         repo_id: "owner/name", or "name" under the token's own user.
@@ -52,20 +62,28 @@ def check_push(repo_id: str, token: str | None = None) -> str:
         account = api.whoami()
         user = account["name"]
         if ((account.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
-            raise HubError(f"the token of {user} may only read; make one that may write at https://huggingface.co/settings/tokens")
+            raise HubError(
+                f"the token of {user} may only read; make one that may write at https://huggingface.co/settings/tokens"
+            )
         repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
         try:
             api.auth_check(repo_id, write=True)
         except RepositoryNotFoundError:
-            own = [user, *(group["name"] for group in account.get("orgs") or [] if group.get("roleInOrg") != "read")]
+            own = [
+                user,
+                *(group["name"] for group in account.get("orgs") or [] if group.get("roleInOrg") != "read"),
+            ]
             if repo_id.split("/")[0] not in own:
-                raise HubError(f"there is no such repository and {user} may make one only under {', '.join(own)}") from None
+                raise HubError(
+                    f"there is no such repository and {user} may make one only under {', '.join(own)}"
+                ) from None
     return repo_id
 
 
 @contextmanager
 def hub_errors(what: str, then: str) -> Iterator[None]:
-    """Turn whatever goes wrong between here and the Hub into one sentence: `what`, the reason, and `then`, which says what to do.
+    """Turn whatever goes wrong between here and the Hub into one sentence: `what`, the reason, and `then`,
+    which says what to do.
 
     Raises:
         HubError: something went wrong.

@@ -1,4 +1,5 @@
-"""Adapter files: diffusers' LoRA format with rank, alpha and targets in the header, and our own keys beside them."""
+"""Adapter files: diffusers' LoRA format with rank, alpha and targets in the header, and our own keys
+beside them."""
 
 from __future__ import annotations
 
@@ -31,8 +32,14 @@ RESERVED = {LORA_ADAPTER_METADATA_KEY, "format", HASH_KEY}
 """Header keys that are made with the tensors."""
 
 
-def save_adapter(directory: str | Path, unet: UNet2DConditionModel, adapter_name: str = "default", metadata: Mapping[str, str] | None = None) -> Path:
-    """Write the UNet's adapter as `pytorch_lora_weights.safetensors`, complete or not at all; a twin of an older one is removed.
+def save_adapter(
+    directory: str | Path,
+    unet: UNet2DConditionModel,
+    adapter_name: str = "default",
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write the UNet's adapter as `pytorch_lora_weights.safetensors`, complete or not at all; a twin of an
+    older one is removed.
 
     `pipe.load_lora_weights(directory)` restores it as it was trained, also where alpha differs from rank.
 
@@ -50,13 +57,23 @@ def save_adapter(directory: str | Path, unet: UNet2DConditionModel, adapter_name
     if config is None:
         raise ValueError(f"The UNet has no adapter named {adapter_name!r}.")
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=adapter_name))
-    # diffusers renames the matrices of attention layers alone, and where it finds both spellings it loads the other layers alone.
-    layers = {name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up."): tensor for name, tensor in layers.items()}
+    # diffusers renames the matrices of attention layers alone, and where it finds both spellings it loads the
+    # other layers alone.
+    layers = {
+        name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up."): tensor
+        for name, tensor in layers.items()
+    }
     return write_adapter(directory, layers, _decisive(config), metadata or {})
 
 
-def write_adapter(directory: str | Path, layers: dict[str, torch.Tensor], config: dict[str, Any], metadata: Mapping[str, str]) -> Path:
-    """Write matrices of a UNet as `pytorch_lora_weights.safetensors`, complete or not at all; a twin of an older file is removed.
+def write_adapter(
+    directory: str | Path,
+    layers: dict[str, torch.Tensor],
+    config: dict[str, Any],
+    metadata: Mapping[str, str],
+) -> Path:
+    """Write matrices of a UNet as `pytorch_lora_weights.safetensors`, complete or not at all; a twin of an
+    older file is removed.
 
     Args:
         layers: `<module>.lora.down.weight` (rank, in, ...) and `<module>.lora.up.weight` (out, rank, ...).
@@ -69,11 +86,15 @@ def write_adapter(directory: str | Path, layers: dict[str, torch.Tensor], config
     _check_keys(metadata)
     strange = next((name for name, tensor in layers.items() if not tensor.isfinite().all()), None)
     if strange is not None:
-        raise ValueError(f"{strange} holds something that is no number (NaN or infinity), so no adapter is written.")
+        raise ValueError(
+            f"{strange} holds something that is no number (NaN or infinity), so no adapter is written."
+        )
     path = Path(directory) / LORA_WEIGHT_NAME_SAFE
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".adapter-") as aside:
-        StableDiffusionPipeline.save_lora_weights(aside, unet_lora_layers=layers, unet_lora_adapter_metadata=config)
+        StableDiffusionPipeline.save_lora_weights(
+            aside, unet_lora_layers=layers, unet_lora_adapter_metadata=config
+        )
         tensors, header = read_file(Path(aside) / LORA_WEIGHT_NAME_SAFE)
     write_file(path, tensors, header | {"modelspec.date": datetime.date.today().isoformat()} | dict(metadata))
     path.with_name(KOHYA_NAME).unlink(missing_ok=True)
@@ -81,7 +102,8 @@ def write_adapter(directory: str | Path, layers: dict[str, torch.Tensor], config
 
 
 def update_adapter_metadata(directory: str | Path, metadata: Mapping[str, str]) -> None:
-    """Put keys into the header of a directory's adapter, and of its twin if there is one; a kill leaves the old file or the new one.
+    """Put keys into the header of a directory's adapter, and of its twin if there is one; a kill leaves the
+    old file or the new one.
 
     Raises:
         ValueError: there is no adapter, or a key is taken.
@@ -95,7 +117,8 @@ def update_adapter_metadata(directory: str | Path, metadata: Mapping[str, str]) 
 
 
 def read_adapter_metadata(directory: str | Path) -> dict[str, Any]:
-    """The header of a directory's adapter; `lora_adapter_metadata` (rank, alpha, targets as `unet.r`, …) is decoded.
+    """The header of a directory's adapter; `lora_adapter_metadata` (rank, alpha, targets as `unet.r`, …) is
+    decoded.
 
     Raises:
         ValueError: there is no adapter, or its file is not safetensors.
@@ -108,45 +131,66 @@ def read_adapter_metadata(directory: str | Path) -> dict[str, Any]:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not an adapter: {error}") from error
         if not isinstance(header[LORA_ADAPTER_METADATA_KEY], dict):
-            raise ValueError(f"{path} is not an adapter: {LORA_ADAPTER_METADATA_KEY} in its header is no JSON object")
+            raise ValueError(
+                f"{path} is not an adapter: {LORA_ADAPTER_METADATA_KEY} in its header is no JSON object"
+            )
     return header
 
 
-def load_adapter(pipe: DiffusionPipeline, name_or_path: str | Path, weight_name: str | None = None, revision: str | None = None) -> str:
-    """Load an adapter as any user would, with `pipe.load_lora_weights`, and make sure that all of it is there and does something.
+def load_adapter(
+    pipe: DiffusionPipeline,
+    name_or_path: str | Path,
+    weight_name: str | None = None,
+    revision: str | None = None,
+) -> str:
+    """Load an adapter as any user would, with `pipe.load_lora_weights`, and make sure that all of it is there
+    and does something.
 
     Args:
         name_or_path: a directory, or an id on the Hub.
-        weight_name: which safetensors file. Default: `pytorch_lora_weights.safetensors`, or the only one of a directory.
+        weight_name: which safetensors file. Default: `pytorch_lora_weights.safetensors`, or the only one of a
+            directory.
         revision: of the Hub.
 
     Returns:
         The adapter's name in the pipeline.
 
     Raises:
-        ValueError: there is no adapter, it does not fit the pipeline as a whole, or it changes nothing; the pipeline is as before then.
+        ValueError: there is no adapter, it does not fit the pipeline as a whole, or it changes nothing; the
+            pipeline is as before then.
     """
     path = find_adapter(name_or_path, weight_name, revision)
     tensors, header = read_file(path)
     if not tensors:
-        raise ValueError(f"The adapter {path} holds no tensors; train it again, or fetch it again from where it came.")
+        raise ValueError(
+            f"The adapter {path} holds no tensors; train it again, or fetch it again from where it came."
+        )
     taken, cause = loaded_adapters(pipe), None
     adapter = next(name for name in (f"default_{i}" for i in itertools.count()) if name not in taken)
     with _quiet_loaders():
         try:
-            pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=adapter, use_safetensors=True)
+            pipe.load_lora_weights(
+                str(path.parent), weight_name=path.name, adapter_name=adapter, use_safetensors=True
+            )
             fault = find_fault(pipe, adapter, path, tensors)
         except (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
-            fault, cause = f"does not fit this pipeline ({textwrap.shorten(str(error), 240)}); load it into its own base.", error
+            fault, cause = (
+                f"does not fit this pipeline ({textwrap.shorten(str(error), 240)}); load it into its own base.",
+                error,
+            )
         if fault and adapter in loaded_adapters(pipe):
             pipe.delete_adapters(adapter)
     if fault:
         base = header.get("base_model_name_or_path")
-        raise ValueError(f"The adapter {path} {fault}" + (f" It says that it is for {base}." if base else "")) from cause
+        raise ValueError(
+            f"The adapter {path} {fault}" + (f" It says that it is for {base}." if base else "")
+        ) from cause
     return adapter
 
 
-def find_adapter(name_or_path: str | Path, weight_name: str | None = None, revision: str | None = None) -> Path:
+def find_adapter(
+    name_or_path: str | Path, weight_name: str | None = None, revision: str | None = None
+) -> Path:
     """The adapter's file in a directory, or fetched from the Hub.
 
     Raises:
@@ -160,14 +204,21 @@ def find_adapter(name_or_path: str | Path, weight_name: str | None = None, revis
     if weight_name or not found:
         raise ValueError(f"{name_or_path} holds no adapter: a directory with {name} is needed.")
     if len(found) > 1:
-        raise ValueError(f"{name_or_path} holds {len(found)} safetensors files and none is called {name}; rename the adapter to that.")
+        raise ValueError(
+            f"{name_or_path} holds {len(found)} safetensors files and none is called {name}; rename the adapter to that."
+        )
     return found[0]
 
 
 def _decisive(config: LoraConfig) -> dict[str, Any]:
-    """Rank, alpha and whatever is not peft's default; releases of peft before this one refuse settings that they do not know."""
+    """Rank, alpha and whatever is not peft's default; releases of peft before this one refuse settings
+    that they do not know."""
     defaults = LoraConfig().to_dict()
-    return {name: value for name, value in config.to_dict().items() if name in ("r", "lora_alpha") or value != defaults[name]}
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if name in ("r", "lora_alpha") or value != defaults[name]
+    }
 
 
 def _check_keys(metadata: Mapping[str, str]) -> None:
@@ -178,7 +229,8 @@ def _check_keys(metadata: Mapping[str, str]) -> None:
 
 @contextmanager
 def _quiet_loaders() -> Iterator[None]:
-    """diffusers and peft warn of what is checked here, and also where an adapter of the UNet alone gives the text encoder nothing."""
+    """diffusers and peft warn of what is checked here, and also where an adapter of the UNet alone gives
+    the text encoder nothing."""
     logger = logging.getLogger("diffusers")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -1,6 +1,7 @@
 """The model card: what was erased, how well, how to use it and its limits, all from results.json.
 
-Concepts and settings come from users: they are escaped, so that markdown or HTML in them stays text, and local paths are cut to
+Concepts and settings come from users: they are escaped, so that markdown or HTML in them stays text, and
+    local paths are cut to
 their last part.
 """
 
@@ -22,7 +23,16 @@ from hub.notes import notes_section, read_notes
 
 CARD_NAME, GRID_NAME = "README.md", "before_after.png"
 BUNDLED = "bundled canvas"
-TAGS = ["lora", "text-to-image", "diffusers", "diffusers-training", "stable-diffusion", "template:sd-lora", "concept-erasure", "unlearning"]
+TAGS = [
+    "lora",
+    "text-to-image",
+    "diffusers",
+    "diffusers-training",
+    "stable-diffusion",
+    "template:sd-lora",
+    "concept-erasure",
+    "unlearning",
+]
 XL, XL_TAGS = "StableDiffusionXLPipeline", ["stable-diffusion-xl", "stable-diffusion-xl-diffusers"]
 PAPER = "[Critic-Guided Reinforcement Unlearning](https://arxiv.org/abs/2601.03213)"
 TRAINING = (
@@ -46,12 +56,15 @@ LICENCES = {
     "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
     "stabilityai/sd-turbo": "other",
 }
-OTHER_LICENCES = {"stabilityai/sd-turbo": ("sai-nc-community", "https://huggingface.co/stabilityai/sd-turbo/blob/main/LICENSE.md")}
+OTHER_LICENCES = {
+    "stabilityai/sd-turbo": (
+        "sai-nc-community",
+        "https://huggingface.co/stabilityai/sd-turbo/blob/main/LICENSE.md",
+    )
+}
 """Name and address of a licence that the Hub has no identifier for."""
 
-UNLOADABLE = (
-    "Whoever holds the weights can unload an adapter: it keeps a service from drawing a concept, but takes nothing out of a model that is given away."
-)
+UNLOADABLE = "Whoever holds the weights can unload an adapter: it keeps a service from drawing a concept, but takes nothing out of a model that is given away."
 
 UNPROBED = "Fine-tuning, textual inversion or a roundabout prompt may bring the concept back; the figures above are about plain prompts."
 ATTEMPTS = "The attempts above have small budgets. Whoever spends more on fine-tuning, textual inversion or a search for prompts may get back more of the concept."
@@ -64,7 +77,8 @@ WORST, SHOWN_PROMPTS, SHOWN_SEEDS = 5, 3, 8
 def model_card(results: Mapping[str, Any], output_dir: str | Path, notes: str = "") -> ModelCard:
     """The card of the adapter in `output_dir`; keys that `results` lacks are left out of it.
 
-    The base is named in the metadata only if it is a Hub id, and the picture is shown only if `output_dir` holds it.
+    The base is named in the metadata only if it is a Hub id, and the picture is shown only if `output_dir`
+    holds it.
 
     Args:
         notes: what people wrote into an older card (`hub.notes`).
@@ -106,7 +120,8 @@ def model_card(results: Mapping[str, Any], output_dir: str | Path, notes: str = 
 
 
 def save_model_card(results: Mapping[str, Any], output_dir: str | Path) -> Path:
-    """Write the card as README.md, complete or not at all; of one that is already there people's notes are kept."""
+    """Write the card as README.md, complete or not at all; of one that is already there people's notes are
+    kept."""
     path = Path(output_dir) / CARD_NAME
     aside = path.with_name(f".{CARD_NAME}.tmp")
     notes = read_notes(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else ""
@@ -118,7 +133,10 @@ def save_model_card(results: Mapping[str, Any], output_dir: str | Path) -> Path:
 def addressed(card: str, repo_id: str, revision: str | None = None) -> str:
     """A card whose example loads the adapter from a repository on the Hub."""
     given = f", revision={json.dumps(revision)}" if revision else ""
-    return ADDRESS.sub(lambda _: f"pipe.load_lora_weights({json.dumps(repo_id)}{given})  # a folder or an id on the Hub", card)
+    return ADDRESS.sub(
+        lambda _: f"pipe.load_lora_weights({json.dumps(repo_id)}{given})  # a folder or an id on the Hub",
+        card,
+    )
 
 
 def hub_id(name: str) -> str | None:
@@ -140,11 +158,16 @@ def _figures_section(results: Mapping[str, Any]) -> str:
     names = [name for name in FIGURES if base.get(name) is not None or adapter.get(name) is not None]
     if not names:
         return ""
-    rows = [[label, *(_cell(side, name) for name in names)] for label, side in (("base", base), ("with this adapter", adapter))]
+    rows = [
+        [label, *(_cell(side, name) for name in names)]
+        for label, side in (("base", base), ("with this adapter", adapter))
+    ]
     seeds = listed(results.get("seeds"))
     judge = f"Judge: {escape(str(results.get('judge') or 'unknown'))}."
     if seeds:
-        judge += f" Seeds: {escape(', '.join(seeds))}." if len(seeds) <= SHOWN_SEEDS else f" {len(seeds)} seeds."
+        judge += (
+            f" Seeds: {escape(', '.join(seeds))}." if len(seeds) <= SHOWN_SEEDS else f" {len(seeds)} seeds."
+        )
     if any(_interval(side, name) for side in (base, adapter) for name in names):
         judge += " In brackets the 95 % interval: a bootstrap over prompts and their images, never narrower than Wilson's for as many images."
     return "\n".join(
@@ -161,7 +184,8 @@ def _figures_section(results: Mapping[str, Any]) -> str:
 
 
 def suffered(results: Mapping[str, Any]) -> list[tuple[str, str, float, float]]:
-    """The retained classes, or prompts, whose accuracy fell, worst first: domain, name, percent of the base and of the adapter.
+    """The retained classes, or prompts, whose accuracy fell, worst first: domain, name, percent of the base
+    and of the adapter.
 
     Nothing where it is not known which were to be erased.
     """
@@ -182,8 +206,19 @@ def _suffered_section(results: Mapping[str, Any]) -> str:
     fallen = suffered(results)
     if not fallen:
         return ""
-    rows = [[escape(domain), escape(name), f"{base:.2f}", f"{adapter:.2f}"] for domain, name, base, adapter in fallen[:WORST]]
-    return "\n".join(["## What suffered most", "", _table(["kind", "retained", "base", "with this adapter"], rows), "", "Percent recognised."])
+    rows = [
+        [escape(domain), escape(name), f"{base:.2f}", f"{adapter:.2f}"]
+        for domain, name, base, adapter in fallen[:WORST]
+    ]
+    return "\n".join(
+        [
+            "## What suffered most",
+            "",
+            _table(["kind", "retained", "base", "with this adapter"], rows),
+            "",
+            "Percent recognised.",
+        ]
+    )
 
 
 def _probes_section(results: Mapping[str, Any]) -> str:
@@ -192,7 +227,15 @@ def _probes_section(results: Mapping[str, Any]) -> str:
     rows = [row for probe in (report.get("probes") or {}).values() for row in probe.get("rows") or []]
     if not rows:
         return ""
-    cells = [[escape(row["name"]), _returned(row["adapter"]), _returned(row.get("base")), _spent(row.get("budget") or {})] for row in rows]
+    cells = [
+        [
+            escape(row["name"]),
+            _returned(row["adapter"]),
+            _returned(row.get("base")),
+            _spent(row.get("budget") or {}),
+        ]
+        for row in rows
+    ]
     return "\n".join(
         [
             "## How much comes back",
@@ -213,7 +256,13 @@ def _spent(budget: Mapping[str, Any]) -> str:
     return f"{budget['steps']} steps, {budget['images']} images" if budget.get("steps") else "nothing"
 
 
-def _use_section(base: str, base_id: str | None, concepts: Sequence[str], results: Mapping[str, Any], output_dir: str | Path) -> str:
+def _use_section(
+    base: str,
+    base_id: str | None,
+    concepts: Sequence[str],
+    results: Mapping[str, Any],
+    output_dir: str | Path,
+) -> str:
     revision = results.get("revision")
     given = f", revision={json.dumps(revision)}" if base_id and revision else ""
     prompt = json.dumps(concepts[0] if concepts else "a prompt", ensure_ascii=False)
@@ -262,11 +311,19 @@ def _training_section(results: Mapping[str, Any]) -> str:
         "judged on": _judged(results.get("prompts") or {}),
         "versions": ", ".join(f"{name} {number}" for name, number in (results.get("versions") or {}).items()),
     }
-    settings = {f"--{name}": value for name, value in (results.get("settings") or {}).items() if "token" not in name}
-    rows = [[escape(name), _value(value)] for name, value in (facts | settings).items() if value not in (None, "", [])]
+    settings = {
+        f"--{name}": value for name, value in (results.get("settings") or {}).items() if "token" not in name
+    }
+    rows = [
+        [escape(name), _value(value)]
+        for name, value in (facts | settings).items()
+        if value not in (None, "", [])
+    ]
     method = results.get("method")
     made = "By" if training else "Not by training: by"
-    heading, text = ("How it was made", f"{made} {escape(method)}.") if method else ("How it was trained", TRAINING)
+    heading, text = (
+        ("How it was made", f"{made} {escape(method)}.") if method else ("How it was trained", TRAINING)
+    )
     return "\n".join([f"## {heading}", "", text, *(["", _table(["", ""], rows)] if rows else [])])
 
 
@@ -278,7 +335,9 @@ def _limits_section(results: Mapping[str, Any]) -> str:
         "What is close to the concept may suffer with it; look at the picture as well as at the means.",
     ]
     if str(results.get("judge") or "").startswith("teacher"):
-        limits.append("The figures come from the CLIP model that was also the reward. They are not independent and flatter the adapter.")
+        limits.append(
+            "The figures come from the CLIP model that was also the reward. They are not independent and flatter the adapter."
+        )
     return "\n".join(["## Intended use and limits", "", *(f"- {limit}" for limit in limits)])
 
 
@@ -305,7 +364,9 @@ def _base_text(base: str, revision: str | None) -> str:
     if base == BUNDLED:
         return "the pipeline bundled with this project (the canvas)"
     if hub_id(base):
-        return f"[{escape(base)}](https://huggingface.co/{base})" + (f" at revision {escape(revision)}" if revision else "")
+        return f"[{escape(base)}](https://huggingface.co/{base})" + (
+            f" at revision {escape(revision)}" if revision else ""
+        )
     return f"a local pipeline ({escape(_file_name(base))})" if base else "a Stable Diffusion pipeline"
 
 
@@ -317,7 +378,8 @@ def _cell(side: Mapping[str, Any], name: str) -> str:
 
 
 def _interval(side: Mapping[str, Any], name: str) -> list[float] | None:
-    """The 95 % interval [low, high] of a figure; None where there is none, or only the half-width that older results have."""
+    """The 95 % interval [low, high] of a figure; None where there is none, or only the half-width that
+    older results have."""
     bounds = (side.get("ci95") or {}).get(name)
     return bounds if isinstance(bounds, list) else None
 
@@ -339,7 +401,11 @@ def _prompts(prompts: Sequence[str] | None) -> str | None:
 
 
 def _judged(counts: Mapping[str, int]) -> str | None:
-    return f"{counts['forget']} prompts of the concept and {counts['retain']} others, an image a seed" if counts else None
+    return (
+        f"{counts['forget']} prompts of the concept and {counts['retain']} others, an image a seed"
+        if counts
+        else None
+    )
 
 
 def _value(value: object) -> str:
@@ -354,13 +420,20 @@ def without_path(text: str) -> str:
     """A local path cut to its last part; any other text as it is."""
     prefix = "local-dir:" if text.startswith("local-dir:") else ""
     path = text.removeprefix(prefix)
-    local = path.startswith(("/", "~", ".")) or PureWindowsPath(path).drive or ("/" in path and Path(path).exists())
+    local = (
+        path.startswith(("/", "~", "."))
+        or PureWindowsPath(path).drive
+        or ("/" in path and Path(path).exists())
+    )
     return prefix + _file_name(path) if local else text
 
 
 def _file_name(path: str | Path) -> str:
     """The last part of a local path, whichever system wrote it."""
-    return PureWindowsPath(Path(path).resolve() if isinstance(path, Path) or path.startswith(".") else path).name or "adapter"
+    return (
+        PureWindowsPath(Path(path).resolve() if isinstance(path, Path) or path.startswith(".") else path).name
+        or "adapter"
+    )
 
 
 def _shown_path(path: str | Path) -> str:

@@ -1,6 +1,7 @@
 """Whether an adapter that a pipeline has loaded is all there, is what its file says, and does something.
 
-`load_lora_weights` passes over tensors that it has no use for, and leaves out what a file lacks, with a warning at most.
+`load_lora_weights` passes over tensors that it has no use for, and leaves out what a file lacks, with a
+warning at most.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_peft, convert_unet_state_dict_to_peft
+from diffusers.utils import (
+    convert_state_dict_to_diffusers,
+    convert_state_dict_to_peft,
+    convert_unet_state_dict_to_peft,
+)
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 
@@ -25,7 +30,8 @@ def loaded_adapters(pipe: DiffusionPipeline) -> set[str]:
 
 
 def find_fault(pipe: DiffusionPipeline, adapter: str, path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
-    """What is wrong with an adapter that was loaded without an error, as the end of a sentence, and what to do; or an empty text.
+    """What is wrong with an adapter that was loaded without an error, as the end of a sentence, and what to
+    do; or an empty text.
 
     Args:
         adapter: its name in the pipeline.
@@ -34,7 +40,10 @@ def find_fault(pipe: DiffusionPipeline, adapter: str, path: Path, tensors: Mappi
     """
     if adapter not in loaded_adapters(pipe):
         return "has no weights for this pipeline; load it into the kind of model that it was trained on."
-    given, held = _names_in_file(pipe, path) | {name for name in tensors if "dora_scale" in name}, _held(pipe, adapter)
+    given, held = (
+        _names_in_file(pipe, path) | {name for name in tensors if "dora_scale" in name},
+        _held(pipe, adapter),
+    )
     if given - held.keys():
         strange = sorted(given - held.keys())
         return f"has {len(strange)} of {len(given)} tensors that this pipeline has no place for, such as {strange[0]}; load it into its own base."
@@ -43,7 +52,9 @@ def find_fault(pipe: DiffusionPipeline, adapter: str, path: Path, tensors: Mappi
         return f"lacks {len(absent)} of {len(held)} tensors, such as {absent[0]}; fetch or train it again."
     strange = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if strange:
-        return f"holds something that is no number (NaN or infinity) in {min(strange)}; fetch or train it again."
+        return (
+            f"holds something that is no number (NaN or infinity) in {min(strange)}; fetch or train it again."
+        )
     if not any(tensor.any() for name, tensor in held.items() if "lora_A" not in name):
         return "changes nothing, since all of its lora_B matrices are zero; it was saved before it had learnt anything, so train it again."
     if _misread_alphas(pipe, adapter, tensors):
@@ -52,15 +63,20 @@ def find_fault(pipe: DiffusionPipeline, adapter: str, path: Path, tensors: Mappi
 
 
 def _names_in_file(pipe: DiffusionPipeline, path: Path) -> set[str]:
-    """The tensors of a file by component and peft's names, in whichever of the formats diffusers reads it is written."""
-    state, _ = pipe.lora_state_dict(str(path.parent), weight_name=path.name, use_safetensors=True, unet_config=pipe.unet.config)
+    """The tensors of a file by component and peft's names, in whichever of the formats diffusers reads it
+    is written."""
+    state, _ = pipe.lora_state_dict(
+        str(path.parent), weight_name=path.name, use_safetensors=True, unet_config=pipe.unet.config
+    )
     names: set[str] = set()
     for component in ("unet", "text_encoder", "text_encoder_2"):
         part = {name: state.pop(name) for name in list(state) if name.startswith(f"{component}.")}
         if component == "unet":
             names |= convert_unet_state_dict_to_peft(part).keys()
         elif part:
-            names |= {_flat(name) for name in convert_state_dict_to_peft(convert_state_dict_to_diffusers(part))}
+            names |= {
+                _flat(name) for name in convert_state_dict_to_peft(convert_state_dict_to_diffusers(part))
+            }
     return names | state.keys()
 
 
@@ -81,10 +97,19 @@ def _flat(name: str) -> str:
 
 def _misread_alphas(pipe: DiffusionPipeline, adapter: str, tensors: Mapping[str, torch.Tensor]) -> bool:
     """Whether a module's scale is not the alpha / rank of a file in kohya's format."""
-    xl, scales = pipe.unet.config.addition_embed_type == "text_time" and pipe.unet.config.layers_per_block == 2, {}
+    xl, scales = (
+        pipe.unet.config.addition_embed_type == "text_time" and pipe.unet.config.layers_per_block == 2,
+        {},
+    )
     for name, module in pipe.unet.named_modules():
         if isinstance(module, LoraLayer) and adapter in module.scaling:
             for spelling in (name, original_name(name)) if xl else (name,):
-                scales[f"lora_unet_{spelling.replace('.', '_')}.alpha"] = module.scaling[adapter], module.r[adapter]
+                scales[f"lora_unet_{spelling.replace('.', '_')}.alpha"] = (
+                    module.scaling[adapter],
+                    module.r[adapter],
+                )
     alphas = {name: tensor.item() for name, tensor in tensors.items() if name in scales}
-    return any(not math.isclose(scales[name][0], alpha / scales[name][1], rel_tol=1e-3) for name, alpha in alphas.items())
+    return any(
+        not math.isclose(scales[name][0], alpha / scales[name][1], rel_tol=1e-3)
+        for name, alpha in alphas.items()
+    )

@@ -33,7 +33,8 @@ def read_factors(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any])
     """The matrices of a UNet's adapter by module, with the alphas they were trained with.
 
     Args:
-        tensors: as diffusers names them, `unet.<module>.lora.down.weight` and `.lora.up.weight`, or as peft does.
+        tensors: as diffusers names them, `unet.<module>.lora.down.weight` and `.lora.up.weight`, or as peft
+            does.
         config: peft's, as `lora_config` has it; without one alpha is the rank, as diffusers reads it.
 
     Raises:
@@ -41,15 +42,24 @@ def read_factors(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any])
     """
     state = convert_unet_state_dict_to_peft(dict(tensors))
     modules = [name.removesuffix(".lora_A.weight") for name in state if name.endswith(".lora_A.weight")]
-    pairs = {f"{module}.lora_{matrix}.weight" for module in modules for matrix in "AB" if module.startswith("unet.")}
+    pairs = {
+        f"{module}.lora_{matrix}.weight"
+        for module in modules
+        for matrix in "AB"
+        if module.startswith("unet.")
+    }
     if not pairs or pairs != state.keys():
         strange = min(pairs ^ state.keys(), default="nothing at all")
-        raise ValueError(f"Only pairs of LoRA matrices of a UNet can be converted or merged, and the adapter has {strange}.")
+        raise ValueError(
+            f"Only pairs of LoRA matrices of a UNet can be converted or merged, and the adapter has {strange}."
+        )
     factors: dict[str, Factors] = {}
     for module in modules:
         down, up = state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"]
         if down.ndim < 2 or up.ndim < 2 or len(down) != up.shape[1]:
-            raise ValueError(f"The matrices of {module} do not fit each other: {tuple(down.shape)} and {tuple(up.shape)}.")
+            raise ValueError(
+                f"The matrices of {module} do not fit each other: {tuple(down.shape)} and {tuple(up.shape)}."
+            )
         name = module.removeprefix("unet.")
         factors[name] = Factors(down, up, module_alpha(name, len(down), config))
     return factors
@@ -61,7 +71,11 @@ def lora_config(header: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: an alpha is no number.
     """
-    config = {name.removeprefix("unet."): value for name, value in header.get(LORA_ADAPTER_METADATA_KEY, {}).items() if name.startswith("unet.")}
+    config = {
+        name.removeprefix("unet."): value
+        for name, value in header.get(LORA_ADAPTER_METADATA_KEY, {}).items()
+        if name.startswith("unet.")
+    }
     alphas = config.get("alpha_pattern")
     if not isinstance(alphas, dict | None) or not all(
         isinstance(alpha, int | float) for alpha in [config.get("lora_alpha", 1), *(alphas or {}).values()]

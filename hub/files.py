@@ -39,7 +39,8 @@ def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def write_file(path: Path, tensors: dict[str, torch.Tensor], header: Mapping[str, str]) -> None:
-    """Write aside and rename, so that a kill or a full disk leaves the old file or the new one; the header's hash is that of the tensors."""
+    """Write aside and rename, so that a kill or a full disk leaves the old file or the new one; the
+    header's hash is that of the tensors."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".adapter-") as aside:
         complete = Path(aside) / path.name
@@ -59,7 +60,8 @@ def require_empty(directory: Path) -> None:
 
 
 def tensor_hash(tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of what follows the header in the file that these tensors make, spelt as ModelSpec spells it."""
+    """SHA-256 of what follows the header in the file that these tensors make, spelt as ModelSpec spells
+    it."""
     data = memoryview(save(tensors))
     header_length = int.from_bytes(data[:8], "little")
     return "0x" + hashlib.sha256(data[8 + header_length :]).hexdigest()

@@ -1,4 +1,5 @@
-"""A whole pipeline with the adapter in its weights, for programs that load no adapters and for giving away."""
+"""A whole pipeline with the adapter in its weights, for programs that load no adapters and for giving
+away."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from diffusers import DiffusionPipeline
 
 
 def fuse_adapter(pipe: DiffusionPipeline, adapter: str, scale: float = 1.0) -> None:
-    """Add a loaded adapter to the weights, `scale` times, and take it off; the pipeline is a plain one afterwards.
+    """Add a loaded adapter to the weights, `scale` times, and take it off; the pipeline is a plain one
+    afterwards.
 
     Raises:
         ValueError: the sum is not finite; the adapter is broken then.
@@ -25,7 +27,8 @@ def save_pipeline(pipe: DiffusionPipeline, directory: Path, source: str = "") ->
 
     Args:
         directory: one that does not exist or is empty.
-        source: the public name that the configs give as where it came from; diffusers would name a local path.
+        source: the public name that the configs give as where it came from; diffusers would name a local
+            path.
     """
     for component in pipe.components.values():
         if hasattr(component, "register_to_config"):

@@ -1,4 +1,5 @@
-"""What the header of an adapter file says: ModelSpec 1.0.1 and our own keys, beside rank, alpha and targets, which diffusers writes.
+"""What the header of an adapter file says: ModelSpec 1.0.1 and our own keys, beside rank, alpha and targets,
+which diffusers writes.
 
 ModelSpec: https://github.com/Stability-AI/ModelSpec. Every value is a text; whatever has parts is JSON.
 """
@@ -21,18 +22,28 @@ ARCHITECTURES = {
     (1280, "text_time"): "stable-diffusion-xl-v1-refiner",
 }
 """ModelSpec's identifiers, by the UNet's width of text and what else it is conditioned on."""
-BASE_KEYS = tuple(f"modelspec.{key}" for key in ("sai_model_spec", "architecture", "implementation", "prediction_type", "resolution"))
+BASE_KEYS = tuple(
+    f"modelspec.{key}"
+    for key in ("sai_model_spec", "architecture", "implementation", "prediction_type", "resolution")
+)
 """The keys that the base decides."""
 
 
 def architecture(unet_config: Mapping[str, Any], prediction_type: str) -> str:
-    """ModelSpec's identifier of a base; one that it has no identifier for is `stable-diffusion-custom-` and its width of text."""
+    """ModelSpec's identifier of a base; one that it has no identifier for is `stable-diffusion-custom-`
+    and its width of text."""
     width = unet_config["cross_attention_dim"]
     width = width if isinstance(width, int) else max(width)
     known = ARCHITECTURES.get((width, unet_config.get("addition_embed_type")))
-    if known is None or unet_config.get("layers_per_block", 2) != 2:  # a smaller UNet, to which adapters of the full one are strange
+    if (
+        known is None or unet_config.get("layers_per_block", 2) != 2
+    ):  # a smaller UNet, to which adapters of the full one are strange
         known = f"stable-diffusion-custom-{width}"
-    return "stable-diffusion-v2-768-v" if known == "stable-diffusion-v2-512" and prediction_type == "v_prediction" else known
+    return (
+        "stable-diffusion-v2-768-v"
+        if known == "stable-diffusion-v2-512" and prediction_type == "v_prediction"
+        else known
+    )
 
 
 def base_header(pipe: DiffusionPipeline) -> dict[str, str]:
@@ -52,11 +63,14 @@ def base_header(pipe: DiffusionPipeline) -> dict[str, str]:
 def results_header(results: Mapping[str, Any]) -> dict[str, str]:
     """The keys that `results` (as results.json has them, all or some) decides.
 
-    Local paths are cut to their last part, and settings about tokens are left out. Without a `method` it is that of the training script.
+    Local paths are cut to their last part, and settings about tokens are left out. Without a `method` it is
+    that of the training script.
     """
     concepts = [" ".join(concept.split()) for concept in listed(results.get("concept"))]
     base = without_path(results.get("base_model_name_or_path") or "")
-    settings = {name: _public(value) for name, value in (results.get("settings") or {}).items() if "token" not in name}
+    settings = {
+        name: _public(value) for name, value in (results.get("settings") or {}).items() if "token" not in name
+    }
     figures = _figures(results)
     method = results.get("method") or METHOD
     header = {
@@ -79,14 +93,21 @@ def _figures(results: Mapping[str, Any]) -> dict[str, Any]:
     if not (results.get("base") and results.get("adapter")):
         return {}
     sides = {side: {name: results[side].get(name) for name in FIGURES} for side in ("base", "adapter")}
-    return sides | {"judge": without_path(str(results.get("judge") or "unknown")), "seeds": results.get("seeds")}
+    return sides | {
+        "judge": without_path(str(results.get("judge") or "unknown")),
+        "seeds": results.get("seeds"),
+    }
 
 
 def _description(concepts: list[str], base: str, method: str, figures: Mapping[str, Any]) -> str:
     text = f"Erases {', '.join(concepts)} from {base or 'a Stable Diffusion pipeline'} and leaves the rest as it was, by {method}."
     if figures:
         before, after = figures["base"], figures["adapter"]
-        shown = ", ".join(f"{name} {after[name]:.1f} ({before[name]:.1f})" for name in FIGURES if None not in (before[name], after[name]))
+        shown = ", ".join(
+            f"{name} {after[name]:.1f} ({before[name]:.1f})"
+            for name in FIGURES
+            if None not in (before[name], after[name])
+        )
         text += f" Percent, the base's in parentheses: {shown}; judge: {figures['judge']}."
     return text
 

@@ -1,4 +1,5 @@
-"""The same adapter in kohya's format, which ComfyUI and AUTOMATIC1111 load: `lora_unet_<module>.lora_down.weight`, `.lora_up.weight`, `.alpha`.
+"""The same adapter in kohya's format, which ComfyUI and AUTOMATIC1111 load:
+`lora_unet_<module>.lora_down.weight`, `.lora_up.weight`, `.alpha`.
 
 These add alpha / rank * up @ down to a module's weight; keys and header are those of kohya-ss/sd-scripts.
 """
@@ -58,20 +59,29 @@ def to_kohya(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> 
     """LoRA matrices of a UNet by kohya's names, with the alphas they were trained with.
 
     Args:
-        tensors: as diffusers names them, `unet.<module>.lora.down.weight` (rank, in, ...) and `.lora.up.weight` (out, rank, ...).
-        config: peft's, as diffusers keeps it in the header; without one alpha is the rank, as diffusers reads it.
+        tensors: as diffusers names them, `unet.<module>.lora.down.weight` (rank, in, ...) and
+            `.lora.up.weight` (out, rank, ...).
+        config: peft's, as diffusers keeps it in the header; without one alpha is the rank, as diffusers reads
+            it.
 
     Raises:
         ValueError: there is something else than pairs of such matrices.
     """
-    alphas = {f"lora_unet_{module.replace('.', '_')}.alpha": torch.tensor(f.alpha) for module, f in read_factors(tensors, config).items()}
+    alphas = {
+        f"lora_unet_{module.replace('.', '_')}.alpha": torch.tensor(f.alpha)
+        for module, f in read_factors(tensors, config).items()
+    }
     return convert_state_dict_to_kohya(convert_unet_state_dict_to_peft(dict(tensors))) | alphas
 
 
-def in_original_layout(tensors: Mapping[str, torch.Tensor], modules: Iterable[str]) -> dict[str, torch.Tensor]:
-    """kohya's tensors with their modules called as in the original layout, as sd-scripts' own SDXL UNet calls them.
+def in_original_layout(
+    tensors: Mapping[str, torch.Tensor], modules: Iterable[str]
+) -> dict[str, torch.Tensor]:
+    """kohya's tensors with their modules called as in the original layout, as sd-scripts' own SDXL UNet calls
+    them.
 
-    ComfyUI, AUTOMATIC1111 and diffusers load SDXL adapters by these names and by diffusers', sd-scripts by these alone.
+    ComfyUI, AUTOMATIC1111 and diffusers load SDXL adapters by these names and by diffusers', sd-scripts by
+    these alone.
 
     Args:
         tensors: as `to_kohya` makes them.
@@ -80,8 +90,14 @@ def in_original_layout(tensors: Mapping[str, torch.Tensor], modules: Iterable[st
     Raises:
         ValueError: the original layout has no such module.
     """
-    renamed = {f"lora_unet_{module.replace('.', '_')}": f"lora_unet_{original_name(module).replace('.', '_')}" for module in modules}
-    return {".".join([renamed[name.split(".", 1)[0]], name.split(".", 1)[1]]): tensor for name, tensor in tensors.items()}
+    renamed = {
+        f"lora_unet_{module.replace('.', '_')}": f"lora_unet_{original_name(module).replace('.', '_')}"
+        for module in modules
+    }
+    return {
+        ".".join([renamed[name.split(".", 1)[0]], name.split(".", 1)[1]]): tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def kohya_header(header: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:

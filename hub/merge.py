@@ -1,4 +1,5 @@
-"""One adapter out of several, which does what all of them do together under `pipe.set_adapters(names, weights)`."""
+"""One adapter out of several, which does what all of them do together under `pipe.set_adapters(names,
+weights)`."""
 
 from __future__ import annotations
 
@@ -24,10 +25,13 @@ from networks.versions import versions
 METHOD = "merging adapters into one"
 
 
-def merge_adapters(directories: Sequence[Path], weights: Sequence[float], output_dir: Path, rank: int | None = None) -> dict[str, Any]:
+def merge_adapters(
+    directories: Sequence[Path], weights: Sequence[float], output_dir: Path, rank: int | None = None
+) -> dict[str, Any]:
     """Write the merge of several adapters with its header, results.json and card; what results.json says.
 
-    The concepts are those of the adapters with a positive weight: at any other an adapter does not erase its own.
+    The concepts are those of the adapters with a positive weight: at any other an adapter does not erase its
+    own.
 
     Args:
         directories: of the adapters, each with pytorch_lora_weights.safetensors.
@@ -50,12 +54,21 @@ def merge_adapters(directories: Sequence[Path], weights: Sequence[float], output
         "concept": list(dict.fromkeys(concept for concepts in positive for concept in concepts)),
         **origin,
         "method": METHOD,
-        "settings": {"adapters": [directory.resolve().name for directory in directories], "weights": list(weights), "rank": rank},
+        "settings": {
+            "adapters": [directory.resolve().name for directory in directories],
+            "weights": list(weights),
+            "rank": rank,
+        },
         "relative_error": error,
         "versions": versions(),
     }
     layers, config = to_file(merged)
-    write_adapter(output_dir, layers, config, _agreed([read_adapter_metadata(directory) for directory in directories]) | results_header(results))
+    write_adapter(
+        output_dir,
+        layers,
+        config,
+        _agreed([read_adapter_metadata(directory) for directory in directories]) | results_header(results),
+    )
     text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     write_aside(output_dir / RESULTS_NAME, lambda path: path.write_text(text, encoding="utf-8"))
     save_model_card(results, output_dir)
@@ -67,15 +80,19 @@ def merge_factors(adapters: Sequence[Mapping[str, Factors]], weights: Sequence[f
 
         Σ wᵢ sᵢ Bᵢ Aᵢ = [w₁ s₁ B₁ … wₙ sₙ Bₙ] [A₁; …; Aₙ],
 
-    with A `down`, B `up` and s their scale. Its rank is the sum of the ranks, and so is its alpha. A module that only some adapters have
-    is the sum over these.
+    with A `down`, B `up` and s their scale. Its rank is the sum of the ranks, and so is its alpha. A module
+    that only some adapters have is the sum over these.
 
     Raises:
         ValueError: two adapters' matrices are for modules of different shapes.
     """
     merged: dict[str, Factors] = {}
     for module in dict.fromkeys(name for adapter in adapters for name in adapter):
-        parts = [(weight, adapter[module]) for adapter, weight in zip(adapters, weights, strict=True) if module in adapter]
+        parts = [
+            (weight, adapter[module])
+            for adapter, weight in zip(adapters, weights, strict=True)
+            if module in adapter
+        ]
         shapes = {(*f.up.shape[:1], *f.up.shape[2:], *f.down.shape[1:]) for _, f in parts}
         if len(shapes) > 1:
             raise ValueError(
@@ -90,8 +107,8 @@ def merge_factors(adapters: Sequence[Mapping[str, Factors]], weights: Sequence[f
 def truncate(adapter: Mapping[str, Factors], rank: int) -> tuple[dict[str, Factors], float]:
     """The adapter's best approximation with no module above this rank, and its relative error.
 
-    Of each update D = U S Vᵀ it keeps the largest singular values, which no matrix of that rank is nearer to (Eckart and Young, 1936); the error
-    is |D - D'| / |D|, the Frobenius norm over all modules.
+    Of each update D = U S Vᵀ it keeps the largest singular values, which no matrix of that rank is nearer to
+    (Eckart and Young, 1936); the error is |D - D'| / |D|, the Frobenius norm over all modules.
     """
     kept: dict[str, Factors] = {}
     lost = total = 0.0
@@ -107,8 +124,13 @@ def truncate(adapter: Mapping[str, Factors], rank: int) -> tuple[dict[str, Facto
 
 
 def to_file(adapter: Mapping[str, Factors]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Matrices by diffusers' names, and the settings under which it gives each module its rank and its alpha."""
-    layers = {f"{name}.lora.{side}.weight": getattr(f, side).contiguous() for name, f in adapter.items() for side in ("down", "up")}
+    """Matrices by diffusers' names, and the settings under which it gives each module its rank and its
+    alpha."""
+    layers = {
+        f"{name}.lora.{side}.weight": getattr(f, side).contiguous()
+        for name, f in adapter.items()
+        for side in ("down", "up")
+    }
     usual = {
         "r": Counter(f.rank for f in adapter.values()).most_common(1)[0][0],
         "lora_alpha": Counter(f.alpha for f in adapter.values()).most_common(1)[0][0],
@@ -116,13 +138,16 @@ def to_file(adapter: Mapping[str, Factors]) -> tuple[dict[str, torch.Tensor], di
     config = usual | {
         "target_modules": sorted(adapter),
         "rank_pattern": {f"^{name}": f.rank for name, f in adapter.items() if f.rank != usual["r"]},
-        "alpha_pattern": {f"^{name}": f.alpha for name, f in adapter.items() if f.alpha != usual["lora_alpha"]},
+        "alpha_pattern": {
+            f"^{name}": f.alpha for name, f in adapter.items() if f.alpha != usual["lora_alpha"]
+        },
     }
     return layers, config
 
 
 def _svd(factors: Factors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """U (out, k), S (k), Vᵀ (k, in * ...) of scale * up @ down in double precision, by way of the small product of their triangular factors."""
+    """U (out, k), S (k), Vᵀ (k, in * ...) of scale * up @ down in double precision, by way of the small
+    product of their triangular factors."""
     up_basis, up_rest = torch.linalg.qr(factors.scale * factors.up.double().flatten(1))
     down_basis, down_rest = torch.linalg.qr(factors.down.double().flatten(1).T)
     left, values, right = torch.linalg.svd(up_rest @ down_rest.T, full_matrices=False)
@@ -133,9 +158,13 @@ def _check(directories: Sequence[Path], weights: Sequence[float], rank: int | No
     if len(directories) < 2:
         raise ValueError("Merging needs at least two adapters.")
     if len(weights) != len(directories):
-        raise ValueError(f"--weights has {len(weights)} numbers for {len(directories)} adapters; give one an adapter.")
+        raise ValueError(
+            f"--weights has {len(weights)} numbers for {len(directories)} adapters; give one an adapter."
+        )
     if not all(map(math.isfinite, weights)) or not any(weights):
-        raise ValueError(f"--weights {' '.join(f'{weight:g}' for weight in weights)} must be finite numbers, and one of them other than 0.")
+        raise ValueError(
+            f"--weights {' '.join(f'{weight:g}' for weight in weights)} must be finite numbers, and one of them other than 0."
+        )
     if rank is not None and rank < 1:
         raise ValueError(f"--rank must be at least 1 (got {rank}).")
 
@@ -155,7 +184,10 @@ def _common_base(directories: Sequence[Path], said: Sequence[Mapping[str, Any]])
         listed = ", ".join(f"{directory.name} for {base}" for base, directory in bases.items())
         raise ValueError(f"The adapters are for different bases ({listed}) and cannot be merged.")
     revisions = {one["revision"] for one in said if one["base"]}
-    return {"base_model_name_or_path": next(iter(bases), None), "revision": revisions.pop() if len(revisions) == 1 else None}
+    return {
+        "base_model_name_or_path": next(iter(bases), None),
+        "revision": revisions.pop() if len(revisions) == 1 else None,
+    }
 
 
 def _agreed(headers: Sequence[Mapping[str, str]]) -> dict[str, str]:

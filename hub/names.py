@@ -13,16 +13,24 @@ ENDS = {
     "add_embedding.linear_2": "label_emb.0.2",
 }
 """Modules outside the blocks."""
-RESNET = {"conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
+RESNET = {
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
 """Modules of a residual block."""
-BLOCK = re.compile(r"(down_blocks|up_blocks)\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
+BLOCK = re.compile(
+    r"(down_blocks|up_blocks)\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)"
+)
 LAYERS = 2
 """Residual blocks in a block on the way down."""
 MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
 
 
 def original_name(module: str) -> str:
-    """`down_blocks.1.attentions.0.proj_in` -> `input_blocks.4.1.proj_in`, for SDXL: two layers in a block, attention in all that are upsampled.
+    """`down_blocks.1.attentions.0.proj_in` -> `input_blocks.4.1.proj_in`, for SDXL: two layers in a block,
+    attention in all that are upsampled.
 
     Raises:
         ValueError: that layout has no such module.
@@ -31,7 +39,11 @@ def original_name(module: str) -> str:
         return ENDS[module]
     if found := MIDDLE.fullmatch(module):
         kind, number, rest = found[1], int(found[2]), found[3]
-        return f"middle_block.{2 * number}.{RESNET.get(rest, rest)}" if kind == "resnets" else f"middle_block.{2 * number + 1}.{rest}"
+        return (
+            f"middle_block.{2 * number}.{RESNET.get(rest, rest)}"
+            if kind == "resnets"
+            else f"middle_block.{2 * number + 1}.{rest}"
+        )
     if found := BLOCK.fullmatch(module):
         side, block, kind, number, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
         first = block * (LAYERS + 1) + (side == "down_blocks")

@@ -30,7 +30,8 @@ def with_notes(card: str, notes: str) -> str:
 
 
 def _section(card: str) -> tuple[int, int, int, int] | None:
-    """Where the first comment begins and ends, and where the last does; None without the two. A search from each end, so that no card takes long."""
+    """Where the first comment begins and ends, and where the last does; None without the two. A search
+    from each end, so that no card takes long."""
     first = FIRST.search(card)
     last = card.rfind(LAST, first.end() - 1) if first else -1
     return (first.start(), first.end(), last + 1, last + len(LAST)) if first and last >= 0 else None

@@ -38,21 +38,49 @@ def check_results(results: Any, path: Path) -> None:
     """
     if not isinstance(results, dict):
         raise ValueError(f"{path} is not a JSON object.")
-    texts = [*TEXTS, *(name for name in ("concept", "forget_prompts", "retain_prompts") if isinstance(results.get(name), str))]
+    texts = [
+        *TEXTS,
+        *(
+            name
+            for name in ("concept", "forget_prompts", "retain_prompts")
+            if isinstance(results.get(name), str)
+        ),
+    ]
     wrong = [name for name in texts if not isinstance(results.get(name), str | None)]
     wrong += [name for name in LISTS if name not in texts and not _is_list(results.get(name))]
     wrong += [name for name in OBJECTS if not isinstance(results.get(name), dict | None)]
     if not wrong:
-        wrong = [f"{side}.{name}" for side in ("base", "adapter") for name in _wrong_figures(results.get(side) or {})]
-        wrong += [f"targets.{domain}" for domain, classes in (results.get("targets") or {}).items() if not _is_list(classes)]
-        wrong += [f"prompts.{name}" for name in ("forget", "retain") if results.get("prompts") and not _is_number(results["prompts"].get(name))]
+        wrong = [
+            f"{side}.{name}"
+            for side in ("base", "adapter")
+            for name in _wrong_figures(results.get(side) or {})
+        ]
+        wrong += [
+            f"targets.{domain}"
+            for domain, classes in (results.get("targets") or {}).items()
+            if not _is_list(classes)
+        ]
+        wrong += [
+            f"prompts.{name}"
+            for name in ("forget", "retain")
+            if results.get("prompts") and not _is_number(results["prompts"].get(name))
+        ]
     if not wrong and not _is_text(results):
         wrong = ["a text"]
     if wrong:
         raise ValueError(f"{path} is not as this project writes it: {wrong[0]!r} is of another kind.")
 
 
-TEXTS = ("base_model_name_or_path", "revision", "judge", "method", "license", "license_name", "license_link", "pipeline_class")
+TEXTS = (
+    "base_model_name_or_path",
+    "revision",
+    "judge",
+    "method",
+    "license",
+    "license_name",
+    "license_link",
+    "pipeline_class",
+)
 TEXTS += ("reward_model", "reward_model_revision", "critic_model", "critic_model_revision")
 LISTS = ("concept", "forget_prompts", "retain_prompts", "seeds")
 OBJECTS = ("base", "adapter", "settings", "versions", "training", "targets", "prompts")
@@ -80,16 +108,22 @@ def _wrong_figures(side: dict[str, Any]) -> list[str]:
     wrong = [name for name in FIGURES if not (side.get(name) is None or _is_number(side[name]))]
     intervals, classes = side.get("ci95") or {}, side.get("per_class") or {}
     if not isinstance(intervals, dict) or not all(
-        _is_number(pair) or pair is None or (isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair))) for pair in intervals.values()
+        _is_number(pair)
+        or pair is None
+        or (isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)))
+        for pair in intervals.values()
     ):
         wrong.append("ci95")
-    if not isinstance(classes, dict) or not all(isinstance(found, dict) and all(map(_is_number, found.values())) for found in classes.values()):
+    if not isinstance(classes, dict) or not all(
+        isinstance(found, dict) and all(map(_is_number, found.values())) for found in classes.values()
+    ):
         wrong.append("per_class")
     return wrong
 
 
 def what_adapter_says(directory: Path) -> dict[str, Any]:
-    """Concept (list), base and revision as the adapter's results.json or else its header has them; None where neither does.
+    """Concept (list), base and revision as the adapter's results.json or else its header has them; None where
+    neither does.
 
     Raises:
         ValueError: there is no adapter in the directory, or its results.json is not JSON.
@@ -99,7 +133,11 @@ def what_adapter_says(directory: Path) -> dict[str, Any]:
     concept = said.get("concept")
     if isinstance(concept, str):
         concept = _decoded(concept) if concept.startswith("[") else [concept]
-    return {"concept": concept, "base": said.get("base_model_name_or_path"), "revision": said.get("revision") or None}
+    return {
+        "concept": concept,
+        "base": said.get("base_model_name_or_path"),
+        "revision": said.get("revision") or None,
+    }
 
 
 def _decoded(concept: str) -> list[str]:
@@ -119,9 +157,13 @@ def find_base(given: str | None, recorded: str | None) -> str | Path:
     """
     name = given or recorded
     if name is None:
-        raise ValueError("The adapter does not say which base it is for; name it with --pretrained_model_name_or_path.")
+        raise ValueError(
+            "The adapter does not say which base it is for; name it with --pretrained_model_name_or_path."
+        )
     if name == BUNDLED:
         return canvas.PIPELINE
     if given is None and "/" not in name and not Path(name).is_dir():
-        raise ValueError(f"The adapter was trained on a local pipeline called {name!r}; say where it is with --pretrained_model_name_or_path DIR.")
+        raise ValueError(
+            f"The adapter was trained on a local pipeline called {name!r}; say where it is with --pretrained_model_name_or_path DIR."
+        )
     return name

@@ -20,7 +20,9 @@ from networks.checkpoint import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, check_toke
 CHECKPOINT_FILES = (CONFIG_NAME, WEIGHTS_NAME, CARD_NAME)
 
 
-def pull(repo_id: str, directory: str | Path, *, revision: str | None = None, token: str | None = None) -> list[str]:
+def pull(
+    repo_id: str, directory: str | Path, *, revision: str | None = None, token: str | None = None
+) -> list[str]:
     """Fetch what `python -m hub push` uploads, and nothing else that the repository holds.
 
     Args:
@@ -33,12 +35,24 @@ def pull(repo_id: str, directory: str | Path, *, revision: str | None = None, to
         The names of the files, in the directory.
 
     Raises:
-        ValueError: there is nothing to fetch, it is damaged, it could not be fetched, or the directory is not empty.
+        ValueError: there is nothing to fetch, it is damaged, it could not be fetched, or the directory is not
+            empty.
     """
     directory = Path(directory)
     require_empty(directory)
-    words = ["python", "-m", "hub", "pull", repo_id, "--output_dir", str(directory), *(["--revision", revision] if revision else [])]
-    with hub_errors(f"{repo_id} was not fetched", f"nothing was written and `{shlex.join(words)}` tries again"):
+    words = [
+        "python",
+        "-m",
+        "hub",
+        "pull",
+        repo_id,
+        "--output_dir",
+        str(directory),
+        *(["--revision", revision] if revision else []),
+    ]
+    with hub_errors(
+        f"{repo_id} was not fetched", f"nothing was written and `{shlex.join(words)}` tries again"
+    ):
         validate_repo_id(repo_id)
         check_token(token)
         api = HfApi(token=token)
@@ -49,7 +63,9 @@ def pull(repo_id: str, directory: str | Path, *, revision: str | None = None, to
             complete = Path(aside) / "complete"
             for name in names:
                 # The client keeps its own records in the folder that it writes to.
-                fetched = Path(api.hf_hub_download(repo_id, name, revision=info.sha, local_dir=Path(aside) / "fetched"))
+                fetched = Path(
+                    api.hf_hub_download(repo_id, name, revision=info.sha, local_dir=Path(aside) / "fetched")
+                )
                 (complete / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(fetched, complete / name)
             check_files(complete, names)

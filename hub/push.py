@@ -1,4 +1,5 @@
-"""Uploading an adapter: one commit of what others need, and nothing else of the directory it was trained in."""
+"""Uploading an adapter: one commit of what others need, and nothing else of the directory it was trained
+in."""
 
 from __future__ import annotations
 
@@ -35,10 +36,12 @@ def push_adapter(
     commit_message: str | None = None,
     again: str | None = None,
 ) -> str:
-    """Upload a directory's adapter in one commit, making the repository if there is none. The directory stays as it is.
+    """Upload a directory's adapter in one commit, making the repository if there is none. The directory stays
+    as it is.
 
-    The card names the repository and keeps what people wrote into that on the Hub (`hub.notes`). What an earlier push brought and the
-    directory no longer has is deleted; other files of the repository are left alone.
+    The card names the repository and keeps what people wrote into that on the Hub (`hub.notes`). What an
+    earlier push brought and the directory no longer has is deleted; other files of the repository are left
+    alone.
 
     Args:
         repo_id: "owner/name", or "name" under the token's own user.
@@ -53,7 +56,8 @@ def push_adapter(
         The address of the commit, or of the pull request.
 
     Raises:
-        ValueError: there is no adapter, or it could not be uploaded; the message says why and how to try again.
+        ValueError: there is no adapter, or it could not be uploaded; the message says why and how to try
+            again.
     """
     directory = Path(directory)
     files = files_to_push(directory)
@@ -61,7 +65,10 @@ def push_adapter(
     if create_pr and revision:
         raise HubError("A pull request is against main; leave --revision or --create_pr out.")
     again = again or push_command(directory, repo_id, private, revision, create_pr, commit_message)
-    with hub_errors(f"The adapter was not uploaded to {repo_id}", f"it is complete in {directory} and `{again}` uploads it"):
+    with hub_errors(
+        f"The adapter was not uploaded to {repo_id}",
+        f"it is complete in {directory} and `{again}` uploads it",
+    ):
         require_hub_access(token)
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -74,7 +81,10 @@ def push_adapter(
         stale = [name for name in ADAPTER_FILES if name in there and name not in contents]
         made = api.create_commit(
             repo_id,
-            [*(CommitOperationAdd(name, content) for name, content in contents.items()), *(CommitOperationDelete(name) for name in stale)],
+            [
+                *(CommitOperationAdd(name, content) for name, content in contents.items()),
+                *(CommitOperationDelete(name) for name in stale),
+            ],
             commit_message=commit_message or "Upload the adapter",
             revision=revision,
             create_pr=create_pr,
@@ -91,7 +101,11 @@ def files_to_push(directory: Path) -> list[str]:
     """
     read_header(directory / LORA_WEIGHT_NAME_SAFE)
     critic = CRITIC_FILES if all((directory / name).is_file() for name in CRITIC_FILES) else ()
-    files = [name for name in ADAPTER_FILES if (directory / name).is_file() and (name in critic or name not in CRITIC_FILES)]
+    files = [
+        name
+        for name in ADAPTER_FILES
+        if (directory / name).is_file() and (name in critic or name not in CRITIC_FILES)
+    ]
     for name in files:
         if name.endswith(".safetensors"):
             read_header(directory / name)
@@ -107,7 +121,11 @@ def local_card(directory: Path) -> str:
     if (directory / CARD_NAME).is_file():
         return (directory / CARD_NAME).read_text(encoding="utf-8", errors="replace")
     said = what_adapter_says(directory)
-    known = {"concept": said["concept"], "base_model_name_or_path": said["base"], "revision": said["revision"]}
+    known = {
+        "concept": said["concept"],
+        "base_model_name_or_path": said["base"],
+        "revision": said["revision"],
+    }
     return str(model_card(read_results(directory) | known, directory))
 
 
@@ -123,7 +141,9 @@ def branch_head(api: HfApi, repo_id: str, revision: str | None) -> ModelInfo:
 def fetch_card(api: HfApi, head: ModelInfo | SpaceInfo, repo_type: str = "model") -> str:
     """The card as it is on the Hub now."""
     with tempfile.TemporaryDirectory() as aside:
-        path = api.hf_hub_download(head.id, CARD_NAME, repo_type=repo_type, revision=head.sha, local_dir=aside)
+        path = api.hf_hub_download(
+            head.id, CARD_NAME, repo_type=repo_type, revision=head.sha, local_dir=aside
+        )
         return Path(path).read_text(encoding="utf-8", errors="replace")
 
 

@@ -1,8 +1,9 @@
 """Checkpoints of our own small networks: `config.json` + `model.safetensors`, in a directory or on the Hub.
 
-huggingface_hub's `PyTorchModelHubMixin` reads and writes the same two files and is not used: its `save_pretrained` deletes the old config
-before the new one is written, and its `from_pretrained` drops settings it does not know, loads weights that do not match (strict=False)
-and falls back to a pickle. Its files would load here, and ours load there, but for our `kind`.
+huggingface_hub's `PyTorchModelHubMixin` reads and writes the same two files and is not used: its
+`save_pretrained` deletes the old config before the new one is written, and its `from_pretrained` drops
+settings it does not know, loads weights that do not match (strict=False) and falls back to a pickle. Its
+files would load here, and ours load there, but for our `kind`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,21 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub import HfApi, ModelCardData, constants, get_token, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub import (
+    HfApi,
+    ModelCardData,
+    constants,
+    get_token,
+    snapshot_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -33,7 +47,8 @@ class CheckpointError(ValueError):
 
 
 def write_aside(path: Path, write: Any) -> None:
-    """Call `write(temporary_path)` and rename the result to `path`, so that a kill leaves the old file or the new one."""
+    """Call `write(temporary_path)` and rename the result to `path`, so that a kill leaves the old file or
+    the new one."""
     aside = path.with_name(f".{path.name}.tmp")
     write(aside)
     give_usual_mode(aside)
@@ -57,7 +72,10 @@ class Checkpoint(nn.Module):
         """Write `config.json` and `model.safetensors`, floating-point tensors cast to `dtype` if given."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        tensors = {k: (v.to(dtype) if dtype and v.is_floating_point() else v).contiguous().cpu() for k, v in self.state_dict().items()}
+        tensors = {
+            k: (v.to(dtype) if dtype and v.is_floating_point() else v).contiguous().cpu()
+            for k, v in self.state_dict().items()
+        }
         text = json.dumps({"kind": self.kind, **self.config}, indent=2, ensure_ascii=False) + "\n"
         write_aside(directory / WEIGHTS_NAME, lambda path: save_file(tensors, path))
         write_aside(directory / CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
@@ -71,7 +89,8 @@ class Checkpoint(nn.Module):
         commit_message: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> str:
-        """Upload config, weights and a card in one commit, making the repository if there is none; returns the commit's address.
+        """Upload config, weights and a card in one commit, making the repository if there is none; returns
+        the commit's address.
 
         Args:
             repo_id: "user/name", or "name" under the token's own user.
@@ -90,7 +109,13 @@ class Checkpoint(nn.Module):
             with tempfile.TemporaryDirectory() as directory:
                 self.save_pretrained(directory, dtype=dtype)
                 (Path(directory) / CARD_NAME).write_text(self.card(repo_id), encoding="utf-8")
-                return str(api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message=commit_message or f"Upload the {self.kind}"))
+                return str(
+                    api.upload_folder(
+                        repo_id=repo_id,
+                        folder_path=directory,
+                        commit_message=commit_message or f"Upload the {self.kind}",
+                    )
+                )
         except (HfHubHTTPError, HFValidationError, HTTPError, OSError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CheckpointError(f"The {self.kind} could not be uploaded to {repo_id}: {reason}") from error
@@ -117,15 +142,33 @@ class Checkpoint(nn.Module):
             config = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
             kind = config.pop("kind", None) if isinstance(config, dict) else None
             if kind != cls.kind:
-                raise CheckpointError(f"{name_or_path} holds a {kind or 'file of unknown kind'}, not a {cls.kind}.")
+                raise CheckpointError(
+                    f"{name_or_path} holds a {kind or 'file of unknown kind'}, not a {cls.kind}."
+                )
             check_shapes(lambda: cls(**config), directory / WEIGHTS_NAME)
             module = cls(**config)
-            module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(directory / WEIGHTS_NAME).items()})
+            module.load_state_dict(
+                {
+                    k: v.float() if v.is_floating_point() else v
+                    for k, v in load_file(directory / WEIGHTS_NAME).items()
+                }
+            )
         except CheckpointError:
             raise
-        except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, SafetensorError) as error:
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            RuntimeError,
+            ArithmeticError,
+            SafetensorError,
+        ) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"{name_or_path} is not a readable {cls.kind} ({CONFIG_NAME} + {WEIGHTS_NAME}): {reason}") from error
+            raise CheckpointError(
+                f"{name_or_path} is not a readable {cls.kind} ({CONFIG_NAME} + {WEIGHTS_NAME}): {reason}"
+            ) from error
         return module.eval()
 
 
@@ -141,14 +184,17 @@ def check_shapes(make: Callable[[], nn.Module], weights: Path) -> None:
         found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
-            raise ValueError(f"{name} is {found.get(name)} in {weights.name} and {wanted.get(name)} by the config")
+            raise ValueError(
+                f"{name} is {found.get(name)} in {weights.name} and {wanted.get(name)} by the config"
+            )
 
 
 def require_hub_access(token: str | None = None) -> None:
     """Whether an upload can be tried at all, to be asked before hours of training.
 
     Raises:
-        CheckpointError: the Hub is switched off, there is no token, or it cannot be one; the message says what to do.
+        CheckpointError: the Hub is switched off, there is no token, or it cannot be one; the message says
+            what to do.
     """
     if constants.HF_HUB_OFFLINE:
         raise CheckpointError("Nothing can be uploaded while HF_HUB_OFFLINE is set; unset it.")
@@ -164,7 +210,9 @@ def check_token(token: str | None) -> None:
         CheckpointError: it holds a space, a line break, or something else that no token holds.
     """
     if token and not re.fullmatch("[!-~]+", token):
-        raise CheckpointError("The Hub token holds characters that no token holds; copy it again, or run `hf auth login`.")
+        raise CheckpointError(
+            "The Hub token holds characters that no token holds; copy it again, or run `hf auth login`."
+        )
 
 
 def cached_revision(name_or_path: str | Path | None) -> str | None:
@@ -185,5 +233,13 @@ def resolve_directory(name_or_path: str | Path, revision: str | None, files: lis
         return Path(name_or_path)
     try:
         return Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=files))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise CheckpointError(f"{name_or_path} is neither a local directory nor a Hub repository that can be reached.") from error
+    except (
+        HFValidationError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        OSError,
+    ) as error:
+        raise CheckpointError(
+            f"{name_or_path} is neither a local directory nor a Hub repository that can be reached."
+        ) from error

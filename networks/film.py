@@ -16,7 +16,9 @@ from torch import nn
 def timestep_embedding(timesteps: torch.Tensor, dim: int, max_period: float = 10_000.0) -> torch.Tensor:
     """Sinusoidal embedding (B,) -> (B, dim), float32 (Vaswani et al., 2017; Ho et al., 2020)."""
     half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=timesteps.device, dtype=torch.float32) / half)
+    frequencies = torch.exp(
+        -math.log(max_period) * torch.arange(half, device=timesteps.device, dtype=torch.float32) / half
+    )
     angles = timesteps.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -70,7 +72,9 @@ class FiLMTrunk(nn.Module):
         self.out_features = 2 * widths[-1]
         self.stem = nn.Conv2d(in_channels, widths[0], 3, 1, 1)
         ins = [widths[0], *widths]
-        self.blocks = nn.ModuleList(FiLMBlock(ins[i], ins[i + 1], condition_dim, 1 if i == 0 else 2) for i in range(len(widths)))
+        self.blocks = nn.ModuleList(
+            FiLMBlock(ins[i], ins[i + 1], condition_dim, 1 if i == 0 else 2) for i in range(len(widths))
+        )
         self.norm = nn.GroupNorm(8, widths[-1])
 
     def forward(self, latents: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
@@ -99,7 +103,8 @@ MAX_WIDTH = 512
 
 
 def widths_for(sample_size: int | Sequence[int], width: int, max_width: int = MAX_WIDTH) -> list[int]:
-    """Stage widths that bring the longer side of a latent down to four at most: 8 -> 2 stages, 64 -> 5, 128 -> 6."""
+    """Stage widths that bring the longer side of a latent down to four at most: 8 -> 2 stages, 64 -> 5,
+    128 -> 6."""
     side = sample_size if isinstance(sample_size, int) else max(sample_size)
     stages = 1 + max(1, math.ceil(math.log2(max(side, 8) / 4)))
     return [min(width * 2**i, max_width) for i in range(stages)]

@@ -13,8 +13,11 @@ from peft import LoraConfig
 ADAPTER = "default"
 
 
-def add_lora(unet: UNet2DConditionModel, rank: int, alpha: float, target_modules: list[str]) -> list[torch.nn.Parameter]:
-    """Freeze the UNet, add a LoRA to every module whose name ends in one of `target_modules`, return its float32 parameters.
+def add_lora(
+    unet: UNet2DConditionModel, rank: int, alpha: float, target_modules: list[str]
+) -> list[torch.nn.Parameter]:
+    """Freeze the UNet, add a LoRA to every module whose name ends in one of `target_modules`, return its
+    float32 parameters.
 
     The adapter starts as the identity (B = 0), so the first rollouts are the base model's own.
 
@@ -28,7 +31,9 @@ def add_lora(unet: UNet2DConditionModel, rank: int, alpha: float, target_modules
     try:
         unet.add_adapter(config, adapter_name=ADAPTER)
     except ValueError as error:
-        raise ValueError(f"No module of the UNet matches --lora_target_modules {' '.join(target_modules)}, so nothing would be trained.") from error
+        raise ValueError(
+            f"No module of the UNet matches --lora_target_modules {' '.join(target_modules)}, so nothing would be trained."
+        ) from error
     cast_training_params(unet, dtype=torch.float32)
     parameters = [p for p in unet.parameters() if p.requires_grad]
     if not parameters:
@@ -64,7 +69,11 @@ def load_lora_state(unet: UNet2DConditionModel, state: dict[str, torch.Tensor]) 
         ValueError: the state is of other modules or another rank.
     """
     trainable = {name: p for name, p in unet.named_parameters() if p.requires_grad}
-    if {name: p.shape for name, p in trainable.items()} != {name: value.shape for name, value in state.items()}:
-        raise ValueError("The saved adapter does not fit this one; it was made with another --rank or other --lora_target_modules.")
+    if {name: p.shape for name, p in trainable.items()} != {
+        name: value.shape for name, value in state.items()
+    }:
+        raise ValueError(
+            "The saved adapter does not fit this one; it was made with another --rank or other --lora_target_modules."
+        )
     for name, parameter in trainable.items():
         parameter.copy_(state[name])

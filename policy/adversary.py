@@ -1,8 +1,10 @@
 """The text that would undo the most: adversarial training in the space of the text encoder's states.
 
-What was erased from the words that it was asked in is found again behind others, since the base still draws the concept for text states that lie near
-the prompt's. Training against the worst of them is the min-max problem of adversarial training (Goodfellow et al., 2015, arXiv 1412.6572; for unlearning
-diffusion models AdvUnlearn, Zhang et al., 2024, arXiv 2405.15234, which searches tokens where this takes one step in the states).
+What was erased from the words that it was asked in is found again behind others, since the base still draws
+the concept for text states that lie near the prompt's. Training against the worst of them is the min-max
+problem of adversarial training (Goodfellow et al., 2015, arXiv 1412.6572; for unlearning diffusion models
+AdvUnlearn, Zhang et al., 2024, arXiv 2405.15234, which searches tokens where this takes one step in the
+states).
 """
 
 from __future__ import annotations
@@ -11,11 +13,14 @@ import torch
 import torch.nn.functional as F
 
 
-def worst_case(states: torch.Tensor, gradient: torch.Tensor, anchors: torch.Tensor, radius: float) -> torch.Tensor:
-    """argmax of a loss within a ball around each prompt's text states, to first order: one step along its gradient, to the edge.
+def worst_case(
+    states: torch.Tensor, gradient: torch.Tensor, anchors: torch.Tensor, radius: float
+) -> torch.Tensor:
+    """argmax of a loss within a ball around each prompt's text states, to first order: one step along its
+    gradient, to the edge.
 
-    The ball's radius is a share of the way to the anchor, so that it means the same in every text encoder's units, and other concepts,
-    of which the anchor is among the nearest, stay outside.
+    The ball's radius is a share of the way to the anchor, so that it means the same in every text encoder's
+    units, and other concepts, of which the anchor is among the nearest, stay outside.
 
     Args:
         states: (B, L, E) text states.

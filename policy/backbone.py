@@ -1,6 +1,8 @@
-"""What the classes of pipelines do differently: how a prompt becomes what the UNet is told, and how latents become pixels.
+"""What the classes of pipelines do differently: how a prompt becomes what the UNet is told, and how latents
+become pixels.
 
-Each is done as the pipeline's own `__call__` does it, so that a rollout is what the pipeline would draw. Nothing else knows which class it is.
+Each is done as the pipeline's own `__call__` does it, so that a rollout is what the pipeline would draw.
+Nothing else knows which class it is.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from policy.trajectory import Conditioning, PromptTable, batches
 TILE = 512
 """Pixels of a side beyond which an image is decoded in tiles where memory is to be saved."""
 SLICED = 512 * 512
-"""Pixels of an image from which on images are decoded one by one: each keeps a device busy, and many take more memory than an update does."""
+"""Pixels of an image from which on images are decoded one by one: each keeps a device busy, and many take
+more memory than an update does."""
 
 
 def latent_shape(unet: UNet2DConditionModel) -> tuple[int, int, int]:
@@ -29,7 +32,8 @@ def latent_shape(unet: UNet2DConditionModel) -> tuple[int, int, int]:
 
 
 TOGETHER = 8 * 64 * 64
-"""Numbers of a channel that go through the UNet together: eight latents of Stable Diffusion 1.5, which keep a GPU busy and leave most of it free."""
+"""Numbers of a channel that go through the UNet together: eight latents of Stable Diffusion 1.5, which
+keep a GPU busy and leave most of it free."""
 
 
 def usual_batch_size(latent_shape: tuple[int, int, int]) -> int:
@@ -59,7 +63,8 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """The device of the UNet, which never waits elsewhere; the pipeline's own `device` is that of whatever it lists first."""
+        """The device of the UNet, which never waits elsewhere; the pipeline's own `device` is that of
+        whatever it lists first."""
         return self.unet.device
 
     @property
@@ -97,8 +102,13 @@ class Backbone:
 
     @contextmanager
     def at_hand(self, *modules: nn.Module) -> Iterator[None]:
-        """Within, the modules are on the UNet's device; after, those that were brought there are back where they waited."""
-        waiting = [(module, place) for module in modules if (place := next(module.parameters()).device) != self.device]
+        """Within, the modules are on the UNet's device; after, those that were brought there are back
+        where they waited."""
+        waiting = [
+            (module, place)
+            for module in modules
+            if (place := next(module.parameters()).device) != self.device
+        ]
         for module, _ in waiting:
             module.to(self.device)
         try:
@@ -108,16 +118,19 @@ class Backbone:
                 module.to(place)
 
     def decode_one_by_one(self) -> None:
-        """From now on the VAE decodes one image at a time, the pipeline's own calls included, if they are large enough for that to cost nothing."""
+        """From now on the VAE decodes one image at a time, the pipeline's own calls included, if they are
+        large enough for that to cost nothing."""
         height, width = self.image_size
         if height * width >= SLICED:
             self.vae.enable_slicing()
 
     def decode_sparingly(self) -> None:
-        """From now on the VAE decodes one image at a time, and one of more than `TILE` pixels in tiles of that size, which overlap and are blended."""
+        """From now on the VAE decodes one image at a time, and one of more than `TILE` pixels in tiles of
+        that size, which overlap and are blended."""
         self.vae.enable_slicing()
         self.vae.enable_tiling()
-        # diffusers' tiles are as large as the images that the VAE was trained on: SDXL's would be one of 1024 pixels.
+        # diffusers' tiles are as large as the images that the VAE was trained on: SDXL's would be one of 1024
+        # pixels.
         self.vae.tile_sample_min_size = min(TILE, self.vae.tile_sample_min_size)
         self.vae.tile_latent_min_size = self.vae.tile_sample_min_size // self.pipe.vae_scale_factor
 
@@ -131,7 +144,9 @@ class Backbone:
             used, window = len(tokenizer(text, truncation=False).input_ids), tokenizer.model_max_length
             if used > window:
                 shown = text if len(text) < 80 else text[:77] + "..."
-                raise ValueError(f'"{shown}" needs {used} tokens and the base model\'s tokenizer holds {window}; use fewer words.')
+                raise ValueError(
+                    f'"{shown}" needs {used} tokens and the base model\'s tokenizer holds {window}; use fewer words.'
+                )
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str], batch_size: int = 64) -> Conditioning:
@@ -143,11 +158,14 @@ class Backbone:
         for prompt in prompts:
             self.check_window(prompt)
         with self.at_hand(*self.text_encoders):
-            return Conditioning.cat([self.encode(prompts[rows]) for rows in batches(len(prompts), batch_size)])
+            return Conditioning.cat(
+                [self.encode(prompts[rows]) for rows in batches(len(prompts), batch_size)]
+            )
 
     @torch.no_grad()
     def encode_no_prompt(self) -> Conditioning:
-        """What the UNet is told in the other branch of classifier-free guidance where the user gives no negative prompt; length 1."""
+        """What the UNet is told in the other branch of classifier-free guidance where the user gives no
+        negative prompt; length 1."""
         with self.at_hand(*self.text_encoders):
             return self.encode([""])
 
@@ -163,20 +181,29 @@ class Backbone:
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
-        """Latents (B, C, h, w) as the UNet knows them, wherever they lie -> pixels (B, 3, H, W) in [-1, 1], float32."""
+        """Latents (B, C, h, w) as the UNet knows them, wherever they lie -> pixels (B, 3, H, W) in [-1,
+        1], float32."""
         with self.at_hand(self.vae), self._vae_ready():
             unscaled = self._unscale(latents.to(self.vae.device, self.vae.dtype))
-            return torch.cat([self.vae.decode(chunk).sample.float() for chunk in unscaled.split(batch_size)]).clamp(-1, 1)
+            return torch.cat(
+                [self.vae.decode(chunk).sample.float() for chunk in unscaled.split(batch_size)]
+            ).clamp(-1, 1)
 
     @torch.no_grad()
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels (B, 3, H, W) in [-1, 1] -> the mode of their latents (B, C, h, w) as the UNet knows them, float32."""
+        """Pixels (B, 3, H, W) in [-1, 1] -> the mode of their latents (B, C, h, w) as the UNet knows them,
+        float32."""
         with self.at_hand(self.vae), self._vae_ready():
-            return self._scale(self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mode().float())
+            return self._scale(
+                self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mode().float()
+            )
 
     def encode(self, prompts: list[str]) -> Conditioning:
-        """What the UNet is told of prompts of which it is known that they fit, in one batch; with gradient if it is enabled."""
-        return Conditioning(self.pipe.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)[0])
+        """What the UNet is told of prompts of which it is known that they fit, in one batch; with gradient
+        if it is enabled."""
+        return Conditioning(
+            self.pipe.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)[0]
+        )
 
     @contextmanager
     def _vae_ready(self) -> Iterator[None]:
@@ -190,7 +217,8 @@ class Backbone:
 
 
 class XLBackbone(Backbone):
-    """SDXL: two text encoders, a pooled text embedding, the image's sizes, and a VAE that may overflow in float16."""
+    """SDXL: two text encoders, a pooled text embedding, the image's sizes, and a VAE that may overflow in
+    float16."""
 
     pipe: StableDiffusionXLPipeline
 
@@ -208,24 +236,33 @@ class XLBackbone(Backbone):
 
     @torch.no_grad()
     def encode_no_prompt(self) -> Conditioning:
-        """Zeros, or the states of the empty prompt, as the pipeline's `force_zeros_for_empty_prompt` says; length 1."""
+        """Zeros, or the states of the empty prompt, as the pipeline's `force_zeros_for_empty_prompt` says;
+        length 1."""
         with self.at_hand(*self.text_encoders):
-            _, states, _, pooled = self.pipe.encode_prompt([""], device=self.device, do_classifier_free_guidance=True)
+            _, states, _, pooled = self.pipe.encode_prompt(
+                [""], device=self.device, do_classifier_free_guidance=True
+            )
         return self._with_sizes(states, pooled)
 
     def encode(self, prompts: list[str]) -> Conditioning:
-        states, _, pooled, _ = self.pipe.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
+        states, _, pooled, _ = self.pipe.encode_prompt(
+            prompts, device=self.device, do_classifier_free_guidance=False
+        )
         return self._with_sizes(states, pooled)
 
     def _with_sizes(self, states: torch.Tensor, pooled: torch.Tensor) -> Conditioning:
-        """The sizes are those of an image of the pipeline's own size that was never cropped, the pipeline's defaults."""
+        """The sizes are those of an image of the pipeline's own size that was never cropped, the
+        pipeline's defaults."""
         size, dim = self.image_size, self.pipe.text_encoder_2.config.projection_dim
-        ids = self.pipe._get_add_time_ids(size, (0, 0), size, dtype=states.dtype, text_encoder_projection_dim=dim)
+        ids = self.pipe._get_add_time_ids(
+            size, (0, 0), size, dtype=states.dtype, text_encoder_projection_dim=dim
+        )
         return Conditioning(states, pooled, ids.to(states.device).expand(len(states), -1))
 
     @contextmanager
     def _vae_ready(self) -> Iterator[None]:
-        """In float32 while it works if it would overflow in float16 (`force_upcast`); from float16 and back, no weight changes."""
+        """In float32 while it works if it would overflow in float16 (`force_upcast`); from float16 and
+        back, no weight changes."""
         upcast = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
         if upcast:
             self.vae.to(torch.float32)
@@ -237,11 +274,19 @@ class XLBackbone(Backbone):
 
     def _unscale(self, latents: torch.Tensor) -> torch.Tensor:
         mean, std = self._statistics(latents)
-        return latents / self.vae.config.scaling_factor if mean is None else latents * std / self.vae.config.scaling_factor + mean
+        return (
+            latents / self.vae.config.scaling_factor
+            if mean is None
+            else latents * std / self.vae.config.scaling_factor + mean
+        )
 
     def _scale(self, latents: torch.Tensor) -> torch.Tensor:
         mean, std = self._statistics(latents)
-        return latents * self.vae.config.scaling_factor if mean is None else (latents - mean) * self.vae.config.scaling_factor / std
+        return (
+            latents * self.vae.config.scaling_factor
+            if mean is None
+            else (latents - mean) * self.vae.config.scaling_factor / std
+        )
 
     def _statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
         """(1, C, 1, 1) mean and standard deviation of the VAE's latents, if its config has both."""

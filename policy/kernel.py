@@ -1,4 +1,5 @@
-"""The stochastic DDIM reverse kernel p(x_{t-1} | x_t, c) = N(mean, std^2 I) (Song et al., 2021, arXiv 2010.02502, eq. 12 and 16).
+"""The stochastic DDIM reverse kernel p(x_{t-1} | x_t, c) = N(mean, std^2 I) (Song et al., 2021, arXiv
+2010.02502, eq. 12 and 16).
 
 All arithmetic is float32, whatever the UNet computes in.
 """
@@ -27,9 +28,13 @@ def to_ddim(scheduler: SchedulerMixin) -> DDIMScheduler:
             f"The base's scheduler {name} has no noise schedule of discrete betas; the schedulers of Stable Diffusion 1.x, 2.x and SDXL have."
         )
     if config.get("trained_betas") is None and config["beta_schedule"] not in BETA_SCHEDULES:
-        raise ValueError(f"The scheduler's beta_schedule {config['beta_schedule']!r} is not supported; {', '.join(BETA_SCHEDULES)} are.")
+        raise ValueError(
+            f"The scheduler's beta_schedule {config['beta_schedule']!r} is not supported; {', '.join(BETA_SCHEDULES)} are."
+        )
     if config.get("prediction_type", "epsilon") not in PREDICTION_TYPES:
-        raise ValueError(f"The scheduler's prediction_type {config['prediction_type']!r} is not supported; {', '.join(PREDICTION_TYPES)} are.")
+        raise ValueError(
+            f"The scheduler's prediction_type {config['prediction_type']!r} is not supported; {', '.join(PREDICTION_TYPES)} are."
+        )
     for setting in ("clip_sample", "thresholding"):
         if config.get(setting):
             raise ValueError(
@@ -59,7 +64,12 @@ class ReverseKernel:
 
     @classmethod
     def from_scheduler(
-        cls, scheduler: SchedulerMixin, num_steps: int, eta: float = 1.0, min_std: float = 0.01, device: torch.device | str = "cpu"
+        cls,
+        scheduler: SchedulerMixin,
+        num_steps: int,
+        eta: float = 1.0,
+        min_std: float = 0.01,
+        device: torch.device | str = "cpu",
     ) -> ReverseKernel:
         """Build the kernel from the noise schedule of any Stable Diffusion scheduler.
 
@@ -67,11 +77,14 @@ class ReverseKernel:
         `min_std` keeps the log-probability of nearly deterministic steps finite.
 
         Raises:
-            ValueError: `eta` is not positive, there are too many steps, the scheduler is none that `to_ddim` can read, or the first state is pure
-                noise (zero terminal SNR) and the UNet predicts that noise, which says nothing of the image.
+            ValueError: `eta` is not positive, there are too many steps, the scheduler is none that `to_ddim`
+                can read, or the first state is pure noise (zero terminal SNR) and the UNet predicts that
+                noise, which says nothing of the image.
         """
         if eta <= 0:
-            raise ValueError(f"eta must be positive, a deterministic sampler has no policy gradient (got {eta}).")
+            raise ValueError(
+                f"eta must be positive, a deterministic sampler has no policy gradient (got {eta})."
+            )
         ddim = to_ddim(scheduler)
         ddim.set_timesteps(num_steps)
         timesteps = ddim.timesteps.long()
@@ -87,20 +100,31 @@ class ReverseKernel:
         # The floor must not exceed the noise that the next state holds in all.
         stds = torch.minimum(stds, (1 - after).sqrt().clamp(min=1e-4))
         timesteps = torch.cat([timesteps, timesteps.new_zeros(1)])
-        return cls(timesteps.to(device), alphas.to(device), stds.to(device), ddim.config.prediction_type, ddim.config.num_train_timesteps)
+        return cls(
+            timesteps.to(device),
+            alphas.to(device),
+            stds.to(device),
+            ddim.config.prediction_type,
+            ddim.config.num_train_timesteps,
+        )
 
     @property
     def num_steps(self) -> int:
         return len(self.stds)
 
-    def x0_and_epsilon(self, model_output: torch.Tensor, x: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The finished latent and the noise that the UNet's output at `x` (B, C, H, W) stands for; float32."""
+    def x0_and_epsilon(
+        self, model_output: torch.Tensor, x: torch.Tensor, step: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The finished latent and the noise that the UNet's output at `x` (B, C, H, W) stands for;
+        float32."""
         model_output, x = model_output.float(), x.float()
         alpha = self.alphas_cumprod[step]
         if self.prediction_type == "epsilon":
             return (x - (1 - alpha).sqrt() * model_output) / alpha.sqrt(), model_output
         if self.prediction_type == "v_prediction":
-            return alpha.sqrt() * x - (1 - alpha).sqrt() * model_output, alpha.sqrt() * model_output + (1 - alpha).sqrt() * x
+            return alpha.sqrt() * x - (1 - alpha).sqrt() * model_output, alpha.sqrt() * model_output + (
+                1 - alpha
+            ).sqrt() * x
         return model_output, (x - alpha.sqrt() * model_output) / (1 - alpha).sqrt()
 
     def mean(self, model_output: torch.Tensor, x: torch.Tensor, step: int) -> torch.Tensor:
@@ -112,11 +136,13 @@ class ReverseKernel:
     def sensitivity(self) -> torch.Tensor:
         """How many standard deviations the mean of each step moves when the UNet's output moves by one: (T,).
 
-        The gradient of a step's log-probability grows with it. Where a schedule ends in tiny steps it is many times larger
-        than elsewhere, and these steps would drown all others in noise.
+        The gradient of a step's log-probability grows with it. Where a schedule ends in tiny steps it is many
+        times larger than elsewhere, and these steps would drown all others in noise.
         """
         zero = self.stds.new_zeros(1, 1, 1, 1)
-        slopes = [self.mean(zero + 1, zero, step) - self.mean(zero, zero, step) for step in range(self.num_steps)]
+        slopes = [
+            self.mean(zero + 1, zero, step) - self.mean(zero, zero, step) for step in range(self.num_steps)
+        ]
         return torch.cat(slopes).flatten().abs() / self.stds
 
     def log_prob(self, sample: torch.Tensor, mean: torch.Tensor, step: int) -> torch.Tensor:

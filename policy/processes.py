@@ -1,7 +1,9 @@
-"""What the processes of a run share: each passes its own rows through the networks, and all of them get all rows.
+"""What the processes of a run share: each passes its own rows through the networks, and all of them get all
+rows.
 
-Random choices are made alike by every process, for all rows, and what comes out is gathered at once. So whatever is computed from it, and
-whatever is decided, is the same everywhere, and a run does not depend on the number of its processes but for the rounding of sums.
+Random choices are made alike by every process, for all rows, and what comes out is gathered at once. So
+whatever is computed from it, and whatever is decided, is the same everywhere, and a run does not depend on
+the number of its processes but for the rounding of sums.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from policy.trajectory import Trajectory
 
 
 def processes() -> PartialState:
-    """The processes of this run, also where it is the first to ask: by itself PartialState overlooks that a launch on CPUs has several."""
+    """The processes of this run, also where it is the first to ask: by itself PartialState overlooks that
+    a launch on CPUs has several."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
@@ -38,7 +41,8 @@ def own_batches(count: int, size: int) -> list[slice]:
 
 
 def all_rows(mine: torch.Tensor, count: int) -> torch.Tensor:
-    """This process's rows (b, ...) of `count` -> those of all processes (count, ...), in their order, where `mine` lies."""
+    """This process's rows (b, ...) of `count` -> those of all processes (count, ...), in their order,
+    where `mine` lies."""
     state = processes()
     if state.num_processes == 1:
         return mine
@@ -52,12 +56,15 @@ def all_rows(mine: torch.Tensor, count: int) -> torch.Tensor:
 
 def all_trajectories(mine: Trajectory, prompt_ids: torch.Tensor) -> Trajectory:
     """This process's trajectories -> those of all processes, one for each of `prompt_ids`."""
-    latents, means, log_probs = (all_rows(part, len(prompt_ids)) for part in (mine.latents, mine.means, mine.log_probs))
+    latents, means, log_probs = (
+        all_rows(part, len(prompt_ids)) for part in (mine.latents, mine.means, mine.log_probs)
+    )
     return Trajectory(latents, means, log_probs, mine.timesteps, prompt_ids)
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Add the gradients up over the processes: an adapter is small, so once an optimizer step and by hand is cheapest."""
+    """Add the gradients up over the processes: an adapter is small, so once an optimizer step and by hand
+    is cheapest."""
     if processes().num_processes > 1:
         for p in parameters:
             p.grad = reduce(torch.zeros_like(p) if p.grad is None else p.grad, reduction="sum")
@@ -73,4 +80,8 @@ def keep_in_step(network: torch.nn.Module) -> None:
 def anywhere(here: bool) -> bool:
     """Whether it is so on any process."""
     state = processes()
-    return here if state.num_processes == 1 else bool(gather(torch.tensor([float(here)], device=state.device)).any())
+    return (
+        here
+        if state.num_processes == 1
+        else bool(gather(torch.tensor([float(here)], device=state.device)).any())
+    )

@@ -1,4 +1,5 @@
-"""The frozen base in 8 or 4 bits: its Linear layers become bitsandbytes' own, on which peft puts a float32 LoRA."""
+"""The frozen base in 8 or 4 bits: its Linear layers become bitsandbytes' own, on which peft puts a float32
+LoRA."""
 
 from __future__ import annotations
 
@@ -10,10 +11,11 @@ from torch import nn
 
 
 def quantize(unet: UNet2DConditionModel, config: BitsAndBytesConfig, device: torch.device) -> None:
-    """Quantise the Linear layers of a UNet whose weights are in main memory, layer by layer onto `device`; all else of it stays.
+    """Quantise the Linear layers of a UNet whose weights are in main memory, layer by layer onto `device`;
+    all else of it stays.
 
-    diffusers quantises while it loads, which it refuses on a CPU and which cannot be had for a checkpoint in one file; this is
-    the same for every base and every device.
+    diffusers quantises while it loads, which it refuses on a CPU and which cannot be had for a checkpoint in
+    one file; this is the same for every base and every device.
 
     Args:
         config: 8 bits (LLM.int8()) or 4 bits (NF4, FP4), and which modules to leave as they are.
@@ -35,8 +37,14 @@ def _quantized(module: nn.Linear, config: BitsAndBytesConfig, device: torch.devi
 
     sizes = (module.in_features, module.out_features, module.bias is not None)
     if config.load_in_4bit:
-        layer = Linear4bit(*sizes, compute_dtype=config.bnb_4bit_compute_dtype, quant_type=config.bnb_4bit_quant_type, device="meta")
-        # On a CPU with AVX512-BF16 it would repack its weights at the first pass without gradient, for kernels that have no backward pass.
+        layer = Linear4bit(
+            *sizes,
+            compute_dtype=config.bnb_4bit_compute_dtype,
+            quant_type=config.bnb_4bit_quant_type,
+            device="meta",
+        )
+        # On a CPU with AVX512-BF16 it would repack its weights at the first pass without gradient, for
+        # kernels that have no backward pass.
         layer.support_avx512bf16_for_cpu = False
         weight = Params4bit(
             module.weight.data,
@@ -46,7 +54,9 @@ def _quantized(module: nn.Linear, config: BitsAndBytesConfig, device: torch.devi
             module=layer,
         )
     else:
-        layer = Linear8bitLt(*sizes, has_fp16_weights=False, threshold=config.llm_int8_threshold, device="meta")
+        layer = Linear8bitLt(
+            *sizes, has_fp16_weights=False, threshold=config.llm_int8_threshold, device="meta"
+        )
         weight = Int8Params(module.weight.data, requires_grad=False, has_fp16_weights=False)
     layer.weight = weight.to(device)
     if module.bias is not None:

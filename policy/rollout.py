@@ -13,7 +13,12 @@ from policy.trajectory import Conditioning, PromptTable, Trajectory, batches
 
 
 def guided_output(
-    unet: UNet2DConditionModel, timestep: torch.Tensor, x: torch.Tensor, prompts: Conditioning, negative: Conditioning, guidance_scale: float
+    unet: UNet2DConditionModel,
+    timestep: torch.Tensor,
+    x: torch.Tensor,
+    prompts: Conditioning,
+    negative: Conditioning,
+    guidance_scale: float,
 ) -> torch.Tensor:
     """The UNet's output at `timestep` under classifier-free guidance, both branches in one pass.
 
@@ -33,7 +38,9 @@ def guided_output(
     return without + guidance_scale * (with_prompt - without)
 
 
-def _ask(unet: UNet2DConditionModel, timestep: torch.Tensor, x: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+def _ask(
+    unet: UNet2DConditionModel, timestep: torch.Tensor, x: torch.Tensor, conditioning: Conditioning
+) -> torch.Tensor:
     conditioning = conditioning.to(unet.dtype)
     return unet(x.to(unet.dtype), timestep, conditioning.states, added_cond_kwargs=conditioning.added).sample
 
@@ -47,8 +54,11 @@ def step_mean(
     negative: Conditioning,
     guidance_scale: float,
 ) -> torch.Tensor:
-    """Mean of the reverse kernel at `step` for states `x` (B, C, H, W); float32. The other arguments are those of `guided_output`."""
-    return kernel.mean(guided_output(unet, kernel.timesteps[step], x, prompts, negative, guidance_scale), x, step)
+    """Mean of the reverse kernel at `step` for states `x` (B, C, H, W); float32. The other arguments are
+    those of `guided_output`."""
+    return kernel.mean(
+        guided_output(unet, kernel.timesteps[step], x, prompts, negative, guidance_scale), x, step
+    )
 
 
 @torch.no_grad()
@@ -66,20 +76,27 @@ def rollout(
 ) -> Trajectory:
     """Sample one trajectory for each of `prompt_ids` (B,) from the current policy.
 
-    The noise is drawn for all of them at once, so that the trajectories do not depend on how many are sampled together, or which here.
+    The noise is drawn for all of them at once, so that the trajectories do not depend on how many are sampled
+    together, or which here.
 
     Args:
-        storage_dtype: states are rounded to it before their log-probability is taken, so that an update that reads
-            them back finds exactly the ratio 1 (field-tested pitfall: scoring the unrounded sample does not).
+        storage_dtype: states are rounded to it before their log-probability is taken, so that an update that
+            reads them back finds exactly the ratio 1 (field-tested pitfall: scoring the unrounded sample does
+            not).
         batch_size: how many are sampled together; by default all.
         offload: keep the trajectories in main memory (`Trajectory.offloaded`), batch by batch.
         rows: which of them are sampled, and returned; by default all.
     """
     shape = (len(prompt_ids), *latent_shape(unet))
-    noise = [torch.randn(shape, generator=generator, device=generator.device)[rows].clone() for _ in range(kernel.num_steps + 1)]
+    noise = [
+        torch.randn(shape, generator=generator, device=generator.device)[rows].clone()
+        for _ in range(kernel.num_steps + 1)
+    ]
     ids, parts = prompt_ids[rows], []
     for batch in batches(len(ids), batch_size or len(ids)):
-        at_hand = [drawn[batch].to(kernel.stds.device) for drawn in noise]  # at once, so that no step waits for its own
+        at_hand = [
+            drawn[batch].to(kernel.stds.device) for drawn in noise
+        ]  # at once, so that no step waits for its own
         part = _sample(unet, kernel, table, ids[batch], guidance_scale, at_hand, storage_dtype)
         parts.append(part.offloaded() if offload else part)
     return Trajectory.cat(parts)
@@ -104,4 +121,10 @@ def _sample(
         latents.append(x)
         means.append(mean.to(storage_dtype))
         log_probs.append(kernel.log_prob(x, mean, step))
-    return Trajectory(torch.stack(latents, 1), torch.stack(means, 1), torch.stack(log_probs, 1), kernel.timesteps, prompt_ids)
+    return Trajectory(
+        torch.stack(latents, 1),
+        torch.stack(means, 1),
+        torch.stack(log_probs, 1),
+        kernel.timesteps,
+        prompt_ids,
+    )

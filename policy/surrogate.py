@@ -1,4 +1,5 @@
-"""Surrogate objectives of Gaussian denoising steps: PPO's clipped one (Schulman et al., 2017, arXiv 1707.06347), and the pathwise one."""
+"""Surrogate objectives of Gaussian denoising steps: PPO's clipped one (Schulman et al., 2017, arXiv
+1707.06347), and the pathwise one."""
 
 from __future__ import annotations
 
@@ -50,15 +51,17 @@ class Surrogate(Movement):
 def log_ratio(log_prob: torch.Tensor, old_log_prob: torch.Tensor, dim: int) -> torch.Tensor:
     """Log importance ratio in units that do not depend on the latent's size.
 
-    Arguments are log-densities averaged over the `dim` numbers of a latent. If the mean of the kernel moves by s
-    standard deviations in every dimension, the sum over dimensions has standard deviation s sqrt(dim) and the
-    average s / sqrt(dim); scaled by sqrt(dim) it is s itself. A clip range of 0.2 then means "a fifth of the
-    step's own noise" for a 4x8x8 latent and for a 4x128x128 one alike.
+    Arguments are log-densities averaged over the `dim` numbers of a latent. If the mean of the kernel moves
+    by s standard deviations in every dimension, the sum over dimensions has standard deviation s sqrt(dim)
+    and the average s / sqrt(dim); scaled by sqrt(dim) it is s itself. A clip range of 0.2 then means "a fifth
+    of the step's own noise" for a 4x8x8 latent and for a 4x128x128 one alike.
     """
     return (log_prob - old_log_prob) * dim**0.5
 
 
-def clipped_surrogate(log_prob: torch.Tensor, old_log_prob: torch.Tensor, advantage: torch.Tensor, clip_range: float, dim: int) -> Surrogate:
+def clipped_surrogate(
+    log_prob: torch.Tensor, old_log_prob: torch.Tensor, advantage: torch.Tensor, clip_range: float, dim: int
+) -> Surrogate:
     """-E[min(ratio A, clip(ratio, 1 - clip_range, 1 + clip_range) A)] over (B,) samples of one step."""
     difference = log_ratio(log_prob, old_log_prob, dim)
     ratio = difference.exp()
@@ -76,11 +79,13 @@ def pathwise_surrogate(
     std: torch.Tensor | float,
     clip_range: float,
 ) -> Surrogate:
-    """-E[<slope, mean - old mean>] / sqrt(D): how much of the action's value the step gains, to first order, by having moved its mean.
+    """-E[<slope, mean - old mean>] / sqrt(D): how much of the action's value the step gains, to first order,
+    by having moved its mean.
 
-    By Stein's identity E[grad log p(a) Q(a)] = E[grad mean . dQ/da] for a Gaussian p: this has the gradient that `clipped_surrogate` has for
-    the advantage Q, in the same units, without the noise of the action it was tried with (Mohamed et al., 2020, arXiv 1906.10652, section 5).
-    A sample whose mean has moved by more than `clip_range` standard deviations (root mean square) is left out, as clipping does.
+    By Stein's identity E[grad log p(a) Q(a)] = E[grad mean . dQ/da] for a Gaussian p: this has the gradient
+    that `clipped_surrogate` has for the advantage Q, in the same units, without the noise of the action it
+    was tried with (Mohamed et al., 2020, arXiv 1906.10652, section 5). A sample whose mean has moved by more
+    than `clip_range` standard deviations (root mean square) is left out, as clipping does.
 
     Args:
         mean: (B, C, H, W), with gradient.
@@ -93,4 +98,6 @@ def pathwise_surrogate(
     moved = mean - old_mean
     inside = moved.detach().square().mean(dim=(1, 2, 3)).sqrt() <= clip_range * std
     gain = (slope * moved).sum(dim=(1, 2, 3)) / moved[0].numel() ** 0.5
-    return Surrogate(log_ratio(log_prob, old_log_prob, moved[0].numel()).detach(), ~inside, -(inside * gain).mean())
+    return Surrogate(
+        log_ratio(log_prob, old_log_prob, moved[0].numel()).detach(), ~inside, -(inside * gain).mean()
+    )

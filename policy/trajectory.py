@@ -20,7 +20,8 @@ class Conditioning:
     Attributes:
         states: (N, L, E) text-encoder states; those of two encoders side by side.
         pooled: (N, P) pooled text embedding, and
-        time_ids: (N, 6) original size, crop and target size of the image, where the UNet is told these too (SDXL); else None.
+        time_ids: (N, 6) original size, crop and target size of the image, where the UNet is told these too
+            (SDXL); else None.
     """
 
     states: torch.Tensor
@@ -50,11 +51,16 @@ class Conditioning:
     @property
     def added(self) -> dict[str, torch.Tensor] | None:
         """What the UNet takes beside the states, by diffusers' names (`added_cond_kwargs`)."""
-        return None if self.pooled is None or self.time_ids is None else {"text_embeds": self.pooled, "time_ids": self.time_ids}
+        return (
+            None
+            if self.pooled is None or self.time_ids is None
+            else {"text_embeds": self.pooled, "time_ids": self.time_ids}
+        )
 
     @property
     def vector(self) -> torch.Tensor:
-        """(N, P) or (N, E), float32: a prompt in one vector, its pooled embedding, or else the states averaged over the tokens."""
+        """(N, P) or (N, E), float32: a prompt in one vector, its pooled embedding, or else the states
+        averaged over the tokens."""
         return self.states.float().mean(dim=1) if self.pooled is None else self.pooled.float()
 
     def _tensors(self) -> tuple[torch.Tensor | None, ...]:
@@ -90,7 +96,8 @@ class PromptTable:
 class Trajectory:
     """B denoising trajectories of T steps.
 
-    Latents and means may lie in main memory while the rest is on the GPU (`offloaded`): whoever computes with them brings over what it needs.
+    Latents and means may lie in main memory while the rest is on the GPU (`offloaded`): whoever computes with
+    them brings over what it needs.
 
     Attributes:
         latents: (B, T+1, C, H, W); index 0 is pure noise, index T is x_0.
@@ -115,7 +122,13 @@ class Trajectory:
 
     def __getitem__(self, index: slice | torch.Tensor) -> Trajectory:
         """The trajectories at `index`."""
-        return Trajectory(self.latents[index], self.means[index], self.log_probs[index], self.timesteps, self.prompt_ids[index])
+        return Trajectory(
+            self.latents[index],
+            self.means[index],
+            self.log_probs[index],
+            self.timesteps,
+            self.prompt_ids[index],
+        )
 
     def offloaded(self) -> Trajectory:
         """With latents and means, nearly all of it, in main memory; what is small stays where it is."""
@@ -124,7 +137,11 @@ class Trajectory:
     @staticmethod
     def cat(parts: list[Trajectory]) -> Trajectory:
         """Join batches that share their timesteps."""
-        joined = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Trajectory) if f.name != "timesteps"}
+        joined = {
+            f.name: torch.cat([getattr(p, f.name) for p in parts])
+            for f in fields(Trajectory)
+            if f.name != "timesteps"
+        }
         return Trajectory(timesteps=parts[0].timesteps, **joined)
 
 
@@ -136,8 +153,8 @@ class Experience:
         trajectory: with the log-probabilities of the policy that acted.
         advantages: (B, T).
         anchor_ids: (B,) rows of the prompt table: what each image came nearest to.
-        slopes: (B, T, C, H, W), the slopes of the steps' values in the state they led to, where the latents are; None if the advantages are used
-            as they are.
+        slopes: (B, T, C, H, W), the slopes of the steps' values in the state they led to, where the latents
+            are; None if the advantages are used as they are.
     """
 
     trajectory: Trajectory

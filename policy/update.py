@@ -1,4 +1,5 @@
-"""One policy update: surrogate and KL to the base under the anchors on forget trajectories, KL to the base on retain trajectories."""
+"""One policy update: surrogate and KL to the base under the anchors on forget trajectories, KL to the base
+on retain trajectories."""
 
 from __future__ import annotations
 
@@ -25,17 +26,24 @@ class UpdateConfig:
     """How the policy is moved by one batch of trajectories.
 
     Attributes:
-        clip_range: clip of the importance ratio, or of how far a mean may move, in units of the step's own noise (`policy.surrogate`).
+        clip_range: clip of the importance ratio, or of how far a mean may move, in units of the step's own
+            noise (`policy.surrogate`).
         kl_coef: weight of the KL to the base on retain states.
         anchor_kl_coef: weight of the KL to the base under the anchor prompt, on forget states.
-        adversarial_radius: how far from the prompt's text states that KL is asked for as well (`policy.adversary`); 0 for at the prompt alone.
-        target_kl: the inner loop stops once the KL to the acting policy, averaged over the latent's numbers, exceeds it.
+        adversarial_radius: how far from the prompt's text states that KL is asked for as well
+            (`policy.adversary`); 0 for at the prompt alone.
+        target_kl: the inner loop stops once the KL to the acting policy, averaged over the latent's numbers,
+            exceeds it.
         inner_epochs: passes over the trajectories.
-        batch_size: states in a pass of the UNet, as many as acted together in the rollout; it decides about memory and not about the update.
+        batch_size: states in a pass of the UNet, as many as acted together in the rollout; it decides about
+            memory and not about the update.
         retain_batch_size: retain states in a term.
-        accumulation: terms in an optimizer step; a term is one denoising step of all trajectories of an experience, and the retain states beside it.
-        timestep_fraction: share of the steps that are trained, drawn anew for every pass over the trajectories.
-        masked_steps: how many of the last steps are never trained: their noise is small and dominates the ratio.
+        accumulation: terms in an optimizer step; a term is one denoising step of all trajectories of an
+            experience, and the retain states beside it.
+        timestep_fraction: share of the steps that are trained, drawn anew for every pass over the
+            trajectories.
+        masked_steps: how many of the last steps are never trained: their noise is small and dominates the
+            ratio.
         guidance_scale: classifier-free guidance, the same as in the rollouts.
         max_grad_norm: gradient norm above which gradients are scaled down.
     """
@@ -59,8 +67,8 @@ class UpdateConfig:
 class UpdateStats:
     """Diagnostics of an update; the lists have one entry an optimizer step, `by_step` one a denoising step.
 
-    `approx_kl` is the k3 estimate from the actions that were taken, `step_kl` the KL between the Gaussians themselves.
-    `first_ratio_deviation` is the largest |ratio - 1| before anything moved, which must be 0.
+    `approx_kl` is the k3 estimate from the actions that were taken, `step_kl` the KL between the Gaussians
+    themselves. `first_ratio_deviation` is the largest |ratio - 1| before anything moved, which must be 0.
     """
 
     first_ratio_deviation: float = 0.0
@@ -83,10 +91,12 @@ class ForgetFigures:
     """Of B trajectories at one step, all processes' and detached.
 
     Attributes:
-        change: (B,) what their log-densities have gained on those of the policy that acted; 0 before anything has moved.
+        change: (B,) what their log-densities have gained on those of the policy that acted; 0 before anything
+            has moved.
         movement: how far they have moved, in the surrogate's units.
         step_kl: (B,) KL to the policy that acted.
-        anchor_kl, worst_anchor_kl: (B,) KL to the base under the anchor, under the prompt and under the worst text near it; 0 where it is not asked for.
+        anchor_kl, worst_anchor_kl: (B,) KL to the base under the anchor, under the prompt and under the worst
+            text near it; 0 where it is not asked for.
     """
 
     change: torch.Tensor
@@ -117,7 +127,8 @@ def read(rows: list[dict[str, torch.Tensor]]) -> list[dict[str, float]]:
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss at one denoising step, of forget and of retain states: each call adds its gradient to the adapter's, and returns figures.
+    """The loss at one denoising step, of forget and of retain states: each call adds its gradient to the
+    adapter's, and returns figures.
 
     A gradient is that of this process's rows, figures are all processes'.
     """
@@ -158,14 +169,27 @@ class Objective:
 
     def retain(self, base: Trajectory, rows: torch.Tensor, step: int, share: float) -> torch.Tensor:
         """(B,) the KL to the base at `step` of its own trajectories `rows` (B,)."""
-        mine = torch.cat([self._retain_rows(base, rows[part], step, share / len(rows)) for part in own_batches(len(rows), self.config.batch_size)])
+        mine = torch.cat(
+            [
+                self._retain_rows(base, rows[part], step, share / len(rows))
+                for part in own_batches(len(rows), self.config.batch_size)
+            ]
+        )
         return all_rows(mine, len(rows))
 
-    def _forget_rows(self, experience: Experience, rows: slice, step: int, scale: float, share: float) -> torch.Tensor:
+    def _forget_rows(
+        self, experience: Experience, rows: slice, step: int, scale: float, share: float
+    ) -> torch.Tensor:
         """(b, 6): the columns of `ForgetFigures`. `share` is that of one row."""
         config, batch = self.config, experience.trajectory[rows]
-        x, action, old_mean = (part.to(self._device) for part in (batch.latents[:, step], batch.latents[:, step + 1], batch.means[:, step].float()))
-        told, anchors = self.table.conditioning[batch.prompt_ids], self.table.conditioning[experience.anchor_ids[rows]]
+        x, action, old_mean = (
+            part.to(self._device)
+            for part in (batch.latents[:, step], batch.latents[:, step + 1], batch.means[:, step].float())
+        )
+        told, anchors = (
+            self.table.conditioning[batch.prompt_ids],
+            self.table.conditioning[experience.anchor_ids[rows]],
+        )
         if self.anchored:
             with base_policy(self.unet), torch.no_grad():
                 reference = self._mean(x, step, anchors)
@@ -175,10 +199,14 @@ class Objective:
         log_prob, old_log_prob = self.kernel.log_prob(action, mean, step), batch.log_probs[:, step]
         if experience.slopes is None:
             dim = x[0].numel()
-            surrogate = clipped_surrogate(log_prob, old_log_prob, experience.advantages[rows, step], config.clip_range, dim)
+            surrogate = clipped_surrogate(
+                log_prob, old_log_prob, experience.advantages[rows, step], config.clip_range, dim
+            )
         else:
             slope = experience.slopes[rows, step].to(self._device)
-            surrogate = pathwise_surrogate(mean, old_mean, slope, log_prob, old_log_prob, self.kernel.stds[step], config.clip_range)
+            surrogate = pathwise_surrogate(
+                mean, old_mean, slope, log_prob, old_log_prob, self.kernel.stds[step], config.clip_range
+            )
         loss = scale * surrogate.loss
         anchor_kl = worst_kl = torch.zeros_like(old_log_prob)
         if self.anchored:
@@ -186,21 +214,35 @@ class Objective:
             loss = loss + config.anchor_kl_coef * anchor_kl.mean()
         self.accelerator.backward(loss * len(batch) * share)
         if self.adversarial:
-            worst = replace(told, states=worst_case(told.states, told.states.grad, anchors.states, config.adversarial_radius))
+            worst = replace(
+                told,
+                states=worst_case(told.states, told.states.grad, anchors.states, config.adversarial_radius),
+            )
             worst_kl = self.kernel.kl(self._mean(x, step, worst), reference, step)
             self.accelerator.backward(config.anchor_kl_coef * worst_kl.mean() * len(batch) * share)
         step_kl = self.kernel.kl(mean.detach(), old_mean, step)
-        figures = log_prob - old_log_prob, surrogate.log_ratio, surrogate.outside.float(), step_kl, anchor_kl, worst_kl
+        figures = (
+            log_prob - old_log_prob,
+            surrogate.log_ratio,
+            surrogate.outside.float(),
+            step_kl,
+            anchor_kl,
+            worst_kl,
+        )
         return torch.stack([figure.detach() for figure in figures], dim=1)
 
     def _retain_rows(self, base: Trajectory, rows: torch.Tensor, step: int, share: float) -> torch.Tensor:
-        mean = self._mean(base.latents[rows, step].to(self._device), step, self.table.conditioning[base.prompt_ids[rows]])
+        mean = self._mean(
+            base.latents[rows, step].to(self._device), step, self.table.conditioning[base.prompt_ids[rows]]
+        )
         kl = self.kernel.kl(mean, base.means[rows, step].to(self._device).float(), step)
         self.accelerator.backward(self.config.kl_coef * kl.mean() * len(rows) * share)
         return kl.detach()
 
     def _mean(self, x: torch.Tensor, step: int, told: Conditioning) -> torch.Tensor:
-        return step_mean(self.unet, self.kernel, x, step, told, self.table.negative, self.config.guidance_scale)
+        return step_mean(
+            self.unet, self.kernel, x, step, told, self.table.negative, self.config.guidance_scale
+        )
 
     @property
     def _device(self) -> torch.device:
@@ -220,13 +262,16 @@ def update_policy(
 ) -> UpdateStats:
     """Move the adapter along the advantages of the experiences, held to the base's means on `retain`.
 
-    The first of `experiences` is fresh, the others are replayed: their ratios are to the policy that acted then, and the clip leaves out what
-    has moved too far since. `retain` was rolled out by the base, so its stored means are the reference and the base is not asked again. The reference of
-    a forget trajectory is the base under the prompt that its image came nearest to: what is drawn instead of the concept
-    is held to what the base would draw, where a reward alone can be had by images that nobody would; and not only under the prompt, but under
-    the text states near it that the policy does worst with, whose direction is a by-product of the backward pass.
+    The first of `experiences` is fresh, the others are replayed: their ratios are to the policy that acted
+        then, and the clip leaves out what
+    has moved too far since. `retain` was rolled out by the base, so its stored means are the reference and
+    the base is not asked again. The reference of a forget trajectory is the base under the prompt that its
+    image came nearest to: what is drawn instead of the concept is held to what the base would draw, where a
+    reward alone can be had by images that nobody would; and not only under the prompt, but under the text
+    states near it that the policy does worst with, whose direction is a by-product of the backward pass.
 
-    All processes are given the same; each takes its share of every term's rows, and their gradients are added up.
+    All processes are given the same; each takes its share of every term's rows, and their gradients are added
+    up.
     """
     stats, objective = UpdateStats(), Objective(unet, kernel, table, accelerator, config)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -254,12 +299,16 @@ def update_policy(
         norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
         finite = math.isfinite(norm)
         stats.skipped += not finite
-        if finite or accelerator.scaler is not None:  # a gradient scaler leaves such a step out itself, and lowers its scale
+        if (
+            finite or accelerator.scaler is not None
+        ):  # a gradient scaler leaves such a step out itself, and lowers its scale
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         found = read(figures)
         for (_, step), term in zip(chunk, found, strict=True):
-            stats.by_step.setdefault(step, []).append((term["ratio_mean"], term["ratio_std"], term["clip_fraction"]))
+            stats.by_step.setdefault(step, []).append(
+                (term["ratio_mean"], term["ratio_std"], term["clip_fraction"])
+            )
         if start == 0:
             stats.first_ratio_deviation = max(term["deviation"] for term in found)
             stats.first_clip_fraction = max(term["clip_fraction"] for term in found)

@@ -26,7 +26,8 @@ class ClassifierTeacher(Teacher):
 
     Attributes:
         labels: K names, in the order of the logits.
-        target: the label of what is to be forgotten; None while a predictor is distilled, which knows no concept.
+        target: the label of what is to be forgotten; None while a predictor is distilled, which knows no
+            concept.
     """
 
     unit_length = False
@@ -40,19 +41,35 @@ class ClassifierTeacher(Teacher):
         self.target = target and find_label(target, self.labels)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str, target: str | None = None, device: torch.device | str = "cpu") -> ClassifierTeacher:
-        """Load a directory or Hub id of a transformers image classifier (timm's come through transformers), safetensors only.
+    def from_pretrained(
+        cls, name_or_path: str, target: str | None = None, device: torch.device | str = "cpu"
+    ) -> ClassifierTeacher:
+        """Load a directory or Hub id of a transformers image classifier (timm's come through transformers),
+        safetensors only.
 
         Raises:
-            ValueError: there is no such classifier, or it does not know the label; its labels are listed, nearest first.
+            ValueError: there is no such classifier, or it does not know the label; its labels are listed,
+                nearest first.
         """
         try:
-            model = AutoModelForImageClassification.from_pretrained(name_or_path, use_safetensors=True, trust_remote_code=False)
+            model = AutoModelForImageClassification.from_pretrained(
+                name_or_path, use_safetensors=True, trust_remote_code=False
+            )
             processor = AutoImageProcessor.from_pretrained(name_or_path, trust_remote_code=False)
             preprocess = preprocessing(processor)
-        except (OSError, ValueError, KeyError, AttributeError, RuntimeError, TypeError, SafetensorError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            RuntimeError,
+            TypeError,
+            SafetensorError,
+        ) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"The classifier {name_or_path} could not be loaded (transformers, safetensors): {reason}") from error
+            raise ValueError(
+                f"The classifier {name_or_path} could not be loaded (transformers, safetensors): {reason}"
+            ) from error
         return cls(model.float().to(device), preprocess, target, name_or_path)
 
     def identity(self) -> dict[str, Any]:
@@ -61,7 +78,9 @@ class ClassifierTeacher(Teacher):
 
     def encode_text(self, texts: list[str], batch_size: int = 256) -> torch.Tensor:
         """N texts -> (N, K)."""
-        rows = [self._row(named) if (named := self.named_in(text)) else -self._row(self.target) for text in texts]
+        rows = [
+            self._row(named) if (named := self.named_in(text)) else -self._row(self.target) for text in texts
+        ]
         return torch.stack(rows).to(self.device)
 
     def encode_targets(self, texts: list[str]) -> torch.Tensor:
@@ -70,14 +89,21 @@ class ClassifierTeacher(Teacher):
 
     def named_in(self, text: str) -> str | None:
         """The label with the most words of which all stand in the text."""
-        found = [label for label in self.labels if set(words(label)) and set(words(label)) <= set(words(text))]
+        found = [
+            label for label in self.labels if set(words(label)) and set(words(label)) <= set(words(text))
+        ]
         return max(found, key=lambda label: len(words(label)), default=None)
 
     @torch.no_grad()
     def encode_images(self, pixels: torch.Tensor, batch_size: int = 128) -> torch.Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, K)."""
         chunks = pixels.to(self.device).split(batch_size)
-        logits = torch.cat([self.model(pixel_values=self.preprocess((c.clamp(-1, 1) + 1) / 2)).logits.float() for c in chunks])
+        logits = torch.cat(
+            [
+                self.model(pixel_values=self.preprocess((c.clamp(-1, 1) + 1) / 2)).logits.float()
+                for c in chunks
+            ]
+        )
         return LOGIT_SCALE * (logits - logits.mean(dim=1, keepdim=True))
 
     def _row(self, label: str | None) -> torch.Tensor:
@@ -95,7 +121,9 @@ def find_label(wanted: str, labels: list[str]) -> str:
     for label in labels:
         if label.casefold() == wanted.casefold().strip():
             return label
-    ranked = sorted(labels, key=lambda label: -difflib.SequenceMatcher(None, wanted.casefold(), label.casefold()).ratio())
+    ranked = sorted(
+        labels, key=lambda label: -difflib.SequenceMatcher(None, wanted.casefold(), label.casefold()).ratio()
+    )
     shown = ", ".join(ranked[:20]) + (f" and {len(ranked) - 20} more" if len(ranked) > 20 else "")
     raise ValueError(f"The classifier has no label {wanted!r}; its labels are, nearest first: {shown}.")
 

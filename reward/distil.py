@@ -1,7 +1,8 @@
 """The distillation itself: noised latents in, the teacher's embeddings of their clean images as the answer.
 
-With a squared error the best answer is the direction of the expected embedding given the noisy state. Every step has a generator of
-its own, seeded by (seed, step), so that a run that was interrupted and resumed sees the same noise.
+With a squared error the best answer is the direction of the expected embedding given the noisy state. Every
+step has a generator of its own, seeded by (seed, step), so that a run that was interrupted and resumed sees
+the same noise.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from tqdm.auto import tqdm
 from environment.errors import Unsound
 from reward.latents import Latents
 from reward.predictor import RewardPredictor
-from training.checkpoints import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint, wind_forward
+from training.checkpoints import (
+    load_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+    wind_forward,
+)
 
 NOISE_LEVELS = ("all", "clean")
 CLEAN_SHARE = 0.1
@@ -78,9 +85,11 @@ class Checkpointing:
 def noisy_batch(
     data: Latents, scheduler: DDIMScheduler, batch_size: int, noise_levels: str, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What a step learns from: noisy latents (B, C, h, w), timesteps (B,), and the embeddings (B, D) to be told from them.
+    """What a step learns from: noisy latents (B, C, h, w), timesteps (B,), and the embeddings (B, D) to be
+    told from them.
 
-    Finished latents with noise added by the scheduler, some of them left clean, and states of rollouts where there are any.
+    Finished latents with noise added by the scheduler, some of them left clean, and states of rollouts where
+    there are any.
     """
     rows = torch.randint(len(data), (batch_size,), generator=generator)
     t = torch.randint(scheduler.config.num_train_timesteps, (batch_size,), generator=generator)
@@ -93,7 +102,8 @@ def noisy_batch(
         rolled = torch.rand(batch_size, generator=generator) < ROLLOUT_SHARE
         step = torch.randint(len(data.timesteps), (batch_size,), generator=generator)
         noisy[rolled] = data.states[rows[rolled], step[rolled]].float()
-        # A rollout knows few timesteps: told exactly, they would say that this is a rollout, and nothing of the others would be learnt.
+        # A rollout knows few timesteps: told exactly, they would say that this is a rollout, and nothing of
+        # the others would be learnt.
         last = scheduler.config.num_train_timesteps - 1
         apart = max(1, last // len(data.timesteps))
         near = data.timesteps[step] + torch.randint(apart, (batch_size,), generator=generator) - apart // 2
@@ -120,21 +130,28 @@ def distil(
     checkpoints: Checkpointing | None = None,
     progress: str = "reward predictor",
 ) -> None:
-    """Minimise |f(x_t, t) - e|^2 over noised latents, in place; the predictor ends up with its averaged weights, in evaluation mode.
+    """Minimise |f(x_t, t) - e|^2 over noised latents, in place; the predictor ends up with its averaged
+    weights, in evaluation mode.
 
-    Every process draws the whole batch and takes its own share of it, so that the result does not depend on their number.
+    Every process draws the whole batch and takes its own share of it, so that the result does not depend on
+    their number.
 
     Raises:
-        ValueError: the batch cannot be shared out evenly, or a checkpoint to resume from is missing, damaged or of other settings.
+        ValueError: the batch cannot be shared out evenly, or a checkpoint to resume from is missing, damaged
+            or of other settings.
         Unsound: one gradient after another was no number.
     """
     accelerator = accelerator or Accelerator()
     if config.batch_size % accelerator.num_processes:
-        raise ValueError(f"--train_batch_size {config.batch_size} cannot be shared by {accelerator.num_processes} processes; give a multiple.")
+        raise ValueError(
+            f"--train_batch_size {config.batch_size} cannot be shared by {accelerator.num_processes} processes; give a multiple."
+        )
     mine = slice(accelerator.process_index, None, accelerator.num_processes)
     parameters = list(predictor.parameters())
     optimizer = create_optimizer(parameters, config)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.steps + 1, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.steps + 1, pct_start=0.1
+    )
     average = [p.detach().clone().to(accelerator.device) for p in parameters]
     model, prepared = accelerator.prepare(predictor, optimizer)
     start = lost = 0
@@ -142,7 +159,12 @@ def distil(
         start = _resume(checkpoints, config, data, predictor, optimizer, schedule, average)
     model.train()
     bar = tqdm(
-        range(start, config.steps), initial=start, total=config.steps, desc=progress, mininterval=1, disable=not accelerator.is_local_main_process
+        range(start, config.steps),
+        initial=start,
+        total=config.steps,
+        desc=progress,
+        mininterval=1,
+        disable=not accelerator.is_local_main_process,
     )
     for step in bar:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
@@ -154,14 +176,25 @@ def distil(
         norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
         lost = 0 if math.isfinite(norm) else lost + 1
         if lost > MOST_LOST:
-            raise Unsound(f"The last {lost} gradients of the {progress} were no numbers; lower --learning_rate.")
-        if not lost or accelerator.scaler is not None:  # a gradient scaler leaves such a step out itself, and lowers its scale
+            raise Unsound(
+                f"The last {lost} gradients of the {progress} were no numbers; lower --learning_rate."
+            )
+        if (
+            not lost or accelerator.scaler is not None
+        ):  # a gradient scaler leaves such a step out itself, and lowers its scale
             prepared.step()
         schedule.step()
-        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - min(config.ema_decay, (step + 1) / (step + 10)))
+        torch._foreach_lerp_(
+            average, [p.detach() for p in parameters], 1 - min(config.ema_decay, (step + 1) / (step + 10))
+        )
         if step % 50 == 0:
             bar.set_postfix(loss=f"{loss.item():.4f}")
-        if checkpoints and checkpoints.every and (step + 1) % checkpoints.every == 0 and step + 1 < config.steps:
+        if (
+            checkpoints
+            and checkpoints.every
+            and (step + 1) % checkpoints.every == 0
+            and step + 1 < config.steps
+        ):
             if accelerator.is_main_process:
                 _save(checkpoints, config, data, step + 1, predictor, optimizer, average)
             accelerator.wait_for_everyone()
@@ -172,8 +205,16 @@ def distil(
 
 
 def _settings(config: DistilConfig, data: Latents, predictor: RewardPredictor) -> dict[str, Any]:
-    network = {name: value for name, value in predictor.config.items() if name not in ("origin", "prompts", "clip_model")}
-    made_from = {"data": predictor.config["origin"].get("data"), "images": len(data), "rollout_steps": len(data.timesteps)}
+    network = {
+        name: value
+        for name, value in predictor.config.items()
+        if name not in ("origin", "prompts", "clip_model")
+    }
+    made_from = {
+        "data": predictor.config["origin"].get("data"),
+        "images": len(data),
+        "rollout_steps": len(data.timesteps),
+    }
     return asdict(config) | made_from | {"network": network}
 
 
@@ -191,7 +232,13 @@ def _save(
         "optimizer": optimizer_tensors(optimizer),
         "average": {str(i): value for i, value in enumerate(average)},
     }
-    save_checkpoint(checkpoints.directory, step, groups, {"settings": _settings(config, data, predictor)}, checkpoints.total_limit)
+    save_checkpoint(
+        checkpoints.directory,
+        step,
+        groups,
+        {"settings": _settings(config, data, predictor)},
+        checkpoints.total_limit,
+    )
 
 
 def _resume(
@@ -220,14 +267,19 @@ def _resume(
         for i, value in enumerate(average):
             value.copy_(groups["average"][str(i)])
     except (KeyError, RuntimeError, ValueError) as error:
-        raise ValueError(f"The checkpoint in {checkpoints.directory} is damaged ({str(error).splitlines()[0]}); resume from another one.") from error
+        raise ValueError(
+            f"The checkpoint in {checkpoints.directory} is damaged ({str(error).splitlines()[0]}); resume from another one."
+        ) from error
     wind_forward(schedule, numbers["iteration"])
     return int(numbers["iteration"])
 
 
 @torch.no_grad()
-def cosine_by_noise(predictor: RewardPredictor, data: Latents, scheduler: DDIMScheduler, generator: torch.Generator) -> dict[int, float]:
-    """Mean cosine to the teacher's embedding on held-out latents at five noise levels; the predictor is on the CPU."""
+def cosine_by_noise(
+    predictor: RewardPredictor, data: Latents, scheduler: DDIMScheduler, generator: torch.Generator
+) -> dict[int, float]:
+    """Mean cosine to the teacher's embedding on held-out latents at five noise levels; the predictor is on
+    the CPU."""
     last = scheduler.config.num_train_timesteps - 1
     result = {}
     for t in (0, last // 4, last // 2, 3 * last // 4, last):

@@ -1,14 +1,17 @@
 """How well a score of noisy states foretells what the teacher says of the finished image.
 
-N states, K concepts (texts). A scorer's embedding of a state (N, D) times the texts (K, D) are its target scores; the teacher's embedding
-of the finished image times the texts are the truth. Four figures, each for the states of one timestep:
+N states, K concepts (texts). A scorer's embedding of a state (N, D) times the texts (K, D) are its target
+scores; the teacher's embedding of the finished image times the texts are the truth. Four figures, each for
+the states of one timestep:
 
 - *cosine*: of the two embeddings, mean over states;
 - *Spearman*: rank correlation of target score and truth over the states, mean over concepts;
-- *AUC*: the chance that a state whose finished image shows the concept scores above one whose image does not, ties counting one half,
-  mean over concepts. An image shows the concept whose text is nearest to it, as the teacher sees it. A concept that all images
-  show, or none, has no AUC and is left out;
-- *Spearman within prompts*: the same between states of one prompt, of that prompt's own text. The other figures can be had by knowing
+- *AUC*: the chance that a state whose finished image shows the concept scores above one whose image does not,
+ties counting one half,
+  mean over concepts. An image shows the concept whose text is nearest to it, as the teacher sees it. A
+  concept that all images show, or none, has no AUC and is left out;
+- *Spearman within prompts*: the same between states of one prompt, of that prompt's own text. The other
+figures can be had by knowing
   the prompt and nothing of the latent; this one cannot.
 """
 
@@ -39,7 +42,8 @@ def spearman(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def auc(scores: torch.Tensor, positive: torch.Tensor) -> float:
-    """Area under the ROC curve of (N,) scores for (N,) bool labels by the Mann-Whitney statistic; NaN if one class is missing."""
+    """Area under the ROC curve of (N,) scores for (N,) bool labels by the Mann-Whitney statistic; NaN if
+    one class is missing."""
     count = int(positive.sum())
     others = len(positive) - count
     if not count or not others:
@@ -74,8 +78,11 @@ def foresight(embeddings: torch.Tensor, truth: torch.Tensor, texts: torch.Tensor
     }
 
 
-def within_prompts(embeddings: torch.Tensor, truth: torch.Tensor, texts: torch.Tensor, rows: torch.Tensor) -> float:
-    """Spearman of each state's own text over the states that share it, mean over texts: who merely knows the prompt has none.
+def within_prompts(
+    embeddings: torch.Tensor, truth: torch.Tensor, texts: torch.Tensor, rows: torch.Tensor
+) -> float:
+    """Spearman of each state's own text over the states that share it, mean over texts: who merely knows the
+    prompt has none.
 
     Args:
         texts: (P, D), the prompts'.

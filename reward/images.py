@@ -16,4 +16,6 @@ def read_image(path: Path) -> Image.Image:
             image.load()
             return image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"The image {path} cannot be read ({error}); repair it or take it out of the folder.") from error
+        raise ValueError(
+            f"The image {path} cannot be read ({error}); repair it or take it out of the folder."
+        ) from error

@@ -1,11 +1,14 @@
-"""What a predictor learns from: clean latents and what the teacher says of their images, made once and kept on disk.
+"""What a predictor learns from: clean latents and what the teacher says of their images, made once and kept
+on disk.
 
-A source makes latents shard by shard: the base's own samples or rollouts for a list of prompts, or images encoded by the base's VAE. Whatever the
+A source makes latents shard by shard: the base's own samples or rollouts for a list of prompts, or images
+    encoded by the base's VAE. Whatever the
 source, the teacher sees the *decoded* latent, which is what it sees of a rollout's finished image.
 
-A cache is a directory `<kind>-<key>` with `source.json` and one safetensors file for each shard. The key is a digest of everything that
-made it (weights, prompts, steps, guidance, seed, teacher, ...), so that another base or another setting finds another directory. A shard
-is written aside and renamed, and carries a digest of its tensors: after a kill the missing ones are made, and a damaged one is made again.
+A cache is a directory `<kind>-<key>` with `source.json` and one safetensors file for each shard. The key is a
+digest of everything that made it (weights, prompts, steps, guidance, seed, teacher, ...), so that another
+base or another setting finds another directory. A shard is written aside and renamed, and carries a digest of
+its tensors: after a kill the missing ones are made, and a damaged one is made again.
 """
 
 from __future__ import annotations
@@ -44,7 +47,8 @@ class Latents:
     Attributes:
         latents: (N, C, h, w) float32, scaled as the UNet sees them.
         embeddings: (N, D) float32, unit length.
-        states: (N, S, C, h, w) float16, noisy states of the rollouts that ended in them, or none: (N, 0, C, h, w).
+        states: (N, S, C, h, w) float16, noisy states of the rollouts that ended in them, or none: (N, 0, C,
+            h, w).
         timesteps: (S,) int64, the states' timesteps.
     """
 
@@ -56,12 +60,20 @@ class Latents:
     @classmethod
     def without_states(cls, latents: torch.Tensor, embeddings: torch.Tensor) -> Latents:
         count, *shape = latents.shape
-        return cls(latents, embeddings, torch.zeros(count, 0, *shape, dtype=torch.float16), torch.zeros(0, dtype=torch.int64))
+        return cls(
+            latents,
+            embeddings,
+            torch.zeros(count, 0, *shape, dtype=torch.float16),
+            torch.zeros(0, dtype=torch.int64),
+        )
 
     @classmethod
     def cat(cls, parts: list[Latents]) -> Latents:
         """Join parts that share their timesteps."""
-        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("latents", "embeddings", "states")}
+        joined = {
+            name: torch.cat([getattr(part, name) for part in parts])
+            for name in ("latents", "embeddings", "states")
+        }
         return cls(**joined, timesteps=parts[0].timesteps)
 
     def __len__(self) -> int:
@@ -136,22 +148,33 @@ class BaseSamples:
         self.num_inference_steps, self.guidance_scale, self.seed = num_inference_steps, guidance_scale, seed
         self.shard_size = shard_size or self.backbone.usual_batch_size
         self.available = None
-        # DDIMScheduler would clip x_0 to [-1, 1] wherever the base's own scheduler (Euler, DPM-Solver) has no word on it.
-        self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=pipe.scheduler.config.get("clip_sample", False))
-        # At zero terminal SNR all of the next state is new noise, and DDIMScheduler may take the root of a rounding error below 0.
+        # DDIMScheduler would clip x_0 to [-1, 1] wherever the base's own scheduler (Euler, DPM-Solver) has no
+        # word on it.
+        self.scheduler = DDIMScheduler.from_config(
+            pipe.scheduler.config, clip_sample=pipe.scheduler.config.get("clip_sample", False)
+        )
+        # At zero terminal SNR all of the next state is new noise, and DDIMScheduler may take the root of a
+        # rounding error below 0.
         self.eta = 1.0 if self.scheduler.alphas_cumprod[-1] > 0 else 0.999
 
     def description(self) -> dict[str, Any]:
         return self.public() | {
             "weights": fingerprint(*self.backbone.modules),
-            "scheduler": {name: value for name, value in self.scheduler.config.items() if not name.startswith("_")},
+            "scheduler": {
+                name: value for name, value in self.scheduler.config.items() if not name.startswith("_")
+            },
             "prompts": self.prompts,
             "dtype": str(self.pipe.unet.dtype),
             "shard_size": self.shard_size,
         }
 
     def public(self) -> dict[str, Any]:
-        return {"kind": "base samples", "num_inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale, "seed": self.seed}
+        return {
+            "kind": "base samples",
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "seed": self.seed,
+        }
 
     @torch.no_grad()
     def shard(self, index: int) -> Drawn:
@@ -179,9 +202,11 @@ class BaseSamples:
 
 
 class BaseRollouts(BaseSamples):
-    """What the base draws for the prompts in turn by the policy's own stochastic sampling, and the noisy states it passes through.
+    """What the base draws for the prompts in turn by the policy's own stochastic sampling, and the noisy
+    states it passes through.
 
-    Guidance, and few steps, lead through states that differ from the finished latent with noise added: less noisy than their timestep says.
+    Guidance, and few steps, lead through states that differ from the finished latent with noise added: less
+    noisy than their timestep says.
     """
 
     def public(self) -> dict[str, Any]:
@@ -191,7 +216,9 @@ class BaseRollouts(BaseSamples):
     def shard(self, index: int) -> Drawn:
         prompts = [self.prompts[row] for row in self.rows(index)]
         table = self.backbone.prompt_table(prompts)
-        kernel = ReverseKernel.from_scheduler(self.scheduler, self.num_inference_steps, device=self.pipe.device)
+        kernel = ReverseKernel.from_scheduler(
+            self.scheduler, self.num_inference_steps, device=self.pipe.device
+        )
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         rows = torch.arange(len(prompts), device=self.pipe.device)
         trajectory = rollout(self.pipe.unet, kernel, table, rows, self.guidance_scale, generator)
@@ -199,7 +226,8 @@ class BaseRollouts(BaseSamples):
 
 
 class EncodedImages:
-    """Images resized and cropped to the base's resolution and encoded by its VAE, in an order that is random but always the same.
+    """Images resized and cropped to the base's resolution and encoded by its VAE, in an order that is random
+    but always the same.
 
     A folder's own order goes by classes, and the first tenth is held out.
 
@@ -229,39 +257,53 @@ class EncodedImages:
 
     def public(self) -> dict[str, Any]:
         height, width = self.backbone.image_size
-        return {"kind": "images", "name": self.name, "resolution": height if height == width else [height, width]}
+        return {
+            "kind": "images",
+            "name": self.name,
+            "resolution": height if height == width else [height, width],
+        }
 
     @torch.no_grad()
     def shard(self, index: int) -> Drawn:
         rows = self.order[index * self.shard_size : (index + 1) * self.shard_size]
         height, width = self.backbone.image_size
-        return Drawn(self.backbone.encode_images(torch.stack([to_size(self.images[i], height, width) for i in rows])))
+        return Drawn(
+            self.backbone.encode_images(torch.stack([to_size(self.images[i], height, width) for i in rows]))
+        )
 
 
 def to_size(image: Image.Image, height: int, width: int) -> torch.Tensor:
-    """The upright image, resized until it just covers height x width, its middle: (3, height, width) in [-1, 1]."""
+    """The upright image, resized until it just covers height x width, its middle: (3, height, width) in
+    [-1, 1]."""
     upright = ImageOps.exif_transpose(image).convert("RGB")
     if height * upright.width >= width * upright.height:
         size = [height, height * upright.width // upright.height]
     else:
         size = [width * upright.height // upright.width, width]
-    return center_crop(resize(pil_to_tensor(upright), size, antialias=True), [height, width]).float() / 127.5 - 1
+    return (
+        center_crop(resize(pil_to_tensor(upright), size, antialias=True), [height, width]).float() / 127.5 - 1
+    )
 
 
 class ImageFolder:
     """The images of a folder and its subfolders, in the order of their names.
 
     Raises:
-        ValueError: there is no such folder, it holds no image, or (when it is read) one of them cannot be read.
+        ValueError: there is no such folder, it holds no image, or (when it is read) one of them cannot be
+            read.
     """
 
     def __init__(self, directory: Path) -> None:
         if not directory.is_dir():
             raise ValueError(f"--train_data_dir {directory} is not a directory.")
         self.directory = directory
-        self.paths = sorted(p for p in directory.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        self.paths = sorted(
+            p for p in directory.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+        )
         if not self.paths:
-            raise ValueError(f"--train_data_dir {directory} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+            raise ValueError(
+                f"--train_data_dir {directory} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})."
+            )
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -271,7 +313,10 @@ class ImageFolder:
 
     def label(self) -> dict[str, Any]:
         """Names, sizes and times of the files: an image that is replaced makes another cache."""
-        files = [(p.relative_to(self.directory).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in self.paths]
+        files = [
+            (p.relative_to(self.directory).as_posix(), p.stat().st_size, p.stat().st_mtime_ns)
+            for p in self.paths
+        ]
         return {"files": hashlib.sha256(json.dumps(files).encode()).hexdigest()}
 
 
@@ -286,14 +331,18 @@ class DatasetImages:
         try:
             import datasets
         except ImportError as error:
-            raise ValueError("--dataset_name needs the package `datasets`; install it with `pip install datasets`.") from error
+            raise ValueError(
+                "--dataset_name needs the package `datasets`; install it with `pip install datasets`."
+            ) from error
         try:
             self.rows = datasets.load_dataset(name, config_name, split=split)
         except Exception as error:  # the package's loaders raise whatever their file readers do
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(f"The dataset {name} (split {split}) could not be loaded: {reason}") from error
         if column not in self.rows.column_names:
-            raise ValueError(f"The dataset {name} has no column {column!r}; give one of {', '.join(self.rows.column_names)} with --image_column.")
+            raise ValueError(
+                f"The dataset {name} has no column {column!r}; give one of {', '.join(self.rows.column_names)} with --image_column."
+            )
         if not len(self.rows):
             raise ValueError(f"The dataset {name} (split {split}) holds no image.")
         self.column = column
@@ -315,8 +364,8 @@ class DatasetImages:
 def collect(source: Source, teacher: Teacher, count: int | None, cache_dir: Path | None = None) -> Latents:
     """Make `count` latents (None: all there are) and their embeddings, or read those that are cached.
 
-    Under `accelerate launch` the processes share the work through the cache, which must be on a disk that all of them see; without a cache
-    each makes everything.
+    Under `accelerate launch` the processes share the work through the cache, which must be on a disk that all
+    of them see; without a cache each makes everything.
 
     Raises:
         ValueError: the source holds none, or a cache is there under this name that something else made.
@@ -336,9 +385,14 @@ def collect(source: Source, teacher: Teacher, count: int | None, cache_dir: Path
 def _make(source: Source, teacher: Teacher, index: int) -> Latents:
     drawn = source.shard(index)
     embeddings = teacher.encode_images(source.backbone.decode(drawn.latents.to(source.backbone.vae.device)))
-    for what, numbers, advice in (("latents", drawn.latents, "the base"), ("teacher's view of the images", embeddings, "the VAE and the teacher")):
+    for what, numbers, advice in (
+        ("latents", drawn.latents, "the base"),
+        ("teacher's view of the images", embeddings, "the VAE and the teacher"),
+    ):
         if not numbers.isfinite().all():
-            raise Unsound(f"The {what} holds something that is no number; look at {advice} (with --mixed_precision fp16, take bf16).")
+            raise Unsound(
+                f"The {what} holds something that is no number; look at {advice} (with --mixed_precision fp16, take bf16)."
+            )
     made = Latents.without_states(drawn.latents.cpu().contiguous(), embeddings.cpu().contiguous())
     if drawn.states is None or drawn.timesteps is None:
         return made
@@ -351,7 +405,11 @@ def _through_cache(source: Source, teacher: Teacher, shards: range, cache_dir: P
     state = PartialState()
     with state.main_process_first():
         _open_cache(directory, description)
-    found = {i: part for i in shards if (part := read_shard(shard_path(directory, i), state.is_main_process)) is not None}
+    found = {
+        i: part
+        for i in shards
+        if (part := read_shard(shard_path(directory, i), state.is_main_process)) is not None
+    }
     missing = [i for i in shards if i not in found]
     state.wait_for_everyone()  # nobody writes before all have seen what is missing
     mine = missing[state.process_index :: state.num_processes]
@@ -363,7 +421,9 @@ def _through_cache(source: Source, teacher: Teacher, shards: range, cache_dir: P
         if i not in found and (part := read_shard(shard_path(directory, i), True)) is not None:
             found[i] = part
     if len(found) < len(shards):
-        raise ValueError(f"The processes do not share {cache_dir}; put the cache on a disk that all of them see.")
+        raise ValueError(
+            f"The processes do not share {cache_dir}; put the cache on a disk that all of them see."
+        )
     return [found[i] for i in shards]
 
 
@@ -372,7 +432,9 @@ def _open_cache(directory: Path, description: dict[str, Any]) -> None:
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     if path.is_file():
         if path.read_text(encoding="utf-8", errors="replace") != text:
-            raise ValueError(f"The latents in {directory} were made by something else than its name says ({SOURCE_NAME}); delete it.")
+            raise ValueError(
+                f"The latents in {directory} were made by something else than its name says ({SOURCE_NAME}); delete it."
+            )
         return
     directory.mkdir(parents=True, exist_ok=True)
     write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))

@@ -1,6 +1,7 @@
 """What a predictor was made from, as its config records it, and whether that is what it is used with now.
 
-No local path is recorded: a directory is named by its last part, and its weights are told apart by a fingerprint.
+No local path is recorded: a directory is named by its last part, and its weights are told apart by a
+    fingerprint.
 """
 
 from __future__ import annotations
@@ -40,18 +41,28 @@ def key_of(description: dict[str, Any]) -> str:
 
 
 def noise_schedule(scheduler: SchedulerMixin) -> dict[str, Any]:
-    """What decides how noisy a latent is at a timestep: the settings, and alpha-bar at five timesteps, which is what they come to."""
+    """What decides how noisy a latent is at a timestep: the settings, and alpha-bar at five timesteps,
+    which is what they come to."""
     config = DDIMScheduler.from_config(scheduler.config).config
     last = config.num_train_timesteps - 1
     alphas = DDIMScheduler.from_config(scheduler.config).alphas_cumprod
     return {
-        **{name: config[name] for name in ("prediction_type", "num_train_timesteps", "beta_schedule", "beta_start", "beta_end")},
-        "alphas_cumprod": {str(t): round(alphas[t].item(), 6) for t in (0, last // 4, last // 2, 3 * last // 4, last)},
+        **{
+            name: config[name]
+            for name in ("prediction_type", "num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
+        },
+        "alphas_cumprod": {
+            str(t): round(alphas[t].item(), 6) for t in (0, last // 4, last // 2, 3 * last // 4, last)
+        },
     }
 
 
 def describe_origin(
-    base: dict[str, Any], scheduler: SchedulerMixin, teacher: Teacher, data: dict[str, Any], training: dict[str, Any]
+    base: dict[str, Any],
+    scheduler: SchedulerMixin,
+    teacher: Teacher,
+    data: dict[str, Any],
+    training: dict[str, Any],
 ) -> dict[str, Any]:
     """The record of a new predictor.
 
@@ -72,13 +83,19 @@ def describe_origin(
 
 
 def check_fit(
-    predictor: RewardPredictor, latent_shape: tuple[int, int, int], pipeline_class: str, scheduler: SchedulerMixin, teacher: Teacher
+    predictor: RewardPredictor,
+    latent_shape: tuple[int, int, int],
+    pipeline_class: str,
+    scheduler: SchedulerMixin,
+    teacher: Teacher,
 ) -> None:
-    """Refuse a predictor that was made for other latents, another noise schedule or another CLIP; what an old one does not record is let pass.
+    """Refuse a predictor that was made for other latents, another noise schedule or another CLIP; what an old
+    one does not record is let pass.
 
     Args:
         latent_shape: (C, H, W) of the base's latents.
-        pipeline_class: of the base, by diffusers' name: latents of one shape mean something else to the VAE of another class.
+        pipeline_class: of the base, by diffusers' name: latents of one shape mean something else to the VAE
+            of another class.
         scheduler: the base's own.
 
     Raises:
@@ -90,14 +107,24 @@ def check_fit(
     named = f"The reward predictor (made for {made_for})" if made_for else "The reward predictor"
     made, used = (have["in_channels"], have["sample_size"]), (latent_shape[0], size_of(latent_shape))
     if made != used:
-        raise CheckpointError(f"{named} was made for {shape_text(*made)} latents, the base has {shape_text(*used)}; {advice}")
+        raise CheckpointError(
+            f"{named} was made for {shape_text(*made)} latents, the base has {shape_text(*used)}; {advice}"
+        )
     made_class = origin.get("base", {}).get("pipeline_class", pipeline_class)
     if made_class != pipeline_class:
-        raise CheckpointError(f"{named} was made for the latents of a {made_class}, the base is a {pipeline_class}; {advice}")
+        raise CheckpointError(
+            f"{named} was made for the latents of a {made_class}, the base is a {pipeline_class}; {advice}"
+        )
     recorded, identity = origin.get("teacher", {}), teacher.identity()
     if ("labels" in recorded) != ("labels" in identity):
-        kind = "a classifier; give it with --reward_type classifier" if "labels" in recorded else "a CLIP; leave --reward_type classifier out"
-        raise CheckpointError(f"{named} was distilled from {kind}, or train one from {teacher.name} with `python -m reward.train`.")
+        kind = (
+            "a classifier; give it with --reward_type classifier"
+            if "labels" in recorded
+            else "a CLIP; leave --reward_type classifier out"
+        )
+        raise CheckpointError(
+            f"{named} was distilled from {kind}, or train one from {teacher.name} with `python -m reward.train`."
+        )
     if recorded.get("labels") != identity.get("labels"):
         raise CheckpointError(
             f"{named} knows the labels {_shown(recorded['labels'])}, the classifier {teacher.name} has {_shown(identity['labels'])}; "
@@ -126,7 +153,9 @@ def _shown(labels: list[str]) -> str:
 
 def _check_schedule(named: str, made: dict[str, Any], used: dict[str, Any], advice: str) -> None:
     if made["num_train_timesteps"] != used["num_train_timesteps"]:
-        raise CheckpointError(f"{named} knows {made['num_train_timesteps']} timesteps, the base has {used['num_train_timesteps']}; {advice}")
+        raise CheckpointError(
+            f"{named} knows {made['num_train_timesteps']} timesteps, the base has {used['num_train_timesteps']}; {advice}"
+        )
     for t, alpha in made["alphas_cumprod"].items():
         if abs(alpha - used["alphas_cumprod"][t]) > NOISE_TOLERANCE:
             raise CheckpointError(

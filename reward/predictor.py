@@ -1,4 +1,5 @@
-"""The noise-conditioned predictor: a noisy latent and its timestep -> the CLIP embedding its finished image will have.
+"""The noise-conditioned predictor: a noisy latent and its timestep -> the CLIP embedding its finished image
+will have.
 
 It knows no concept, so one checkpoint of a base model serves them all; a concept is only a text embedding.
 """
@@ -15,7 +16,8 @@ from networks.checkpoint import Checkpoint
 from networks.film import FiLMTrunk, timestep_embedding, widths_for
 
 BATCH_NUMBERS = 2**19
-"""Latent numbers that are scored together: 2048 states of 4x8x8, 32 of 4x64x64. Their activations are about a hundred times as large."""
+"""Latent numbers that are scored together: 2048 states of 4x8x8, 32 of 4x64x64. Their activations are
+about a hundred times as large."""
 
 
 class RewardPredictor(Checkpoint):
@@ -29,10 +31,12 @@ class RewardPredictor(Checkpoint):
         condition_dim: length of the timestep's condition vector.
         clip_model: the teacher it was distilled from, as open_clip names it (None for a local directory).
         prompts: the prompts its training images were drawn for, which the base is thereby known to draw.
-        timestep_conditioning: whether it is told the timestep; without, the condition vector is the same for every latent.
-        unit_length: whether it answers with embeddings of length one, as a CLIP's are; a classifier's logits are not.
-        origin: what it was made from and with, for the record and for `reward.origin.check_fit`: base, noise_schedule, teacher,
-            data, training, versions.
+        timestep_conditioning: whether it is told the timestep; without, the condition vector is the same for
+            every latent.
+        unit_length: whether it answers with embeddings of length one, as a CLIP's are; a classifier's logits
+            are not.
+        origin: what it was made from and with, for the record and for `reward.origin.check_fit`: base,
+            noise_schedule, teacher, data, training, versions.
     """
 
     kind = "reward predictor"
@@ -65,9 +69,16 @@ class RewardPredictor(Checkpoint):
         }
         self.condition_dim = condition_dim
         self.timestep_conditioning, self.unit_length = timestep_conditioning, unit_length
-        self.condition = nn.Sequential(nn.Linear(condition_dim, condition_dim), nn.SiLU(), nn.Linear(condition_dim, condition_dim), nn.SiLU())
+        self.condition = nn.Sequential(
+            nn.Linear(condition_dim, condition_dim),
+            nn.SiLU(),
+            nn.Linear(condition_dim, condition_dim),
+            nn.SiLU(),
+        )
         self.trunk = FiLMTrunk(in_channels, widths_for(sample_size, width), condition_dim)
-        self.head = nn.Sequential(nn.Linear(self.trunk.out_features, 2 * embed_dim), nn.SiLU(), nn.Linear(2 * embed_dim, embed_dim))
+        self.head = nn.Sequential(
+            nn.Linear(self.trunk.out_features, 2 * embed_dim), nn.SiLU(), nn.Linear(2 * embed_dim, embed_dim)
+        )
 
     def forward(self, latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) noisy latents, (B,) scheduler timesteps -> (B, D)."""
@@ -78,7 +89,9 @@ class RewardPredictor(Checkpoint):
         return F.normalize(embeddings, dim=-1) if self.unit_length else embeddings
 
     @torch.no_grad()
-    def score_trajectory(self, latents: torch.Tensor, timesteps: torch.Tensor, batch_size: int | None = None) -> torch.Tensor:
+    def score_trajectory(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, batch_size: int | None = None
+    ) -> torch.Tensor:
         """(B, S, C, H, W) states, wherever they lie, at the timesteps (S,) -> embeddings (B, S, D).
 
         Args:
@@ -87,5 +100,7 @@ class RewardPredictor(Checkpoint):
         count, states = latents.shape[:2]
         batch_size = batch_size or max(1, BATCH_NUMBERS // latents[0, 0].numel())
         flat, t = latents.flatten(0, 1), timesteps.repeat(count)
-        chunks = [self(x.to(t.device), s) for x, s in zip(flat.split(batch_size), t.split(batch_size), strict=True)]
+        chunks = [
+            self(x.to(t.device), s) for x, s in zip(flat.split(batch_size), t.split(batch_size), strict=True)
+        ]
         return torch.cat(chunks).reshape(count, states, -1)

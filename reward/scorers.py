@@ -1,6 +1,7 @@
 """Ways to tell from a noisy latent what the teacher will say of the finished image.
 
-A scorer maps states (B, C, H, W) at a step of the reverse process, drawn for prompts (B,), to embeddings (B, D).
+A scorer maps states (B, C, H, W) at a step of the reverse process, drawn for prompts (B,), to embeddings (B,
+D).
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ from reward.teacher import Teacher
 Scorer = Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]
 
 OURS, BLIND, CLEAN = "noise-conditioned predictor", "timestep-blind twin", "clean-only twin"
-NOISY_DECODE, X0_PROMPT, X0_ALONE = "CLIP on the decoded noisy latent", "CLIP on the decoded x0-hat", "CLIP on the decoded x0-hat, prompt unknown"
+NOISY_DECODE, X0_PROMPT, X0_ALONE = (
+    "CLIP on the decoded noisy latent",
+    "CLIP on the decoded x0-hat",
+    "CLIP on the decoded x0-hat, prompt unknown",
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ def noisy_decode_scorer(process: Process, teacher: Teacher) -> Scorer:
 
 
 def x0_scorer(process: Process, teacher: Teacher, know_prompt: bool) -> Scorer:
-    """The teacher on the decoded one-step estimate of the finished latent, under the rollout's guidance or for the empty prompt."""
+    """The teacher on the decoded one-step estimate of the finished latent, under the rollout's guidance or
+    for the empty prompt."""
     unet, kernel, table = process.backbone.unet, process.kernel, process.table
 
     def score(x: torch.Tensor, step: int, rows: torch.Tensor) -> torch.Tensor:
@@ -58,14 +64,18 @@ def x0_scorer(process: Process, teacher: Teacher, know_prompt: bool) -> Scorer:
 
 
 @torch.no_grad()
-def score_states(scorer: Scorer, states: torch.Tensor, step: int, rows: torch.Tensor, batch_size: int) -> torch.Tensor:
+def score_states(
+    scorer: Scorer, states: torch.Tensor, step: int, rows: torch.Tensor, batch_size: int
+) -> torch.Tensor:
     """(N, C, H, W) states at one step, (N,) rows of their prompts -> (N, D) on the CPU."""
     parts = zip(states.split(batch_size), rows.split(batch_size), strict=True)
     return torch.cat([scorer(x, step, of).float().cpu() for x, of in parts])
 
 
 @torch.no_grad()
-def milliseconds_per_latent(scorer: Scorer, states: torch.Tensor, step: int, rows: torch.Tensor, repeats: int = 5) -> float:
+def milliseconds_per_latent(
+    scorer: Scorer, states: torch.Tensor, step: int, rows: torch.Tensor, repeats: int = 5
+) -> float:
     """Median time of a batch (B, C, H, W) divided by its length, after one batch that is not counted."""
     times = []
     for _ in range(repeats + 1):

@@ -28,36 +28,57 @@ class Teacher:
 
     unit_length = True
 
-    def __init__(self, model: open_clip.CLIP, preprocess: Compose, tokenizer: open_clip.tokenizer.SimpleTokenizer, name: str) -> None:
+    def __init__(
+        self,
+        model: open_clip.CLIP,
+        preprocess: Compose,
+        tokenizer: open_clip.tokenizer.SimpleTokenizer,
+        name: str,
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
         # The images are tensors already: of the library's preprocessing keep what fits tensors.
-        self.preprocess = Compose([t for t in preprocess.transforms if isinstance(t, Resize | CenterCrop | Normalize)])
+        self.preprocess = Compose(
+            [t for t in preprocess.transforms if isinstance(t, Resize | CenterCrop | Normalize)]
+        )
 
     @classmethod
-    def from_pretrained(cls, clip_model: str, clip_pretrained: str | None = None, device: torch.device | str = "cpu") -> Teacher:
-        """Load `local-dir:DIR`, `hf-hub:ID`, or an open_clip architecture name with a pretrained tag or safetensors file.
+    def from_pretrained(
+        cls, clip_model: str, clip_pretrained: str | None = None, device: torch.device | str = "cpu"
+    ) -> Teacher:
+        """Load `local-dir:DIR`, `hf-hub:ID`, or an open_clip architecture name with a pretrained tag or
+        safetensors file.
 
         Raises:
             ValueError: the model cannot be had; the message says what to give instead.
         """
         if ":" not in clip_model and not clip_pretrained:
-            raise ValueError(f"--clip_model {clip_model} needs --clip_pretrained with a tag (see open_clip.list_pretrained()) or a safetensors file.")
+            raise ValueError(
+                f"--clip_model {clip_model} needs --clip_pretrained with a tag (see open_clip.list_pretrained()) or a safetensors file."
+            )
         if (
             clip_pretrained
             and Path(clip_pretrained).suffix != ".safetensors"
             and (Path(clip_pretrained).suffix in PICKLES or Path(clip_pretrained).is_file())
         ):
-            raise ValueError(f"--clip_pretrained {clip_pretrained} is a pickle; only safetensors files are read.")
+            raise ValueError(
+                f"--clip_pretrained {clip_pretrained} is a pickle; only safetensors files are read."
+            )
         directory = clip_model.removeprefix("local-dir:")
         if directory != clip_model and not (Path(directory) / "open_clip_model.safetensors").is_file():
-            raise ValueError(f"{directory} holds no open_clip model (open_clip_config.json + open_clip_model.safetensors).")
+            raise ValueError(
+                f"{directory} holds no open_clip model (open_clip_config.json + open_clip_model.safetensors)."
+            )
         try:
-            model, _, preprocess = open_clip.create_model_and_transforms(clip_model, pretrained=clip_pretrained, device=device)
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                clip_model, pretrained=clip_pretrained, device=device
+            )
             tokenizer = open_clip.get_tokenizer(clip_model)
         except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-            raise ValueError(f"The CLIP model {clip_model} could not be loaded: {str(error).splitlines()[0]}") from error
+            raise ValueError(
+                f"The CLIP model {clip_model} could not be loaded: {str(error).splitlines()[0]}"
+            ) from error
         return cls(model.float(), preprocess, tokenizer, clip_model)
 
     @property
@@ -68,24 +89,41 @@ class Teacher:
     def encode_text(self, texts: list[str], batch_size: int = 256) -> torch.Tensor:
         """N texts -> (N, D)."""
         chunks = [texts[i : i + batch_size] for i in range(0, len(texts), batch_size)]
-        return torch.cat([F.normalize(self.model.encode_text(self.tokenizer(chunk).to(self.device)).float(), dim=-1) for chunk in chunks])
+        return torch.cat(
+            [
+                F.normalize(self.model.encode_text(self.tokenizer(chunk).to(self.device)).float(), dim=-1)
+                for chunk in chunks
+            ]
+        )
 
     @torch.no_grad()
     def encode_images(self, pixels: torch.Tensor, batch_size: int = 128) -> torch.Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, D)."""
         chunks = pixels.to(self.device).split(batch_size)
-        return torch.cat([F.normalize(self.model.encode_image(self.preprocess((c.clamp(-1, 1) + 1) / 2)).float(), dim=-1) for c in chunks])
+        return torch.cat(
+            [
+                F.normalize(
+                    self.model.encode_image(self.preprocess((c.clamp(-1, 1) + 1) / 2)).float(), dim=-1
+                )
+                for c in chunks
+            ]
+        )
 
     def identity(self) -> dict[str, Any]:
-        """What tells this teacher from another, JSON: the first numbers of a text's embedding, in which two CLIPs of one width never agree."""
-        return {"probe": PROBE, "embedding": [round(value, 4) for value in self.encode_text([PROBE])[0, :PROBE_LENGTH].tolist()]}
+        """What tells this teacher from another, JSON: the first numbers of a text's embedding, in which
+        two CLIPs of one width never agree."""
+        return {
+            "probe": PROBE,
+            "embedding": [round(value, 4) for value in self.encode_text([PROBE])[0, :PROBE_LENGTH].tolist()],
+        }
 
     def encode_pictures(self, pictures: list[Image.Image]) -> torch.Tensor:
         """Pictures of any sizes -> (B, D)."""
         return torch.cat([self.encode_images(to_pixels(picture)) for picture in pictures])
 
     def encode_targets(self, texts: list[str]) -> torch.Tensor:
-        """N prompts that ask for the concept -> (N, D): a prompt is its own target, since it differs from its anchors by the concept alone."""
+        """N prompts that ask for the concept -> (N, D): a prompt is its own target, since it differs from
+        its anchors by the concept alone."""
         return self.encode_text(texts)
 
 

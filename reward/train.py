@@ -1,7 +1,8 @@
-"""Distil the noise-conditioned reward predictor: `python -m reward.train`, or `accelerate launch -m reward.train` on several devices.
+"""Distil the noise-conditioned reward predictor: `python -m reward.train`, or `accelerate launch -m
+reward.train` on several devices.
 
-The base model draws images for a list of prompts (or images are given), the open_clip teacher embeds them, and the predictor learns to
-say from a noised latent and its timestep what the teacher would say of the image.
+The base model draws images for a list of prompts (or images are given), the open_clip teacher embeds them,
+and the predictor learns to say from a noised latent and its timestep what the teacher would say of the image.
 """
 
 from __future__ import annotations
@@ -26,7 +27,16 @@ from networks.checkpoint import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
 from networks.film import MAX_WIDTH, size_of
 from reward.classifier import ClassifierTeacher
 from reward.distil import NOISE_LEVELS, Checkpointing, DistilConfig, cosine_by_noise, distil
-from reward.latents import BaseRollouts, BaseSamples, DatasetImages, EncodedImages, ImageFolder, Latents, Source, collect
+from reward.latents import (
+    BaseRollouts,
+    BaseSamples,
+    DatasetImages,
+    EncodedImages,
+    ImageFolder,
+    Latents,
+    Source,
+    collect,
+)
 from reward.origin import describe_origin
 from reward.predictor import RewardPredictor
 from reward.spec import read_prompts
@@ -60,12 +70,17 @@ def train_predictor(
     revision: str | None = None,
     cache_dir: Path | None = None,
 ) -> RewardPredictor:
-    """Draw, embed, distil on the base's own samples; says at the end how well the predictor does on latents it was not trained on."""
-    source = (BaseRollouts if learn_from_rollouts else BaseSamples)(pipe, prompts, num_inference_steps, guidance_scale, batch_size, seed)
+    """Draw, embed, distil on the base's own samples; says at the end how well the predictor does on
+    latents it was not trained on."""
+    source = (BaseRollouts if learn_from_rollouts else BaseSamples)(
+        pipe, prompts, num_inference_steps, guidance_scale, batch_size, seed
+    )
     data = collect(source, teacher, num_images, cache_dir)
     config = DistilConfig(steps=steps, batch_size=train_batch_size, learning_rate=learning_rate, seed=seed)
     base = {"name": base_name and public_name(base_name), "revision": revision}
-    return fit_predictor(pipe, teacher, source, data, config, prompts=prompts, width=width, clip_model=clip_model, base=base)
+    return fit_predictor(
+        pipe, teacher, source, data, config, prompts=prompts, width=width, clip_model=clip_model, base=base
+    )
 
 
 def fit_predictor(
@@ -83,7 +98,8 @@ def fit_predictor(
     accelerator: Accelerator | None = None,
     checkpoints: Checkpointing | None = None,
 ) -> RewardPredictor:
-    """A predictor for this base, distilled from `data` but for a tenth that is held out; on the CPU, in evaluation mode.
+    """A predictor for this base, distilled from `data` but for a tenth that is held out; on the CPU, in
+    evaluation mode.
 
     Args:
         prompts: what the config records as drawn by the base.
@@ -115,8 +131,13 @@ def fit_predictor(
     )
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     distil(predictor.to(accelerator.device), train, scheduler, config, accelerator, checkpoints)
-    cosines = cosine_by_noise(predictor.cpu(), held_out, scheduler, torch.Generator().manual_seed(config.seed))
-    accelerator.print("cosine to the teacher on held-out latents: " + ", ".join(f"t={t}: {c:.3f}" for t, c in cosines.items()))
+    cosines = cosine_by_noise(
+        predictor.cpu(), held_out, scheduler, torch.Generator().manual_seed(config.seed)
+    )
+    accelerator.print(
+        "cosine to the teacher on held-out latents: "
+        + ", ".join(f"t={t}: {c:.3f}" for t, c in cosines.items())
+    )
     return predictor
 
 
@@ -130,28 +151,52 @@ def new_predictor(*shape: Any, seed: int, **settings: Any) -> RewardPredictor:
 def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of the distillation that `python -m reward.evaluate` shares, for the twins it trains."""
     parser.add_argument("--max_train_steps", type=positive_int, default=4000, help="Optimizer steps.")
-    parser.add_argument("--train_batch_size", type=positive_int, default=128, help="Noised latents in an optimizer step, over all processes.")
-    parser.add_argument("--learning_rate", type=number, default=2e-3, help="Peak of the one-cycle learning rate.")
     parser.add_argument(
-        "--ema_decay", type=number, default=0.999, help="Decay of the averaged weights, which are what is saved; 0 saves the last ones."
+        "--train_batch_size",
+        type=positive_int,
+        default=128,
+        help="Noised latents in an optimizer step, over all processes.",
     )
-    parser.add_argument("--max_grad_norm", type=number, default=1.0, help="Norm that the gradient is clipped to.")
     parser.add_argument(
-        "--width", type=positive_int, default=48, help=f"Channels of the predictor's first stage, a multiple of 8, at most {MAX_WIDTH}."
+        "--learning_rate", type=number, default=2e-3, help="Peak of the one-cycle learning rate."
+    )
+    parser.add_argument(
+        "--ema_decay",
+        type=number,
+        default=0.999,
+        help="Decay of the averaged weights, which are what is saved; 0 saves the last ones.",
+    )
+    parser.add_argument(
+        "--max_grad_norm", type=number, default=1.0, help="Norm that the gradient is clipped to."
+    )
+    parser.add_argument(
+        "--width",
+        type=positive_int,
+        default=48,
+        help=f"Channels of the predictor's first stage, a multiple of 8, at most {MAX_WIDTH}.",
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed of images, noise and weights.")
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = DiscreetParser(prog="python -m reward.train", description="Train the noise-conditioned reward predictor for a base model.")
+    parser = DiscreetParser(
+        prog="python -m reward.train",
+        description="Train the noise-conditioned reward predictor for a base model.",
+    )
     add_base_arguments(parser)
     parser.set_defaults(pretrained_model_name_or_path=str(canvas.PIPELINE))
     parser.add_argument(
-        "--clip_model", default=f"local-dir:{canvas.CLIP}", help="Teacher: open_clip name, hf-hub:ID or local-dir:DIR. Default: bundled."
+        "--clip_model",
+        default=f"local-dir:{canvas.CLIP}",
+        help="Teacher: open_clip name, hf-hub:ID or local-dir:DIR. Default: bundled.",
     )
-    parser.add_argument("--clip_pretrained", help="open_clip's pretrained tag or a safetensors file, for an architecture name.")
     parser.add_argument(
-        "--classifier_name_or_path", help="Distil the logits of this transformers image classifier (directory or Hub id) instead of a CLIP."
+        "--clip_pretrained",
+        help="open_clip's pretrained tag or a safetensors file, for an architecture name.",
+    )
+    parser.add_argument(
+        "--classifier_name_or_path",
+        help="Distil the logits of this transformers image classifier (directory or Hub id) instead of a CLIP.",
     )
     parser.add_argument(
         "--prompts",
@@ -159,31 +204,62 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         help="Text file of prompts the base draws, one a line; # starts a comment. They are drawn for, unless images are given; the checkpoint "
         "records them. Default: the bundled base's own, for another base general ones (styles, artists, characters, objects, scenes).",
     )
-    parser.add_argument("--concept", nargs="+", metavar="TEXT", help="Draw for these concepts too, so that runs that erase them find their prompts.")
-    parser.add_argument("--train_data_dir", type=Path, help="Learn from the images of this folder and its subfolders instead of the base's samples.")
-    parser.add_argument("--dataset_name", help="Learn from this dataset of the package `datasets` (a Hub id or a local folder) instead.")
+    parser.add_argument(
+        "--concept",
+        nargs="+",
+        metavar="TEXT",
+        help="Draw for these concepts too, so that runs that erase them find their prompts.",
+    )
+    parser.add_argument(
+        "--train_data_dir",
+        type=Path,
+        help="Learn from the images of this folder and its subfolders instead of the base's samples.",
+    )
+    parser.add_argument(
+        "--dataset_name",
+        help="Learn from this dataset of the package `datasets` (a Hub id or a local folder) instead.",
+    )
     parser.add_argument("--dataset_config_name", help="Configuration of that dataset. Default: its own.")
     parser.add_argument("--dataset_split", default="train", help="Split of that dataset.")
-    parser.add_argument("--image_column", default="image", help="Column of that dataset that holds the images.")
-    parser.add_argument("--output_dir", type=Path, required=True, help="Where config.json and model.safetensors are written.")
-    parser.add_argument("--overwrite_output_dir", action="store_true", help="Replace a predictor or checkpoints that --output_dir already holds.")
+    parser.add_argument(
+        "--image_column", default="image", help="Column of that dataset that holds the images."
+    )
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, help="Where config.json and model.safetensors are written."
+    )
+    parser.add_argument(
+        "--overwrite_output_dir",
+        action="store_true",
+        help="Replace a predictor or checkpoints that --output_dir already holds.",
+    )
     parser.add_argument(
         "--cache_dir",
         type=Path,
         help=f"Where latents and embeddings are kept for later runs; all processes must see it. Default: {CACHE_NAME} in --output_dir.",
     )
     parser.add_argument(
-        "--num_images", type=int, help=f"How many images to learn from. Default: {DEFAULT_IMAGES} drawn by the base, or all that are given."
+        "--num_images",
+        type=int,
+        help=f"How many images to learn from. Default: {DEFAULT_IMAGES} drawn by the base, or all that are given.",
     )
-    parser.add_argument("--num_inference_steps", type=positive_int, default=16, help="Denoising steps of the base's samples.")
-    parser.add_argument("--guidance_scale", type=number, default=7.5, help="Guidance of the base's samples; use that of the later rollouts.")
+    parser.add_argument(
+        "--num_inference_steps", type=positive_int, default=16, help="Denoising steps of the base's samples."
+    )
+    parser.add_argument(
+        "--guidance_scale",
+        type=number,
+        default=7.5,
+        help="Guidance of the base's samples; use that of the later rollouts.",
+    )
     parser.add_argument(
         "--learn_from_rollouts",
         action=argparse.BooleanOptionalAction,
         help="Learn from the noisy states that stochastic sampling passes through, too, which is what a policy is rewarded on. They are kept with "
         "the latents: --num_inference_steps times as much memory and disk. Default: yes, unless images are given.",
     )
-    parser.add_argument("--sample_batch_size", type=positive_int, help=f"Images drawn or encoded at a time. {BY_LATENTS}")
+    parser.add_argument(
+        "--sample_batch_size", type=positive_int, help=f"Images drawn or encoded at a time. {BY_LATENTS}"
+    )
     add_distillation_arguments(parser)
     parser.add_argument(
         "--timestep_conditioning",
@@ -192,17 +268,42 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         help="Tell the predictor the timestep; one that is not told is the timestep-blind twin of `python -m reward.evaluate`.",
     )
     parser.add_argument(
-        "--noise_levels", choices=NOISE_LEVELS, default="all", help="Noise of the latents it learns from; clean is the clean-only twin."
+        "--noise_levels",
+        choices=NOISE_LEVELS,
+        default="all",
+        help="Noise of the latents it learns from; clean is the clean-only twin.",
     )
-    parser.add_argument("--use_8bit_adam", action="store_true", help="Use bitsandbytes' 8-bit AdamW. The predictor is small, so this saves little.")
-    parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="Precision of base and predictor. Default: accelerate's.")
     parser.add_argument(
-        "--checkpointing_steps", type=whole_number, default=1000, help="Save the state of the training every so many steps; 0 saves none."
+        "--use_8bit_adam",
+        action="store_true",
+        help="Use bitsandbytes' 8-bit AdamW. The predictor is small, so this saves little.",
     )
-    parser.add_argument("--checkpoints_total_limit", type=whole_number, default=1, help="Keep so many of these checkpoints, dropping the oldest.")
-    parser.add_argument("--resume_from_checkpoint", help='Go on from a checkpoint of --output_dir: its name, or "latest".')
-    parser.add_argument("--push_to_hub", action="store_true", help="Upload the predictor to the Hub when it is trained.")
-    parser.add_argument("--hub_model_id", help="Repository to upload to. Default: the last part of --output_dir.")
+    parser.add_argument(
+        "--mixed_precision",
+        choices=["no", "fp16", "bf16"],
+        help="Precision of base and predictor. Default: accelerate's.",
+    )
+    parser.add_argument(
+        "--checkpointing_steps",
+        type=whole_number,
+        default=1000,
+        help="Save the state of the training every so many steps; 0 saves none.",
+    )
+    parser.add_argument(
+        "--checkpoints_total_limit",
+        type=whole_number,
+        default=1,
+        help="Keep so many of these checkpoints, dropping the oldest.",
+    )
+    parser.add_argument(
+        "--resume_from_checkpoint", help='Go on from a checkpoint of --output_dir: its name, or "latest".'
+    )
+    parser.add_argument(
+        "--push_to_hub", action="store_true", help="Upload the predictor to the Hub when it is trained."
+    )
+    parser.add_argument(
+        "--hub_model_id", help="Repository to upload to. Default: the last part of --output_dir."
+    )
     parser.add_argument("--hub_token", help="Token to upload with. Default: the one of `hf auth login`.")
     return parser.parse_args(input_args)
 
@@ -217,7 +318,9 @@ def check_arguments(args: argparse.Namespace) -> None:
     if len(given) > 1:
         raise ValueError("Give --train_data_dir or --dataset_name, not both.")
     if given and args.learn_from_rollouts:
-        raise ValueError("--learn_from_rollouts is for the base's own samples; leave it out where images are given.")
+        raise ValueError(
+            "--learn_from_rollouts is for the base's own samples; leave it out where images are given."
+        )
     if args.num_images is not None and args.num_images < 2:
         raise ValueError("--num_images must be at least 2, one to hold out and one to learn from.")
     if not 0 <= args.ema_decay < 1:
@@ -228,7 +331,9 @@ def check_arguments(args: argparse.Namespace) -> None:
     directory = args.output_dir
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"--output_dir {directory} is a file.")
-    taken = any((directory / name).exists() for name in (CONFIG_NAME, WEIGHTS_NAME)) or bool(list_checkpoints(directory))
+    taken = any((directory / name).exists() for name in (CONFIG_NAME, WEIGHTS_NAME)) or bool(
+        list_checkpoints(directory)
+    )
     if taken and not (args.overwrite_output_dir or args.resume_from_checkpoint):
         raise ValueError(
             f"{directory} already holds a predictor or checkpoints; choose another --output_dir, add --overwrite_output_dir, "
@@ -240,7 +345,9 @@ def check_arguments(args: argparse.Namespace) -> None:
         require_hub_access(args.hub_token)
 
 
-def create_source(args: argparse.Namespace, pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, prompts: list[str]) -> Source:
+def create_source(
+    args: argparse.Namespace, pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, prompts: list[str]
+) -> Source:
     """What the arguments say to learn from.
 
     Raises:
@@ -248,12 +355,20 @@ def create_source(args: argparse.Namespace, pipe: StableDiffusionPipeline | Stab
     """
     if args.train_data_dir:
         folder = ImageFolder(args.train_data_dir)
-        return EncodedImages(pipe, folder, folder.label(), args.train_data_dir.resolve().name, args.sample_batch_size)
+        return EncodedImages(
+            pipe, folder, folder.label(), args.train_data_dir.resolve().name, args.sample_batch_size
+        )
     if args.dataset_name:
-        images = DatasetImages(args.dataset_name, args.dataset_config_name, args.dataset_split, args.image_column)
-        return EncodedImages(pipe, images, images.label(), public_name(args.dataset_name), args.sample_batch_size)
+        images = DatasetImages(
+            args.dataset_name, args.dataset_config_name, args.dataset_split, args.image_column
+        )
+        return EncodedImages(
+            pipe, images, images.label(), public_name(args.dataset_name), args.sample_batch_size
+        )
     kind = BaseSamples if args.learn_from_rollouts is False else BaseRollouts
-    return kind(pipe, prompts, args.num_inference_steps, args.guidance_scale, args.sample_batch_size, args.seed)
+    return kind(
+        pipe, prompts, args.num_inference_steps, args.guidance_scale, args.sample_batch_size, args.seed
+    )
 
 
 def known_prompts(args: argparse.Namespace) -> list[str]:
@@ -298,9 +413,13 @@ def main(args: argparse.Namespace) -> None:
     set_seed(args.seed)
     prompts = known_prompts(args)
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
-    pipe = load_pipeline(args.pretrained_model_name_or_path, args.revision, dtype=dtype, **base_options(args)).to(accelerator.device)
+    pipe = load_pipeline(
+        args.pretrained_model_name_or_path, args.revision, dtype=dtype, **base_options(args)
+    ).to(accelerator.device)
     if args.classifier_name_or_path:
-        teacher: Teacher = ClassifierTeacher.from_pretrained(args.classifier_name_or_path, device=accelerator.device)
+        teacher: Teacher = ClassifierTeacher.from_pretrained(
+            args.classifier_name_or_path, device=accelerator.device
+        )
     else:
         teacher = Teacher.from_pretrained(args.clip_model, args.clip_pretrained, accelerator.device)
     for concept in args.concept or []:
@@ -328,13 +447,20 @@ def main(args: argparse.Namespace) -> None:
             timestep_conditioning=args.timestep_conditioning,
             clip_model=None if args.classifier_name_or_path else args.clip_model,
             accelerator=accelerator,
-            checkpoints=Checkpointing(args.output_dir, args.checkpointing_steps or None, args.checkpoints_total_limit, args.resume_from_checkpoint),
+            checkpoints=Checkpointing(
+                args.output_dir,
+                args.checkpointing_steps or None,
+                args.checkpoints_total_limit,
+                args.resume_from_checkpoint,
+            ),
         )
     if accelerator.is_main_process:
         predictor.save_pretrained(args.output_dir, dtype=torch.float16)
         print(f"Wrote {args.output_dir}; use it with --reward_model_name_or_path {args.output_dir}")
         if args.push_to_hub:
-            url = predictor.push_to_hub(args.hub_model_id or args.output_dir.resolve().name, token=args.hub_token, dtype=torch.float16)
+            url = predictor.push_to_hub(
+                args.hub_model_id or args.output_dir.resolve().name, token=args.hub_token, dtype=torch.float16
+            )
             print(f"Uploaded to {url}")
     accelerator.end_training()
 

@@ -1,7 +1,7 @@
 """A device that is not the CPU, for machines that have no other.
 
-Its tensors keep their numbers in main memory and say that they lie elsewhere. Whatever mixes devices is an error, as it is on a GPU, and whatever
-makes the CPU wait for the device is counted.
+Its tensors keep their numbers in main memory and say that they lie elsewhere. Whatever mixes devices is an
+error, as it is on a GPU, and whatever makes the CPU wait for the device is counted.
 """
 
 from __future__ import annotations
@@ -25,10 +25,17 @@ NAME = "elsewhere"
 TRANSFERS = {aten.copy_.default, aten._to_copy.default, aten._foreach_copy_.default}
 LOOKUPS = {aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default}
 """A GPU looks up rows by indices that lie in main memory, too."""
-WAITING = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default, aten._unique2.default}
+WAITING = {
+    aten._local_scalar_dense.default,
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten.equal.default,
+    aten._unique2.default,
+}
 
 needs_another_device = pytest.mark.skipif(
-    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"), reason="this PyTorch has no devices written in Python"
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this PyTorch has no devices written in Python",
 )
 waits: Counter[str] = Counter()
 """How often the CPU has waited for the device, by what for."""
@@ -61,7 +68,9 @@ class Elsewhere(torch.Tensor):
         return self.here.tolist()
 
     def numpy(self, *_: Any, **__: Any) -> Any:
-        raise TypeError(f"can't convert {NAME}:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first.")
+        raise TypeError(
+            f"can't convert {NAME}:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+        )
 
     __array__ = numpy
 
@@ -90,7 +99,9 @@ def run(func: Any, args: Any, kwargs: Any) -> Any:
     else:
         may_differ = indices if isinstance(args[0], Elsewhere) else []
         if there and any(x.dim() > 0 and not any(x is i for i in may_differ) for x in here):
-            raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, {NAME}:0 and cpu! ({func})")
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but found at least two devices, {NAME}:0 and cpu! ({func})"
+            )
         waits[str(func)] += func in WAITING or any(i.dtype == torch.bool for i in indices)
     brought_args, brought_kwargs = pytree.tree_unflatten([_bring(x) for x in leaves], spec)
     made = func(*brought_args, **brought_kwargs)
@@ -110,7 +121,9 @@ def _bring(x: Any) -> Any:
     return torch.device("cpu") if isinstance(x, torch.device) and x.type == NAME else x
 
 
-def run_on_another_device(command: Callable[[list[str]], object], arguments: list[str], seconds: float = 300) -> None:
+def run_on_another_device(
+    command: Callable[[list[str]], object], arguments: list[str], seconds: float = 300
+) -> None:
     """Run `command(arguments)` in a process of its own whose accelerator is that device; it must end well."""
     worker = multiprocessing.get_context("fork").Process(target=_work, args=(command, arguments))
     worker.start()
@@ -120,7 +133,9 @@ def run_on_another_device(command: Callable[[list[str]], object], arguments: lis
 
 def _work(command: Callable[[list[str]], object], arguments: list[str]) -> None:
     backend_registration._setup_privateuseone_for_python_backend(NAME)
-    library = torch.library.Library("aten", "IMPL")  # for what PyTorch makes where no mode is asked, such as torch.tensor(..., device=...)
+    library = torch.library.Library(
+        "aten", "IMPL"
+    )  # for what PyTorch makes where no mode is asked, such as torch.tensor(..., device=...)
 
     def empty_strided(size: Any, stride: Any, dtype: Any = None, **_: Any) -> torch.Tensor:
         with _disable_current_modes():

@@ -14,11 +14,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
+PROGRAM = next(
+    filter(
+        None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))
+    ),
+    None,
+)
 """The browser, if there is one."""
 
 FLAGS = [
-    *("--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"),
+    *(
+        "--headless=new",
+        "--remote-debugging-pipe",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--hide-scrollbars",
+    ),
     *(
         "--no-first-run",
         "--no-proxy-server",
@@ -51,7 +63,12 @@ class Chromium:
 
         command = [PROGRAM, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         self._process = subprocess.Popen(
-            command, preexec_fn=connect, pass_fds=(3, 4), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            preexec_fn=connect,
+            pass_fds=(3, 4),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         for end in (commands, answers, *theirs):
             os.close(end)
@@ -61,12 +78,20 @@ class Chromium:
         self._session = self.command("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.command(f"{domain}.enable")
-        self.command("Emulation.setDeviceMetricsOverride", width=size[0], height=size[1], deviceScaleFactor=1, mobile=False)
+        self.command(
+            "Emulation.setDeviceMetricsOverride",
+            width=size[0],
+            height=size[1],
+            deviceScaleFactor=1,
+            mobile=False,
+        )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         os.close(self._commands)  # it takes that for the order to leave
         try:
             self._process.wait(10)
@@ -83,7 +108,9 @@ class Chromium:
             TimeoutError: it does not answer.
         """
         self._count += 1
-        message = {"id": self._count, "method": method, "params": parameters} | ({"sessionId": self._session} if self._session else {})
+        message = {"id": self._count, "method": method, "params": parameters} | (
+            {"sessionId": self._session} if self._session else {}
+        )
         os.write(self._commands, json.dumps(message).encode() + b"\0")
         deadline = time.monotonic() + timeout
         while True:
@@ -100,7 +127,9 @@ class Chromium:
         Raises:
             RuntimeError: it threw.
         """
-        answer = self.command("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        answer = self.command(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
@@ -114,7 +143,9 @@ class Chromium:
         deadline = time.monotonic() + timeout
         while not self.evaluate(f"Boolean({expression})"):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"It never became true: {expression}; the page reads: {self.evaluate('document.body.innerText')}")
+                raise TimeoutError(
+                    f"It never became true: {expression}; the page reads: {self.evaluate('document.body.innerText')}"
+                )
             time.sleep(0.1)
 
     def open(self, address: str) -> None:
@@ -128,7 +159,9 @@ class Chromium:
     def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
         """Press the mouse in one place of the window and release it in another."""
         for kind, (x, y) in (("mousePressed", start), ("mouseMoved", end), ("mouseReleased", end)):
-            self.command("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+            self.command(
+                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1
+            )
 
     def type(self, text: str) -> None:
         """Type into whatever has the focus."""
@@ -145,7 +178,11 @@ class Chromium:
 
     def requested(self) -> list[str]:
         """The addresses that the page has asked for, but for what it holds itself."""
-        sent = [event["params"]["request"]["url"] for event in self.events if event.get("method") == "Network.requestWillBeSent"]
+        sent = [
+            event["params"]["request"]["url"]
+            for event in self.events
+            if event.get("method") == "Network.requestWillBeSent"
+        ]
         return [address for address in sent if not address.startswith(("data:", "blob:"))]
 
     def complaints(self) -> list[str]:
@@ -156,7 +193,9 @@ class Chromium:
             if method == "Runtime.exceptionThrown":
                 found.append(str(said["exceptionDetails"]))
             elif method == "Runtime.consoleAPICalled" and said["type"] in ("error", "assert"):
-                found.append(str([argument.get("value", argument.get("description")) for argument in said["args"]]))
+                found.append(
+                    str([argument.get("value", argument.get("description")) for argument in said["args"]])
+                )
             elif method == "Log.entryAdded" and said["entry"]["level"] == "error":
                 found.append(f"{said['entry']['text']} {said['entry'].get('url', '')}")
         return found

@@ -1,4 +1,5 @@
-"""Fixtures shared by all tests: random pipelines small enough to draw in milliseconds, and reward predictors for them."""
+"""Fixtures shared by all tests: random pipelines small enough to draw in milliseconds, and reward
+predictors for them."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another
 def save_random_reward(directory: Path, latent_size: int) -> None:
     """A reward predictor of random weights that speaks the bundled CLIP's embeddings."""
     torch.manual_seed(1)
-    RewardPredictor(4, latent_size, 64, width=8, condition_dim=16, prompts=TINY_PROMPTS).save_pretrained(directory)
+    RewardPredictor(4, latent_size, 64, width=8, condition_dim=16, prompts=TINY_PROMPTS).save_pretrained(
+        directory
+    )
 
 
 QUICK = {
@@ -55,7 +58,8 @@ QUICK = {
 
 @pytest.fixture(autouse=True)
 def fresh_accelerator() -> Iterator[None]:
-    """Accelerate remembers device and precision for the whole process; one test's choice must not be the next one's."""
+    """Accelerate remembers device and precision for the whole process; one test's choice must not be the
+    next one's."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -116,7 +120,8 @@ def wide_reward_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def command_line(tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    """The command line of a quick run; a list is several values, None none, True a flag, False leaves the argument out."""
+    """The command line of a quick run; a list is several values, None none, True a flag, False leaves the
+    argument out."""
 
     def make(**changes: Any) -> list[str]:
         named = {

@@ -1,4 +1,5 @@
-"""A pipeline's weights as checkpoints in one file hold them: Stable Diffusion's original layout, from diffusers'."""
+"""A pipeline's weights as checkpoints in one file hold them: Stable Diffusion's original layout, from
+diffusers'."""
 
 from __future__ import annotations
 
@@ -11,7 +12,13 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import save_file
 
 State = dict[str, torch.Tensor]
-RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0", "conv2": "out_layers.3"}
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+}
 OUTSIDE = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
@@ -26,8 +33,14 @@ OUTSIDE = {
 def save_original(pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, path: Path) -> None:
     """Everything but configs and tokenizers in one file."""
     layers = pipe.unet.config.layers_per_block
-    state = {f"model.diffusion_model.{unet_name(name, layers, attention_at(pipe))}": t for name, t in pipe.unet.state_dict().items()}
-    state |= {f"first_stage_model.{vae_name(name, len(pipe.vae.config.block_out_channels))}": t for name, t in pipe.vae.state_dict().items()}
+    state = {
+        f"model.diffusion_model.{unet_name(name, layers, attention_at(pipe))}": t
+        for name, t in pipe.unet.state_dict().items()
+    }
+    state |= {
+        f"first_stage_model.{vae_name(name, len(pipe.vae.config.block_out_channels))}": t
+        for name, t in pipe.vae.state_dict().items()
+    }
     if isinstance(pipe, StableDiffusionXLPipeline):
         state |= clip(pipe.text_encoder.state_dict(), "conditioner.embedders.0.transformer.")
         state |= open_clip(pipe.text_encoder_2.state_dict(), "conditioner.embedders.1.model.")
@@ -57,9 +70,17 @@ def unet_name(name: str, layers: int, attention: Callable[[int], bool]) -> str:
     block, number = int(found[2]), int(found[4])
     first = block * (layers + 1)
     if found[1] == "down":
-        place = {"resnets": f"{first + number + 1}.0", "attentions": f"{first + number + 1}.1", "downsamplers": f"{first + layers + 1}.0"}
+        place = {
+            "resnets": f"{first + number + 1}.0",
+            "attentions": f"{first + number + 1}.1",
+            "downsamplers": f"{first + layers + 1}.0",
+        }
         return f"input_blocks.{place[found[3]]}.{found[5].replace('conv.', 'op.') if found[3] == 'downsamplers' else found[5]}"
-    place = {"resnets": f"{first + number}.0", "attentions": f"{first + number}.1", "upsamplers": f"{first + layers}.{2 if attention(block) else 1}"}
+    place = {
+        "resnets": f"{first + number}.0",
+        "attentions": f"{first + number}.1",
+        "upsamplers": f"{first + layers}.{2 if attention(block) else 1}",
+    }
     return f"output_blocks.{place[found[3]]}.{found[5]}"
 
 
@@ -71,13 +92,21 @@ def vae_name(name: str, blocks: int) -> str:
     name = re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{blocks - 1 - int(m[1])}.upsample", name)
     name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
     name = name.replace("mid_block.attentions.0", "mid.attn_1")
-    for module, original in {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}.items():
+    for module, original in {
+        "group_norm": "norm",
+        "to_q": "q",
+        "to_k": "k",
+        "to_v": "v",
+        "to_out.0": "proj_out",
+    }.items():
         name = name.replace(f"attn_1.{module}.", f"attn_1.{original}.")
     return name
 
 
 def clip(state: State, prefix: str) -> State:
-    return {f"{prefix}text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in state.items()}
+    return {
+        f"{prefix}text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in state.items()
+    }
 
 
 def open_clip(state: State, prefix: str) -> State:
@@ -97,6 +126,11 @@ def open_clip(state: State, prefix: str) -> State:
     for name, tensor in state.items():
         if name.startswith("encoder.layers.") and not re.search(r"\.[qkv]_proj\.", name):
             name = name.replace("encoder.layers.", "transformer.resblocks.").replace(".self_attn.", ".attn.")
-            name = name.replace("layer_norm1", "ln_1").replace("layer_norm2", "ln_2").replace(".fc1.", ".c_fc.").replace(".fc2.", ".c_proj.")
+            name = (
+                name.replace("layer_norm1", "ln_1")
+                .replace("layer_norm2", "ln_2")
+                .replace(".fc1.", ".c_fc.")
+                .replace(".fc2.", ".c_proj.")
+            )
             made[name] = tensor
     return {f"{prefix}{name}": tensor for name, tensor in made.items()}

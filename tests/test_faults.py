@@ -41,7 +41,11 @@ def run(args: argparse.Namespace) -> None:
 
 def again(directory: Path) -> dict[str, Any]:
     """How to start once more in a directory that a run has died in."""
-    return {"resume_from_checkpoint": "latest"} if list_checkpoints(directory) else {"overwrite_output_dir": True}
+    return (
+        {"resume_from_checkpoint": "latest"}
+        if list_checkpoints(directory)
+        else {"overwrite_output_dir": True}
+    )
 
 
 def await_iterations(count: int, directory: Path, process: Any) -> None:
@@ -57,8 +61,13 @@ def outcome(directory: Path) -> dict[str, Any]:
     for measured in ("seconds", "peak_memory_mb"):
         results["training"].pop(measured)
     del results["settings"]
-    tensors = {path.relative_to(directory).as_posix(): load_file(path) for path in sorted(directory.rglob("*.safetensors"))}
-    numbers = {path.parent.name: json.loads(path.read_text()) for path in sorted(directory.rglob("state.json"))}
+    tensors = {
+        path.relative_to(directory).as_posix(): load_file(path)
+        for path in sorted(directory.rglob("*.safetensors"))
+    }
+    numbers = {
+        path.parent.name: json.loads(path.read_text()) for path in sorted(directory.rglob("state.json"))
+    }
     for entry in numbers.values():
         for measured in ("seconds", "peak_memory_mb"):
             entry["progress"].pop(measured)
@@ -66,12 +75,18 @@ def outcome(directory: Path) -> dict[str, Any]:
         "results": results,
         "diagnostics": (directory / "diagnostics.jsonl").read_text(),
         "numbers": numbers,
-        "tensors": {name: {key: value.tolist() for key, value in part.items()} for name, part in tensors.items()},
+        "tensors": {
+            name: {key: value.tolist() for key, value in part.items()} for name, part in tensors.items()
+        },
     }
 
 
-@pytest.mark.parametrize("options", [{}, {"gamma": 0.5, "replay_iterations": 1}], ids=["defaults", "critic and replay"])
-def test_a_run_that_is_killed_again_and_again_is_the_run_that_was_not(options: dict[str, Any], arguments: Arguments, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"gamma": 0.5, "replay_iterations": 1}], ids=["defaults", "critic and replay"]
+)
+def test_a_run_that_is_killed_again_and_again_is_the_run_that_was_not(
+    options: dict[str, Any], arguments: Arguments, tmp_path: Path
+) -> None:
     """At random moments, from the base's rollouts to the final files; `latest` goes on."""
     settings = options | {"max_train_iterations": 4, "checkpointing_steps": 1}
     run(arguments(output_dir=tmp_path / "whole", **settings))
@@ -85,11 +100,15 @@ def test_a_run_that_is_killed_again_and_again_is_the_run_that_was_not(options: d
     run(arguments(**settings, **again(tmp_path / "out")))
     assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")
     left = {path.name for path in (tmp_path / "out").iterdir()}
-    assert not {name for name in left if name.startswith(".checkpoint")} and left >= {path.name for path in (tmp_path / "whole").iterdir()}
+    assert not {name for name in left if name.startswith(".checkpoint")} and left >= {
+        path.name for path in (tmp_path / "whole").iterdir()
+    }
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_run_ends_its_iteration_and_can_go_on(number: signal.Signals, arguments: Arguments, tmp_path: Path) -> None:
+def test_an_interrupted_run_ends_its_iteration_and_can_go_on(
+    number: signal.Signals, arguments: Arguments, tmp_path: Path
+) -> None:
     process = start(arguments(max_train_iterations=1000))
     await_iterations(1, tmp_path / "out", process)
     os.kill(process.pid, number)
@@ -103,14 +122,20 @@ def test_an_interrupted_run_ends_its_iteration_and_can_go_on(number: signal.Sign
     assert resumed.keys() == whole.keys() and all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
-def test_two_runs_in_one_directory_are_refused(arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_in_one_directory_are_refused(
+    arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with only_run(tmp_path / "out"), pytest.raises(SystemExit) as caught:
         script.main(arguments())
     assert caught.value.code == 2 and "Another run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change", [{"concept": "Neon style"}, {"seed": 3}, {"learning_rate": 1e-3}, {"advantage": "ddpo"}])
-def test_a_run_is_not_resumed_as_another(change: dict[str, Any], arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "change", [{"concept": "Neon style"}, {"seed": 3}, {"learning_rate": 1e-3}, {"advantage": "ddpo"}]
+)
+def test_a_run_is_not_resumed_as_another(
+    change: dict[str, Any], arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     script.main(arguments(max_train_iterations=1, checkpointing_steps=1))
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as caught:
@@ -120,8 +145,12 @@ def test_a_run_is_not_resumed_as_another(change: dict[str, Any], arguments: Argu
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
-def test_a_checkpoint_of_another_program_is_a_sentence(arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    other = save_checkpoint(tmp_path / "reward", 5, {"network": {"x": torch.zeros(1)}}, {"settings": {"width": 8}}, None)
+def test_a_checkpoint_of_another_program_is_a_sentence(
+    arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = save_checkpoint(
+        tmp_path / "reward", 5, {"network": {"x": torch.zeros(1)}}, {"settings": {"width": 8}}, None
+    )
     with pytest.raises(SystemExit) as caught:
         script.main(arguments(resume_from_checkpoint=other))
     assert caught.value.code == 2 and "not a checkpoint of this script" in capsys.readouterr().err

@@ -1,6 +1,8 @@
-"""Faults within the loop: numbers that are none, a reward that says nothing, a tracker that is down, a Hub that is away.
+"""Faults within the loop: numbers that are none, a reward that says nothing, a tracker that is down, a Hub
+that is away.
 
-A run recovers, or it ends with one sentence and an exit code; it never writes an adapter of numbers that are none.
+A run recovers, or it ends with one sentence and an exit code; it never writes an adapter of numbers that are
+none.
 """
 
 from __future__ import annotations
@@ -84,7 +86,8 @@ def results_of(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "results.json").read_text(), parse_constant=refuse)
 
 
-# --- numbers that are none ------------------------------------------------------------------------------------
+# --- numbers that are none
+# ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -101,10 +104,14 @@ def test_a_base_that_draws_no_numbers_is_not_learnt_from(
 def test_a_unet_that_fails_for_a_while_is_recovered_from(
     value: float, run: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The base takes 16 calls, an update 14 and its rollouts 12: these are of the second update and the rollouts after it."""
+    """The base takes 16 calls, an update 14 and its rollouts 12: these are of the second update and the
+    rollouts after it."""
     run(lambda env, *_: calls_between(env.pipe.unet, 44, 58, value), max_train_iterations=4)
     results = results_of(tmp_path / "out")
-    assert results["training"]["iterations"] == 4 and results["training"]["stopped_by"] == "--max_train_iterations"
+    assert (
+        results["training"]["iterations"] == 4
+        and results["training"]["stopped_by"] == "--max_train_iterations"
+    )
     assert results["training"]["brakes"] == 1 and "Brake" in caplog.text
     assert any(tensor.any() for name, tensor in finite_adapter(tmp_path / "out").items() if ".up." in name)
 
@@ -113,38 +120,62 @@ def test_a_unet_that_fails_for_good_ends_the_run_and_leaves_the_last_good_state(
     run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        run(lambda env, *_: calls_between(env.pipe.unet, 90, math.inf, math.nan), max_train_iterations=50, checkpointing_steps=1)
+        run(
+            lambda env, *_: calls_between(env.pipe.unet, 90, math.inf, math.nan),
+            max_train_iterations=50,
+            checkpointing_steps=1,
+        )
     error = sentence(caught, capsys)
-    assert "With the last good state of the adapter too, the images are no numbers" in error and "--resume_from_checkpoint latest" in error
+    assert (
+        "With the last good state of the adapter too, the images are no numbers" in error
+        and "--resume_from_checkpoint latest" in error
+    )
     assert not (tmp_path / "out" / ADAPTER).exists() and list_checkpoints(tmp_path / "out")
     good = load_checkpoint(tmp_path / "out", "latest").groups["good"]
-    assert all(tensor.isfinite().all() for tensor in good.values()) and any(tensor.any() for name, tensor in good.items() if "lora_B" in name)
+    assert all(tensor.isfinite().all() for tensor in good.values()) and any(
+        tensor.any() for name, tensor in good.items() if "lora_B" in name
+    )
 
 
 def test_without_brakes_to_spare_a_broken_unet_is_still_no_success(
     run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        run(lambda env, *_: calls_between(env.pipe.unet, 90, math.inf, math.nan), max_train_iterations=50, max_brakes=0)
+        run(
+            lambda env, *_: calls_between(env.pipe.unet, 90, math.inf, math.nan),
+            max_train_iterations=50,
+            max_brakes=0,
+        )
     assert "last good state" in sentence(caught, capsys) and not (tmp_path / "out" / ADAPTER).exists()
 
 
-def test_an_adapter_that_has_become_no_numbers_is_taken_back(run: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_adapter_that_has_become_no_numbers_is_taken_back(
+    run: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def spoil(env: Environment, optimizer: Any, critic: Any) -> None:
         parameter, count = optimizer.param_groups[0]["params"][0], itertools.count()
-        optimizer.optimizer.register_step_post_hook(lambda *_: parameter.data.fill_(math.nan) if next(count) == 3 else None)
+        optimizer.optimizer.register_step_post_hook(
+            lambda *_: parameter.data.fill_(math.nan) if next(count) == 3 else None
+        )
 
     run(spoil, max_train_iterations=4)
-    assert results_of(tmp_path / "out")["training"]["brakes"] == 1 and "back to the last good state" in caplog.text
+    assert (
+        results_of(tmp_path / "out")["training"]["brakes"] == 1
+        and "back to the last good state" in caplog.text
+    )
     finite_adapter(tmp_path / "out")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_gradient_that_is_no_number_once_is_left_out(value: float, run: Callable[..., None], tmp_path: Path) -> None:
+def test_a_gradient_that_is_no_number_once_is_left_out(
+    value: float, run: Callable[..., None], tmp_path: Path
+) -> None:
     def spoil(env: Environment, optimizer: Any, critic: Any) -> None:
         count = itertools.count()
         parameter = optimizer.param_groups[0]["params"][0]
-        parameter.register_hook(lambda gradient: torch.full_like(gradient, value) if next(count) == 1 else gradient)
+        parameter.register_hook(
+            lambda gradient: torch.full_like(gradient, value) if next(count) == 1 else gradient
+        )
 
     run(spoil)
     assert results_of(tmp_path / "out")["training"]["brakes"] == 0
@@ -153,7 +184,9 @@ def test_a_gradient_that_is_no_number_once_is_left_out(value: float, run: Callab
     assert any(tensor.any() for name, tensor in finite_adapter(tmp_path / "out").items() if ".up." in name)
 
 
-def test_gradients_that_are_never_numbers_are_no_success(run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gradients_that_are_never_numbers_are_no_success(
+    run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def spoil(env: Environment, optimizer: Any, critic: Any) -> None:
         optimizer.param_groups[0]["params"][0].register_hook(lambda gradient: gradient * math.nan)
 
@@ -163,7 +196,9 @@ def test_gradients_that_are_never_numbers_are_no_success(run: Callable[..., None
     assert not (tmp_path / "out" / ADAPTER).exists()
 
 
-def test_a_learning_rate_beyond_all_numbers_is_no_success(run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_learning_rate_beyond_all_numbers_is_no_success(
+    run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         run(lambda *_: None, learning_rate=1e30, max_brakes=0, max_train_iterations=9)
     assert "lower --learning_rate" in sentence(caught, capsys) and not (tmp_path / "out" / ADAPTER).exists()
@@ -178,7 +213,10 @@ def test_a_reward_predictor_of_no_numbers_is_refused(
 
     with pytest.raises(SystemExit) as caught:
         run(spoil, advantage=advantage)
-    assert "reward predictor's answers are no numbers" in sentence(caught, capsys) and not (tmp_path / "out" / ADAPTER).exists()
+    assert (
+        "reward predictor's answers are no numbers" in sentence(caught, capsys)
+        and not (tmp_path / "out" / ADAPTER).exists()
+    )
 
 
 def test_a_reward_that_fails_for_a_while_is_recovered_from(run: Callable[..., None], tmp_path: Path) -> None:
@@ -202,13 +240,17 @@ def test_a_reward_that_fails_for_a_while_is_recovered_from(run: Callable[..., No
     assert all(tensor.isfinite().all() for tensor in critic.values() if tensor.is_floating_point())
 
 
-def test_a_teacher_of_no_numbers_is_refused(run: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_teacher_of_no_numbers_is_refused(
+    run: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         run(lambda env, *_: calls_between(env.teacher.model.visual, 0, math.inf, math.nan))
     assert "teacher's answers are no numbers" in sentence(caught, capsys)
 
 
-def test_a_critic_of_no_numbers_ends_the_run(run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_critic_of_no_numbers_ends_the_run(
+    run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def spoil(env: Environment, optimizer: Any, critic: Any) -> None:
         fit, count = critic.fit, itertools.count()
 
@@ -225,7 +267,9 @@ def test_a_critic_of_no_numbers_ends_the_run(run: Callable[..., None], tmp_path:
     assert "critic" in sentence(caught, capsys) and not (tmp_path / "out" / ADAPTER).exists()
     (saved,) = list_checkpoints(tmp_path / "out")
     assert all(
-        tensor.isfinite().all() for tensor in load_checkpoint(tmp_path / "out", saved.name).groups["critic"].values() if tensor.is_floating_point()
+        tensor.isfinite().all()
+        for tensor in load_checkpoint(tmp_path / "out", saved.name).groups["critic"].values()
+        if tensor.is_floating_point()
     )
 
 
@@ -241,7 +285,9 @@ def test_a_critic_passes_over_a_gradient_that_is_no_number(run: Callable[..., No
 
 
 @pytest.mark.parametrize("rollouts", [2, 3])
-def test_a_critic_is_warmed_up_on_few_rollouts(rollouts: int, run: Callable[..., None], tmp_path: Path) -> None:
+def test_a_critic_is_warmed_up_on_few_rollouts(
+    rollouts: int, run: Callable[..., None], tmp_path: Path
+) -> None:
     run(lambda *_: None, gamma=0.5, warmup_rollouts=rollouts)
     assert results_of(tmp_path / "out")["training"]["brakes"] == 0
     finite_adapter(tmp_path / "out")
@@ -252,31 +298,46 @@ def test_a_critic_needs_a_rollout_to_learn_from_and_one_to_be_tried_on(
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         script.main(arguments(gamma=0.5, warmup_rollouts=1))
-    assert caught.value.code == 2 and "--warmup_rollouts must be at least 2" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert (
+        caught.value.code == 2
+        and "--warmup_rollouts must be at least 2" in capsys.readouterr().err
+        and not (tmp_path / "out").exists()
+    )
 
 
-# --- a reward that says nothing -------------------------------------------------------------------------------
+# --- a reward that says nothing
+# -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("advantage", ["pathwise", "step", "ddpo"])
 def test_a_reward_predictor_that_answers_the_same_to_everything_is_refused(
-    advantage: str, arguments: Arguments, tiny_reward_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    advantage: str,
+    arguments: Arguments,
+    tiny_reward_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     predictor = RewardPredictor.from_pretrained(tiny_reward_dir)
     predictor.head[-1].weight.data.zero_()
     predictor.save_pretrained(tmp_path / "constant")
     with pytest.raises(SystemExit) as caught:
         script.main(arguments(advantage=advantage, reward_model_name_or_path=tmp_path / "constant"))
-    assert "reward predictor answers the same" in sentence(caught, capsys) and not (tmp_path / "out" / ADAPTER).exists()
+    assert (
+        "reward predictor answers the same" in sentence(caught, capsys)
+        and not (tmp_path / "out" / ADAPTER).exists()
+    )
 
 
-def test_a_teacher_that_sees_the_same_in_everything_is_refused(run: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_teacher_that_sees_the_same_in_everything_is_refused(
+    run: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         run(lambda env, *_: calls_between(env.teacher.model.visual, 0, math.inf, 1.0))
     assert "teacher answers the same" in sentence(caught, capsys)
 
 
-# --- a tracker that is down -----------------------------------------------------------------------------------
+# --- a tracker that is down
+# -----------------------------------------------------------------------------------
 
 
 def test_a_tracker_that_cannot_begin_ends_the_run_before_it_has_cost_anything(
@@ -286,15 +347,27 @@ def test_a_tracker_that_cannot_begin_ends_the_run_before_it_has_cost_anything(
     (tmp_path / "out" / "logs").write_text("a file where the tracker's directory should be")
     with pytest.raises(SystemExit) as caught:
         script.main(arguments(report_to="tensorboard", overwrite_output_dir=True))
-    assert "The tracker could not be started" in (error := sentence(caught, capsys)) and "--report_to none" in error
+    assert (
+        "The tracker could not be started" in (error := sentence(caught, capsys))
+        and "--report_to none" in error
+    )
     assert not (tmp_path / "out" / "diagnostics.jsonl").exists()
 
 
 @pytest.mark.parametrize(
-    "error", [ConnectionError("no route to host"), RuntimeError("the tracker's own\nerror"), OSError(28, "No space left on device")]
+    "error",
+    [
+        ConnectionError("no route to host"),
+        RuntimeError("the tracker's own\nerror"),
+        OSError(28, "No space left on device"),
+    ],
 )
 def test_a_run_goes_on_without_a_tracker_that_fails(
-    error: Exception, run: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: Exception,
+    run: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise error
@@ -308,7 +381,10 @@ def test_a_run_goes_on_without_a_tracker_that_fails(
 
 
 def test_a_tracker_that_fails_at_the_end_takes_nothing_away(
-    run: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    run: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def fail(self: Any) -> None:
         raise TimeoutError("the tracker does not answer")

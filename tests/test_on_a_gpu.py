@@ -18,15 +18,31 @@ SAVING = {"offload_models": True, "offload_trajectories": True}
 Make = Callable[..., argparse.Namespace]
 
 
-@pytest.mark.parametrize("options", [{}, {"gamma": 0.5, "replay_iterations": 1}, {"advantage": "ddpo"}], ids=["defaults", "critic", "ddpo"])
-def test_what_waits_in_main_memory_changes_nothing_but_rounding(options: dict[str, Any], arguments: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"gamma": 0.5, "replay_iterations": 1}, {"advantage": "ddpo"}],
+    ids=["defaults", "critic", "ddpo"],
+)
+def test_what_waits_in_main_memory_changes_nothing_but_rounding(
+    options: dict[str, Any], arguments: Make, tmp_path: Path
+) -> None:
     made = []
     for name, saving in (("plain", {}), ("saving", SAVING)):
-        args = arguments(output_dir=tmp_path / name, validation_steps=1, num_validation_images=2, evaluation_seeds=[0], **options, **saving)
+        args = arguments(
+            output_dir=tmp_path / name,
+            validation_steps=1,
+            num_validation_images=2,
+            evaluation_seeds=[0],
+            **options,
+            **saving,
+        )
         parts = script.prepare(args)
         script.train(args, *parts)
         backbone, teacher = parts[1].backbone, parts[1].teacher
-        places = {next(module.parameters()).device.type for module in (backbone.vae, *backbone.text_encoders, teacher.model)}
+        places = {
+            next(module.parameters()).device.type
+            for module in (backbone.vae, *backbone.text_encoders, teacher.model)
+        }
         assert places == {"cpu" if saving else "cuda"} and backbone.device.type == "cuda"
         made.append(load_file(tmp_path / name / "pytorch_lora_weights.safetensors"))
     deviation = torch.cat([(made[1][name] - tensor).flatten() for name, tensor in made[0].items()]).abs()
@@ -36,7 +52,9 @@ def test_what_waits_in_main_memory_changes_nothing_but_rounding(options: dict[st
 @pytest.mark.parametrize("options", [{"load_in_8bit": True}, {"load_in_4bit": True}], ids=str)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_quantised_base_is_trained_on(options: dict[str, Any], precision: str, arguments: Make) -> None:
-    args = arguments(mixed_precision=precision, gradient_checkpointing=True, evaluation_seeds=[0], **options, **SAVING)
+    args = arguments(
+        mixed_precision=precision, gradient_checkpointing=True, evaluation_seeds=[0], **options, **SAVING
+    )
     parts = script.prepare(args)
     results = script.train(args, *parts)
     trained = [p for p in parts[1].pipe.unet.parameters() if p.requires_grad]

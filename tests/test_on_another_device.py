@@ -1,4 +1,5 @@
-"""The training script where the accelerator is not the CPU: every tensor is where it is needed, and the CPU seldom waits."""
+"""The training script where the accelerator is not the CPU: every tensor is where it is needed, and the
+CPU seldom waits."""
 
 from __future__ import annotations
 
@@ -20,7 +21,12 @@ Line = Callable[..., list[str]]
 OPTIONS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "critic, replay, evaluation": {"gamma": 0.5, "replay_iterations": 1, "evaluation_seeds": 0},
-    "offloading, previews": {"offload_models": True, "offload_trajectories": True, "validation_steps": 1, "train_batch_size": 3},
+    "offloading, previews": {
+        "offload_models": True,
+        "offload_trajectories": True,
+        "validation_steps": 1,
+        "train_batch_size": 3,
+    },
 }
 QUICK = {"num_inference_steps": 3, "num_validation_images": 1, "train_batch_size": 64}
 
@@ -30,11 +36,15 @@ def train(line: list[str]) -> None:
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_a_run_on_another_device_is_the_run_on_the_cpu(options: dict[str, Any], command_line: Line, tmp_path: Path) -> None:
+def test_a_run_on_another_device_is_the_run_on_the_cpu(
+    options: dict[str, Any], command_line: Line, tmp_path: Path
+) -> None:
     with sdpa_kernel(SDPBackend.MATH):
         train(command_line(output_dir=tmp_path / "here", **QUICK | options))
     run_on_another_device(train, command_line(output_dir=tmp_path / "there", **QUICK | options))
-    here, there = (load_file(tmp_path / name / "pytorch_lora_weights.safetensors") for name in ("here", "there"))
+    here, there = (
+        load_file(tmp_path / name / "pytorch_lora_weights.safetensors") for name in ("here", "there")
+    )
     for name, tensor in here.items():
         torch.testing.assert_close(there[name], tensor, atol=1e-4, rtol=0)
 
@@ -58,7 +68,8 @@ def test_what_mixes_devices_fails_there(tmp_path: Path) -> None:
 
 
 def test_an_optimizer_step_waits_for_the_device_twice(command_line: Line, tmp_path: Path) -> None:
-    """For the gradient's norm and for its diagnostics, whatever it adds up: kernels are launched ahead in between."""
+    """For the gradient's norm and for its diagnostics, whatever it adds up: kernels are launched ahead in
+    between."""
 
     def first_update(line: list[str]) -> None:
         update = script.update_policy
@@ -66,14 +77,23 @@ def test_an_optimizer_step_waits_for_the_device_twice(command_line: Line, tmp_pa
         def counted(*args: Any, **kwargs: Any) -> Any:
             before = waits.total()
             stats = update(*args, **kwargs)
-            found = {"waits": waits.total() - before, "steps": len(stats.grad_norm), "terms": sum(map(len, stats.by_step.values()))}
+            found = {
+                "waits": waits.total() - before,
+                "steps": len(stats.grad_norm),
+                "terms": sum(map(len, stats.by_step.values())),
+            }
             (tmp_path / "found.json").write_text(json.dumps(found))
             raise SystemExit(0)
 
         script.update_policy = counted
         train(line)
 
-    run_on_another_device(first_update, command_line(num_inference_steps=8, gradient_accumulation_steps=4, target_kl=1e9, train_timestep_fraction=1))
+    run_on_another_device(
+        first_update,
+        command_line(
+            num_inference_steps=8, gradient_accumulation_steps=4, target_kl=1e9, train_timestep_fraction=1
+        ),
+    )
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["terms"] > found["steps"] > 1
     assert found["waits"] == 2 * found["steps"] + 1  # and once for the scales of all steps

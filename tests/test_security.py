@@ -1,4 +1,5 @@
-"""Nobody is let in: no pickle is run, no name leaves its directory, no token is written, no text becomes markup."""
+"""Nobody is let in: no pickle is run, no name leaves its directory, no token is written, no text becomes
+markup."""
 
 from __future__ import annotations
 
@@ -42,13 +43,39 @@ from reward.train import parse_args as parse_reward_training
 from training.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted(path for path in ROOT.rglob("*.py") if not {"tests", ".venv", "build", "runs"} & set(path.relative_to(ROOT).parts))
+SOURCES = sorted(
+    path
+    for path in ROOT.rglob("*.py")
+    if not {"tests", ".venv", "build", "runs"} & set(path.relative_to(ROOT).parts)
+)
 
 
-# --- what the sources may not say -----------------------------------------------------------------------------
+# --- what the sources may not say
+# -----------------------------------------------------------------------------
 
-BANNED = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "tempfile.mktemp", "yaml.load", "yaml.unsafe_load", "yaml.full_load"}
-BANNED |= {"torch.jit.load", "torch.hub.load", "numpy.load", "np.load", "marshal.loads", "shelve.open", "joblib.load", "torch.save", "extractall"}
+BANNED = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "os.system",
+    "os.popen",
+    "tempfile.mktemp",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+}
+BANNED |= {
+    "torch.jit.load",
+    "torch.hub.load",
+    "numpy.load",
+    "np.load",
+    "marshal.loads",
+    "shelve.open",
+    "joblib.load",
+    "torch.save",
+    "extractall",
+}
 """Calls that run or unpack what somebody else wrote, or write what only a pickle can read."""
 
 
@@ -56,11 +83,20 @@ def faults_in(source: str) -> Iterator[str]:
     """What a source says that none may."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-            yield from (f"imports {name}" for name in names if name.split(".")[0] in ("pickle", "dill", "cloudpickle", "shelve", "marshal"))
+            names = (
+                [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            )
+            yield from (
+                f"imports {name}"
+                for name in names
+                if name.split(".")[0] in ("pickle", "dill", "cloudpickle", "shelve", "marshal")
+            )
         if not isinstance(node, ast.Call):
             continue
-        called, given = ast.unparse(node.func), {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        called, given = (
+            ast.unparse(node.func),
+            {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords},
+        )
         if called in BANNED or called.endswith(".extractall"):
             yield f"calls {called}"
         if called == "torch.load" and given.get("weights_only") != "True":
@@ -77,7 +113,11 @@ def faults_in(source: str) -> Iterator[str]:
 
 def test_no_source_runs_what_it_reads() -> None:
     assert len(SOURCES) > 80
-    found = {f"{path.relative_to(ROOT)} {fault}" for path in SOURCES for fault in faults_in(path.read_text(encoding="utf-8"))}
+    found = {
+        f"{path.relative_to(ROOT)} {fault}"
+        for path in SOURCES
+        for fault in faults_in(path.read_text(encoding="utf-8"))
+    }
     assert not found
 
 
@@ -90,7 +130,12 @@ FAULTY = [
     "eval(x)",
     "os.system(x)",
 ]
-FAULTY += ["subprocess.run(x, shell=True)", "A.from_pretrained(x, trust_remote_code=True)", "np.load(x, allow_pickle=True)", "archive.extractall(x)"]
+FAULTY += [
+    "subprocess.run(x, shell=True)",
+    "A.from_pretrained(x, trust_remote_code=True)",
+    "np.load(x, allow_pickle=True)",
+    "archive.extractall(x)",
+]
 
 
 @pytest.mark.parametrize("source", FAULTY)
@@ -100,11 +145,17 @@ def test_the_search_finds_what_it_looks_for(source: str) -> None:
 
 def test_every_dependency_has_a_bound_above() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(entry for extra in project["optional-dependencies"].values() for entry in extra)]
-    assert len(wanted) > 20 and not [entry for entry in wanted if not re.fullmatch(r"[\w-]+>=[\d.]+,<[\d.]+", entry)]
+    wanted = [
+        *project["dependencies"],
+        *(entry for extra in project["optional-dependencies"].values() for entry in extra),
+    ]
+    assert len(wanted) > 20 and not [
+        entry for entry in wanted if not re.fullmatch(r"[\w-]+>=[\d.]+,<[\d.]+", entry)
+    ]
 
 
-# --- pickles --------------------------------------------------------------------------------------------------
+# --- pickles
+# --------------------------------------------------------------------------------------------------
 
 
 class Evil:
@@ -147,7 +198,15 @@ NAMES = [
     "model.pkl",
     "open_clip_pytorch_model.bin",
 ]
-NAMES += ["pytorch_lora_weights.bin", "training_args.bin", "optimizer.bin", "scheduler.bin", "random_states_0.pkl", "000000.pt", "state.pt"]
+NAMES += [
+    "pytorch_lora_weights.bin",
+    "training_args.bin",
+    "optimizer.bin",
+    "scheduler.bin",
+    "random_states_0.pkl",
+    "000000.pt",
+    "state.pt",
+]
 
 
 def plant_everywhere(plant: Callable[[Path], Path], directory: Path) -> None:
@@ -180,12 +239,17 @@ def test_a_base_with_a_pickle_in_place_of_weights_is_refused(
 
 
 @pytest.mark.parametrize("name", ["base.ckpt", "base.pt", "base.bin", "base", "base.safetensors"])
-def test_a_base_in_one_file_that_is_a_pickle_is_refused(name: str, plant: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_a_base_in_one_file_that_is_a_pickle_is_refused(
+    name: str, plant: Callable[[Path], Path], tmp_path: Path
+) -> None:
     refused(lambda: load_pipeline(plant(tmp_path / name)))
 
 
-def test_pickles_are_no_networks(plant: Callable[[Path], Path], tiny_reward_dir: Path, tmp_path: Path) -> None:
-    """Reward predictor, critic, judge, classifier, CLIP: with all of the pickles beside the weights, and in place of them."""
+def test_pickles_are_no_networks(
+    plant: Callable[[Path], Path], tiny_reward_dir: Path, tmp_path: Path
+) -> None:
+    """Reward predictor, critic, judge, classifier, CLIP: with all of the pickles beside the weights, and
+    in place of them."""
     ValueNetwork(4, 8, 16, width=8).save_pretrained(tmp_path / "critic")
     loaders: dict[str, tuple[Path, Callable[[Path], object]]] = {
         "reward": (tiny_reward_dir, RewardPredictor.from_pretrained),
@@ -202,22 +266,30 @@ def test_pickles_are_no_networks(plant: Callable[[Path], Path], tiny_reward_dir:
     classifier = tmp_path / "classifier"
     classifier.mkdir()
     plant_everywhere(plant, classifier)
-    (classifier / "config.json").write_text('{"architectures": ["ViTForImageClassification"], "model_type": "vit"}')
+    (classifier / "config.json").write_text(
+        '{"architectures": ["ViTForImageClassification"], "model_type": "vit"}'
+    )
     refused(lambda: ClassifierTeacher.from_pretrained(str(classifier)))
     refused(lambda: load_judge(classifier))
 
 
 @pytest.mark.parametrize("name", ["clip.pt", "clip.bin", "clip.weights", "clip", "clip.safetensors"])
-def test_a_clip_file_that_is_a_pickle_is_refused(name: str, plant: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_a_clip_file_that_is_a_pickle_is_refused(
+    name: str, plant: Callable[[Path], Path], tmp_path: Path
+) -> None:
     refused(lambda: Teacher.from_pretrained("ViT-B-32", str(plant(tmp_path / name))))
 
 
 @pytest.mark.parametrize("name", ["head.pth", "head.pt", "head.bin", "head.safetensors"])
-def test_a_classifier_file_that_is_a_pickle_of_more_than_tensors_is_refused(name: str, plant: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_a_classifier_file_that_is_a_pickle_of_more_than_tensors_is_refused(
+    name: str, plant: Callable[[Path], Path], tmp_path: Path
+) -> None:
     refused(lambda: read_state(plant(tmp_path / name)))
 
 
-def test_an_adapter_that_is_a_pickle_is_refused(plant: Callable[[Path], Path], tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_is_a_pickle_is_refused(
+    plant: Callable[[Path], Path], tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
     (tmp_path / "adapter").mkdir()
     plant_everywhere(plant, tmp_path / "adapter")
     pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline_dir)
@@ -228,7 +300,9 @@ def test_an_adapter_that_is_a_pickle_is_refused(plant: Callable[[Path], Path], t
     refused(lambda: read_file(tmp_path / "adapter" / "pytorch_lora_weights.safetensors"))
 
 
-def test_checkpoints_and_caches_of_pickles_are_passed_over(plant: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_checkpoints_and_caches_of_pickles_are_passed_over(
+    plant: Callable[[Path], Path], tmp_path: Path
+) -> None:
     (tmp_path / "out" / "checkpoint-3").mkdir(parents=True)
     plant_everywhere(plant, tmp_path / "out")
     for name in ("latest", "checkpoint-3"):
@@ -236,13 +310,25 @@ def test_checkpoints_and_caches_of_pickles_are_passed_over(plant: Callable[[Path
     assert read_shard(plant(tmp_path / "000000.safetensors"), say=False) is None
 
 
-# --- names, modes, tokens -------------------------------------------------------------------------------------
+# --- names, modes, tokens
+# -------------------------------------------------------------------------------------
 
 
 def test_of_a_repository_only_known_names_are_fetched() -> None:
-    strange = {"../../x", "/etc/passwd", "critic/../../x", "model.bin", "..\\x", "a/../README.md", "modeling.py"}
+    strange = {
+        "../../x",
+        "/etc/passwd",
+        "critic/../../x",
+        "model.bin",
+        "..\\x",
+        "a/../README.md",
+        "modeling.py",
+    }
     assert set(files_to_pull(strange | set(ADAPTER_FILES))) == set(ADAPTER_FILES)
-    assert set(files_to_pull(strange | {"config.json", "model.safetensors"})) == {"config.json", "model.safetensors"}
+    assert set(files_to_pull(strange | {"config.json", "model.safetensors"})) == {
+        "config.json",
+        "model.safetensors",
+    }
     refused(lambda: files_to_pull(strange))
     assert all(not name.startswith(("/", ".")) and ".." not in name for name in ADAPTER_FILES)
 
@@ -271,9 +357,16 @@ def test_no_token_is_written(
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Neither the flag's nor the environment's: in no file, no line and no traceback, whatever its encoding in the tracker's events."""
+    """Neither the flag's nor the environment's: in no file, no line and no traceback, whatever its
+    encoding in the tracker's events."""
     monkeypatch.setenv("HF_TOKEN", TOKEN[::-1])
-    args = arguments(hub_token=TOKEN, report_to="tensorboard", validation_steps=1, num_validation_images=2, checkpointing_steps=1)
+    args = arguments(
+        hub_token=TOKEN,
+        report_to="tensorboard",
+        validation_steps=1,
+        num_validation_images=2,
+        checkpointing_steps=1,
+    )
     caplog.set_level("DEBUG")
     if fails:
         monkeypatch.setattr(script, "write_results", lambda *_: 1 / 0)
@@ -283,7 +376,12 @@ def test_no_token_is_written(
     else:
         script.main(args)
     said = capfd.readouterr()
-    seen = [caplog.text.encode(), said.out.encode(), said.err.encode(), *(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())]
+    seen = [
+        caplog.text.encode(),
+        said.out.encode(),
+        said.err.encode(),
+        *(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()),
+    ]
     assert len(seen) > 8
     for token in (TOKEN, TOKEN[::-1]):
         assert not [content for content in seen if token.encode() in content]
@@ -298,15 +396,20 @@ def test_no_token_is_written(
     ],
     ids=["training", "reward", "hub"],
 )
-@pytest.mark.parametrize("mistake", [["--hub_tokn", TOKEN], [f"--token={TOKEN}"], ["--hub_private_repo", TOKEN]])
-def test_no_token_is_repeated_with_a_mistake(parse: Callable[[list[str]], object], mistake: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "mistake", [["--hub_tokn", TOKEN], [f"--token={TOKEN}"], ["--hub_private_repo", TOKEN]]
+)
+def test_no_token_is_repeated_with_a_mistake(
+    parse: Callable[[list[str]], object], mistake: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         parse(mistake)
     said = capsys.readouterr().err
     assert TOKEN not in said and "hf_..." in said
 
 
-# --- texts ----------------------------------------------------------------------------------------------------
+# --- texts
+# ----------------------------------------------------------------------------------------------------
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -335,10 +438,28 @@ def test_texts_of_others_stay_texts_on_cards_and_pages(text: str, tmp_path: Path
     markdown_it = pytest.importorskip("markdown_it")
     side = {"UA": 1.0, "per_class": {text: {text: 90.0, "x": 80.0}}}
     results = {
-        **{name: text for name in ("base_model_name_or_path", "revision", "judge", "method", "reward_model", "critic_model")},
+        **{
+            name: text
+            for name in (
+                "base_model_name_or_path",
+                "revision",
+                "judge",
+                "method",
+                "reward_model",
+                "critic_model",
+            )
+        },
         **{name: [text] for name in ("concept", "forget_prompts", "retain_prompts", "seeds")},
-        **{"base": side, "adapter": side | {"per_class": {text: {text: 1.0, "x": 2.0}}}, "targets": {"y": [text]}},
-        **{"settings": {"concept": [text], text: text}, "versions": {text: text}, "training": {"stopped_by": text, "iterations": 1}},
+        **{
+            "base": side,
+            "adapter": side | {"per_class": {text: {text: 1.0, "x": 2.0}}},
+            "targets": {"y": [text]},
+        },
+        **{
+            "settings": {"concept": [text], text: text},
+            "versions": {text: text},
+            "training": {"stopped_by": text, "iterations": 1},
+        },
     }
     about = About([text], text, text, [text], [text], results)
     card = str(model_card(results, tmp_path)).split("\n---\n", 1)[1]
@@ -346,4 +467,8 @@ def test_texts_of_others_stay_texts_on_cards_and_pages(text: str, tmp_path: Path
         page = Markup()
         page.feed(markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown))
         assert not {"script", "img", "svg", "iframe", "object"} & set(page.tags)
-        assert not [name for name, value in page.attributes if name.startswith("on") or (value or "").lower().startswith("javascript:")]
+        assert not [
+            name
+            for name, value in page.attributes
+            if name.startswith("on") or (value or "").lower().startswith("javascript:")
+        ]

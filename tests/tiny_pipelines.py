@@ -1,4 +1,5 @@
-"""Random pipelines of every class that is supported, small enough to draw in milliseconds: 4-channel latents, images twice as large."""
+"""Random pipelines of every class that is supported, small enough to draw in milliseconds: 4-channel
+latents, images twice as large."""
 
 from __future__ import annotations
 
@@ -19,7 +20,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from canvas.models import build_scheduler, build_text_encoder, build_tokenizer
 
-TINY_PROMPTS = [f"a {thing} image in {style} style" for style in ("Van Gogh", "Mosaic", "Neon") for thing in ("cat", "car", "tree")]
+TINY_PROMPTS = [
+    f"a {thing} image in {style} style"
+    for style in ("Van Gogh", "Mosaic", "Neon")
+    for thing in ("cat", "car", "tree")
+]
 """What the tiny reward predictors say their base draws."""
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
@@ -81,7 +86,12 @@ def save_sd2(directory: Path) -> None:
     text_encoder = CLIPTextModel(text_config(tokenizer, width=16, projection_dim=12))
     unet = random_unet(8, 16, attention_head_dim=(2, 4), use_linear_projection=True)
     scheduler = DDIMScheduler(
-        **BETAS, prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True
+        **BETAS,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
     )
     save_sd(directory, tokenizer, text_encoder, random_vae(8), unet, scheduler)
 
@@ -106,8 +116,11 @@ def save_sd(
     ).save_pretrained(directory, safe_serialization=True)
 
 
-def save_sdxl(directory: Path, latent_size: int | tuple[int, int] = 8, force_zeros_for_empty_prompt: bool = True) -> None:
-    """SDXL base: two text encoders whose tokenizers pad differently, sizes and a pooled embedding, the blocks of its UNet, its Euler sampler."""
+def save_sdxl(
+    directory: Path, latent_size: int | tuple[int, int] = 8, force_zeros_for_empty_prompt: bool = True
+) -> None:
+    """SDXL base: two text encoders whose tokenizers pad differently, sizes and a pooled embedding, the
+    blocks of its UNet, its Euler sampler."""
     torch.manual_seed(0)
     tokenizer, tokenizer_2 = build_tokenizer(), build_tokenizer()
     tokenizer_2.pad_token = "!"

@@ -17,13 +17,18 @@ def start_two_processes(command: Callable[[list[str]], object], arguments: list[
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    workers = [multiprocessing.get_context("fork").Process(target=_work, args=(rank, port, command, arguments)) for rank in range(2)]
+    workers = [
+        multiprocessing.get_context("fork").Process(target=_work, args=(rank, port, command, arguments))
+        for rank in range(2)
+    ]
     for worker in workers:
         worker.start()
     return workers
 
 
-def run_in_two_processes(command: Callable[[list[str]], object], arguments: list[str], seconds: float = 120) -> None:
+def run_in_two_processes(
+    command: Callable[[list[str]], object], arguments: list[str], seconds: float = 120
+) -> None:
     """Run it so; both must end well."""
     workers = start_two_processes(command, arguments)
     for worker in workers:
@@ -32,7 +37,13 @@ def run_in_two_processes(command: Callable[[list[str]], object], arguments: list
 
 
 def _work(rank: int, port: int, command: Callable[[list[str]], object], arguments: list[str]) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+    }
     os.environ |= {"MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     AcceleratorState._reset_state(reset_partial_state=True)
     command(arguments)

@@ -1,4 +1,5 @@
-"""Training checkpoints: a safetensors file of tensors, a JSON file of numbers, and the hashes of both; complete or absent."""
+"""Training checkpoints: a safetensors file of tensors, a JSON file of numbers, and the hashes of both;
+complete or absent."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ CRITIC_STATE = ("baseline", "seen", "scale", "trust")
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The optimizer's moments by parameter index, as a flat dictionary.
 
-    bitsandbytes keeps the tensors of its quantization in a dictionary within; they are written beside the others, where it reads them too.
+    bitsandbytes keeps the tensors of its quantization in a dictionary within; they are written beside the
+    others, where it reads them too.
     """
     tensors: dict[str, torch.Tensor] = {}
     for i, moments in optimizer.state_dict()["state"].items():
@@ -86,26 +88,38 @@ def replay_tensors(replay: deque[Experience]) -> dict[str, torch.Tensor]:
     """Everything of the experiences that may be replayed."""
     tensors = {}
     for i, experience in enumerate(replay):
-        entry = {"advantages": experience.advantages, "anchor_ids": experience.anchor_ids} | vars(experience.trajectory)
+        entry = {"advantages": experience.advantages, "anchor_ids": experience.anchor_ids} | vars(
+            experience.trajectory
+        )
         if experience.slopes is not None:
             entry["slopes"] = experience.slopes
         tensors |= {f"{i}.{name}": value for name, value in entry.items()}
     return tensors
 
 
-def load_replay_tensors(replay: deque[Experience], tensors: dict[str, torch.Tensor], device: torch.device, offload: bool = False) -> None:
+def load_replay_tensors(
+    replay: deque[Experience], tensors: dict[str, torch.Tensor], device: torch.device, offload: bool = False
+) -> None:
     """Put back what `replay_tensors` returned; the trajectories stay in main memory if told to `offload`."""
     replay.clear()
     for entry in _by_index(tensors, device, offload):
-        advantages, anchor_ids, slopes = entry.pop("advantages"), entry.pop("anchor_ids"), entry.pop("slopes", None)
+        advantages, anchor_ids, slopes = (
+            entry.pop("advantages"),
+            entry.pop("anchor_ids"),
+            entry.pop("slopes", None),
+        )
         replay.append(Experience(Trajectory(**entry), advantages, anchor_ids, slopes))
 
 
-def _by_index(tensors: dict[str, torch.Tensor], device: torch.device, offload: bool) -> list[dict[str, torch.Tensor]]:
+def _by_index(
+    tensors: dict[str, torch.Tensor], device: torch.device, offload: bool
+) -> list[dict[str, torch.Tensor]]:
     entries: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".")
-        entries.setdefault(int(index), {})[name] = value if offload and name in OFFLOADED else value.to(device)
+        entries.setdefault(int(index), {})[name] = (
+            value if offload and name in OFFLOADED else value.to(device)
+        )
     return [entries[index] for index in sorted(entries)]
 
 
@@ -121,22 +135,37 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(
-    output_dir: Path, iteration: int, groups: dict[str, dict[str, torch.Tensor]], numbers: dict[str, Any], total_limit: int | None
+    output_dir: Path,
+    iteration: int,
+    groups: dict[str, dict[str, torch.Tensor]],
+    numbers: dict[str, Any],
+    total_limit: int | None,
 ) -> Path:
-    """Write `checkpoint-<iteration>` aside, sync it to the disk, rename it, and then drop the oldest beyond `total_limit`.
+    """Write `checkpoint-<iteration>` aside, sync it to the disk, rename it, and then drop the oldest beyond
+    `total_limit`.
 
     Raises:
-        OSError: it could not be written, the disk being full for instance; the checkpoints before it are as they were.
+        OSError: it could not be written, the disk being full for instance; the checkpoints before it are as
+            they were.
     """
     final, aside = output_dir / f"checkpoint-{iteration}", output_dir / ASIDE
     # Tensors may share memory (a slice of a batch); safetensors wants each on its own.
-    tensors = {f"{group}/{name}": tensor.detach().cpu().contiguous().clone() for group, part in groups.items() for name, tensor in part.items()}
+    tensors = {
+        f"{group}/{name}": tensor.detach().cpu().contiguous().clone()
+        for group, part in groups.items()
+        for name, tensor in part.items()
+    }
     shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
     try:
         aside.mkdir(parents=True)
         save_file(tensors, aside / TENSORS)
-        (aside / NUMBERS).write_text(json.dumps(numbers | {"iteration": iteration}, indent=2) + "\n", encoding="utf-8")
-        (aside / MANIFEST).write_text(json.dumps({name: _digest(aside / name) for name in (TENSORS, NUMBERS)}, indent=2) + "\n", encoding="utf-8")
+        (aside / NUMBERS).write_text(
+            json.dumps(numbers | {"iteration": iteration}, indent=2) + "\n", encoding="utf-8"
+        )
+        (aside / MANIFEST).write_text(
+            json.dumps({name: _digest(aside / name) for name in (TENSORS, NUMBERS)}, indent=2) + "\n",
+            encoding="utf-8",
+        )
         for path in (*aside.iterdir(), aside):
             _sync(path)
         _discard(final)
@@ -144,7 +173,9 @@ def save_checkpoint(
         _sync(output_dir)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise OSError(f"The checkpoint of iteration {iteration} could not be written to {output_dir} ({error})") from error
+        raise OSError(
+            f"The checkpoint of iteration {iteration} could not be written to {output_dir} ({error})"
+        ) from error
     if total_limit:
         for old in list_checkpoints(output_dir)[:-total_limit]:
             _discard(old)
@@ -153,12 +184,17 @@ def save_checkpoint(
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    found = [p for p in output_dir.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit() and (p / MANIFEST).is_file()]
+    found = [
+        p
+        for p in output_dir.glob("checkpoint-*")
+        if p.name.removeprefix("checkpoint-").isdigit() and (p / MANIFEST).is_file()
+    ]
     return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
 
 
 def load_checkpoint(output_dir: Path, name: str) -> Checkpoint:
-    """The checkpoint of that name, which is a directory, its name within `output_dir`, or "latest": the newest that is not damaged.
+    """The checkpoint of that name, which is a directory, its name within `output_dir`, or "latest": the
+    newest that is not damaged.
 
     Raises:
         ValueError: there is none of that name, or it is damaged.
@@ -173,7 +209,9 @@ def load_checkpoint(output_dir: Path, name: str) -> Checkpoint:
             return _read(directory)
         except ValueError as error:
             logger.warning(f"{error}; the one before it is taken.")
-    raise ValueError(f"There is no checkpoint in {output_dir} to resume from; start without --resume_from_checkpoint.")
+    raise ValueError(
+        f"There is no checkpoint in {output_dir} to resume from; start without --resume_from_checkpoint."
+    )
 
 
 def _read(directory: Path) -> Checkpoint:
@@ -189,7 +227,15 @@ def _read(directory: Path) -> Checkpoint:
             groups.setdefault(group, {})[tensor_name] = tensor
         if not isinstance(numbers, dict):
             raise ValueError(f"{NUMBERS} is no JSON object")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"The checkpoint {directory} is missing or damaged ({reason})") from error
     return Checkpoint(groups, numbers)

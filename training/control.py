@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field
 
 RECOGNISABLE = 0.35
-"""An image shows something that has a name if its best cosine is at most this far below the base's own on retain prompts, in units of
-the reward's contrast."""
+"""An image shows something that has a name if its best cosine is at most this far below the base's own on
+retain prompts, in units of the reward's contrast."""
 
 
 @dataclass
@@ -19,7 +19,8 @@ class StopSignal:
     recent: list[float] = field(default_factory=list)
 
     def update(self, replaced: float) -> bool:
-        """`replaced` is the share in [0, 1] of this iteration's images that show something else instead of the concept."""
+        """`replaced` is the share in [0, 1] of this iteration's images that show something else instead of
+        the concept."""
         self.recent = [*self.recent, replaced][-self.patience :]
         return len(self.recent) == self.patience and sum(self.recent) / self.patience >= self.target
 
@@ -30,7 +31,8 @@ class Brake:
 
     Attributes:
         least_contrast: the base's mean pixel standard deviation on the prompt that has least of it.
-        max_retain_drop: how far images of retain prompts may fall below the base's own on these prompts, in units of the reward's contrast.
+        max_retain_drop: how far images of retain prompts may fall below the base's own on these prompts, in
+            units of the reward's contrast.
         max_kl: bound of the KL to the base on retain states.
         max_step_kl: bound of the KL by which one iteration may move the policy.
         min_contrast: share of that below which images count as blank.
@@ -43,7 +45,8 @@ class Brake:
     min_contrast: float = 0.25
 
     def reason(self, retain_drop: float, retain_kl: float, step_kl: float, contrast: float) -> str | None:
-        """Why the last update must be taken back, and which flag to turn should it come to that again; or None. What is no number is too much."""
+        """Why the last update must be taken back, and which flag to turn should it come to that again; or
+        None. What is no number is too much."""
         if not math.isfinite(step_kl):
             return "the last update had no finite gradient (lower --learning_rate; with --mixed_precision fp16, take bf16)"
         if not step_kl <= self.max_step_kl:
@@ -64,7 +67,8 @@ class Brake:
 
 
 def adapt_coefficient(coefficient: float, kl: float, target: float) -> float:
-    """PPO's rule for a KL penalty (Schulman et al., 2017, section 4): twice as much beyond 1.5 times the target, half as much below two thirds."""
+    """PPO's rule for a KL penalty (Schulman et al., 2017, section 4): twice as much beyond 1.5 times the
+    target, half as much below two thirds."""
     if kl > 1.5 * target:
         return 2 * coefficient
     if kl < target / 1.5:

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM, which spot machines send, end a run after the iteration under way rather than within it."""
+"""Ctrl-C and SIGTERM, which spot machines send, end a run after the iteration under way rather than within
+it."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ class Interruption:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {
+                number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -13,7 +13,8 @@ LOCK_NAME = ".lock"
 
 @contextmanager
 def only_run(output_dir: Path) -> Iterator[None]:
-    """Hold a directory, made if need be, against other runs; the system takes the lock from a process that dies.
+    """Hold a directory, made if need be, against other runs; the system takes the lock from a process that
+    dies.
 
     Raises:
         ValueError: another run holds it.
@@ -23,7 +24,9 @@ def only_run(output_dir: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise ValueError(f"Another run is writing to {output_dir}; wait for its end, or choose another --output_dir.") from None
+        raise ValueError(
+            f"Another run is writing to {output_dir}; wait for its end, or choose another --output_dir."
+        ) from None
     try:
         yield
     finally:

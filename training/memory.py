@@ -17,7 +17,8 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_memory_mb() -> float | None:
-    """In MB: what PyTorch has allocated on the GPU if there is one, else the process's resident memory, its libraries included.
+    """In MB: what PyTorch has allocated on the GPU if there is one, else the process's resident memory, its
+    libraries included.
 
     None where the system does not say.
     """
@@ -51,7 +52,11 @@ def flags_to_try(args: argparse.Namespace, on_gpu: bool) -> list[str]:
 
 def out_of_memory(flags: Sequence[str], on_gpu: bool) -> str:
     """The sentence for a run that there is not enough memory for, with the flags that would save some."""
-    advice = f"try, in this order and together: {', '.join(flags)}" if flags else "every flag that saves memory is set: take a larger device"
+    advice = (
+        f"try, in this order and together: {', '.join(flags)}"
+        if flags
+        else "every flag that saves memory is set: take a larger device"
+    )
     return f"there is not enough {'GPU ' if on_gpu else ''}memory; {advice} (docs/hardware.md)."
 
 
@@ -59,15 +64,21 @@ Command = Callable[[argparse.Namespace], None]
 
 
 def advised(*sizes: str) -> Callable[[Command], Command]:
-    """Of a command that draws: a lack of memory ends in the sentence above, which names --mixed_precision and half of these batch sizes.
+    """Of a command that draws: a lack of memory ends in the sentence above, which names --mixed_precision and
+    half of these batch sizes.
 
     Args:
-        sizes: the flags' names, of what costs least first. What is None when memory is lacking is not known yet and not named.
+        sizes: the flags' names, of what costs least first. What is None when memory is lacking is not known
+            yet and not named.
     """
 
     def smaller(args: argparse.Namespace) -> list[str]:
-        precision = ["--mixed_precision bf16"] if getattr(args, "mixed_precision", "bf16") in ("no", None) else []
-        return precision + [f"--{name} {size // 2}" for name in sizes if (size := getattr(args, name) or 1) > 1]
+        precision = (
+            ["--mixed_precision bf16"] if getattr(args, "mixed_precision", "bf16") in ("no", None) else []
+        )
+        return precision + [
+            f"--{name} {size // 2}" for name in sizes if (size := getattr(args, name) or 1) > 1
+        ]
 
     def wrap(command: Command) -> Command:
         @wraps(command)

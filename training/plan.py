@@ -63,7 +63,9 @@ class Amounts:
         }
 
 
-def probe(draw: Callable[[], object], learn: Callable[[], object], images: int, device: torch.device) -> Costs:
+def probe(
+    draw: Callable[[], object], learn: Callable[[], object], images: int, device: torch.device
+) -> Costs:
     """Time `draw` and then `learn`, each of which is about so many images."""
     seconds = []
     for act in (draw, learn):
@@ -78,12 +80,19 @@ def probe(draw: Callable[[], object], learn: Callable[[], object], images: int, 
 def costs_in_words(amounts: Amounts, costs: Costs) -> dict[str, str]:
     """Images, time and memory, by what the plan calls them."""
     seconds = amounts.seconds(costs)
-    longest = seconds["before"] + amounts.iterations * seconds["iteration"] + seconds["cooldown"] + seconds["evaluation"]
+    longest = (
+        seconds["before"]
+        + amounts.iterations * seconds["iteration"]
+        + seconds["cooldown"]
+        + seconds["evaluation"]
+    )
     return {
         "Images": f"{amounts.before} before training, {amounts.drawn} an iteration, {amounts.evaluated} in the evaluation",
         "Time": f"{duration(seconds['before'])} before training, {duration(seconds['iteration'])} an iteration, "
         f"{duration(seconds['evaluation'])} for the evaluation; {duration(longest)} if it takes all {amounts.iterations} iterations",
-        "Memory": f"{costs.memory / 1000:.1f} GB at the probe's peak; a whole batch takes more" if costs.memory else "unknown",
+        "Memory": f"{costs.memory / 1000:.1f} GB at the probe's peak; a whole batch takes more"
+        if costs.memory
+        else "unknown",
     }
 
 

@@ -1,4 +1,5 @@
-"""What a run carries from iteration to iteration: all of it goes into its checkpoints and comes back from them."""
+"""What a run carries from iteration to iteration: all of it goes into its checkpoints and comes back from
+them."""
 
 from __future__ import annotations
 
@@ -78,7 +79,8 @@ class RunState:
         self.progress.retain_kl = self.progress.step_kl = 0.0
 
     def save(self, output_dir: Path, settings: dict[str, Any], total_limit: int | None) -> None:
-        """Write a checkpoint of this iteration, with the settings that a run which goes on from it must share.
+        """Write a checkpoint of this iteration, with the settings that a run which goes on from it must
+        share.
 
         Raises:
             OSError: it could not be written.

@@ -10,7 +10,8 @@ def what_is_no_number(figures: Mapping[str, float]) -> str:
     """The first cause of a figure that is not finite, and what to do; an empty text if all are.
 
     Args:
-        figures: of an iteration; `contrast` is that of the images, `noisy_reward` the mean over the noisy states, all others come from the teacher.
+        figures: of an iteration; `contrast` is that of the images, `noisy_reward` the mean over the noisy
+            states, all others come from the teacher.
     """
     wrong = {name for name, value in figures.items() if not math.isfinite(value)}
     if not wrong:

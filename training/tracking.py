@@ -13,7 +13,8 @@ logger = logging.getLogger(__name__)
 
 
 class Tracking:
-    """Accelerate's trackers; the first that fails under way is said once, and after it nothing more is sent to any."""
+    """Accelerate's trackers; the first that fails under way is said once, and after it nothing more is
+    sent to any."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator, self.lost = accelerator, False
@@ -26,7 +27,9 @@ class Tracking:
         try:
             self.accelerator.init_trackers(name, config=dict(config))
         except Exception as error:  # each tracker has errors of its own
-            raise OSError(f"The tracker could not be started ({_reason(error)}); correct that, or go without one by --report_to none") from error
+            raise OSError(
+                f"The tracker could not be started ({_reason(error)}); correct that, or go without one by --report_to none"
+            ) from error
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         """Send an iteration's figures."""
@@ -36,7 +39,9 @@ class Tracking:
         """Send a picture (H, W, 3) to tensorboard, if that is a tracker."""
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
-                self._attempt(lambda tracker=tracker: tracker.writer.add_image(title, picture, step, dataformats="HWC"))
+                self._attempt(
+                    lambda tracker=tracker: tracker.writer.add_image(title, picture, step, dataformats="HWC")
+                )
 
     def end(self) -> None:
         """Let the trackers write what they still hold."""
@@ -49,7 +54,9 @@ class Tracking:
             send()
         except Exception as error:  # each tracker has errors of its own
             self.lost = True
-            logger.warning(f"The tracker failed ({_reason(error)}); the run goes on without it, and all figures are in diagnostics.jsonl.")
+            logger.warning(
+                f"The tracker failed ({_reason(error)}); the run goes on without it, and all figures are in diagnostics.jsonl."
+            )
 
 
 def _reason(error: Exception) -> str:

@@ -19,9 +19,12 @@ TARGET_UA, MARGIN, COLLAPSE = 95.0, 3.0, 5.0
 
 
 def reached(run: Run) -> int | None:
-    """Images drawn until UA is at the target with IRA and CRA within the margin of the base's; None if they never were."""
+    """Images drawn until UA is at the target with IRA and CRA within the margin of the base's; None if
+    they never were."""
     for point in run["curve"]:
-        if point["UA"] >= TARGET_UA and all(point[name] >= run["base"][name] - MARGIN for name in ("IRA", "CRA")):
+        if point["UA"] >= TARGET_UA and all(
+            point[name] >= run["base"][name] - MARGIN for name in ("IRA", "CRA")
+        ):
             return int(point["images"])
     return None
 
@@ -32,15 +35,18 @@ def collapsed(run: Run) -> bool:
 
 
 def spent(run: Run) -> float:
-    """Images to the target; of a run that never got there its budget, which is the least that it can have needed."""
+    """Images to the target; of a run that never got there its budget, which is the least that it can have
+    needed."""
     images = reached(run)
     return float(run["curve"][-1]["images"] if images is None else images)
 
 
 def best_learning_rate(runs: Sequence[Run]) -> float:
-    """Of runs of one variant: the rate with the fewest images to the target, then the fewest collapses, then the highest reward on the way.
+    """Of runs of one variant: the rate with the fewest images to the target, then the fewest collapses, then
+    the highest reward on the way.
 
-    UA cannot tell runs that are far from the target from one another; the reward of the forget prompts' images, the mean over all iterations, can.
+    UA cannot tell runs that are far from the target from one another; the reward of the forget prompts'
+    images, the mean over all iterations, can.
     """
     rates = sorted({run["learning_rate"] for run in runs})
 
@@ -53,7 +59,8 @@ def best_learning_rate(runs: Sequence[Run]) -> float:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """One row a variant: images to the target, figures at the end of the budget, collapses; mean and 95 % interval over concepts and seeds."""
+    """One row a variant: images to the target, figures at the end of the budget, collapses; mean and 95 %
+    interval over concepts and seeds."""
     lines = [
         "| variant | learning rate | images to the target | reached | UA | IRA - base | CRA - base | collapsed |",
         "|---|---|---|---|---|---|---|---|",
@@ -63,7 +70,14 @@ def table(runs: Sequence[Run]) -> str:
         rows = []
         for run in of:
             end, base = run["curve"][-1], run["base"]
-            rows.append({"images": spent(run), "UA": end["UA"], "IRA": end["IRA"] - base["IRA"], "CRA": end["CRA"] - base["CRA"]})
+            rows.append(
+                {
+                    "images": spent(run),
+                    "UA": end["UA"],
+                    "IRA": end["IRA"] - base["IRA"],
+                    "CRA": end["CRA"] - base["CRA"],
+                }
+            )
         cells = {name: _cell(value) for name, value in summarize(rows, {"UA": None}).items()}
         got = sum(reached(run) is not None for run in of)
         least = "" if got == len(of) else "≥ "
@@ -77,11 +91,14 @@ def table(runs: Sequence[Run]) -> str:
 def _cell(value: Mapping[str, Any]) -> str:
     mean, interval = value["mean"], value["ci95"]
     digits = 0 if abs(mean) >= 200 else 1
-    return f"{mean:.{digits}f}" + ("" if interval is None else f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]")
+    return f"{mean:.{digits}f}" + (
+        "" if interval is None else f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+    )
 
 
 def explained_variance(runs: Sequence[Run]) -> dict[int, float]:
-    """Within prompts, on rollouts the critic has not learnt from: mean over runs and iterations, by timestep."""
+    """Within prompts, on rollouts the critic has not learnt from: mean over runs and iterations, by
+    timestep."""
     values: dict[int, list[float]] = {}
     for run in runs:
         for line in run["diagnostics"]:
@@ -96,20 +113,37 @@ def _reward(run: Run, iteration: int) -> float:
 
 
 def plot(runs: Sequence[Run], path: Path) -> None:
-    """UA, IRA, CRA and reward against images; where there is a critic, its explained variance against the timestep. A line for each variant."""
-    variants = {variant: [run for run in runs if run["variant"] == variant] for variant in dict.fromkeys(run["variant"] for run in runs)}
+    """UA, IRA, CRA and reward against images; where there is a critic, its explained variance against the
+    timestep. A line for each variant."""
+    variants = {
+        variant: [run for run in runs if run["variant"] == variant]
+        for variant in dict.fromkeys(run["variant"] for run in runs)
+    }
     explained = {variant: explained_variance(of) for variant, of in variants.items()}
-    explained = {variant: of for variant, of in explained.items() if any(not math.isclose(v, 0, abs_tol=1e-9) for v in of.values())}
+    explained = {
+        variant: of
+        for variant, of in explained.items()
+        if any(not math.isclose(v, 0, abs_tol=1e-9) for v in of.values())
+    }
     panels = [*HEADLINE, "reward", *(["explained"] if explained else [])]
     figure = Figure(figsize=(4 * len(panels), 4.2), dpi=80, layout="constrained")
     FigureCanvasAgg(figure)
     axes = dict(zip(panels, figure.subplots(1, len(panels)), strict=True))
     for k, (variant, of) in enumerate(variants.items()):
-        style = {"color": f"C{k % 10}", "linestyle": "-" if k < 10 else "--", "linewidth": 2.5 if variant == "default" else 1.3}
+        style = {
+            "color": f"C{k % 10}",
+            "linestyle": "-" if k < 10 else "--",
+            "linewidth": 2.5 if variant == "default" else 1.3,
+        }
         points = min(len(run["curve"]) for run in of)
         images = [of[0]["curve"][i]["images"] for i in range(points)]
         for name in HEADLINE:
-            axes[name].plot(images, [fmean(run["curve"][i][name] for run in of) for i in range(points)], label=variant, **style)
+            axes[name].plot(
+                images,
+                [fmean(run["curve"][i][name] for run in of) for i in range(points)],
+                label=variant,
+                **style,
+            )
         rewards = [[_reward(run, point["iteration"]) for point in run["curve"][:points]] for run in of]
         axes["reward"].plot(images, [fmean(row[i] for row in rewards) for i in range(points)], **style)
         if variant in explained:
@@ -124,5 +158,7 @@ def plot(runs: Sequence[Run], path: Path) -> None:
         axis.grid(alpha=0.3)
     for name in ("IRA", "CRA"):
         axes[name].set_ylim(min(90.0, axes[name].get_ylim()[0]), 100.5)
-    figure.legend(*axes["UA"].get_legend_handles_labels(), loc="outside lower center", ncol=5, fontsize=8, frameon=False)
+    figure.legend(
+        *axes["UA"].get_legend_handles_labels(), loc="outside lower center", ncol=5, fontsize=8, frameon=False
+    )
     figure.savefig(path)

@@ -1,7 +1,8 @@
 """The variants, as flags of the training script. All else is its default.
 
-The KL to the anchors erases concepts by itself, and hides what a reward or a critic does; "plain" variants, and "no anchor KL", are without it.
-Its worst case around the prompts is against words that are searched for, which no judgement here tries; other variants than the default are without that.
+The KL to the anchors erases concepts by itself, and hides what a reward or a critic does; "plain" variants,
+and "no anchor KL", are without it. Its worst case around the prompts is against words that are searched for,
+which no judgement here tries; other variants than the default are without that.
 """
 
 from __future__ import annotations
@@ -20,8 +21,24 @@ VARIANTS: dict[str, list[str]] = {
     "replay": ["--replay_iterations", "2", *AT_THE_PROMPT],
     "with a critic": ["--gamma", "0.5", *AT_THE_PROMPT],
     "plain critic": ["--gamma", "1", "--reward_signal", "terminal", *PLAIN],
-    "plain blind critic": ["--gamma", "1", "--reward_signal", "terminal", "--critic_type", "timestep_blind", *PLAIN],
-    "plain clean critic": ["--gamma", "1", "--reward_signal", "terminal", "--critic_type", "clean_only", *PLAIN],
+    "plain blind critic": [
+        "--gamma",
+        "1",
+        "--reward_signal",
+        "terminal",
+        "--critic_type",
+        "timestep_blind",
+        *PLAIN,
+    ],
+    "plain clean critic": [
+        "--gamma",
+        "1",
+        "--reward_signal",
+        "terminal",
+        "--critic_type",
+        "clean_only",
+        *PLAIN,
+    ],
     "plain likelihood ratio": ["--advantage", "step", "--terminal_weight", "0", *PLAIN],
     "plain step": ["--advantage", "step", *PLAIN],
     "plain td": ["--advantage", "td", *PLAIN],

@@ -16,4 +16,7 @@ class Method(NamedTuple):
     erase: Callable[..., dict[str, Any]]
 
 
-METHODS = {name: Method(m.TITLE, m.Settings, m.erase) for name, m in {"esd": esd, "uce": uce, "ca": ca, "leco": leco, "spm": spm}.items()}
+METHODS = {
+    name: Method(m.TITLE, m.Settings, m.erase)
+    for name, m in {"esd": esd, "uce": uce, "ca": ca, "leco": leco, "spm": spm}.items()
+}

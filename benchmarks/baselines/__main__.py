@@ -1,7 +1,9 @@
-"""Erase a concept by a published method: `python -m benchmarks.baselines --method esd --concept "Van Gogh style" --output_dir DIR`.
+"""Erase a concept by a published method: `python -m benchmarks.baselines --method esd --concept "Van Gogh
+style" --output_dir DIR`.
 
-Prompts, anchors and what must stay are those that our own training resolves from the same flags; the adapter is judged on the same prompts,
-seeds and steps, by the same judge. Written is what the training script writes: adapter, results.json, before/after picture, model card.
+Prompts, anchors and what must stay are those that our own training resolves from the same flags; the adapter
+is judged on the same prompts, seeds and steps, by the same judge. Written is what the training script writes:
+adapter, results.json, before/after picture, model card.
 """
 
 from __future__ import annotations
@@ -41,10 +43,20 @@ from training.memory import peak_memory_mb
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.baselines", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.baselines",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_task_arguments(parser)
-    parser.add_argument("--output_dir", type=Path, required=True, help="Where adapter, results, picture and card are written.")
-    parser.add_argument("--overwrite_output_dir", action="store_true", help="Write into an output directory that is not empty.")
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, help="Where adapter, results, picture and card are written."
+    )
+    parser.add_argument(
+        "--overwrite_output_dir",
+        action="store_true",
+        help="Write into an output directory that is not empty.",
+    )
     parser.add_argument(
         "--evaluation_seeds",
         type=int,
@@ -59,10 +71,19 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that say what is erased, from which base, and how."""
     parser.add_argument("--method", choices=list(METHODS), required=True, help="Which method.")
     add_concept_arguments(parser)
-    parser.add_argument("--pretrained_model_name_or_path", help="Base pipeline: a diffusers directory or a Hub id. Default: the bundled canvas.")
+    parser.add_argument(
+        "--pretrained_model_name_or_path",
+        help="Base pipeline: a diffusers directory or a Hub id. Default: the bundled canvas.",
+    )
     parser.add_argument("--judge_name_or_path", type=Path, help="The base's judge. Default: the bundled one.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the run.")
-    parser.add_argument("--settings", nargs="*", default=[], metavar="NAME=VALUE", help="Settings of the method in place of its own.")
+    parser.add_argument(
+        "--settings",
+        nargs="*",
+        default=[],
+        metavar="NAME=VALUE",
+        help="Settings of the method in place of its own.",
+    )
 
 
 def changed(settings: Any, given: list[str]) -> Any:
@@ -108,7 +129,9 @@ def choose_examination(args: argparse.Namespace, task: Task, text_teacher: Teach
     """
     path = args.judge_name_or_path or canvas.JUDGE
     judge = Judge.from_pretrained(path).to(task.pipe.device)
-    return JudgeExamination(judge, task.spec.concepts, public_name(path), encode_text=text_teacher.encode_text)
+    return JudgeExamination(
+        judge, task.spec.concepts, public_name(path), encode_text=text_teacher.encode_text
+    )
 
 
 class Count:
@@ -140,7 +163,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     method, started = METHODS[args.method], time.perf_counter()
     with counted(task.unet) as count:
         facts = method.erase(task, settings, args.seed)
-    cost = {"unet_samples": count.samples, "seconds": round(time.perf_counter() - started, 1), "peak_memory_mb": peak_memory_mb()}
+    cost = {
+        "unet_samples": count.samples,
+        "seconds": round(time.perf_counter() - started, 1),
+        "peak_memory_mb": peak_memory_mb(),
+    }
 
     base = args.pretrained_model_name_or_path or canvas.PIPELINE
     results = {
@@ -152,7 +179,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     }
     found = evaluate(task.pipe, examination, args.evaluation_seeds) if examination else Evaluation({})
     results |= found.results
-    results |= {"forget_prompts": task.spec.forget_prompts, "retain_prompts": task.spec.retain_prompts, "training": facts | cost}
+    results |= {
+        "forget_prompts": task.spec.forget_prompts,
+        "retain_prompts": task.spec.retain_prompts,
+        "training": facts | cost,
+    }
     save_adapter(args.output_dir, task.unet, ADAPTER, base_header(task.pipe) | results_header(results))
     if found.pairs:
         before_after(found.pairs, args.output_dir / GRID_NAME, grid_title(results))

@@ -1,16 +1,21 @@
-"""Concept ablation, model-based (Kumari et al., 2023, arXiv 2303.13516): images of the target are drawn as those of an anchor are,
+"""Concept ablation, model-based (Kumari et al., 2023, arXiv 2303.13516): images of the target are drawn as
+those of an anchor are,
 
     E |ε_θ(x_t, c*) - ε(x_t, c)|²  +  λ E |ε_θ(x_t, c) - noise|²,
 
-c* a prompt of the target, c the same with an anchor in its place, x_t noised images of c that the base itself has drawn. The second term is
-the denoising loss on these images, the regularisation. The paper puts ε_θ without its gradient for ε, to keep no second model in memory; with an
-adapter the base is always at hand, and ε is the base.
+c* a prompt of the target, c the same with an anchor in its place, x_t noised images of c that the base itself
+has drawn. The second term is the denoising loss on these images, the regularisation. The paper puts ε_θ
+without its gradient for ε, to keep no second model in memory; with an adapter the base is always at hand, and
+ε is the base.
 
-Published: keys and values of cross-attention, AdamW 2e-6 (times batch and GPUs), 100 updates of 8 images, 200 images of the anchor, λ 1
+Published: keys and values of cross-attention, AdamW 2e-6 (times batch and GPUs), 100 updates of 8 images, 200
+    images of the anchor, λ 1
 where the regularisation is on, which in the authors' script it is not by default.
 
-Here: c* are the forget prompts and c their anchors; a LoRA of rank 8 on the same layers, learning rate 1e-3, 200 updates, images of 16 DDIM steps. λ is 0:
-with 1 the adapter lost what it is to keep, presumably since it learns from images that guidance has drawn and is guided once more when it draws.
+Here: c* are the forget prompts and c their anchors; a LoRA of rank 8 on the same layers, learning rate 1e-3,
+    200 updates, images of 16 DDIM steps. λ is 0:
+with 1 the adapter lost what it is to keep, presumably since it learns from images that guidance has drawn and
+is guided once more when it draws.
 """
 
 from __future__ import annotations
@@ -50,7 +55,13 @@ class Settings(Training):
     num_inference_steps: int = 16
 
 
-def ca_loss(target: torch.Tensor, base_anchor: torch.Tensor, anchor: torch.Tensor, noise: torch.Tensor, regularisation: float) -> torch.Tensor:
+def ca_loss(
+    target: torch.Tensor,
+    base_anchor: torch.Tensor,
+    anchor: torch.Tensor,
+    noise: torch.Tensor,
+    regularisation: float,
+) -> torch.Tensor:
     """The two terms above.
 
     Args:
@@ -65,13 +76,19 @@ def ca_loss(target: torch.Tensor, base_anchor: torch.Tensor, anchor: torch.Tenso
 
 def erase(task: Task, settings: Settings, seed: int, watch: Watch | None = None) -> dict[str, Any]:
     """Leave the adapter on the task's UNet; returns facts for results.json."""
-    pairs = [(prompt, anchor) for prompt, row in zip(task.spec.forget_prompts, task.spec.anchors, strict=True) for anchor in row]
+    pairs = [
+        (prompt, anchor)
+        for prompt, row in zip(task.spec.forget_prompts, task.spec.anchors, strict=True)
+        for anchor in row
+    ]
     generator = torch.Generator().manual_seed(seed)
     captions = draw(pairs, settings.images, generator)
     steps, guidance = settings.num_inference_steps, settings.guidance_scale
     images = torch.cat(
         [
-            task.denoise([anchor for _, anchor in captions[i : i + BATCH]], steps, steps, guidance, generator)[0]
+            task.denoise(
+                [anchor for _, anchor in captions[i : i + BATCH]], steps, steps, guidance, generator
+            )[0]
             for i in range(0, len(captions), BATCH)
         ]
     )
@@ -81,7 +98,9 @@ def erase(task: Task, settings: Settings, seed: int, watch: Watch | None = None)
         rows = torch.randint(len(images), (settings.batch_size,), generator=generator).tolist()
         prompts, anchors = zip(*(captions[i] for i in rows), strict=True)
         x0, noise = images[rows], torch.randn(images[rows].shape, generator=generator).to(images.device)
-        t = torch.randint(task.scheduler.config.num_train_timesteps, (len(rows),), generator=generator).to(images.device)
+        t = torch.randint(task.scheduler.config.num_train_timesteps, (len(rows),), generator=generator).to(
+            images.device
+        )
         x = task.scheduler.add_noise(x0, noise, t)
         (base_anchor,) = task.predict_base(x, t, anchors)
         target, anchor = task.predict(x.repeat(2, 1, 1, 1), t.repeat(2), [*prompts, *anchors]).chunk(2)

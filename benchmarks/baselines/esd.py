@@ -2,14 +2,17 @@
 
     ε_θ(x_t, c, t)  ←  ε_θ*(x_t, t) - η (ε_θ*(x_t, c, t) - ε_θ*(x_t, t)),
 
-θ* frozen, squared error, x_t drawn by letting the model that is being trained denoise under c up to a random step of DDIM. The authors' code also erases
-c from a prompt p that says more ("erase from"). That is the same equation with p in place of one c,
+θ* frozen, squared error, x_t drawn by letting the model that is being trained denoise under c up to a random
+step of DDIM. The authors' code also erases c from a prompt p that says more ("erase from"). That is the same
+equation with p in place of one c,
 
     ε_θ(x_t, p, t)  ←  ε_θ*(x_t, p, t) - (1 + η) (ε_θ*(x_t, c, t) - ε_θ*(x_t, t)).
 
-Published: cross-attention alone ("x"), η 1, guidance 3 while denoising, 50 DDIM steps, 1,000 updates of one state, learning rate 1e-5.
+Published: cross-attention alone ("x"), η 1, guidance 3 while denoising, 50 DDIM steps, 1,000 updates of one
+    state, learning rate 1e-5.
 
-Here: p are the forget prompts, c the concept's name; a LoRA of rank 8 on all of cross-attention, learning rate 1e-3, 100 updates of 8 states, 16 DDIM steps.
+Here: p are the forget prompts, c the concept's name; a LoRA of rank 8 on all of cross-attention, learning
+    rate 1e-3, 100 updates of 8 states, 16 DDIM steps.
 """
 
 from __future__ import annotations
@@ -56,11 +59,17 @@ def erasures(spec: ConceptSpec, prompts: Prompts) -> list[tuple[str, str]]:
     if prompts == Prompts.NAME:
         return [(concept, concept) for concept in spec.concepts]
     corpus = [*spec.forget_prompts, *spec.retain_prompts]
-    return [(p, next((c for c in spec.concepts if contains_concept(p, c, corpus)), spec.concepts[0])) for p in spec.forget_prompts]
+    return [
+        (p, next((c for c in spec.concepts if contains_concept(p, c, corpus)), spec.concepts[0]))
+        for p in spec.forget_prompts
+    ]
 
 
-def esd_target(prompted: torch.Tensor, conditional: torch.Tensor, unconditional: torch.Tensor, eta: float) -> torch.Tensor:
-    """What the prediction under p is trained towards, from the frozen base's under p, under c and without a prompt; all (B, C, H, W).
+def esd_target(
+    prompted: torch.Tensor, conditional: torch.Tensor, unconditional: torch.Tensor, eta: float
+) -> torch.Tensor:
+    """What the prediction under p is trained towards, from the frozen base's under p, under c and without a
+    prompt; all (B, C, H, W).
 
     Where p is c this is the paper's: unconditional - eta (conditional - unconditional).
     """
@@ -77,7 +86,9 @@ def erase(task: Task, settings: Settings, seed: int, watch: Watch | None = None)
         done = int(torch.randint(settings.num_inference_steps, (), generator=generator))
         x, t = task.denoise(prompts, done, settings.num_inference_steps, settings.guidance_scale, generator)
         prompted, conditional, unconditional = task.predict_base(x, t, prompts, concepts, [""] * len(prompts))
-        return F.mse_loss(task.predict(x, t, prompts), esd_target(prompted, conditional, unconditional, settings.eta))
+        return F.mse_loss(
+            task.predict(x, t, prompts), esd_target(prompted, conditional, unconditional, settings.eta)
+        )
 
     train_lora(task, settings, loss, seed, watch)
     return {"iterations": settings.steps, "images": 0}

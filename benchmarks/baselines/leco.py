@@ -1,13 +1,17 @@
-"""LECO (github.com/p1atdev/LECO): ESD's objective with a prompt of its own for each of its terms, as a low-rank adapter:
+"""LECO (github.com/p1atdev/LECO): ESD's objective with a prompt of its own for each of its terms, as a
+low-rank adapter:
 
     ε_θ(x_t, target)  ←  ε(x_t, neutral) - g (ε(x_t, positive) - ε(x_t, unconditional)),
 
-ε without the adapter, squared error, x_t drawn by the model that is being trained, under `target`, up to a random step of DDIM.
+ε without the adapter, squared error, x_t drawn by the model that is being trained, under `target`, up to a
+random step of DDIM.
 
-Published: LoRA of rank 4 and alpha 1 on all of self- and cross-attention, g 1, guidance 3 while denoising, 50 DDIM steps, AdamW 1e-4, 500 updates
+Published: LoRA of rank 4 and alpha 1 on all of self- and cross-attention, g 1, guidance 3 while denoising, 50
+    DDIM steps, AdamW 1e-4, 500 updates
 of one or two states; neutral and unconditional are the empty prompt, target and positive the concept.
 
-Here: target and positive are the forget prompts, neutral and unconditional their anchors; learning rate 2e-3, 100 updates of 8 states, 16 DDIM steps.
+Here: target and positive are the forget prompts, neutral and unconditional their anchors; learning rate 2e-3,
+    100 updates of 8 states, 16 DDIM steps.
 """
 
 from __future__ import annotations
@@ -58,13 +62,20 @@ class Entry(NamedTuple):
 
 
 def entries(spec: ConceptSpec, prompts: Prompts) -> list[Entry]:
-    """The concept's name as LECO's own example has it; or each forget prompt with each of its anchors, from which it is to differ by nothing."""
+    """The concept's name as LECO's own example has it; or each forget prompt with each of its anchors,
+    from which it is to differ by nothing."""
     if prompts == Prompts.NAME:
         return [Entry(concept, concept, "", "") for concept in spec.concepts]
-    return [Entry(p, p, anchor, anchor) for p, row in zip(spec.forget_prompts, spec.anchors, strict=True) for anchor in row]
+    return [
+        Entry(p, p, anchor, anchor)
+        for p, row in zip(spec.forget_prompts, spec.anchors, strict=True)
+        for anchor in row
+    ]
 
 
-def leco_target(neutral: torch.Tensor, positive: torch.Tensor, unconditional: torch.Tensor, erase_scale: float) -> torch.Tensor:
+def leco_target(
+    neutral: torch.Tensor, positive: torch.Tensor, unconditional: torch.Tensor, erase_scale: float
+) -> torch.Tensor:
     """`action: erase`: what the prediction under the target is trained towards; all (B, C, H, W)."""
     return neutral - erase_scale * (positive - unconditional)
 
@@ -78,7 +89,9 @@ def erase(task: Task, settings: Settings, seed: int, watch: Watch | None = None)
         done = int(torch.randint(1, settings.num_inference_steps, (), generator=generator))
         x, t = task.denoise(target, done, settings.num_inference_steps, settings.guidance_scale, generator)
         positive, neutral, unconditional = task.predict_base(x, t, *others)
-        return F.mse_loss(task.predict(x, t, target), leco_target(neutral, positive, unconditional, settings.erase_scale))
+        return F.mse_loss(
+            task.predict(x, t, target), leco_target(neutral, positive, unconditional, settings.erase_scale)
+        )
 
     train_lora(task, settings, loss, seed, watch)
     return {"iterations": settings.steps, "images": 0}

@@ -1,4 +1,5 @@
-"""What every baseline is given: the base, and the prompts that the reward spec resolves for the concept, which our own training gets too."""
+"""What every baseline is given: the base, and the prompts that the reward spec resolves for the concept,
+which our own training gets too."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ T = TypeVar("T")
 
 
 class Prompts(StrEnum):
-    """What a method that erases a text is told: the concept's own name, as its authors do, or the forget prompts of the spec and their anchors."""
+    """What a method that erases a text is told: the concept's own name, as its authors do, or the forget
+    prompts of the spec and their anchors."""
 
     NAME = "name"
     SPEC = "spec"
@@ -36,7 +38,8 @@ class Task:
         pipe: the base; the adapter goes onto its UNet.
         spec: concept, forget prompts, retain prompts, and for each forget prompt its anchors.
         scheduler: the base's noise schedule under the deterministic DDIM sampler.
-        conditioning: what the UNet is told of no prompt, of every text of the spec and of the concept's own name.
+        conditioning: what the UNet is told of no prompt, of every text of the spec and of the concept's own
+            name.
         rows: which of these is whose.
     """
 
@@ -53,7 +56,16 @@ class Task:
         Raises:
             ValueError: the text encoder's window is too short for one of them.
         """
-        texts = list(dict.fromkeys([*spec.concepts, *spec.forget_prompts, *spec.retain_prompts, *(t for row in spec.anchors for t in row)]))
+        texts = list(
+            dict.fromkeys(
+                [
+                    *spec.concepts,
+                    *spec.forget_prompts,
+                    *spec.retain_prompts,
+                    *(t for row in spec.anchors for t in row),
+                ]
+            )
+        )
         backbone = Backbone.of(pipe)
         conditioning = Conditioning.cat([backbone.encode_no_prompt(), backbone.encode_prompts(texts)])
         return cls(pipe, spec, ddim(pipe), conditioning, {text: row for row, text in enumerate(["", *texts])})
@@ -75,20 +87,32 @@ class Task:
         return self.encode([text]).states[0]
 
     def predict(self, x: torch.Tensor, t: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """The UNet's prediction with its adapter at x (B, C, H, W) and timesteps t, () or (B,); with gradient if it is enabled."""
+        """The UNet's prediction with its adapter at x (B, C, H, W) and timesteps t, () or (B,); with
+        gradient if it is enabled."""
         return guided_output(self.unet, t, x, self.encode(prompts), self.encode([""]), 1.0)
 
     @torch.no_grad()
-    def predict_base(self, x: torch.Tensor, t: torch.Tensor, *prompts: Sequence[str]) -> tuple[torch.Tensor, ...]:
+    def predict_base(
+        self, x: torch.Tensor, t: torch.Tensor, *prompts: Sequence[str]
+    ) -> tuple[torch.Tensor, ...]:
         """The frozen base's predictions for several lists of B prompts each, in one pass."""
         many = len(prompts)
         with base_policy(self.unet):
-            together = self.predict(x.repeat(many, 1, 1, 1), t if t.ndim == 0 else t.repeat(many), [p for of in prompts for p in of])
+            together = self.predict(
+                x.repeat(many, 1, 1, 1),
+                t if t.ndim == 0 else t.repeat(many),
+                [p for of in prompts for p in of],
+            )
         return together.chunk(many)
 
     @torch.no_grad()
     def denoise(
-        self, prompts: Sequence[str], steps: int, num_inference_steps: int, guidance_scale: float, generator: torch.Generator
+        self,
+        prompts: Sequence[str],
+        steps: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        generator: torch.Generator,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Let the UNet as it is now take the first `steps` of its steps from pure noise.
 
@@ -99,7 +123,9 @@ class Task:
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         x = torch.randn(len(prompts), *latent_shape(self.unet), generator=generator).to(device)
         for t in self.scheduler.timesteps[:steps]:
-            x = self.scheduler.step(guided_output(self.unet, t, x, told, negative, guidance_scale), t, x).prev_sample
+            x = self.scheduler.step(
+                guided_output(self.unet, t, x, told, negative, guidance_scale), t, x
+            ).prev_sample
         return x, F.pad(self.scheduler.timesteps, (0, 1))[steps]
 
 

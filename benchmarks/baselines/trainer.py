@@ -47,8 +47,15 @@ class Training:
     max_grad_norm: float = 1.0
 
 
-def train_lora(task: Task, training: Training, loss: Callable[[torch.Generator], torch.Tensor], seed: int, watch: Watch | None = None) -> None:
-    """Put an adapter on the task's UNet and lower `loss`, which draws its batches with the generator it is handed."""
+def train_lora(
+    task: Task,
+    training: Training,
+    loss: Callable[[torch.Generator], torch.Tensor],
+    seed: int,
+    watch: Watch | None = None,
+) -> None:
+    """Put an adapter on the task's UNet and lower `loss`, which draws its batches with the generator it is
+    handed."""
     torch.manual_seed(seed)
     parameters = add_lora(task.unet, training.rank, training.lora_alpha, list(training.target_modules))
     optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)

@@ -32,7 +32,10 @@ def train_and_judge(args: argparse.Namespace) -> dict[str, Any]:
         if step % EVERY == 0 or step == last:
             begun = time.perf_counter()
             found = judged(task.pipe, examination, [SEED])
-            curve.append({"steps": step, "seconds": round(begun - started - judging, 1)} | {name: found[name] for name in HEADLINE})
+            curve.append(
+                {"steps": step, "seconds": round(begun - started - judging, 1)}
+                | {name: found[name] for name in HEADLINE}
+            )
             judging += time.perf_counter() - begun
 
     METHODS[args.method].erase(task, settings, args.seed, watch)

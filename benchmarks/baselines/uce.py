@@ -1,18 +1,22 @@
-"""Unified concept editing (Gandikota et al., 2024, arXiv 2308.14761, eq. 7): the keys and values of cross-attention, edited in closed form,
+"""Unified concept editing (Gandikota et al., 2024, arXiv 2308.14761, eq. 7): the keys and values of
+cross-attention, edited in closed form,
 
     W = (λ W⁰ + s_e Σ_e v* c_eᵀ + s_p Σ_p W⁰ c_p c_pᵀ) (λ I + s_e Σ_e c_e c_eᵀ + s_p Σ_p c_p c_pᵀ)⁻¹,
 
-c_e text states to be erased, v* = W⁰ c_g what the base makes of those put in their place, c_p text states to be preserved. A text gives one state for
-each token from its last one to the end of the window, which repeats the end-of-text token: the states that have read the whole text.
+c_e text states to be erased, v* = W⁰ c_g what the base makes of those put in their place, c_p text states to
+be preserved. A text gives one state for each token from its last one to the end of the window, which repeats
+the end-of-text token: the states that have read the whole text.
 
-Published: s_e 1, s_p 1, λ 0.5; the first release had s_p 0.1, λ 0.1; UnlearnCanvas took s_e 0.05, λ 1 for styles and 0.01, 10 for objects.
+Published: s_e 1, s_p 1, λ 0.5; the first release had s_p 0.1, λ 0.1; UnlearnCanvas took s_e 0.05, λ 1 for
+    styles and 0.01, 10 for objects.
 
-Here: c_e are the forget prompts' states and c_g those of one anchor each, of a class that the seed decides, c_p those of the retain prompts; s_e, s_p and λ are
-published ones. All tokens of a text take part, aligned at its last one, and not only those from there on (`States`): a thing whose name
-is not the last word is otherwise erased in part.
+Here: c_e are the forget prompts' states and c_g those of one anchor each, of a class that the seed decides,
+    c_p those of the retain prompts; s_e, s_p and λ are
+published ones. All tokens of a text take part, aligned at its last one, and not only those from there on
+(`States`): a thing whose name is not the last word is otherwise erased in part.
 
-The change W - W⁰ = s_e Σ_e (v* - W⁰ c_e) c_eᵀ (…)⁻¹ becomes a LoRA by a singular value decomposition of each, at the lowest rank that loses less
-than `tolerance` of it.
+The change W - W⁰ = s_e Σ_e (v* - W⁰ c_e) c_eᵀ (…)⁻¹ becomes a LoRA by a singular value decomposition of each,
+at the lowest rank that loses less than `tolerance` of it.
 """
 
 from __future__ import annotations
@@ -36,7 +40,8 @@ TITLE = "UCE (arXiv 2308.14761)"
 
 
 class States(StrEnum):
-    """Those from the last token of the text on, to the end of the window, or those of all of its tokens too."""
+    """Those from the last token of the text on, to the end of the window, or those of all of its tokens
+    too."""
 
     TAIL = "tail"
     TEXT = "text"
@@ -63,7 +68,13 @@ class Settings:
     target_modules: tuple[str, ...] = ("attn2.to_k", "attn2.to_v")
 
 
-def uce_closed_form(weight: torch.Tensor, erased: torch.Tensor, values: torch.Tensor, preserved: torch.Tensor, settings: Settings) -> torch.Tensor:
+def uce_closed_form(
+    weight: torch.Tensor,
+    erased: torch.Tensor,
+    values: torch.Tensor,
+    preserved: torch.Tensor,
+    settings: Settings,
+) -> torch.Tensor:
     """The edited weight (out, in), in double precision.
 
     Args:
@@ -74,19 +85,28 @@ def uce_closed_form(weight: torch.Tensor, erased: torch.Tensor, values: torch.Te
     """
     weight, erased, values, preserved = (tensor.double() for tensor in (weight, erased, values, preserved))
     s_e, s_p = settings.erase_scale, settings.preserve_scale
-    kept = s_p * preserved.T @ preserved + settings.damping * torch.eye(weight.shape[1], dtype=torch.float64, device=weight.device)
+    kept = s_p * preserved.T @ preserved + settings.damping * torch.eye(
+        weight.shape[1], dtype=torch.float64, device=weight.device
+    )
     left = weight @ kept + s_e * values.T @ erased
     return torch.linalg.solve(kept + s_e * erased.T @ erased, left, left=False)
 
 
 def as_lora(changes: dict[str, torch.Tensor], tolerance: float) -> tuple[dict[str, Factors], float]:
-    """Changes (out, in) of weights as pairs of matrices of one rank, the lowest that loses no more than `tolerance`, and what it loses."""
+    """Changes (out, in) of weights as pairs of matrices of one rank, the lowest that loses no more than
+    `tolerance`, and what it loses."""
     full = {
-        name: Factors(torch.eye(change.shape[1], dtype=change.dtype, device=change.device), change, change.shape[1])
+        name: Factors(
+            torch.eye(change.shape[1], dtype=change.dtype, device=change.device), change, change.shape[1]
+        )
         for name, change in changes.items()
     }
     most = max(min(change.shape) for change in changes.values())
-    return next(found for rank in range(1, most + 1) if (found := truncate(full, rank))[1] <= tolerance or rank == most)
+    return next(
+        found
+        for rank in range(1, most + 1)
+        if (found := truncate(full, rank))[1] <= tolerance or rank == most
+    )
 
 
 def attach(unet: UNet2DConditionModel, factors: dict[str, Factors]) -> None:
@@ -96,7 +116,10 @@ def attach(unet: UNet2DConditionModel, factors: dict[str, Factors]) -> None:
     lower = {f"^{name}": r for name, r in ranks.items() if r != rank}
     unet.requires_grad_(False)
     unet.add_adapter(
-        LoraConfig(r=rank, lora_alpha=rank, rank_pattern=lower, alpha_pattern=lower, target_modules=sorted(factors)), adapter_name=ADAPTER
+        LoraConfig(
+            r=rank, lora_alpha=rank, rank_pattern=lower, alpha_pattern=lower, target_modules=sorted(factors)
+        ),
+        adapter_name=ADAPTER,
     )
     pairs = {f"{name}.lora_A.weight": f.down.float() for name, f in factors.items()} | {
         f"{name}.lora_B.weight": f.up.float() for name, f in factors.items()
@@ -104,12 +127,17 @@ def attach(unet: UNet2DConditionModel, factors: dict[str, Factors]) -> None:
     set_peft_model_state_dict(unet, pairs, adapter_name=ADAPTER)
 
 
-def paired_states(task: Task, texts: Sequence[str], others: Sequence[str], states: States) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, E) text states of `texts`, and beside each that of its counterpart in `others`, aligned at the last token of either text."""
+def paired_states(
+    task: Task, texts: Sequence[str], others: Sequence[str], states: States
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, E) text states of `texts`, and beside each that of its counterpart in `others`, aligned at the
+    last token of either text."""
     found, put = [], []
     for text, other in zip(texts, others, strict=True):
         a, b = task.states(text), task.states(other)
-        last, of_other = (len(task.pipe.tokenizer(t).input_ids) - 2 for t in (text, other))  # the end-of-text token comes after it
+        last, of_other = (
+            len(task.pipe.tokenizer(t).input_ids) - 2 for t in (text, other)
+        )  # the end-of-text token comes after it
         before = min(last, of_other) - 1 if states == States.TEXT else 0
         after = min(len(a) - last, len(b) - of_other)
         found.append(a[last - before : last + after])
@@ -118,16 +146,21 @@ def paired_states(task: Task, texts: Sequence[str], others: Sequence[str], state
 
 
 def erase(task: Task, settings: Settings, seed: int, watch: Watch | None = None) -> dict[str, Any]:
-    """Leave the adapter on the task's UNet; returns facts for results.json. The seed decides which anchor stands in for the concept."""
+    """Leave the adapter on the task's UNet; returns facts for results.json. The seed decides which anchor
+    stands in for the concept."""
     forget = task.spec.forget_prompts
-    column = int(torch.randint(min(map(len, task.spec.anchors)), (), generator=torch.Generator().manual_seed(seed)))
+    column = int(
+        torch.randint(min(map(len, task.spec.anchors)), (), generator=torch.Generator().manual_seed(seed))
+    )
     erased, guides = paired_states(task, forget, [row[column] for row in task.spec.anchors], settings.states)
     preserved, _ = paired_states(task, task.spec.retain_prompts, task.spec.retain_prompts, settings.states)
     changes = {}
     for name, module in task.unet.named_modules():
         if name.endswith(settings.target_modules):
             weight = module.weight.detach()
-            changes[name] = uce_closed_form(weight, erased, guides @ weight.T, preserved, settings) - weight.double()
+            changes[name] = (
+                uce_closed_form(weight, erased, guides @ weight.T, preserved, settings) - weight.double()
+            )
     factors, error = as_lora(changes, settings.tolerance)
     attach(task.unet, factors)
     if watch:

@@ -1,4 +1,5 @@
-"""The same prompts and seed drawn by the base and by each method's adapter, nothing chosen by looking: one picture a concept."""
+"""The same prompts and seed drawn by the base and by each method's adapter, nothing chosen by looking: one
+picture a concept."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ SHOWN = 6
 def draw_rows(
     pipe: DiffusionPipeline, adapters: Mapping[str, Path | None], prompts: Sequence[str], seeds: Sequence[int]
 ) -> dict[str, list[Image.Image]]:
-    """For each name its adapter's images of the prompts, None being the base; the pipeline is the base before and after."""
+    """For each name its adapter's images of the prompts, None being the base; the pipeline is the base
+    before and after."""
     rows = {}
     for name, directory in adapters.items():
         if directory:
@@ -35,7 +37,14 @@ def draw_rows(
     return rows
 
 
-def method_grid(pipe: DiffusionPipeline, examination: Examination, adapters: Mapping[str, Path | None], seed: int, path: Path, title: str) -> None:
+def method_grid(
+    pipe: DiffusionPipeline,
+    examination: Examination,
+    adapters: Mapping[str, Path | None],
+    seed: int,
+    path: Path,
+    title: str,
+) -> None:
     """Write the picture: a row a method, forget prompts on the left, retain prompts on the right."""
     ids = examination.showcase(SHOWN)
     prompts = [examination.prompts[i] for i in ids]
@@ -43,7 +52,13 @@ def method_grid(pipe: DiffusionPipeline, examination: Examination, adapters: Map
     picture(draw_rows(pipe, adapters, prompts, [seed]), prompts, colours, path, title)
 
 
-def picture(rows: Mapping[str, Sequence[Image.Image]], captions: Sequence[str], colours: Sequence[str], path: Path, title: str) -> None:
+def picture(
+    rows: Mapping[str, Sequence[Image.Image]],
+    captions: Sequence[str],
+    colours: Sequence[str],
+    path: Path,
+    title: str,
+) -> None:
     """Write images in rows that have names, under a caption and in a frame of a colour for each column."""
     figure = Figure(figsize=(1.3 + 1.05 * len(captions), 0.9 + 1.05 * len(rows)), dpi=90)
     FigureCanvasAgg(figure)
@@ -52,12 +67,22 @@ def picture(rows: Mapping[str, Sequence[Image.Image]], captions: Sequence[str], 
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
         for axis, image, colour in zip(line, images, colours, strict=True):
-            axis.imshow(np.asarray(image.convert("RGB")), interpolation="nearest" if max(image.size) < 128 else "antialiased")
+            axis.imshow(
+                np.asarray(image.convert("RGB")),
+                interpolation="nearest" if max(image.size) < 128 else "antialiased",
+            )
             axis.set_xticks([])
             axis.set_yticks([])
             for spine in axis.spines.values():
                 spine.set_color(colour)
     for axis, caption in zip(axes[0], captions, strict=True):
         axis.set_title(fill(caption, 16), fontsize=7, parse_math=False)
-    figure.subplots_adjust(left=1.2 / figure.get_figwidth(), right=0.99, top=1 - 0.85 / figure.get_figheight(), bottom=0.01, wspace=0.06, hspace=0.06)
+    figure.subplots_adjust(
+        left=1.2 / figure.get_figwidth(),
+        right=0.99,
+        top=1 - 0.85 / figure.get_figheight(),
+        bottom=0.01,
+        wspace=0.06,
+        hspace=0.06,
+    )
     figure.savefig(path)

@@ -32,12 +32,31 @@ NAMES = {
 
 
 def command(method: str, concept: str, seed: int, directory: str, world: Sequence[str] = ()) -> list[str]:
-    """Arguments of Python that erase a concept by a method and write adapter and results.json to a directory; they evaluate nothing.
+    """Arguments of Python that erase a concept by a method and write adapter and results.json to a directory;
+    they evaluate nothing.
 
     Args:
         world: flags that name another base than the bundled one, its CLIP and its reward predictor.
     """
-    given = ["--concept", concept, "--seed", str(seed), "--output_dir", directory, "--overwrite_output_dir", *world, "--evaluation_seeds"]
+    given = [
+        "--concept",
+        concept,
+        "--seed",
+        str(seed),
+        "--output_dir",
+        directory,
+        "--overwrite_output_dir",
+        *world,
+        "--evaluation_seeds",
+    ]
     if method in METHODS:
         return ["-m", "benchmarks.baselines", "--method", method, *given]
-    return ["train_unlearn_lora.py", *given, "--report_to", "none", "--validation_steps", "0", *TRAINED_BY_US[method]]
+    return [
+        "train_unlearn_lora.py",
+        *given,
+        "--report_to",
+        "none",
+        "--validation_steps",
+        "0",
+        *TRAINED_BY_US[method],
+    ]

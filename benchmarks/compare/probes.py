@@ -1,4 +1,5 @@
-"""How much of a concept comes back with each method's adapter: `python -m evaluation.probes` on a comparison's runs, in one table a concept."""
+"""How much of a concept comes back with each method's adapter: `python -m evaluation.probes` on a
+comparison's runs, in one table a concept."""
 
 from __future__ import annotations
 
@@ -15,8 +16,11 @@ Rows = Sequence[Mapping[str, Any]]
 """Of one adapter: what each attempt found with it and in the base, as probes.json has it."""
 
 
-def probe_all(erasures: Sequence[Erasure], output_dir: Path, at_a_time: int, world: World) -> dict[str, dict[str, Rows]]:
-    """By concept and method, what every probe finds. What has its probes.json is not run again; the first method of a concept tries the base too.
+def probe_all(
+    erasures: Sequence[Erasure], output_dir: Path, at_a_time: int, world: World
+) -> dict[str, dict[str, Rows]]:
+    """By concept and method, what every probe finds. What has its probes.json is not run again; the first
+    method of a concept tries the base too.
 
     Raises:
         RuntimeError: a run failed; the message names its log.
@@ -30,12 +34,15 @@ def probe_all(erasures: Sequence[Erasure], output_dir: Path, at_a_time: int, wor
         jobs.append(Job(given, path / "probes" / PROBES_NAME, path.with_suffix(".probes.log")))
     found: dict[str, dict[str, Rows]] = {}
     for erasure, report in zip(erasures, run_jobs(jobs, at_a_time, "probing"), strict=True):
-        found.setdefault(erasure.concept, {})[erasure.method] = [row for probe in report["probes"].values() for row in probe["rows"]]
+        found.setdefault(erasure.concept, {})[erasure.method] = [
+            row for probe in report["probes"].values() for row in probe["rows"]
+        ]
     return found
 
 
 def table(found: Mapping[str, Rows]) -> str:
-    """Markdown of one concept: a row an attempt, a column a method, percent of the images that show the concept with their 95 % interval.
+    """Markdown of one concept: a row an attempt, a column a method, percent of the images that show the
+    concept with their 95 % interval.
 
     The base's column is the same attempt on the base, from the first run that made it.
 
@@ -43,7 +50,10 @@ def table(found: Mapping[str, Rows]) -> str:
         found: rows by method, each with the same attempts.
     """
     methods = [method for method in NAMES if method in found]
-    lines = [f"| attempt | {BASE} | {' | '.join(NAMES[method] for method in methods)} |", "|---|---|" + "---|" * len(methods)]
+    lines = [
+        f"| attempt | {BASE} | {' | '.join(NAMES[method] for method in methods)} |",
+        "|---|---|" + "---|" * len(methods),
+    ]
     for rows in zip(*(found[method] for method in methods), strict=True):
         base = next((row["base"] for row in rows if row["base"]), None)
         cells = [cell(base), *(cell(row["adapter"]) for row in rows)]

@@ -1,9 +1,21 @@
-"""What others have measured on UnlearnCanvas itself (arXiv 2402.11846): another base, other judges, other images than ours."""
+"""What others have measured on UnlearnCanvas itself (arXiv 2402.11846): another base, other judges, other
+images than ours."""
 
 from __future__ import annotations
 
 SOURCE = "https://huggingface.co/spaces/OPTML-Group/UnlearnCanvas-Benchmark/raw/main/assets/uc_result.csv"
-COLUMNS = ("style UA", "style IRA", "style CRA", "object UA", "object IRA", "object CRA", "FID", "seconds", "memory, GB", "storage, GB")
+COLUMNS = (
+    "style UA",
+    "style IRA",
+    "style CRA",
+    "object UA",
+    "object IRA",
+    "object CRA",
+    "FID",
+    "seconds",
+    "memory, GB",
+    "storage, GB",
+)
 PUBLISHED: dict[str, tuple[float, ...]] = {
     "ESD": (98.58, 80.97, 93.96, 92.15, 55.78, 44.23, 65.55, 6163, 17.8, 4.3),
     "FMN": (88.48, 56.77, 46.60, 45.64, 90.63, 73.46, 131.37, 350, 17.9, 4.2),
@@ -22,5 +34,9 @@ def table() -> str:
         for method, row in PUBLISHED.items()
     ]
     return "\n".join(
-        [*lines, "", f"Percent, but for FID and costs; each method on 50 styles and 20 objects, as the benchmark's authors report it: {SOURCE}"]
+        [
+            *lines,
+            "",
+            f"Percent, but for FID and costs; each method on 50 styles and 20 objects, as the benchmark's authors report it: {SOURCE}",
+        ]
     )

@@ -1,4 +1,5 @@
-"""The runs of a comparison: erased, then evaluated, in a directory each. What has its results is not run again."""
+"""The runs of a comparison: erased, then evaluated, in a directory each. What has its results is not run
+again."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ class World:
     Attributes:
         erase: for the programs that erase: base, CLIP, reward predictor.
         evaluate: for `python -m evaluation`: base, CLIP, judge, seeds.
-        probe: for `python -m evaluation.probes`, from the erased concept: base, CLIP, judge, and what else it is given.
+        probe: for `python -m evaluation.probes`, from the erased concept: base, CLIP, judge, and what else it
+            is given.
     """
 
     erase: Sequence[str] = ()
@@ -42,8 +44,11 @@ class Erasure:
         return output_dir / "runs" / f"{self.method}-{slug(self.concept)}-{self.seed}"
 
 
-def run_all(erasures: Sequence[Erasure], output_dir: Path, at_a_time: int, world: World) -> list[dict[str, Any]]:
-    """For every run the results of its evaluation, what its training cost, method, concept, seed and the size of the adapter's file.
+def run_all(
+    erasures: Sequence[Erasure], output_dir: Path, at_a_time: int, world: World
+) -> list[dict[str, Any]]:
+    """For every run the results of its evaluation, what its training cost, method, concept, seed and the size
+    of the adapter's file.
 
     The base's images are drawn once for all.
 
@@ -56,12 +61,28 @@ def run_all(erasures: Sequence[Erasure], output_dir: Path, at_a_time: int, world
         given = command(erasure.method, erasure.concept, erasure.seed, str(path), world.erase)
         erase.append(Job(given, path / RESULTS_NAME, path.with_suffix(".log")))
         judged = path / "evaluation"
-        given = ["--adapter", str(path), "--base_images", str(output_dir / "base"), "--output_dir", str(judged), *world.evaluate]
-        evaluate.append(Job(["-m", "evaluation", *given], judged / RESULTS_NAME, path.with_suffix(".evaluation.log")))
+        given = [
+            "--adapter",
+            str(path),
+            "--base_images",
+            str(output_dir / "base"),
+            "--output_dir",
+            str(judged),
+            *world.evaluate,
+        ]
+        evaluate.append(
+            Job(["-m", "evaluation", *given], judged / RESULTS_NAME, path.with_suffix(".evaluation.log"))
+        )
     erased, evaluated = run_jobs(erase, at_a_time, "erasing"), run_jobs(evaluate, at_a_time, "evaluating")
     runs = []
     for erasure, cost, found in zip(erasures, erased, evaluated, strict=True):
         size = find_adapter(erasure.directory(output_dir)).stat().st_size / 1e6
-        told = {"method": erasure.method, "concept": erasure.concept, "seed": erasure.seed, "adapter_mb": size, "training": cost["training"]}
+        told = {
+            "method": erasure.method,
+            "concept": erasure.concept,
+            "seed": erasure.seed,
+            "adapter_mb": size,
+            "training": cost["training"],
+        }
         runs.append(found | told)
     return runs

@@ -1,4 +1,5 @@
-"""What lies in a GPU's memory all through training, by flags: arithmetic on configs. Activations are not in it (`peaks`)."""
+"""What lies in a GPU's memory all through training, by flags: arithmetic on configs. Activations are not
+in it (`peaks`)."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ from policy.adapter import add_lora
 BLOCK = 64
 """Weights of a 4-bit layer that share a float32 scale."""
 ADAM_BYTES = {False: 8, True: 2}
-"""Both moments of a parameter, without and with --use_8bit_adam: its scales for blocks of 256 are left out, and so is
-that bitsandbytes keeps tensors of fewer than 4096 parameters in float32, so that its figure is the least it can be."""
+"""Both moments of a parameter, without and with --use_8bit_adam: its scales for blocks of 256 are left
+out, and so is that bitsandbytes keeps tensors of fewer than 4096 parameters in float32, so that its figure
+is the least it can be."""
 FLAG_SETS: dict[str, list[str]] = {
     "none": [],
     "bf16": ["--mixed_precision", "bf16"],
@@ -26,9 +28,24 @@ FLAG_SETS: dict[str, list[str]] = {
     "bf16, offloading": ["--mixed_precision", "bf16", "--offload_models", "--offload_trajectories"],
     "8-bit base": ["--mixed_precision", "bf16", "--load_in_8bit"],
     "4-bit base": ["--mixed_precision", "bf16", "--load_in_4bit"],
-    "4-bit base, offloading": ["--mixed_precision", "bf16", "--load_in_4bit", "--offload_models", "--offload_trajectories"],
+    "4-bit base, offloading": [
+        "--mixed_precision",
+        "bf16",
+        "--load_in_4bit",
+        "--offload_models",
+        "--offload_trajectories",
+    ],
 }
-COLUMNS = ("UNet", "text encoders", "VAE", "teacher", "reward predictor", "adapter, gradients, Adam", "prompts", "trajectories")
+COLUMNS = (
+    "UNet",
+    "text encoders",
+    "VAE",
+    "teacher",
+    "reward predictor",
+    "adapter, gradients, Adam",
+    "prompts",
+    "trajectories",
+)
 
 
 @dataclass(frozen=True)
@@ -86,8 +103,11 @@ def components(model: Model, weights: Weights, args: argparse.Namespace) -> dict
     latent = 4 * model.latent_size**2 * 4
     states = 2 * args.num_inference_steps + 1  # latents and means
     slopes = args.num_inference_steps
-    # The base's trajectories of retain prompts stay; those of forget prompts have slopes beside them, the first iteration's being the most.
-    kept = args.retain_rollouts * states + max(args.warmup_rollouts, args.images_per_iteration) * (states + slopes)
+    # The base's trajectories of retain prompts stay; those of forget prompts have slopes beside them, the
+    # first iteration's being the most.
+    kept = args.retain_rollouts * states + max(args.warmup_rollouts, args.images_per_iteration) * (
+        states + slopes
+    )
     context = model.unet["cross_attention_dim"]
     return {
         "UNet": linear_bytes(weights.linear, width, args) + width * weights.unet_rest,
@@ -106,6 +126,8 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     lines = ["| flags | " + " | ".join(COLUMNS) + " | together |", "|---|" + "---|" * (len(COLUMNS) + 1)]
     for name, row in rows.items():
         cells = [row[column] / 1e6 for column in COLUMNS]
-        shown = [f"{cell:,.0f}" if cell >= 10 else f"{cell:.1f}" if cell else "-" for cell in [*cells, sum(cells)]]
+        shown = [
+            f"{cell:,.0f}" if cell >= 10 else f"{cell:.1f}" if cell else "-" for cell in [*cells, sum(cells)]
+        ]
         lines.append(f"| {name} | {' | '.join(shown)} |")
     return "\n".join(lines)

@@ -25,7 +25,11 @@ from canvas.models import build_tokenizer
 from reward.predictor import RewardPredictor
 
 TOKENS, VOCABULARY = 77, 49408
-PROMPTS = [f"a {thing} image in {style} style" for style in ("Van Gogh", "Mosaic", "Neon") for thing in ("cat", "car", "tree")]
+PROMPTS = [
+    f"a {thing} image in {style} style"
+    for style in ("Van Gogh", "Mosaic", "Neon")
+    for thing in ("cat", "car", "tree")
+]
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
@@ -56,42 +60,72 @@ class Model:
 
     def build_text_encoders(self) -> list[nn.Module]:
         """The first is a CLIPTextModel, a second has a projection."""
-        configs = [CLIPTextConfig(vocab_size=VOCABULARY, max_position_embeddings=TOKENS, **settings) for settings in self.texts]
-        return [cls(config) for cls, config in zip((CLIPTextModel, CLIPTextModelWithProjection), configs, strict=False)]
+        configs = [
+            CLIPTextConfig(vocab_size=VOCABULARY, max_position_embeddings=TOKENS, **settings)
+            for settings in self.texts
+        ]
+        return [
+            cls(config)
+            for cls, config in zip((CLIPTextModel, CLIPTextModelWithProjection), configs, strict=False)
+        ]
 
     def build_predictor(self) -> RewardPredictor:
-        return RewardPredictor(4, self.latent_size, open_clip.get_model_config(self.teacher)["embed_dim"], prompts=PROMPTS)
+        return RewardPredictor(
+            4, self.latent_size, open_clip.get_model_config(self.teacher)["embed_dim"], prompts=PROMPTS
+        )
 
     def build_teacher(self, device: str = "cpu") -> nn.Module:
         return open_clip.create_model(self.teacher, load_weights=False, device=device)
 
-    def build_pipeline(self, dtype: torch.dtype, device: str = "cpu") -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    def build_pipeline(
+        self, dtype: torch.dtype, device: str = "cpu"
+    ) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
         """The base, of random weights."""
         tokenizer = build_tokenizer()
         tokenizer.model_max_length = TOKENS
         with torch.device(device):
             encoders = [encoder.to(dtype) for encoder in self.build_text_encoders()]
-            parts = {"vae": self.build_vae().to(dtype), "unet": self.build_unet().to(dtype), "text_encoder": encoders[0], "tokenizer": tokenizer}
+            parts = {
+                "vae": self.build_vae().to(dtype),
+                "unet": self.build_unet().to(dtype),
+                "text_encoder": encoders[0],
+                "tokenizer": tokenizer,
+            }
         if len(encoders) == 2:
             parts |= {"text_encoder_2": encoders[1], "tokenizer_2": tokenizer}
             scheduler = EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1)
             return StableDiffusionXLPipeline(**parts, scheduler=scheduler, add_watermarker=False)
         scheduler = DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-        return StableDiffusionPipeline(**parts, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        return StableDiffusionPipeline(
+            **parts,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
 
     def save(self, directory: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-        """Write `base`, `reward` and `clip` into the directory: what the training script needs, with random weights."""
+        """Write `base`, `reward` and `clip` into the directory: what the training script needs, with
+        random weights."""
         torch.manual_seed(0)
         self.build_pipeline(dtype).save_pretrained(directory / "base", safe_serialization=True)
         self.build_predictor().save_pretrained(directory / "reward")
         (directory / "clip").mkdir(parents=True, exist_ok=True)
         save_file(self.build_teacher().state_dict(), directory / "clip" / "open_clip_model.safetensors")
         config = {"model_cfg": open_clip.get_model_config(self.teacher), "preprocess_cfg": {}}
-        (directory / "clip" / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (directory / "clip" / "open_clip_config.json").write_text(
+            json.dumps(config, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def text(width: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
-    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers, "num_attention_heads": heads, "projection_dim": width}
+    sizes = {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "projection_dim": width,
+    }
     return sizes | {"bos_token_id": 0, "eos_token_id": 2, **more}
 
 
@@ -102,7 +136,9 @@ VAE = {
     "layers_per_block": 2,
 }
 MODELS = {
-    "sd15": Model("Stable Diffusion 1.5 at 512 px", 64, {"cross_attention_dim": 768}, VAE, (text(768, 12, 12),)),
+    "sd15": Model(
+        "Stable Diffusion 1.5 at 512 px", 64, {"cross_attention_dim": 768}, VAE, (text(768, 12, 12),)
+    ),
     "sdxl": Model(
         "SDXL at 1024 px",
         128,
@@ -154,4 +190,6 @@ def short_run(directory: Path, images: int) -> list[str]:
         "max_retain_kl": 1e9,
         "max_step_kl": 1e9,
     }
-    return [word for name, value in given.items() for word in (f"--{name}", str(value))] + ["--evaluation_seeds"]
+    return [word for name, value in given.items() for word in (f"--{name}", str(value))] + [
+        "--evaluation_seeds"
+    ]

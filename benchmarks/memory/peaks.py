@@ -1,7 +1,8 @@
 """The most that lies on a GPU in each phase of a run, computed without one.
 
-The training code itself runs on meta tensors, which have sizes and no numbers, and what it makes is counted; what lies there all the time
-comes from `computed`. Not counted are CUDA's context, workspaces of its libraries and gaps that PyTorch's allocator leaves.
+The training code itself runs on meta tensors, which have sizes and no numbers, and what it makes is counted;
+what lies there all the time comes from `computed`. Not counted are CUDA's context, workspaces of its
+libraries and gaps that PyTorch's allocator leaves.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class Allocations(TorchDispatchMode):
         self.peak = self.held
         return self.held
 
-    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         made = func(*args, **(kwargs or {}))
         new = {key: storage for key, storage in self._storages(made).items() if key not in self._seen}
         if new:
@@ -64,7 +67,11 @@ class Allocations(TorchDispatchMode):
         return made
 
     def _storages(self, tree: Any) -> dict[int, torch.UntypedStorage]:
-        tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor) and leaf.device.type == self.device.type]
+        tensors = [
+            leaf
+            for leaf in tree_leaves(tree)
+            if isinstance(leaf, torch.Tensor) and leaf.device.type == self.device.type
+        ]
         return {storage._cdata: storage for storage in (tensor.untyped_storage() for tensor in tensors)}
 
     def _count(self, key: int, storage: torch.UntypedStorage) -> None:
@@ -81,9 +88,12 @@ class Allocations(TorchDispatchMode):
 
 @contextmanager
 def gpu_attention() -> Iterator[None]:
-    """Within, attention takes what it takes on a GPU: of meta tensors PyTorch would keep all its weights, which no GPU does."""
+    """Within, attention takes what it takes on a GPU: of meta tensors PyTorch would keep all its weights,
+    which no GPU does."""
 
-    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: Any = None, *_: Any, **__: Any) -> torch.Tensor:
+    def attend(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: Any = None, *_: Any, **__: Any
+    ) -> torch.Tensor:
         kept = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
         return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, kept)[0]
 
@@ -95,7 +105,8 @@ def gpu_attention() -> Iterator[None]:
 
 
 def activations(model: Model, args: argparse.Namespace) -> dict[str, int]:
-    """Bytes that come and go in each phase, beside what lies there all the time, for a base that is not quantised.
+    """Bytes that come and go in each phase, beside what lies there all the time, for a base that is not
+    quantised.
 
     Args:
         args: of the training script.
@@ -107,10 +118,16 @@ def activations(model: Model, args: argparse.Namespace) -> dict[str, int]:
         with META:
             predictor = model.build_predictor().requires_grad_(False)
             states = torch.empty(count, TOKENS, model.unet["cross_attention_dim"], dtype=dtype)
-            pooled = (torch.empty(count, 1280, dtype=dtype), torch.empty(count, 6, dtype=dtype)) if len(model.texts) == 2 else ()
+            pooled = (
+                (torch.empty(count, 1280, dtype=dtype), torch.empty(count, 6, dtype=dtype))
+                if len(model.texts) == 2
+                else ()
+            )
             rows, empty = torch.arange(count), torch.empty(count, 2)
             noisy = torch.empty(count, args.num_inference_steps, *latent_shape)
-        teacher = Teacher(model.build_teacher("meta"), Compose([Resize(224), CenterCrop(224)]), None, model.teacher)
+        teacher = Teacher(
+            model.build_teacher("meta"), Compose([Resize(224), CenterCrop(224)]), None, model.teacher
+        )
         backbone = Backbone.of(pipe)
         for module in backbone.modules:
             module.requires_grad_(False)
@@ -134,15 +151,25 @@ def activations(model: Model, args: argparse.Namespace) -> dict[str, int]:
             found[name] = memory.peak - start
 
         def roll_out() -> Trajectory:
-            return rollout(backbone.unet, kernel, table, rows, args.guidance_scale, torch.Generator(), batch_size=count)
+            return rollout(
+                backbone.unet, kernel, table, rows, args.guidance_scale, torch.Generator(), batch_size=count
+            )
 
         phase("rollout", roll_out)
         drawn = roll_out()
         experience = Experience(drawn, empty, rows, torch.empty_like(drawn.means))
         phase("update", lambda: objective.forget(experience, 0, 1.0, 1.0))
         phase("update, retain states", lambda: objective.retain(drawn, torch.arange(count), 0, 1.0))
-        phase("slopes", lambda: value_slopes(drawn, lambda x, state: predictor(x, kernel.timesteps[state].expand(count)).sum(dim=1)))
-        phase("scores", lambda: predictor.score_trajectory(noisy, torch.zeros(args.num_inference_steps, device=META)))
+        phase(
+            "slopes",
+            lambda: value_slopes(
+                drawn, lambda x, state: predictor(x, kernel.timesteps[state].expand(count)).sum(dim=1)
+            ),
+        )
+        phase(
+            "scores",
+            lambda: predictor.score_trajectory(noisy, torch.zeros(args.num_inference_steps, device=META)),
+        )
         phase("rewards", lambda: teacher.encode_images(backbone.decode(drawn.latents[:, -1])))
     return found
 
@@ -154,11 +181,20 @@ def peaks(model: Model, weights: Weights, args: argparse.Namespace) -> dict[str,
     everything = components(model, weights, argparse.Namespace(**vars(args) | {"offload_models": False}))
     brought = {name: everything[name] - parts[name] for name in ("text encoders", "VAE", "teacher")}
     # One quantised layer at a time is unpacked to be multiplied with.
-    unpacked = max(rows * columns for rows, columns in weights.linear) * DTYPES[args.mixed_precision].itemsize if args.load_in_4bit else 0
+    unpacked = (
+        max(rows * columns for rows, columns in weights.linear) * DTYPES[args.mixed_precision].itemsize
+        if args.load_in_4bit
+        else 0
+    )
     return {
         "there all the time": resident,
         "rollout": resident + unpacked + made["rollout"],
-        "update": resident + unpacked + max(made["update"], made["update, retain states"], made["slopes"], made["scores"]),
+        "update": resident
+        + unpacked
+        + max(made["update"], made["update, retain states"], made["slopes"], made["scores"]),
         "rewards": resident + brought["VAE"] + brought["teacher"] + made["rewards"],
-        "previews, evaluation": resident + sum(brought.values()) + unpacked + max(made["rollout"], made["rewards"]),
+        "previews, evaluation": resident
+        + sum(brought.values())
+        + unpacked
+        + max(made["rollout"], made["rewards"]),
     }

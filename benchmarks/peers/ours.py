@@ -15,16 +15,26 @@ from networks.checkpoint import write_aside
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.ours", description=__doc__)
-    parser.add_argument("--matched", action="store_true", help="With the algorithm of the peer in place of the defaults.")
+    parser.add_argument(
+        "--matched", action="store_true", help="With the algorithm of the peer in place of the defaults."
+    )
     add_run_arguments(parser)
     args = parser.parse_args()
     watch = Stopwatch()
     Environment.collect = watch.timed("rollout", Environment.collect)  # type: ignore[method-assign]
     script.update_policy = watch.timed("update", script.update_policy)
     flags = MATCHED if args.matched else []
-    found = train_and_judge(args.concept, args.seed, args.learning_rate, flags, args.budget, args.every, args.judge_seeds)
+    found = train_and_judge(
+        args.concept, args.seed, args.learning_rate, flags, args.budget, args.every, args.judge_seeds
+    )
     images, seconds = (found["training"][name] for name in ("images", "seconds"))
-    kept = {"base": found["base"], "curve": found["curve"], "images": images, "seconds": seconds, "parts": dict(watch.seconds)}
+    kept = {
+        "base": found["base"],
+        "curve": found["curve"],
+        "images": images,
+        "seconds": seconds,
+        "parts": dict(watch.seconds),
+    }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_aside(args.output, lambda path: path.write_text(json.dumps(kept) + "\n", encoding="utf-8"))
 

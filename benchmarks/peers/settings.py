@@ -10,8 +10,24 @@ CLIP_RANGE = 0.2
 ADVANTAGE_CLIP = 5.0
 MATCHED = [
     *("--advantage", "ddpo", "--kl_coef", "0", "--anchor_kl_coef", "0", "--critic_steps", "0"),
-    *("--images_per_iteration", str(IMAGES), "--train_batch_size", str(IMAGES), "--gradient_accumulation_steps", str(STEPS)),
-    *("--num_inference_steps", str(STEPS), "--guidance_scale", str(GUIDANCE_SCALE), "--train_timestep_fraction", "1", "--masked_steps", "0"),
+    *(
+        "--images_per_iteration",
+        str(IMAGES),
+        "--train_batch_size",
+        str(IMAGES),
+        "--gradient_accumulation_steps",
+        str(STEPS),
+    ),
+    *(
+        "--num_inference_steps",
+        str(STEPS),
+        "--guidance_scale",
+        str(GUIDANCE_SCALE),
+        "--train_timestep_fraction",
+        "1",
+        "--masked_steps",
+        "0",
+    ),
     *(
         "--clip_range",
         str(CLIP_RANGE),
@@ -24,7 +40,20 @@ MATCHED = [
         "--max_retain_kl",
         "1e9",
     ),
-    *("--rank", "4", "--lora_target_modules", "to_q", "to_k", "to_v", "to_out.0", "--adam_beta1", "0.9", "--adam_beta2", "0.999"),
+    *(
+        "--rank",
+        "4",
+        "--lora_target_modules",
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "--adam_beta1",
+        "0.9",
+        "--adam_beta2",
+        "0.999",
+    ),
     *("--retain_batch_size", "1", "--retain_rollouts", "64", "--warmup_rollouts", "64"),
 ]
-"""Our trainer with the algorithm of the peer: one optimizer step an epoch over all steps, no KL, no brake, one image to watch."""
+"""Our trainer with the algorithm of the peer: one optimizer step an epoch over all steps, no KL, no brake,
+one image to watch."""

@@ -21,9 +21,22 @@ from benchmarks.stopwatch import Stopwatch
 from networks.checkpoint import write_aside
 
 
-def train_and_judge(concept: str, seed: int, learning_rate: float, budget: int, every: int, seeds: list[int], directory: str) -> dict[str, Any]:
+def train_and_judge(
+    concept: str, seed: int, learning_rate: float, budget: int, every: int, seeds: list[int], directory: str
+) -> dict[str, Any]:
     """Until `budget` images are drawn, judging every so many epochs; the clock stands still meanwhile."""
-    given = ["--concept", concept, "--seed", str(seed), "--report_to", "none", "--evaluation_seeds", "0", "--output_dir", f"{directory}/none"]
+    given = [
+        "--concept",
+        concept,
+        "--seed",
+        str(seed),
+        "--report_to",
+        "none",
+        "--evaluation_seeds",
+        "0",
+        "--output_dir",
+        f"{directory}/none",
+    ]
     args = script.parse_args(given)
     parts = script.prepare(args)
     env, examination = parts.env, parts.examination
@@ -33,9 +46,13 @@ def train_and_judge(concept: str, seed: int, learning_rate: float, budget: int, 
     in_turn = itertools.cycle(env.spec.forget_prompts)
 
     @torch.no_grad()
-    def reward(images: torch.Tensor, prompts: tuple[str], metadata: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+    def reward(
+        images: torch.Tensor, prompts: tuple[str], metadata: Any
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
         rows = torch.tensor([names[prompt] for prompt in prompts])
-        return env.reward.margin(env.teacher.encode_images(2 * images.float() - 1)[:, None], rows).squeeze(1), {}
+        return env.reward.margin(env.teacher.encode_images(2 * images.float() - 1)[:, None], rows).squeeze(
+            1
+        ), {}
 
     dim = math.prod(env.backbone.latent_shape)  # ours is in units that do not depend on it
     config = DDPOConfig(
@@ -57,7 +74,9 @@ def train_and_judge(concept: str, seed: int, learning_rate: float, budget: int, 
         train_timestep_fraction=1.0,
         train_cfg=True,
     )
-    trainer = DDPOTrainer(config, reward, lambda: (next(in_turn), {}), DefaultDDPOStableDiffusionPipeline(str(canvas.PIPELINE)))
+    trainer = DDPOTrainer(
+        config, reward, lambda: (next(in_turn), {}), DefaultDDPOStableDiffusionPipeline(str(canvas.PIPELINE))
+    )
     watch = Stopwatch()
     trainer._generate_samples = watch.timed("rollout", trainer._generate_samples)
     trainer._train_batched_samples = watch.timed("update", trainer._train_batched_samples)
@@ -70,7 +89,13 @@ def train_and_judge(concept: str, seed: int, learning_rate: float, budget: int, 
         seconds += time.perf_counter() - started
         if epoch % every == 0:
             curve.append({"images": epoch * IMAGES, "seconds": seconds, **judged(pipe, examination, seeds)})
-    return {"base": base, "curve": curve, "images": epoch * IMAGES, "seconds": seconds, "parts": dict(watch.seconds)}
+    return {
+        "base": base,
+        "curve": curve,
+        "images": epoch * IMAGES,
+        "seconds": seconds,
+        "parts": dict(watch.seconds),
+    }
 
 
 def main() -> None:
@@ -78,7 +103,9 @@ def main() -> None:
     add_run_arguments(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        found = train_and_judge(args.concept, args.seed, args.learning_rate, args.budget, args.every, args.judge_seeds, directory)
+        found = train_and_judge(
+            args.concept, args.seed, args.learning_rate, args.budget, args.every, args.judge_seeds, directory
+        )
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_aside(args.output, lambda path: path.write_text(json.dumps(found) + "\n", encoding="utf-8"))
 

@@ -1,10 +1,14 @@
-"""Forget each class of CIFAR-10, by our default and by published methods: `python -m benchmarks.photos --base runs/photos`.
+"""Forget each class of CIFAR-10, by our default and by published methods: `python -m benchmarks.photos --base
+runs/photos`.
 
-The base is what `python -m benchmarks.photos.build` has written. Every method erases every class with every seed, with the settings it has on the canvas,
-and the base's judge decides. For one training seed the class-wise protocol of the literature is measured too (`benchmarks/photos/forgetting.py`), and where a
-pipeline lies beside the base that never saw the class (`build --without`), on that as well. What has its results is not run again. Written are table.md,
-comparison.json, comparison.png, a picture a class of what all methods draw for the same prompts and seed, and a picture a method of every class before and
-after. The erasures of the classes of `--probe` are probed too, with photographs of the test set wherever images of the class are learnt from.
+The base is what `python -m benchmarks.photos.build` has written. Every method erases every class with every
+seed, with the settings it has on the canvas, and the base's judge decides. For one training seed the
+class-wise protocol of the literature is measured too (`benchmarks/photos/forgetting.py`), and where a
+pipeline lies beside the base that never saw the class (`build --without`), on that as well. What has its
+results is not run again. Written are table.md, comparison.json, comparison.png, a picture a class of what all
+methods draw for the same prompts and seed, and a picture a method of every class before and after. The
+erasures of the classes of `--probe` are probed too,
+with photographs of the test set wherever images of the class are learnt from.
 """
 
 from __future__ import annotations
@@ -64,14 +68,18 @@ def world(base: Path, photographs: Path) -> World:
     """
     missing = [part for part in PARTS if not (base / part).is_dir()]
     if missing:
-        raise ValueError(f"{base} holds no {' and no '.join(missing)}: run `python -m benchmarks.photos.build --output_dir {base}` first.")
+        raise ValueError(
+            f"{base} holds no {' and no '.join(missing)}: run `python -m benchmarks.photos.build --output_dir {base}` first."
+        )
     pipeline, clip, reward, judge = (str(base / part) for part in PARTS)
     both = ["--pretrained_model_name_or_path", pipeline, "--clip_model", f"local-dir:{clip}"]
     seeds = map(str, range(EVALUATION_SEEDS))
     judged = [*both, "--judge_name_or_path", judge]
     learnt = ["--num_concept_images", str(PROBE_PHOTOGRAPHS), "--concept_images"]
     return World(
-        [*both, "--reward_model_name_or_path", reward], [*judged, "--seeds", *seeds], lambda name: [*judged, *learnt, str(photographs / name)]
+        [*both, "--reward_model_name_or_path", reward],
+        [*judged, "--seeds", *seeds],
+        lambda name: [*judged, *learnt, str(photographs / name)],
     )
 
 
@@ -85,10 +93,22 @@ def measure(measured: list[Erasure], args: argparse.Namespace) -> dict[str, dict
     of: list[tuple[str, str, list[str]]] = [(BASE, "base", [])]
     for name in CLASSES:
         if (base / pipeline_name(name)).is_dir():
-            of.append((WITHOUT, pipeline_name(name), ["--pipeline", str(base / pipeline_name(name)), "--forgotten", name]))
+            of.append(
+                (
+                    WITHOUT,
+                    pipeline_name(name),
+                    ["--pipeline", str(base / pipeline_name(name)), "--forgotten", name],
+                )
+            )
     for erasure in measured:
         directory = erasure.directory(args.output_dir)
-        of.append((NAMES[erasure.method], directory.name, ["--adapter", str(directory), "--forgotten", erasure.concept]))
+        of.append(
+            (
+                NAMES[erasure.method],
+                directory.name,
+                ["--adapter", str(directory), "--forgotten", erasure.concept],
+            )
+        )
     jobs = []
     for _, name, which in of:
         output = forgetting / f"{name}.json"
@@ -103,11 +123,19 @@ def measure(measured: list[Erasure], args: argparse.Namespace) -> dict[str, dict
 def draw(args: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
     """The pictures."""
     plot(runs, args.output_dir / "comparison.png")
-    pipe, judge, seed = load_pipeline(args.base / "pipeline"), Judge.from_pretrained(args.base / "judge"), args.seeds[0]
+    pipe, judge, seed = (
+        load_pipeline(args.base / "pipeline"),
+        Judge.from_pretrained(args.base / "judge"),
+        args.seeds[0],
+    )
     for name in args.classes:
-        adapters = {"base": None} | {NAMES[m]: Erasure(m, name, seed).directory(args.output_dir) for m in args.methods}
+        adapters = {"base": None} | {
+            NAMES[m]: Erasure(m, name, seed).directory(args.output_dir) for m in args.methods
+        }
         title = f"Erased: {name} (training seed {seed})"
-        method_grid(pipe, JudgeExamination(judge, [name], ""), adapters, 0, args.output_dir / f"{name}.png", title)
+        method_grid(
+            pipe, JudgeExamination(judge, [name], ""), adapters, 0, args.output_dir / f"{name}.png", title
+        )
     for method in args.methods:
         rows = {}
         for name in args.classes:
@@ -116,19 +144,67 @@ def draw(args: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
             rows[name] = drawn["base"] + drawn["erased"]
         captions = [f"{side}, seed {i}" for side in ("base", "erased") for i in range(PICTURED)]
         title = f"Each class before and after it was erased: {NAMES[method]} (training seed {seed})"
-        picture(rows, captions, [RETAIN] * PICTURED + [FORGET] * PICTURED, args.output_dir / f"erased-{method}.png", title)
+        picture(
+            rows,
+            captions,
+            [RETAIN] * PICTURED + [FORGET] * PICTURED,
+            args.output_dir / f"erased-{method}.png",
+            title,
+        )
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.photos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, default=Path("runs/photos"), metavar="DIR", help="What `python -m benchmarks.photos.build` has written.")
-    parser.add_argument("--methods", nargs="+", choices=list(NAMES), default=list(NAMES), help="Which methods to compare.")
-    parser.add_argument("--classes", nargs="+", choices=CLASSES, default=CLASSES, help="What to erase, each in runs of its own.")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Training seeds; the first is that of the class-wise protocol.")
-    parser.add_argument("--probe", nargs="+", choices=CLASSES, default=[], help="Erasures of these, of the first training seed, are probed too.")
-    parser.add_argument("--num_images", type=positive_int, default=NUM_IMAGES, help="Images of the forgotten class in the class-wise protocol.")
-    parser.add_argument("--jobs", type=positive_int, default=os.cpu_count() or 1, help="Runs at a time, one thread each.")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/forgetting"), help="Where runs, tables, JSON and pictures are written.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.photos",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--base",
+        type=Path,
+        default=Path("runs/photos"),
+        metavar="DIR",
+        help="What `python -m benchmarks.photos.build` has written.",
+    )
+    parser.add_argument(
+        "--methods", nargs="+", choices=list(NAMES), default=list(NAMES), help="Which methods to compare."
+    )
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        choices=CLASSES,
+        default=CLASSES,
+        help="What to erase, each in runs of its own.",
+    )
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[0, 1, 2],
+        help="Training seeds; the first is that of the class-wise protocol.",
+    )
+    parser.add_argument(
+        "--probe",
+        nargs="+",
+        choices=CLASSES,
+        default=[],
+        help="Erasures of these, of the first training seed, are probed too.",
+    )
+    parser.add_argument(
+        "--num_images",
+        type=positive_int,
+        default=NUM_IMAGES,
+        help="Images of the forgotten class in the class-wise protocol.",
+    )
+    parser.add_argument(
+        "--jobs", type=positive_int, default=os.cpu_count() or 1, help="Runs at a time, one thread each."
+    )
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path("runs/forgetting"),
+        help="Where runs, tables, JSON and pictures are written.",
+    )
     args = parser.parse_args(input_args)
     if unknown := [name for name in args.probe if name not in args.classes]:
         parser.error(f"--probe {unknown[0]} is none of --classes.")
@@ -137,18 +213,33 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     here = world(args.base, args.output_dir / "photographs")
-    erasures = [Erasure(method, name, seed) for seed in args.seeds for method in args.methods for name in args.classes]
+    erasures = [
+        Erasure(method, name, seed) for seed in args.seeds for method in args.methods for name in args.classes
+    ]
     runs = run_all(erasures, args.output_dir, args.jobs, here)
     if args.probe:
         save_photographs(args.base, args.probe, args.output_dir / "photographs")
-    probed = probe_all([e for e in erasures if e.seed == args.seeds[0] and e.concept in args.probe], args.output_dir, args.jobs, here)
+    probed = probe_all(
+        [e for e in erasures if e.seed == args.seeds[0] and e.concept in args.probe],
+        args.output_dir,
+        args.jobs,
+        here,
+    )
     measured = measure([erasure for erasure in erasures if erasure.seed == args.seeds[0]], args)
     tables = {"All classes": table(runs)}
-    tables |= {f"Class by class: {NAMES[method]}": by_class([run for run in runs if run["method"] == method]) for method in args.methods}
-    tables[f"{args.num_images} images of the class, training seed {args.seeds[0]}"] = forgetting_table(measured, args.classes)
+    tables |= {
+        f"Class by class: {NAMES[method]}": by_class([run for run in runs if run["method"] == method])
+        for method in args.methods
+    }
+    tables[f"{args.num_images} images of the class, training seed {args.seeds[0]}"] = forgetting_table(
+        measured, args.classes
+    )
     text = "\n\n".join(f"## {title}\n\n{rows}" for title, rows in tables.items()) + sections(probed) + "\n"
     write_aside(args.output_dir / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
-    kept = json.dumps({"runs": runs, "forgetting": measured, "probes": probed}, indent=2, ensure_ascii=False) + "\n"
+    kept = (
+        json.dumps({"runs": runs, "forgetting": measured, "probes": probed}, indent=2, ensure_ascii=False)
+        + "\n"
+    )
     write_aside(args.output_dir / "comparison.json", lambda path: path.write_text(kept, encoding="utf-8"))
     draw(args, runs)
     print(text)

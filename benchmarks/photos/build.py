@@ -1,7 +1,10 @@
-"""Train a small text-to-image pipeline on CIFAR-10 photographs: `python -m benchmarks.photos.build --data_zip cifar10.zip`.
+"""Train a small text-to-image pipeline on CIFAR-10 photographs: `python -m benchmarks.photos.build --data_zip
+cifar10.zip`.
 
-Photographs -> autoencoder -> UNet with its text encoder (the pipeline); judge; open_clip teacher; reward predictor.
-Judge and teacher share nothing but the photographs: their networks, seeds and crops are their own. Every stage
+Photographs -> autoencoder -> UNet with its text encoder (the pipeline); judge; open_clip teacher; reward
+predictor. Judge and teacher share nothing but the photographs: their networks, seeds and crops are their own.
+Every
+    stage
 resumes where it was interrupted; the last one says how good the result is. Trial runs with another
 `--scale` need another `--output_dir`.
 """
@@ -47,7 +50,12 @@ WORDINGS = [
 ]
 PIPELINE_SEED, TEACHER_SEED, JUDGE_SEED = 11, 12, 13
 JUDGE_WIDTHS = (64, 256, 256)
-TEACHER_TOWER = {"timm_model_name": "resnet10t", "timm_model_pretrained": False, "timm_pool": "avg", "timm_proj": "linear"}
+TEACHER_TOWER = {
+    "timm_model_name": "resnet10t",
+    "timm_model_pretrained": False,
+    "timm_pool": "avg",
+    "timm_proj": "linear",
+}
 DEFAULT_GUIDANCE, OTHER_GUIDANCE = 7.5, 4.0
 
 
@@ -70,8 +78,20 @@ class Size:
 
 
 SIZES = {
-    "cpu": Size({"autoencoder": 5000, "denoiser": 10000, "judge": 3600, "clip": 5000, "reward": 4000}, 8, (24, 48, 48), (48, 96), 1),
-    "gpu": Size({"autoencoder": 12000, "denoiser": 60000, "judge": 8000, "clip": 8000, "reward": 6000}, 8, (64, 128, 128), (96, 192), 2),
+    "cpu": Size(
+        {"autoencoder": 5000, "denoiser": 10000, "judge": 3600, "clip": 5000, "reward": 4000},
+        8,
+        (24, 48, 48),
+        (48, 96),
+        1,
+    ),
+    "gpu": Size(
+        {"autoencoder": 12000, "denoiser": 60000, "judge": 8000, "clip": 8000, "reward": 6000},
+        8,
+        (64, 128, 128),
+        (96, 192),
+        2,
+    ),
 }
 """For two cores and for a large card."""
 
@@ -87,20 +107,23 @@ def _usual(size: tuple[int, ...], generator: torch.Generator) -> list[bool]:
 
 
 def pipeline_captions(labels: torch.Tensor) -> models.Captions:
-    """The usual prompt three times in four, one of the other wordings otherwise; `labels` (N,) are the classes of the images."""
+    """The usual prompt three times in four, one of the other wordings otherwise; `labels` (N,) are the
+    classes of the images."""
 
     def captions(index: torch.Tensor, generator: torch.Generator) -> list[str]:
         wording = torch.randint(len(WORDINGS), index.shape, generator=generator).tolist()
         usual = _usual(index.shape, generator)
         return [
-            (PROMPT if u else WORDINGS[w]).format(object=CLASSES[label]) for label, w, u in zip(labels[index].tolist(), wording, usual, strict=True)
+            (PROMPT if u else WORDINGS[w]).format(object=CLASSES[label])
+            for label, w, u in zip(labels[index].tolist(), wording, usual, strict=True)
         ]
 
     return captions
 
 
 def teacher_captions(labels: torch.Tensor) -> models.Captions:
-    """The same mixture, but one wording for a whole batch, so that only the class tells an image's caption from the others."""
+    """The same mixture, but one wording for a whole batch, so that only the class tells an image's caption
+    from the others."""
 
     def captions(index: torch.Tensor, generator: torch.Generator) -> list[str]:
         wording = WORDINGS[int(torch.randint(len(WORDINGS), (), generator=generator))]
@@ -116,27 +139,32 @@ def with_flips(photos: Photos) -> Photos:
 
 
 def crop_and_flip(x: torch.Tensor, generator: torch.Generator, pad: int) -> torch.Tensor:
-    """(B, 3, S, S) -> the same shape: each image moved by up to `pad` pixels either way (the border mirrored), every other one flipped."""
+    """(B, 3, S, S) -> the same shape: each image moved by up to `pad` pixels either way (the border
+    mirrored), every other one flipped."""
     count, _, side, _ = x.shape
     offsets = torch.randint(2 * pad + 1, (2, count, 1), generator=generator)
     rows, columns = offsets + torch.arange(side)
     flipped = torch.rand((count, 1), generator=generator) < 0.5
     columns = torch.where(flipped, columns.flip(1), columns)
     padded = F.pad(x, [pad] * 4, mode="reflect").permute(0, 2, 3, 1)
-    return padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]].permute(
+        0, 3, 1, 2
+    )
 
 
 def soften(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """(B, 3, S, S) -> the same shape: one image in four reduced to 16 pixels and enlarged again.
 
-    The autoencoder loses about as much detail; a classifier that knows only sharp photographs is lost on its images.
+    The autoencoder loses about as much detail; a classifier that knows only sharp photographs is lost on its
+    images.
     """
     soft = F.interpolate(F.interpolate(x, (SIDE // 2, SIDE // 2), mode="area"), x.shape[-2:], mode="bilinear")
     return torch.where(torch.rand((len(x), 1, 1, 1), generator=generator) < 0.25, soft, x)
 
 
 def cut_out(x: torch.Tensor, generator: torch.Generator, hole: int) -> torch.Tensor:
-    """(B, 3, S, S) -> the same shape: in each image a square of `hole` pixels, an odd number, about any pixel of it is grey.
+    """(B, 3, S, S) -> the same shape: in each image a square of `hole` pixels, an odd number, about any pixel
+    of it is grey.
 
     From DeVries & Taylor (2017, https://arxiv.org/abs/1708.04552).
     """
@@ -147,7 +175,8 @@ def cut_out(x: torch.Tensor, generator: torch.Generator, hole: int) -> torch.Ten
 
 
 def augment_for_judge(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """(B, 3, 32, 32) -> the same shape: cropped by up to 2 pixels, flipped, one in four softened, and a square of 9 pixels cut out."""
+    """(B, 3, 32, 32) -> the same shape: cropped by up to 2 pixels, flipped, one in four softened, and a
+    square of 9 pixels cut out."""
     return cut_out(crop_and_flip(soften(x, generator), generator, 2), generator, 9)
 
 
@@ -157,10 +186,11 @@ def augment_for_teacher(x: torch.Tensor, generator: torch.Generator) -> torch.Te
 
 
 def fast_arithmetic(device: str = "cpu") -> torch.autocast:
-    """bfloat16 autocast on a GPU, and where the processor has instructions for it (twice as fast for residual networks); else no change.
+    """bfloat16 autocast on a GPU, and where the processor has instructions for it (twice as fast for residual
+    networks); else no change.
 
-    Without the cache of cast weights, which is emptied only on leaving the context: around a training loop it would
-    hold the first step's weights for ever.
+    Without the cache of cast weights, which is emptied only on leaving the context: around a training loop it
+    would hold the first step's weights for ever.
     """
     capabilities = torch.cpu.get_capabilities()
     fast = device == "cuda" or bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
@@ -168,8 +198,11 @@ def fast_arithmetic(device: str = "cpu") -> torch.autocast:
 
 
 def build_autoencoder(photos: Photos, output_dir: Path, size: Size, steps: int, device: str) -> None:
-    """Train the autoencoder, keep it in work/autoencoder and the latents of all photographs and their mirror images in work/latents."""
-    images = with_flips(photos).images.contiguous(memory_format=torch.channels_last)  # the faster layout for its convolutions
+    """Train the autoencoder, keep it in work/autoencoder and the latents of all photographs and their
+    mirror images in work/latents."""
+    images = with_flips(photos).images.contiguous(
+        memory_format=torch.channels_last
+    )  # the faster layout for its convolutions
     work = output_dir / "work"
     vae = models.train_autoencoder(
         images,
@@ -185,7 +218,9 @@ def build_autoencoder(photos: Photos, output_dir: Path, size: Size, steps: int, 
     save_file({"mean": mean.contiguous(), "std": std.contiguous()}, work / "latents.safetensors")
 
 
-def build_denoiser(photos: Photos, output_dir: Path, size: Size, steps: int, device: str, without: str | None = None) -> None:
+def build_denoiser(
+    photos: Photos, output_dir: Path, size: Size, steps: int, device: str, without: str | None = None
+) -> None:
     """Train UNet and text encoder on the latents of `build_autoencoder` and write the pipeline.
 
     Args:
@@ -223,7 +258,15 @@ def build_judge(photos: Photos, output_dir: Path, size: Size, steps: int, device
     torch.manual_seed(JUDGE_SEED)
     judge = Judge({"object": CLASSES}, PROMPT, SIDE, JUDGE_WIDTHS, blocks="pooled", mirrored=True)
     with fast_arithmetic(device):
-        train_judge(photos, judge, augment_for_judge, steps=steps, state_dir=output_dir / "work", seed=JUDGE_SEED, device=device)
+        train_judge(
+            photos,
+            judge,
+            augment_for_judge,
+            steps=steps,
+            state_dir=output_dir / "work",
+            seed=JUDGE_SEED,
+            device=device,
+        )
     judge.save_pretrained(output_dir / "judge")
 
 
@@ -246,8 +289,20 @@ def build_teacher(photos: Photos, output_dir: Path, size: Size, steps: int, devi
 def build_reward(photos: Photos, output_dir: Path, size: Size, steps: int, device: str) -> None:
     """Distil the reward predictor from teacher and pipeline, as a user would."""
     (output_dir / "prompts.txt").write_text("\n".join(prompts()) + "\n", encoding="utf-8")
-    given = ["--pretrained_model_name_or_path", output_dir / "pipeline", "--clip_model", f"local-dir:{output_dir / 'clip'}"]
-    given += ["--prompts", output_dir / "prompts.txt", "--output_dir", output_dir / "reward", "--max_train_steps", steps]
+    given = [
+        "--pretrained_model_name_or_path",
+        output_dir / "pipeline",
+        "--clip_model",
+        f"local-dir:{output_dir / 'clip'}",
+    ]
+    given += [
+        "--prompts",
+        output_dir / "prompts.txt",
+        "--output_dir",
+        output_dir / "reward",
+        "--max_train_steps",
+        steps,
+    ]
     reward_train.main(reward_train.parse_args([*map(str, given), "--overwrite_output_dir"]))
 
 
@@ -256,13 +311,19 @@ def build_reward(photos: Photos, output_dir: Path, size: Size, steps: int, devic
 
 def per_class(predicted: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
     """Percentage of (N,) predictions that are right, for each class and on average over the classes."""
-    right = {name: 100 * (predicted[truth == label] == label).float().mean().item() for label, name in enumerate(CLASSES)}
-    return {name: round(value, 2) for name, value in right.items()} | {"mean": round(sum(right.values()) / len(right), 2)}
+    right = {
+        name: 100 * (predicted[truth == label] == label).float().mean().item()
+        for label, name in enumerate(CLASSES)
+    }
+    return {name: round(value, 2) for name, value in right.items()} | {
+        "mean": round(sum(right.values()) / len(right), 2)
+    }
 
 
 @torch.no_grad()
 def zero_shot(clip_dir: Path, images: torch.Tensor) -> torch.Tensor:
-    """(N, 3, H, W) uint8 -> (N,) the class whose prompt the teacher finds nearest, through open_clip's own loading and preprocessing."""
+    """(N, 3, H, W) uint8 -> (N,) the class whose prompt the teacher finds nearest, through open_clip's own
+    loading and preprocessing."""
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{clip_dir}")
     model.eval()
     texts = model.encode_text(open_clip.get_tokenizer(f"local-dir:{clip_dir}")(prompts()), normalize=True)
@@ -280,11 +341,14 @@ def reconstruct(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
 
 
 def generate(pipeline: StableDiffusionPipeline, guidance: float, images_per_class: int) -> list[Image.Image]:
-    """30 DDIM steps of every prompt, `images_per_class` times over; image i is of class i modulo their number."""
+    """30 DDIM steps of every prompt, `images_per_class` times over; image i is of class i modulo their
+    number."""
     images: list[Image.Image] = []
     for seed in tqdm(range(images_per_class), desc=f"images at guidance {guidance:g}"):
         generator = torch.Generator().manual_seed(seed)
-        images += pipeline(prompts(), num_inference_steps=30, guidance_scale=guidance, generator=generator).images
+        images += pipeline(
+            prompts(), num_inference_steps=30, guidance_scale=guidance, generator=generator
+        ).images
     return images
 
 
@@ -297,7 +361,8 @@ def contact_sheet(images: list[Image.Image], columns: int = 16, zoom: int = 2) -
 
 
 def report(test: Photos, output_dir: Path, images_per_class: int = 32) -> Figures:
-    """Judge and teacher on the test set, the autoencoder on 1,000 of it, the pipeline by the judge; contact sheets, quality.json."""
+    """Judge and teacher on the test set, the autoencoder on 1,000 of it, the pipeline by the judge;
+    contact sheets, quality.json."""
     judge = Judge.from_pretrained(output_dir / "judge")
     pipeline = StableDiffusionPipeline.from_pretrained(output_dir / "pipeline")
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
@@ -314,29 +379,61 @@ def report(test: Photos, output_dir: Path, images_per_class: int = 32) -> Figure
     truth = torch.arange(len(CLASSES)).repeat(images_per_class)
     for guidance in (DEFAULT_GUIDANCE, OTHER_GUIDANCE):
         images = generate(pipeline, guidance, images_per_class)
-        figures[f"pipeline_guidance_{guidance:g}"] = per_class(judge.predict(to_pixels(images))["object"], truth)
+        figures[f"pipeline_guidance_{guidance:g}"] = per_class(
+            judge.predict(to_pixels(images))["object"], truth
+        )
         contact_sheet(images).save(output_dir / f"contact_sheet_guidance_{guidance:g}.png")
     (output_dir / "quality.json").write_text(json.dumps(figures, indent=2) + "\n")
     return figures
 
 
-STAGES = {"autoencoder": build_autoencoder, "denoiser": build_denoiser, "judge": build_judge, "clip": build_teacher, "reward": build_reward}
+STAGES = {
+    "autoencoder": build_autoencoder,
+    "denoiser": build_denoiser,
+    "judge": build_judge,
+    "clip": build_teacher,
+    "reward": build_reward,
+}
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.photos.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.photos.build",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data_zip", type=Path, help="A zip with train/<class>/*.jpg and test/<class>/*.jpg. Default: the Hub, through `datasets`.")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/photos"), help="Where weights, figures and unfinished work are written.")
-    parser.add_argument("--stages", nargs="+", choices=[*STAGES, "report"], default=[*STAGES, "report"], help="Which parts to build.")
+    parser.add_argument(
+        "--data_zip",
+        type=Path,
+        help="A zip with train/<class>/*.jpg and test/<class>/*.jpg. Default: the Hub, through `datasets`.",
+    )
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path("runs/photos"),
+        help="Where weights, figures and unfinished work are written.",
+    )
+    parser.add_argument(
+        "--stages",
+        nargs="+",
+        choices=[*STAGES, "report"],
+        default=[*STAGES, "report"],
+        help="Which parts to build.",
+    )
     parser.add_argument(
         "--without",
         choices=CLASSES,
         help="Train only one more pipeline, on the same latents, that is never shown this class: what exact forgetting looks like.",
     )
-    parser.add_argument("--size", choices=list(SIZES), help="How large and how long. Default: gpu where there is one.")
-    parser.add_argument("--scale", type=number, default=1.0, help="Multiplies the number of training steps, for a quick trial.")
+    parser.add_argument(
+        "--size", choices=list(SIZES), help="How large and how long. Default: gpu where there is one."
+    )
+    parser.add_argument(
+        "--scale",
+        type=number,
+        default=1.0,
+        help="Multiplies the number of training steps, for a quick trial.",
+    )
     return parser.parse_args(input_args)
 
 

@@ -1,4 +1,5 @@
-"""CIFAR-10 as two uint8 tensors, from a zip of JPEGs or from the `datasets` package, decoded once and cached."""
+"""CIFAR-10 as two uint8 tensors, from a zip of JPEGs or from the `datasets` package, decoded once and
+cached."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class Photos(NamedTuple):
 
 
 def load_photos(data_zip: Path | None, cache: Path) -> dict[str, Photos]:
-    """`{"train": Photos, "test": Photos}` from `cache` if it exists, else from `data_zip`, else from `datasets`.
+    """`{"train": Photos, "test": Photos}` from `cache` if it exists, else from `data_zip`, else from
+    `datasets`.
 
     Raises:
         DataError: no source is at hand, or the zip is missing, broken or incomplete.
@@ -45,10 +47,19 @@ def load_photos(data_zip: Path | None, cache: Path) -> dict[str, Photos]:
         splits = read_zip(data_zip) if data_zip else read_hub()
         cache.parent.mkdir(parents=True, exist_ok=True)
         aside = cache.with_suffix(".tmp")
-        save_file({f"{split}.{field}": t for split, photos in splits.items() for field, t in photos._asdict().items()}, aside)
+        save_file(
+            {
+                f"{split}.{field}": t
+                for split, photos in splits.items()
+                for field, t in photos._asdict().items()
+            },
+            aside,
+        )
         aside.replace(cache)
     tensors = load_file(cache)
-    return {split: Photos(tensors[f"{split}.images"], tensors[f"{split}.labels"]) for split in ("train", "test")}
+    return {
+        split: Photos(tensors[f"{split}.images"], tensors[f"{split}.labels"]) for split in ("train", "test")
+    }
 
 
 def read_zip(file: Path) -> dict[str, Photos]:
@@ -61,17 +72,27 @@ def read_zip(file: Path) -> dict[str, Photos]:
         with zipfile.ZipFile(file) as archive:
             return {split: _read_split(archive, split) for split in ("train", "test")}
     except FileNotFoundError as error:
-        raise DataError(f"{file} does not exist: give --data_zip the path of a zip with train/<class>/*.jpg and test/<class>/*.jpg.") from error
+        raise DataError(
+            f"{file} does not exist: give --data_zip the path of a zip with train/<class>/*.jpg and test/<class>/*.jpg."
+        ) from error
     except (OSError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"{file} cannot be read as a zip of JPEG photographs ({error}): fetch it again.") from error
+        raise DataError(
+            f"{file} cannot be read as a zip of JPEG photographs ({error}): fetch it again."
+        ) from error
 
 
 def _read_split(archive: zipfile.ZipFile, split: str) -> Photos:
-    members = sorted(m for m in archive.namelist() if m.startswith(f"{split}/") and m.endswith(".jpg") and m.split("/")[1] in CLASSES)
+    members = sorted(
+        m
+        for m in archive.namelist()
+        if m.startswith(f"{split}/") and m.endswith(".jpg") and m.split("/")[1] in CLASSES
+    )
     labels = [CLASSES.index(member.split("/")[1]) for member in members]
     missing = [name for label, name in enumerate(CLASSES) if label not in labels]
     if missing:
-        raise DataError(f"{archive.filename} has no {split} photographs of {', '.join(missing)}: it needs {split}/<class>/*.jpg for every class.")
+        raise DataError(
+            f"{archive.filename} has no {split} photographs of {', '.join(missing)}: it needs {split}/<class>/*.jpg for every class."
+        )
     with tqdm(members, desc=f"decoding {split}") as bar:
         images = [_decode(archive.read(member), member) for member in bar]
     return Photos(_stack(images), torch.tensor(labels))
@@ -80,7 +101,9 @@ def _read_split(archive: zipfile.ZipFile, split: str) -> Photos:
 def _decode(data: bytes, name: str) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
         if image.size != (SIDE, SIDE):
-            raise DataError(f"{name} is {image.width}x{image.height} pixels: the photographs must be {SIDE}x{SIDE}.")
+            raise DataError(
+                f"{name} is {image.width}x{image.height} pixels: the photographs must be {SIDE}x{SIDE}."
+            )
         return np.asarray(image.convert("RGB"))
 
 
@@ -91,7 +114,11 @@ def read_hub() -> dict[str, Photos]:
         DataError: the package is not installed or the data set cannot be loaded.
     """
     if importlib.util.find_spec("datasets") is None:
-        raise DataError("No photographs: give --data_zip PATH, or `pip install datasets` to load " + HUB_ID + " from the Hub.")
+        raise DataError(
+            "No photographs: give --data_zip PATH, or `pip install datasets` to load "
+            + HUB_ID
+            + " from the Hub."
+        )
     from datasets import load_dataset
 
     try:

@@ -1,8 +1,11 @@
-"""How well a pipeline has forgotten a class, as Selective Amnesia and SalUn measure it: `python -m benchmarks.photos.forgetting`.
+"""How well a pipeline has forgotten a class, as Selective Amnesia and SalUn measure it: `python -m
+benchmarks.photos.forgetting`.
 
-Of 500 images of the class: the share in which the judge sees it, the mean probability that the judge gives it, and the mean entropy of what
-the judge says (Heng & Soh, 2023, https://arxiv.org/abs/2305.10120; Fan et al., 2024, https://arxiv.org/abs/2310.12508). Of the other classes: the distance of their
-images to their test photographs (FID over the judge's features). Without an adapter every class is measured on the base.
+Of 500 images of the class: the share in which the judge sees it, the mean probability that the judge gives
+    it, and the mean entropy of what
+the judge says (Heng & Soh, 2023, https://arxiv.org/abs/2305.10120; Fan et al., 2024,
+https://arxiv.org/abs/2310.12508). Of the other classes: the distance of their images to their test
+photographs (FID over the judge's features). Without an adapter every class is measured on the base.
 """
 
 from __future__ import annotations
@@ -51,7 +54,10 @@ def observe(pipe: StableDiffusionPipeline, judge: Judge, counts: dict[str, int])
     head = judge.heads["object"]
     with evaluation_mode(pipe):
         for name, count in counts.items():
-            images = [image for *_, image in generate(pipe, [PROMPT.format(object=name)], range(count), progress=name)]
+            images = [
+                image
+                for *_, image in generate(pipe, [PROMPT.format(object=name)], range(count), progress=name)
+            ]
             for start in range(0, count, 100):
                 features.append(judge.embed(images[start : start + 100]))
                 probabilities.append(head(features[-1].to(head.weight.device)).softmax(-1).cpu())
@@ -61,7 +67,8 @@ def observe(pipe: StableDiffusionPipeline, judge: Judge, counts: dict[str, int])
 
 @torch.no_grad()
 def photograph_features(judge: Judge, photos: Photos, directory: Path) -> torch.Tensor:
-    """(N, D): what the judge makes of photographs, before its head; kept in the directory for the next measurement by the same judge."""
+    """(N, D): what the judge makes of photographs, before its head; kept in the directory for the next
+    measurement by the same judge."""
     kept = directory / f"photographs-{judge.identity()[:16]}.safetensors"
     if kept.is_file():
         return load_file(kept)["features"]
@@ -77,7 +84,9 @@ def num_others(num_images: int) -> int:
     return -(-num_images // SHARE_OF_OTHERS)
 
 
-def figures(seen: Observed, photographs: torch.Tensor, labels: torch.Tensor, forgotten: str) -> dict[str, float]:
+def figures(
+    seen: Observed, photographs: torch.Tensor, labels: torch.Tensor, forgotten: str
+) -> dict[str, float]:
     """UA (percent), mean probability of the forgotten class, mean entropy (nats), and FID of the others.
 
     Args:
@@ -87,7 +96,9 @@ def figures(seen: Observed, photographs: torch.Tensor, labels: torch.Tensor, for
     target = CLASSES.index(forgotten)
     of_it = seen.probabilities[seen.asked == target]
     each = num_others(len(of_it))
-    others = torch.cat([seen.features[seen.asked == label][:each] for label in range(len(CLASSES)) if label != target])
+    others = torch.cat(
+        [seen.features[seen.asked == label][:each] for label in range(len(CLASSES)) if label != target]
+    )
     return {
         "UA": 100 * (of_it.argmax(-1) != target).float().mean().item(),
         "probability": of_it[:, target].mean().item(),
@@ -98,13 +109,30 @@ def figures(seen: Observed, photographs: torch.Tensor, labels: torch.Tensor, for
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.photos.forgetting", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.photos.forgetting",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--base", type=Path, required=True, metavar="DIR", help="What `python -m benchmarks.photos.build` has written.")
-    parser.add_argument("--pipeline", type=Path, metavar="DIR", help="A pipeline in place of the base's, with the same judge.")
+    parser.add_argument(
+        "--base",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="What `python -m benchmarks.photos.build` has written.",
+    )
+    parser.add_argument(
+        "--pipeline", type=Path, metavar="DIR", help="A pipeline in place of the base's, with the same judge."
+    )
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="The adapter. Default: none.")
-    parser.add_argument("--forgotten", choices=CLASSES, help="The class that was to be forgotten. Default: each in turn.")
-    parser.add_argument("--num_images", type=positive_int, default=NUM_IMAGES, help="Images of the class; a tenth as many of every other.")
+    parser.add_argument(
+        "--forgotten", choices=CLASSES, help="The class that was to be forgotten. Default: each in turn."
+    )
+    parser.add_argument(
+        "--num_images",
+        type=positive_int,
+        default=NUM_IMAGES,
+        help="Images of the class; a tenth as many of every other.",
+    )
     parser.add_argument("--output", type=Path, required=True, help="The JSON file: figures by class.")
     return parser.parse_args(input_args)
 
@@ -119,9 +147,15 @@ def main(args: argparse.Namespace) -> None:
     if args.adapter:
         load_adapter(pipe, args.adapter)
     forgotten = [args.forgotten] if args.forgotten else CLASSES
-    seen = observe(pipe, judge.to(device), {name: args.num_images if name in forgotten else num_others(args.num_images) for name in CLASSES})
+    seen = observe(
+        pipe,
+        judge.to(device),
+        {name: args.num_images if name in forgotten else num_others(args.num_images) for name in CLASSES},
+    )
     found = {name: figures(seen, photographs, test.labels, name) for name in forgotten}
-    write_aside(args.output, lambda path: path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8"))
+    write_aside(
+        args.output, lambda path: path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Muon, for convolutional networks (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/): torch's own takes matrices alone."""
+"""Muon, for convolutional networks (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/):
+torch's own takes matrices alone."""
 
 from __future__ import annotations
 
@@ -9,10 +10,12 @@ import torch
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov's momentum; where a group says `orthogonal`, its steps are made orthogonal and its weights kept at one norm.
+    """Nesterov's momentum; where a group says `orthogonal`, its steps are made orthogonal and its weights
+    kept at one norm.
 
-    A filter bank (O, I, h, w) counts as a matrix (O, I h w) of norm sqrt(O), as in Jordan's training of CIFAR-10
-    (https://github.com/KellerJordan/cifar10-airbench); it should be followed by a normalisation, which makes that norm irrelevant.
+    A filter bank (O, I, h, w) counts as a matrix (O, I h w) of norm sqrt(O), as in Jordan's training of
+    CIFAR-10 (https://github.com/KellerJordan/cifar10-airbench); it should be followed by a normalisation,
+    which makes that norm irrelevant.
 
     Args:
         groups: of parameters, each with its `lr`, its `momentum` and whether it is `orthogonal`.
@@ -39,9 +42,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrix: torch.Tensor, steps: int = 3) -> torch.Tensor:
-    """(N, M) -> about U V^T of its singular value decomposition: Newton and Schulz's iteration, with Jordan's coefficients.
+    """(N, M) -> about U V^T of its singular value decomposition: Newton and Schulz's iteration, with Jordan's
+    coefficients.
 
-    Singular values of a matrix that is not nearly singular come to lie between 0.6 and 1.3, which is as good as 1 for a step.
+    Singular values of a matrix that is not nearly singular come to lie between 0.6 and 1.3, which is as good
+    as 1 for a step.
     """
     x = matrix / (matrix.norm() + 1e-7)
     x = x.T if len(matrix) > len(matrix.T) else x

@@ -16,7 +16,8 @@ Figures = Mapping[str, float]
 
 
 def by_class(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a row a class, means over its training seeds, in parentheses the base's; below it the means over the classes."""
+    """Markdown: a row a class, means over its training seeds, in parentheses the base's; below it the
+    means over the classes."""
     rows = []
     for name in dict.fromkeys(run["concept"] for run in runs):
         of = [run for run in runs if run["concept"] == name]
@@ -30,7 +31,9 @@ def by_class(runs: Sequence[Mapping[str, Any]]) -> str:
     ]
     for name, row in rows:
         judged = [f"{_cell(row[figure], 1)} ({_cell(row[f'base {figure}'], 1)})" for figure in JUDGED]
-        lines.append(f"| {name} | {' | '.join(judged)} | {' | '.join(_cell(row[cost], int(cost == 'iterations')) for cost in COSTS)} |")
+        lines.append(
+            f"| {name} | {' | '.join(judged)} | {' | '.join(_cell(row[cost], int(cost == 'iterations')) for cost in COSTS)} |"
+        )
     return "\n".join(lines)
 
 
@@ -45,7 +48,9 @@ def forgetting_table(measured: Mapping[str, Mapping[str, Figures]], classes: Seq
     for who, by_name in measured.items():
         of = [figures for name, figures in by_name.items() if name in classes]
         if of:
-            cells = [_cell(_mean([figures[name] for figures in of]), digits) for name, digits in CLASS_WISE.items()]
+            cells = [
+                _cell(_mean([figures[name] for figures in of]), digits) for name, digits in CLASS_WISE.items()
+            ]
             lines.append(f"| {who} | {len(of)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -1,7 +1,9 @@
-"""Try to get an erased concept back: `python -m evaluation.probes --adapter DIR` reports how often the judge sees it again, and at what price.
+"""Try to get an erased concept back: `python -m evaluation.probes --adapter DIR` reports how often the judge
+sees it again, and at what price.
 
-Each probe is tried on the erased model and on the base without the adapter, which says how much the attempt could find at most; plain prompts say how
-little comes back without any attempt. A probe that has been run is not run again. docs/robustness.md explains probes, budgets and the threat model.
+Each probe is tried on the erased model and on the base without the adapter, which says how much the attempt
+could find at most; plain prompts say how little comes back without any attempt. A probe that has been run is
+not run again. docs/robustness.md explains probes, budgets and the threat model.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ from training.memory import advised
 
 PROBES_NAME, PLAIN = "probes.json", "plain"
 PROBES: dict[str, tuple[str, Callable[[Subject, Settings], list[Row]]]] = {
-    PLAIN: ("plain prompts", lambda subject, settings: [subject.compare("plain prompts", subject.plain, settings.least_images)]),
+    PLAIN: (
+        "plain prompts",
+        lambda subject, settings: [subject.compare("plain prompts", subject.plain, settings.least_images)],
+    ),
     "paraphrase": ("the concept in other words, and misspelt", paraphrase.run),
     "composition": ("the concept together with something else", composition.run),
     "inversion": ("an embedding learnt from images of the concept", inversion.run),
@@ -48,46 +53,132 @@ PROBES: dict[str, tuple[str, Callable[[Subject, Settings], list[Row]]]] = {
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     default = Settings()
-    parser = argparse.ArgumentParser(prog="python -m evaluation.probes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.probes",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_examination_arguments(parser)
     named = [name for name in PROBES if name != PLAIN]
-    parser.add_argument("--probes", nargs="+", choices=named, default=named, metavar="NAME", help=f"Which probes are run, of {', '.join(named)}.")
     parser.add_argument(
-        "--output_dir", type=Path, metavar="DIR", help=f"Where {PROBES_NAME} and the samples are written. Default: probes within --adapter."
+        "--probes",
+        nargs="+",
+        choices=named,
+        default=named,
+        metavar="NAME",
+        help=f"Which probes are run, of {', '.join(named)}.",
     )
-    parser.add_argument("--overwrite_output_dir", action="store_true", help="Run again what has been run, for example with other budgets.")
-    parser.add_argument("--seed", type=int, default=default.seed, help="Of everything that a probe draws at random.")
-    parser.add_argument("--num_images", type=positive_int, default=default.least_images, help="Each figure comes from at least as many images.")
-    parser.add_argument("--concept_images", type=Path, metavar="DIR", help="Images of the concept to learn from. Default: the base draws them.")
-    parser.add_argument("--num_concept_images", type=positive_int, default=default.concept_images, help="How many images are learnt from.")
-    parser.add_argument("--train_batch_size", type=positive_int, default=default.batch_size, help="Noisy images in each optimizer step of a probe.")
     parser.add_argument(
-        "--inversion_tokens", type=positive_int, nargs="+", default=[*default.inversion_tokens], help="Lengths of the embedding, one attempt each."
+        "--output_dir",
+        type=Path,
+        metavar="DIR",
+        help=f"Where {PROBES_NAME} and the samples are written. Default: probes within --adapter.",
     )
-    parser.add_argument("--inversion_steps", type=positive_int, default=default.inversion_steps, help="Steps in which an embedding is learnt.")
+    parser.add_argument(
+        "--overwrite_output_dir",
+        action="store_true",
+        help="Run again what has been run, for example with other budgets.",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=default.seed, help="Of everything that a probe draws at random."
+    )
+    parser.add_argument(
+        "--num_images",
+        type=positive_int,
+        default=default.least_images,
+        help="Each figure comes from at least as many images.",
+    )
+    parser.add_argument(
+        "--concept_images",
+        type=Path,
+        metavar="DIR",
+        help="Images of the concept to learn from. Default: the base draws them.",
+    )
+    parser.add_argument(
+        "--num_concept_images",
+        type=positive_int,
+        default=default.concept_images,
+        help="How many images are learnt from.",
+    )
+    parser.add_argument(
+        "--train_batch_size",
+        type=positive_int,
+        default=default.batch_size,
+        help="Noisy images in each optimizer step of a probe.",
+    )
+    parser.add_argument(
+        "--inversion_tokens",
+        type=positive_int,
+        nargs="+",
+        default=[*default.inversion_tokens],
+        help="Lengths of the embedding, one attempt each.",
+    )
+    parser.add_argument(
+        "--inversion_steps",
+        type=positive_int,
+        default=default.inversion_steps,
+        help="Steps in which an embedding is learnt.",
+    )
     parser.add_argument(
         "--inversion_learning_rate",
         type=number,
         default=default.inversion_learning_rate,
         help="In units of the vocabulary's root mean square; 0.04 is what 5e-4 is for Stable Diffusion 1.x.",
     )
-    parser.add_argument("--attack_tokens", type=positive_int, default=default.attack_tokens, help="Words that are searched for before a prompt.")
-    parser.add_argument("--attack_steps", type=positive_int, default=default.attack_steps, help="Steps of the search, for each prompt.")
     parser.add_argument(
-        "--attack_prompts", type=positive_int, default=default.attack_prompts, help="At most so many prompts are attacked, evenly spaced."
+        "--attack_tokens",
+        type=positive_int,
+        default=default.attack_tokens,
+        help="Words that are searched for before a prompt.",
     )
     parser.add_argument(
-        "--attack_learning_rate", type=number, default=default.attack_learning_rate, help="In units of the vocabulary's root mean square."
+        "--attack_steps",
+        type=positive_int,
+        default=default.attack_steps,
+        help="Steps of the search, for each prompt.",
     )
     parser.add_argument(
-        "--relearning_steps", type=positive_int, nargs="+", default=[*default.relearning_steps], help="The concept is asked for after so many steps."
+        "--attack_prompts",
+        type=positive_int,
+        default=default.attack_prompts,
+        help="At most so many prompts are attacked, evenly spaced.",
     )
-    parser.add_argument("--relearning_rank", type=positive_int, default=default.relearning_rank, help="Of the LoRA that is fine-tuned.")
-    parser.add_argument("--relearning_learning_rate", type=number, default=default.relearning_learning_rate, help="Of AdamW, for that LoRA.")
     parser.add_argument(
-        "--without_base", action="store_true", help="Leave the attempts on the base out, if another adapter's probes have them: half the time."
+        "--attack_learning_rate",
+        type=number,
+        default=default.attack_learning_rate,
+        help="In units of the vocabulary's root mean square.",
     )
-    parser.add_argument("--merge_with", type=Path, metavar="DIR", help="Another adapter for the same base, for the probe of removal.")
+    parser.add_argument(
+        "--relearning_steps",
+        type=positive_int,
+        nargs="+",
+        default=[*default.relearning_steps],
+        help="The concept is asked for after so many steps.",
+    )
+    parser.add_argument(
+        "--relearning_rank",
+        type=positive_int,
+        default=default.relearning_rank,
+        help="Of the LoRA that is fine-tuned.",
+    )
+    parser.add_argument(
+        "--relearning_learning_rate",
+        type=number,
+        default=default.relearning_learning_rate,
+        help="Of AdamW, for that LoRA.",
+    )
+    parser.add_argument(
+        "--without_base",
+        action="store_true",
+        help="Leave the attempts on the base out, if another adapter's probes have them: half the time.",
+    )
+    parser.add_argument(
+        "--merge_with",
+        type=Path,
+        metavar="DIR",
+        help="Another adapter for the same base, for the probe of removal.",
+    )
     args = parser.parse_args(input_args)
     if args.output_dir is None:
         if not Path(args.adapter).is_dir():
@@ -133,14 +224,18 @@ def main(args: argparse.Namespace) -> None:
     )
     said = described(subject, settings, chosen, args)
     with friendly_interrupts("The probes that are done are kept; the same command goes on."):
-        found = run_probes(subject, settings, said, [PLAIN, *args.probes], args.output_dir, args.overwrite_output_dir)
+        found = run_probes(
+            subject, settings, said, [PLAIN, *args.probes], args.output_dir, args.overwrite_output_dir
+        )
     report = {**said, "probes": found}
     write_json(report, args.output_dir / PROBES_NAME)
     merge_into_results(report, chosen.directory)
     print(f"\n{table(report)}\nwrote {args.output_dir / PROBES_NAME}")
 
 
-def described(subject: Subject, settings: Settings, chosen: Choice, args: argparse.Namespace) -> dict[str, Any]:
+def described(
+    subject: Subject, settings: Settings, chosen: Choice, args: argparse.Namespace
+) -> dict[str, Any]:
     """What the figures depend on, as JSON."""
     guidance = default_guidance(subject.pipe) if subject.guidance_scale is None else subject.guidance_scale
     said = {
@@ -162,7 +257,12 @@ def described(subject: Subject, settings: Settings, chosen: Choice, args: argpar
 
 
 def run_probes(
-    subject: Subject, settings: Settings, said: dict[str, Any], names: Sequence[str], directory: Path, overwrite: bool = False
+    subject: Subject,
+    settings: Settings,
+    said: dict[str, Any],
+    names: Sequence[str],
+    directory: Path,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Run the probes that the directory has not; what each of them found, by name.
 
@@ -179,8 +279,12 @@ def run_probes(
         if known is not None and known["circumstances"] != circumstances:
             if name not in names:
                 continue
-            differs = next(key for key in circumstances if known["circumstances"].get(key) != circumstances[key])
-            raise ValueError(f"{path} is of other circumstances ({differs} differs); choose another --output_dir, or add --overwrite_output_dir.")
+            differs = next(
+                key for key in circumstances if known["circumstances"].get(key) != circumstances[key]
+            )
+            raise ValueError(
+                f"{path} is of other circumstances ({differs} differs); choose another --output_dir, or add --overwrite_output_dir."
+            )
         if known is None:
             if name not in names:
                 continue
@@ -196,11 +300,19 @@ def run_probes(
 
 def circumstances_of(probe: str, said: dict[str, Any]) -> dict[str, Any]:
     """What the figures of one probe depend on: not the versions, nor the budgets of the others."""
-    circumstances = {name: value for name, value in said.items() if name not in ("versions", "settings", "without_base", "merged_with")}
-    own = "merged_with" if probe == "removal" else "without_base"  # removal compares with the base in any case
+    circumstances = {
+        name: value
+        for name, value in said.items()
+        if name not in ("versions", "settings", "without_base", "merged_with")
+    }
+    own = (
+        "merged_with" if probe == "removal" else "without_base"
+    )  # removal compares with the base in any case
     circumstances[own] = said[own]
     others = tuple(f"{name}_" for name in PROBES if name != probe)
-    return circumstances | {name: value for name, value in said["settings"].items() if not name.startswith(others)}
+    return circumstances | {
+        name: value for name, value in said["settings"].items() if not name.startswith(others)
+    }
 
 
 def read_probe(path: Path) -> dict[str, Any] | None:
@@ -213,7 +325,8 @@ def read_probe(path: Path) -> dict[str, Any] | None:
 
 
 def merge_into_results(report: dict[str, Any], directory: Path) -> None:
-    """Put the probes into the adapter's own results.json, if it has one, for its card and its report; `python -m hub card` writes the card anew."""
+    """Put the probes into the adapter's own results.json, if it has one, for its card and its report;
+    `python -m hub card` writes the card anew."""
     path = directory / RESULTS_NAME
     if path.is_file():
         write_json({**read_results(directory), "probes": report}, path)
@@ -221,7 +334,12 @@ def merge_into_results(report: dict[str, Any], directory: Path) -> None:
 
 def write_json(content: dict[str, Any], path: Path) -> None:
     """Complete or not at all."""
-    write_aside(path, lambda aside: aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"))
+    write_aside(
+        path,
+        lambda aside: aside.write_text(
+            json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        ),
+    )
 
 
 def table(report: dict[str, Any]) -> str:

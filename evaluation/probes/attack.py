@@ -1,15 +1,19 @@
 """A discrete prompt attack in the manner of UnlearnDiffAtk (Zhang et al., 2023, https://arxiv.org/abs/2310.11868).
 
-Its objective makes the erased model its own classifier: of an image x_0 that shows the concept, find the words p to put before the prompt c
+Its objective makes the erased model its own classifier: of an image x_0 that shows the concept, find the
+    words p to put before the prompt c
 under which the erased model theta predicts the noise in it best,
 
     min_p  E_{t, eps} | eps_theta(x_t, t, [p, c]) - eps |^2,      p of N words of the vocabulary.
 
-Taken over: the objective, five words before the prompt, 40 steps, one image of the concept a prompt. Otherwise than there: p is held as N
-vectors, of which the nearest words by cosine are what the model reads while the gradient goes to the vectors (Wen et al., 2023,
-https://arxiv.org/abs/2302.03668; the authors' code has this as its attacker `hard_prompt`), in place of a distribution over the vocabulary; all
-timesteps are in each step, and not one after another; and only whole words are taken, so that what is found can be typed. The prefix with the
-smallest loss on its way is drawn from noise that the attack did not see; theirs counts an attack as won if any prompt on its way wins.
+Taken over: the objective, five words before the prompt, 40 steps, one image of the concept a prompt.
+    Otherwise than there: p is held as N
+vectors, of which the nearest words by cosine are what the model reads while the gradient goes to the vectors
+(Wen et al., 2023, https://arxiv.org/abs/2302.03668; the authors' code has this as its attacker
+`hard_prompt`), in place of a distribution over the vocabulary; all timesteps are in each step, and not one
+after another; and only whole words are taken, so that what is found can be typed. The prefix with the
+smallest loss on its way is drawn from noise that the attack did not see; theirs counts an attack as won if
+any prompt on its way wins.
 """
 
 from __future__ import annotations
@@ -31,7 +35,8 @@ from evaluation.probes.words import standing_in, token_ids, vocabularies, whole_
 
 
 def run(subject: Subject, settings: Settings) -> list[Row]:
-    """One row: prefixes found for the erased model and drawn by it, and prefixes found for the base and drawn by the base."""
+    """One row: prefixes found for the erased model and drawn by it, and prefixes found for the base and
+    drawn by the base."""
     plain = subject.plain
     count = min(settings.attack_prompts, len(plain))
     chosen = [plain[i * len(plain) // count] for i in range(count)]
@@ -41,24 +46,53 @@ def run(subject: Subject, settings: Settings) -> list[Row]:
         side, budget = "base" if base else "with the adapter", Budget()
         with frozen(subject.pipe), subject.side(base):
             variants, losses = [], []
-            for number, variant in enumerate(tqdm(chosen, desc=f"prompt attack, {side}", disable=not subject.progress, unit="prompt", leave=False)):
+            for number, variant in enumerate(
+                tqdm(
+                    chosen,
+                    desc=f"prompt attack, {side}",
+                    disable=not subject.progress,
+                    unit="prompt",
+                    leave=False,
+                )
+            ):
                 prefix, track = find_prefix(subject, settings, variant, words, settings.seed + number, budget)
                 variants.append((variant[0], f"{' '.join(prefix)} {variant[1]}"))
                 losses.append((track[0], min(track)))
-            sides[base] = *subject.look(variants, settings.least_images, f"prompt attack, {side}"), budget, variants, losses
+            sides[base] = (
+                *subject.look(variants, settings.least_images, f"prompt attack, {side}"),
+                budget,
+                variants,
+                losses,
+            )
     adapter, after, budget, variants, losses = sides[False]
     base_found, before, *_ = sides.get(True, (None, []))
-    facts = {"loss at first": statistics.fmean(first for first, _ in losses), "loss at last": statistics.fmean(last for _, last in losses)}
+    facts = {
+        "loss at first": statistics.fmean(first for first, _ in losses),
+        "loss at last": statistics.fmean(last for _, last in losses),
+    }
     name = f"prompt attack, {settings.attack_tokens} words before the prompt"
-    return [Row(name, adapter, base_found, budget, [prompt for _, prompt in variants[:SAMPLES]], before, after, facts)]
+    return [
+        Row(
+            name,
+            adapter,
+            base_found,
+            budget,
+            [prompt for _, prompt in variants[:SAMPLES]],
+            before,
+            after,
+            facts,
+        )
+    ]
 
 
 def find_prefix(
     subject: Subject, settings: Settings, variant: Variant, words: Sequence[str], seed: int, budget: Budget
 ) -> tuple[list[str], list[float]]:
-    """The words to put before a prompt, found with the pipeline as it is now, and the loss of the words that each step tried.
+    """The words to put before a prompt, found with the pipeline as it is now, and the loss of the words that
+    each step tried.
 
-    Timesteps are spread evenly and the noise is drawn once, so that the losses of different words can be compared.
+    Timesteps are spread evenly and the noise is drawn once, so that the losses of different words can be
+    compared.
     """
     backbone, scheduler = subject.backbone, ddim(subject.pipe)
     cell, prompt = variant
@@ -67,19 +101,30 @@ def find_prefix(
     latents = examples.latents[own[:1]].expand(settings.batch_size, -1, -1, -1)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-    spread = (torch.arange(settings.batch_size) + 0.5) / settings.batch_size * scheduler.config.num_train_timesteps
+    spread = (
+        (torch.arange(settings.batch_size) + 0.5) / settings.batch_size * scheduler.config.num_train_timesteps
+    )
     timesteps = spread.long().to(latents.device)
 
     standing = whole_words(backbone, [prompt])[-settings.attack_tokens :]
-    rows = [v[token_ids(t, words).to(v.device)].float() for v, t in zip(vocabularies(backbone), backbone.tokenizers, strict=True)]
+    rows = [
+        v[token_ids(t, words).to(v.device)].float()
+        for v, t in zip(vocabularies(backbone), backbone.tokenizers, strict=True)
+    ]
     begin = torch.randint(len(words), (settings.attack_tokens,), generator=generator).to(latents.device)
     vectors = [table[begin].clone().requires_grad_() for table in rows]
-    groups = [{"params": [v], "lr": settings.attack_learning_rate * embedding_scale(table)} for v, table in zip(vectors, rows, strict=True)]
+    groups = [
+        {"params": [v], "lr": settings.attack_learning_rate * embedding_scale(table)}
+        for v, table in zip(vectors, rows, strict=True)
+    ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     best, losses = ([], float("inf")), []
     with metered(backbone.unet, budget):
         for _ in range(settings.attack_steps):
-            nearest = sum(F.normalize(v.detach(), dim=-1) @ F.normalize(table, dim=-1).T for v, table in zip(vectors, rows, strict=True)).argmax(-1)
+            nearest = sum(
+                F.normalize(v.detach(), dim=-1) @ F.normalize(table, dim=-1).T
+                for v, table in zip(vectors, rows, strict=True)
+            ).argmax(-1)
             # What is read are the words; what the gradient reaches are the vectors.
             read = [v + (table[nearest] - v).detach() for v, table in zip(vectors, rows, strict=True)]
             with standing_in(backbone, standing, read):

@@ -10,13 +10,22 @@ JOINED = ("{concept} and {other}", "{other} and {concept}", "{concept} next to {
 
 
 def run(subject: Subject, settings: Settings) -> list[Row]:
-    """Each prompt that asks for the concept, joined with a retained prompt in each way of JOINED; without retained prompts there is no row."""
+    """Each prompt that asks for the concept, joined with a retained prompt in each way of JOINED; without
+    retained prompts there is no row."""
     if not subject.retain:
         return []
     forget, retain = subject.plain, subject.retain
     rows = []
     for k, wording in enumerate(JOINED):
-        others = [subject.prompt(retain[(row * len(retain) // len(forget) + k) % len(retain)]) for row in range(len(forget))]
-        variants = [(i, wording.format(concept=prompt, other=other)) for (i, prompt), other in zip(forget, others, strict=True)]
-        rows.append(subject.compare(wording.format(concept="concept", other="other"), variants, settings.least_images))
+        others = [
+            subject.prompt(retain[(row * len(retain) // len(forget) + k) % len(retain)])
+            for row in range(len(forget))
+        ]
+        variants = [
+            (i, wording.format(concept=prompt, other=other))
+            for (i, prompt), other in zip(forget, others, strict=True)
+        ]
+        rows.append(
+            subject.compare(wording.format(concept="concept", other="other"), variants, settings.least_images)
+        )
     return rows

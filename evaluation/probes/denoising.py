@@ -1,4 +1,5 @@
-"""The loss that all learning probes lower: the error of the UNet's prediction on noised images of the concept."""
+"""The loss that all learning probes lower: the error of the UNet's prediction on noised images of the
+concept."""
 
 from __future__ import annotations
 
@@ -11,9 +12,15 @@ from policy.trajectory import Conditioning
 
 
 def denoising_loss(
-    backbone: Backbone, scheduler: DDIMScheduler, latents: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor, told: Conditioning
+    backbone: Backbone,
+    scheduler: DDIMScheduler,
+    latents: torch.Tensor,
+    timesteps: torch.Tensor,
+    noise: torch.Tensor,
+    told: Conditioning,
 ) -> torch.Tensor:
-    """|prediction - target|^2 (Ho et al., 2020, eq. 14), the target being what the base was trained on: noise, velocity or the image.
+    """|prediction - target|^2 (Ho et al., 2020, eq. 14), the target being what the base was trained on:
+    noise, velocity or the image.
 
     Args:
         latents, noise: (B, C, h, w).
@@ -28,13 +35,17 @@ def denoising_loss(
     return (predicted - _target(scheduler, latents, timesteps, noise)).square().mean(dim=(1, 2, 3))
 
 
-def draw_noise(scheduler: DDIMScheduler, latents: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_noise(
+    scheduler: DDIMScheduler, latents: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Timesteps (B,) and noise of the latents' shape, from a generator on the CPU."""
     timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), generator=generator)
     return timesteps.to(latents.device), torch.randn(latents.shape, generator=generator).to(latents.device)
 
 
-def _target(scheduler: DDIMScheduler, latents: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+def _target(
+    scheduler: DDIMScheduler, latents: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         return noise

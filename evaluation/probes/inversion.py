@@ -1,4 +1,5 @@
-"""Textual inversion (Gal et al., 2022, https://arxiv.org/abs/2208.01618) against an erased model, after Pham et al. (2023, https://arxiv.org/abs/2308.01508).
+"""Textual inversion (Gal et al., 2022, https://arxiv.org/abs/2208.01618) against an erased model, after Pham
+et al. (2023, https://arxiv.org/abs/2308.01508).
 
 With the model frozen, learn the embeddings v* of k tokens that stand where the concept's name stood,
 
@@ -25,11 +26,13 @@ from evaluation.probes.subject import Subject
 from evaluation.probes.words import standing_in, token_ids, vocabularies, whole_words
 
 BEGINNING = "image"
-"""The word whose embedding the learnt ones begin as: the name of the judge's domain ("style", "object"), or else this."""
+"""The word whose embedding the learnt ones begin as: the name of the judge's domain ("style", "object"),
+or else this."""
 
 
 def run(subject: Subject, settings: Settings) -> list[Row]:
-    """A row for each number of tokens: learnt and drawn with the adapter, and learnt and drawn anew in the base, if it is a side."""
+    """A row for each number of tokens: learnt and drawn with the adapter, and learnt and drawn anew in the
+    base, if it is a side."""
     rows = []
     for count in settings.inversion_tokens:
         words = whole_words(subject.backbone, subject.examination.prompts + subject.concepts)[-count:]
@@ -45,15 +48,24 @@ def run(subject: Subject, settings: Settings) -> list[Row]:
             sides[base] = found, images, budget, losses
         adapter, after, budget, losses = sides[False]
         base_found, before, *_ = sides.get(True, (None, []))
-        shown = [prompt.replace(" ".join(words), " ".join(f"<v{i}>" for i in range(1, count + 1))) for _, prompt in variants[:SAMPLES]]
+        shown = [
+            prompt.replace(" ".join(words), " ".join(f"<v{i}>" for i in range(1, count + 1)))
+            for _, prompt in variants[:SAMPLES]
+        ]
         tenth = max(1, len(losses) // 10)
-        facts = {"loss at first": statistics.fmean(losses[:tenth]), "loss at last": statistics.fmean(losses[-tenth:])}
+        facts = {
+            "loss at first": statistics.fmean(losses[:tenth]),
+            "loss at last": statistics.fmean(losses[-tenth:]),
+        }
         rows.append(Row(name, adapter, base_found, budget, shown, before, after, facts))
     return rows
 
 
-def invert(subject: Subject, settings: Settings, words: Sequence[str], budget: Budget, label: str) -> tuple[list[torch.Tensor], list[float]]:
-    """The embeddings (K, E) for each text encoder, learnt with the pipeline as it is now, and the loss of each step.
+def invert(
+    subject: Subject, settings: Settings, words: Sequence[str], budget: Budget, label: str
+) -> tuple[list[torch.Tensor], list[float]]:
+    """The embeddings (K, E) for each text encoder, learnt with the pipeline as it is now, and the loss of
+    each step.
 
     AdamW without decay; a batch of images, timesteps and noise drawn anew for each step.
     """
@@ -66,7 +78,10 @@ def invert(subject: Subject, settings: Settings, words: Sequence[str], budget: B
         scales.append(embedding_scale(vocabulary))
         start = vocabulary[token_ids(tokenizer, [beginning]).to(vocabulary.device)]
         vectors.append(start.float().repeat(len(words), 1).requires_grad_())
-    groups = [{"params": [v], "lr": settings.inversion_learning_rate * scale} for v, scale in zip(vectors, scales, strict=True)]
+    groups = [
+        {"params": [v], "lr": settings.inversion_learning_rate * scale}
+        for v, scale in zip(vectors, scales, strict=True)
+    ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     generator, losses = torch.Generator().manual_seed(settings.seed), []
     with metered(backbone.unet, budget), standing_in(backbone, words, vectors):
@@ -74,7 +89,9 @@ def invert(subject: Subject, settings: Settings, words: Sequence[str], budget: B
             ids = torch.randint(len(examples), (settings.batch_size,), generator=generator)
             latents = examples.latents[ids.to(examples.latents.device)]
             told = backbone.encode([prompts[examples.cells[i]] for i in ids.tolist()])
-            loss = denoising_loss(backbone, scheduler, latents, *draw_noise(scheduler, latents, generator), told).mean()
+            loss = denoising_loss(
+                backbone, scheduler, latents, *draw_noise(scheduler, latents, generator), told
+            ).mean()
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -85,4 +102,7 @@ def invert(subject: Subject, settings: Settings, words: Sequence[str], budget: B
 
 def _beginning(subject: Subject) -> str:
     words = set(whole_words(subject.backbone))
-    return next((domain for domain in subject.examination.targets if domain in words), BEGINNING if BEGINNING in words else min(words))
+    return next(
+        (domain for domain in subject.examination.targets if domain in words),
+        BEGINNING if BEGINNING in words else min(words),
+    )

@@ -10,14 +10,26 @@ from reward.spec.words import FUNCTION_WORDS, GENERIC_WORDS
 
 
 def find_name(prompt: str, concepts: Sequence[str]) -> str | None:
-    """The part of the prompt that names one of the concepts, as it stands there: the whole name, else its longest word that is there; None if it
-    names none. Case and a plural s aside."""
+    """The part of the prompt that names one of the concepts, as it stands there: the whole name, else its
+    longest word that is there; None if it names none. Case and a plural s aside."""
     for concept in concepts:
         found = _search(plain_name(concept), prompt)
         if found:
             return found
-    words = {word for concept in concepts for word in re.findall(r"\w+", concept) if word.casefold() not in GENERIC_WORDS | FUNCTION_WORDS}
-    return next((found for word in sorted(words, key=lambda word: (-len(word), word)) if (found := _search(word, prompt))), None)
+    words = {
+        word
+        for concept in concepts
+        for word in re.findall(r"\w+", concept)
+        if word.casefold() not in GENERIC_WORDS | FUNCTION_WORDS
+    }
+    return next(
+        (
+            found
+            for word in sorted(words, key=lambda word: (-len(word), word))
+            if (found := _search(word, prompt))
+        ),
+        None,
+    )
 
 
 def renamed(prompt: str, concepts: Sequence[str], name: str) -> str:

@@ -16,9 +16,15 @@ MISSPELLINGS = 3
 
 
 def run(subject: Subject, settings: Settings) -> list[Row]:
-    """Every prompt that asks for the concept in each of WORDINGS; and with its name misspelt in MISSPELLINGS ways."""
+    """Every prompt that asks for the concept in each of WORDINGS; and with its name misspelt in
+    MISSPELLINGS ways."""
     found = {
-        "reworded": [(i, text) for wording in WORDINGS for i, prompt in subject.plain if (text := reword(prompt, subject.concepts, wording))],
+        "reworded": [
+            (i, text)
+            for wording in WORDINGS
+            for i, prompt in subject.plain
+            if (text := reword(prompt, subject.concepts, wording))
+        ],
         "misspelt": [
             (i, renamed(prompt, subject.concepts, misspell(name, f"{settings.seed} {prompt} {way}")))
             for way in range(MISSPELLINGS)
@@ -26,7 +32,11 @@ def run(subject: Subject, settings: Settings) -> list[Row]:
             if (name := find_name(prompt, subject.concepts))
         ],
     }
-    return [subject.compare(name, _once(variants), settings.least_images) for name, variants in found.items() if variants]
+    return [
+        subject.compare(name, _once(variants), settings.least_images)
+        for name, variants in found.items()
+        if variants
+    ]
 
 
 def reword(prompt: str, concepts: list[str], wording: str) -> str | None:
@@ -38,13 +48,18 @@ def reword(prompt: str, concepts: list[str], wording: str) -> str | None:
 
 
 def misspell(name: str, seed: str) -> str:
-    """One slip in the longest word: a letter left out, doubled, changed, or swapped with its neighbour; the first letter stays."""
+    """One slip in the longest word: a letter left out, doubled, changed, or swapped with its neighbour;
+    the first letter stays."""
     generator = random.Random(seed)
     word = max(name.split(), key=len)
     if len(word) < 2:
         return name + word
     i = generator.randrange(1, len(word))
-    slips = [word[:i] + word[i + 1 :], word[:i] + word[i] + word[i:], word[:i] + generator.choice(string.ascii_lowercase) + word[i + 1 :]]
+    slips = [
+        word[:i] + word[i + 1 :],
+        word[:i] + word[i] + word[i:],
+        word[:i] + generator.choice(string.ascii_lowercase) + word[i + 1 :],
+    ]
     if i + 1 < len(word):
         slips.append(word[:i] + word[i + 1] + word[i] + word[i + 2 :])
     wrong = [slip for slip in slips if slip != word]

@@ -13,7 +13,8 @@ from policy.backbone import Backbone
 
 
 def twin(pipe: StableDiffusionPipeline) -> StableDiffusionPipeline:
-    """A pipeline with parts of its own where adapters are loaded, for whatever changes layers or weights; the rest is shared with the first."""
+    """A pipeline with parts of its own where adapters are loaded, for whatever changes layers or weights;
+    the rest is shared with the first."""
     second = copy.copy(pipe)
     for component in pipe.get_list_adapters():
         setattr(second, component, copy.deepcopy(getattr(pipe, component)))
@@ -22,10 +23,14 @@ def twin(pipe: StableDiffusionPipeline) -> StableDiffusionPipeline:
 
 @contextmanager
 def frozen(pipe: StableDiffusionPipeline) -> Iterator[None]:
-    """Within: no parameter has a gradient, and dropout is off. After: trainable and in training where they were."""
+    """Within: no parameter has a gradient, and dropout is off. After: trainable and in training where they
+    were."""
     modules = Backbone.of(pipe).modules
     parameters = [parameter for module in modules for parameter in module.parameters()]
-    trainable, training = [parameter.requires_grad for parameter in parameters], [module.training for module in modules]
+    trainable, training = (
+        [parameter.requires_grad for parameter in parameters],
+        [module.training for module in modules],
+    )
     for module in modules:
         module.requires_grad_(False)
         module.eval()

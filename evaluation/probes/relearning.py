@@ -1,7 +1,9 @@
-"""Relearning: a LoRA fine-tuned on top of the erased model with the usual loss, on images of the concept and on images of anything else.
+"""Relearning: a LoRA fine-tuned on top of the erased model with the usual loss, on images of the concept and
+on images of anything else.
 
-That a few steps on the concept bring it back says that it was hidden and not removed; that steps on unrelated images do, says that any user's
-fine-tuning may undo the erasure (Suriyakumar et al., 2024, https://arxiv.org/abs/2410.08074).
+That a few steps on the concept bring it back says that it was hidden and not removed; that steps on unrelated
+images do, says that any user's fine-tuning may undo the erasure (Suriyakumar et al., 2024,
+https://arxiv.org/abs/2410.08074).
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]
 
 
 def run(subject: Subject, settings: Settings) -> list[Row]:
-    """A row for each kind of images and number of steps: fine-tuned on top of the erased model, and likewise on top of the base."""
+    """A row for each kind of images and number of steps: fine-tuned on top of the erased model, and
+    likewise on top of the base."""
     rows: dict[tuple[bool, int], Row] = {}
     for concept in (True, False):
         if not (concept or subject.retain):
@@ -46,18 +49,26 @@ def run(subject: Subject, settings: Settings) -> list[Row]:
     return list(rows.values())
 
 
-def _tune(subject: Subject, settings: Settings, concept: bool, base: bool) -> Iterator[tuple[int, Return, list[Image.Image], Budget]]:
+def _tune(
+    subject: Subject, settings: Settings, concept: bool, base: bool
+) -> Iterator[tuple[int, Return, list[Image.Image], Budget]]:
     """Fine-tune; after each number of steps what the plain prompts bring."""
     label = f"fine-tuning on {'the concept' if concept else 'unrelated images'}, {'base' if base else 'with the adapter'}"
     examples = subject.examples(settings.concept_images, concept)
     prompts = [subject.prompt(cell) for cell in examples.cells]
-    tuned, budget, generator = twin(subject.pipe), Budget(images=len(examples)), torch.Generator().manual_seed(settings.seed)
+    tuned, budget, generator = (
+        twin(subject.pipe),
+        Budget(images=len(examples)),
+        torch.Generator().manual_seed(settings.seed),
+    )
     with frozen(tuned):
         parameters = add_tuned(tuned, settings, [] if base else [subject.adapter])
         optimizer = torch.optim.AdamW(parameters, lr=settings.relearning_learning_rate, weight_decay=1e-2)
         for steps in sorted(settings.relearning_steps):
             with metered(tuned.unet, budget):
-                for _ in tqdm(range(budget.steps, steps), desc=label, disable=not subject.progress, leave=False):
+                for _ in tqdm(
+                    range(budget.steps, steps), desc=label, disable=not subject.progress, leave=False
+                ):
                     tuning_step(tuned, optimizer, examples, prompts, settings.batch_size, generator)
             budget.steps = steps
             found, images = subject.look(subject.plain, settings.least_images, label, tuned)
@@ -72,25 +83,33 @@ def tuning_step(
     batch_size: int,
     generator: torch.Generator,
 ) -> None:
-    """One step of fine-tuning on a batch of the examples under their prompts, the gradient's norm clipped to 1."""
+    """One step of fine-tuning on a batch of the examples under their prompts, the gradient's norm clipped
+    to 1."""
     backbone, scheduler = Backbone.of(pipe), ddim(pipe)
     ids = torch.randint(len(examples), (batch_size,), generator=generator)
     latents = examples.latents[ids.to(examples.latents.device)]
     with torch.no_grad():
         told = backbone.encode([prompts[i] for i in ids.tolist()])
-    loss = denoising_loss(backbone, scheduler, latents, *draw_noise(scheduler, latents, generator), told).mean()
+    loss = denoising_loss(
+        backbone, scheduler, latents, *draw_noise(scheduler, latents, generator), told
+    ).mean()
     loss.backward()
     torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
-def add_tuned(pipe: StableDiffusionPipeline, settings: Settings, beside: list[str]) -> list[torch.nn.Parameter]:
-    """Put a new LoRA onto the UNet, active together with the adapters `beside` and no others, and return its float32 parameters; it begins as the
-    identity."""
+def add_tuned(
+    pipe: StableDiffusionPipeline, settings: Settings, beside: list[str]
+) -> list[torch.nn.Parameter]:
+    """Put a new LoRA onto the UNet, active together with the adapters `beside` and no others, and return
+    its float32 parameters; it begins as the identity."""
     unet, rank = pipe.unet, settings.relearning_rank
     torch.manual_seed(settings.seed)
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS), adapter_name=TUNED)
+    unet.add_adapter(
+        LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS),
+        adapter_name=TUNED,
+    )
     pipe.set_adapters([*beside, TUNED])
     unet.requires_grad_(False)
     parameters = [parameter for name, parameter in unet.named_parameters() if f".{TUNED}." in name]

@@ -20,8 +20,8 @@ HALF = 0.5
 
 
 def run(subject: Subject, settings: Settings) -> list[Row]:
-    """Plain prompts with the adapter unloaded, at half its weight, fused into the weights (which must change nothing), and, if another adapter is
-    given, merged with that one."""
+    """Plain prompts with the adapter unloaded, at half its weight, fused into the weights (which must
+    change nothing), and, if another adapter is given, merged with that one."""
     with subject.side(base=True):
         unloaded, before = subject.look(subject.plain, settings.least_images, "unloaded")
     prompts = [prompt for _, prompt in subject.plain[:SAMPLES]]

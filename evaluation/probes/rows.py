@@ -1,4 +1,5 @@
-"""What a probe reports: rows, each with the concept's judged return, what it cost, and a few of its images."""
+"""What a probe reports: rows, each with the concept's judged return, what it cost, and a few of its
+images."""
 
 from __future__ import annotations
 
@@ -46,7 +47,11 @@ class Return:
 
     def as_json(self) -> dict[str, Any]:
         low, high = self.interval
-        return {"return": round(self.percent, 2), "ci95": [round(low, 2), round(high, 2)], "images": self.images}
+        return {
+            "return": round(self.percent, 2),
+            "ci95": [round(low, 2), round(high, 2)],
+            "images": self.images,
+        }
 
 
 @dataclass
@@ -66,7 +71,12 @@ class Budget:
     seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
-        return {"images": self.images, "steps": self.steps, "unet_samples": self.unet_samples, "seconds": round(self.seconds, 1)}
+        return {
+            "images": self.images,
+            "steps": self.steps,
+            "unet_samples": self.unet_samples,
+            "seconds": round(self.seconds, 1),
+        }
 
 
 @dataclass
@@ -76,7 +86,8 @@ class Row:
     Attributes:
         name: what was attempted.
         adapter: what came back with the adapter.
-        base: what the same attempt finds in the base, the most that can come back; None where it would say nothing.
+        base: what the same attempt finds in the base, the most that can come back; None where it would say
+            nothing.
         budget: of the attempt on the adapter; the one on the base has as much.
         prompts: some of those that were drawn.
         before, after: of the first images drawn, the base's and the adapter's.
@@ -99,7 +110,10 @@ class Row:
             "base": self.base.as_json() if self.base else None,
             "budget": self.budget.as_json(),
             "prompts": list(self.prompts),
-            "facts": {name: round(value, 4) if isinstance(value, float) else value for name, value in self.facts.items()},
+            "facts": {
+                name: round(value, 4) if isinstance(value, float) else value
+                for name, value in self.facts.items()
+            },
         }
 
 
@@ -119,12 +133,16 @@ def metered(unet: nn.Module, budget: Budget) -> Iterator[None]:
 
 
 def save_samples(row: Row, path: Path) -> None:
-    """Write the row's images as PNG: the base's above, the adapter's below, from the same noise; the adapter's alone where there are no others."""
+    """Write the row's images as PNG: the base's above, the adapter's below, from the same noise; the
+    adapter's alone where there are no others."""
     bands = [band[:SAMPLES] for band in (row.before, row.after) if band]
     width = max(map(len, bands)) * (CELL + GAP) + GAP
     sheet = Image.new("RGB", (width, len(bands) * (CELL + GAP) + GAP), "white")
     for y, band in enumerate(bands):
         for x, image in enumerate(band):
             filtering = Image.Resampling.NEAREST if max(image.size) < CELL else Image.Resampling.LANCZOS
-            sheet.paste(image.convert("RGB").resize((CELL, CELL), filtering), (GAP + x * (CELL + GAP), GAP + y * (CELL + GAP)))
+            sheet.paste(
+                image.convert("RGB").resize((CELL, CELL), filtering),
+                (GAP + x * (CELL + GAP), GAP + y * (CELL + GAP)),
+            )
     write_aside(path, lambda aside: sheet.save(aside, "PNG"))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is spent on each probe; the defaults are for the bundled base, docs/robustness.md has those that are published for full-size ones.
+    """How much is spent on each probe; the defaults are for the bundled base, docs/robustness.md has those
+    that are published for full-size ones.
 
     Attributes:
         seed: of everything that is drawn at random.
@@ -16,7 +17,8 @@ class Settings:
         batch_size: noisy images in an optimizer step.
         inversion_tokens: lengths of the embeddings that are learnt, one row each.
         inversion_steps: optimizer steps for each.
-        inversion_learning_rate: in units of the vocabulary's root mean square; 0.04 is what 5e-4 is for Stable Diffusion 1.x.
+        inversion_learning_rate: in units of the vocabulary's root mean square; 0.04 is what 5e-4 is for
+            Stable Diffusion 1.x.
         attack_tokens: length of the prefix.
         attack_steps: optimizer steps for each prompt.
         attack_prompts: how many prompts are attacked at most.

@@ -1,4 +1,5 @@
-"""What is probed: an adapter on its base, the prompts that ask for the concept, and the judge that says whether it is there."""
+"""What is probed: an adapter on its base, the prompts that ask for the concept, and the judge that says
+whether it is there."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ ATTACKER_SEEDS = 10_000
 """Images that are learnt from have seeds from here on, so that none of them is judged."""
 
 Variant = tuple[int, str]
-"""Index of a prompt of the examination that asks for the concept, and the prompt that is drawn in its place."""
+"""Index of a prompt of the examination that asks for the concept, and the prompt that is drawn in its
+place."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Subject:
         images: files or a folder's images of the concept to learn from; None lets the base draw them.
         adapter_dir: where the adapter lies.
         merge_with: a directory with another adapter for the same base.
-        sides: of every attempt: with the adapter (False), and the same on the base (True), which may be left out.
+        sides: of every attempt: with the adapter (False), and the same on the base (True), which may be left
+            out.
     """
 
     pipe: StableDiffusionPipeline | StableDiffusionXLPipeline
@@ -101,59 +104,96 @@ class Subject:
             yield
 
     def jobs(self, variants: Sequence[Variant], least: int) -> list[tuple[int, int]]:
-        """Variant and seed of each image, seed after seed, so many that there are `least` images or more and each variant has as many."""
+        """Variant and seed of each image, seed after seed, so many that there are `least` images or more
+        and each variant has as many."""
         return [(row, seed) for seed in range(-(-least // len(variants))) for row in range(len(variants))]
 
-    def draw(self, prompts: Sequence[tuple[str, int]], label: str, pipe: StableDiffusionPipeline | None = None) -> list[Image.Image]:
+    def draw(
+        self, prompts: Sequence[tuple[str, int]], label: str, pipe: StableDiffusionPipeline | None = None
+    ) -> list[Image.Image]:
         """An image for each prompt and seed, by the pipeline as it is now (or by another)."""
         pipe = pipe or self.pipe
         images: list[Image.Image] = []
-        with evaluation_mode(pipe), tqdm(total=len(prompts), desc=label, disable=not self.progress, unit="image", leave=False) as bar:
+        with (
+            evaluation_mode(pipe),
+            tqdm(total=len(prompts), desc=label, disable=not self.progress, unit="image", leave=False) as bar,
+        ):
             for start in range(0, len(prompts), self.eval_batch_size):
                 batch = prompts[start : start + self.eval_batch_size]
-                images += draw(pipe, batch, self.num_inference_steps, self.guidance_scale, self.eval_batch_size)
+                images += draw(
+                    pipe, batch, self.num_inference_steps, self.guidance_scale, self.eval_batch_size
+                )
                 bar.update(len(batch))
         return images
 
     def look(
         self, variants: Sequence[Variant], least: int, label: str, pipe: StableDiffusionPipeline | None = None
     ) -> tuple[Return, list[Image.Image]]:
-        """Draw the variants with the pipeline as it is now, and ask the judge for the concept: how often it is there, and the first images."""
+        """Draw the variants with the pipeline as it is now, and ask the judge for the concept: how often
+        it is there, and the first images."""
         jobs = self.jobs(variants, least)
         images = self.draw([(variants[row][1], seed) for row, seed in jobs], label, pipe)
         cells = [variants[row][0] for row, _ in jobs]
         seen: list[list[float]] = [[] for _ in variants]
         for (row, _), verdict in zip(jobs, self.examination.examine(images, cells), strict=True):
             cell = self.examination.cells[variants[row][0]]
-            seen[row].append(statistics.fmean(verdict[domain] == cell.labels[domain] for domain, role in cell.asked if role == FORGET))
+            seen[row].append(
+                statistics.fmean(
+                    verdict[domain] == cell.labels[domain] for domain, role in cell.asked if role == FORGET
+                )
+            )
         return Return.of(seen), images[:SAMPLES]
 
-    def compare(self, name: str, variants: Sequence[Variant], least: int, budget: Budget | None = None) -> Row:
+    def compare(
+        self, name: str, variants: Sequence[Variant], least: int, budget: Budget | None = None
+    ) -> Row:
         """A row: the same prompts and noise on both sides."""
         found: dict[bool, tuple[Return, list[Image.Image]]] = {}
         for base in self.sides:
             with self.side(base):
                 found[base] = self.look(variants, least, f"{name}, {'base' if base else 'with the adapter'}")
         (adapter, after), (base_found, before) = found[False], found.get(True, (None, []))
-        return Row(name, adapter, base_found, budget or Budget(), [prompt for _, prompt in variants[:SAMPLES]], before, after)
+        return Row(
+            name,
+            adapter,
+            base_found,
+            budget or Budget(),
+            [prompt for _, prompt in variants[:SAMPLES]],
+            before,
+            after,
+        )
 
     def examples(self, count: int, concept: bool = True) -> Examples:
-        """Images to learn from: the user's, or what the base draws for the prompts that ask for the concept, or for those that do not."""
+        """Images to learn from: the user's, or what the base draws for the prompts that ask for the
+        concept, or for those that do not."""
         key = (concept, count)
         if key not in self._drawn:
             cells = self.forget if concept else self.retain
             if not cells:
                 raise ValueError("The protocol has no prompts of other things to learn from.")
-            spread = [cells[i * len(cells) // count] for i in range(count)] if count < len(cells) else [cells[i % len(cells)] for i in range(count)]
+            spread = (
+                [cells[i * len(cells) // count] for i in range(count)]
+                if count < len(cells)
+                else [cells[i % len(cells)] for i in range(count)]
+            )
             if concept and self.images:
                 width, height = self.backbone.image_size[::-1]
-                images = [image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS) for image in self.images[:count]]
+                images = [
+                    image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+                    for image in self.images[:count]
+                ]
                 spread = spread[: len(images)]
             else:
                 seeds = [ATTACKER_SEEDS + i // len(cells) for i in range(count)]
                 with self.side(base=True):
-                    images = self.draw([(self.prompt(cell), seed) for cell, seed in zip(spread, seeds, strict=True)], "images to learn from")
+                    images = self.draw(
+                        [(self.prompt(cell), seed) for cell, seed in zip(spread, seeds, strict=True)],
+                        "images to learn from",
+                    )
             size = self.eval_batch_size
-            latents = [self.backbone.encode_images(to_pixels(images[i : i + size])) for i in range(0, len(images), size)]
+            latents = [
+                self.backbone.encode_images(to_pixels(images[i : i + size]))
+                for i in range(0, len(images), size)
+            ]
             self._drawn[key] = Examples(torch.cat(latents), spread)
         return self._drawn[key]

@@ -1,7 +1,9 @@
 """Words of the tokenizers' vocabularies, and embeddings that stand in for those of some of them.
 
-Neither tokenizer nor text encoder is changed: prompts hold words that nothing else uses, and a hook on the embedding layer hands out other vectors for
-them while it is there. So prompts with learnt embeddings go through the pipeline's own code, whatever its class.
+Neither tokenizer nor text encoder is changed: prompts hold words that nothing else uses, and a hook on the
+    embedding layer hands out other vectors for
+them while it is there. So prompts with learnt embeddings go through the pipeline's own code, whatever its
+class.
 """
 
 from __future__ import annotations
@@ -34,7 +36,11 @@ def whole_words(backbone: Backbone, without: Sequence[str] = ()) -> list[str]:
     found = sorted(word for word in found if word.isascii() and word.isalnum())
     for tokenizer in (first, *others):
         taken = {i for ids in _ids(tokenizer, list(without)) for i in ids} if without else set()
-        found = [word for word, ids in zip(found, _ids(tokenizer, found), strict=True) if len(ids) == 1 and ids[0] not in taken]
+        found = [
+            word
+            for word, ids in zip(found, _ids(tokenizer, found), strict=True)
+            if len(ids) == 1 and ids[0] not in taken
+        ]
     if not found:
         raise ValueError("The tokenizer has no whole words; CLIP's has.")
     return found
@@ -61,7 +67,9 @@ def standing_in(backbone: Backbone, words: Sequence[str], vectors: Sequence[torc
     handles = []
     for encoder, tokenizer, given in zip(backbone.text_encoders, backbone.tokenizers, vectors, strict=True):
         layer = encoder.get_input_embeddings()
-        handles.append(layer.register_forward_hook(_hook(token_ids(tokenizer, words).to(layer.weight.device), given)))
+        handles.append(
+            layer.register_forward_hook(_hook(token_ids(tokenizer, words).to(layer.weight.device), given))
+        )
     try:
         yield
     finally:

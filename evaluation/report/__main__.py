@@ -1,7 +1,8 @@
 """One HTML file about a run: `python -m evaluation.report RUN_DIR` writes RUN_DIR/report.html.
 
-RUN_DIR is what training, `python -m evaluation` or `python -m evaluation.probes` wrote; the report shows whatever is there. Images and charts lie in the
-file itself, and it asks nobody for anything. Pictures that the model card shows and that are missing are written beside it.
+RUN_DIR is what training, `python -m evaluation` or `python -m evaluation.probes` wrote; the report shows
+whatever is there. Images and charts lie in the file itself, and it asks nobody for anything. Pictures that
+the model card shows and that are missing are written beside it.
 """
 
 from __future__ import annotations
@@ -25,11 +26,23 @@ REPORT_NAME, PARETO_NAME = "report.html", "pareto.png"
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m evaluation.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "run_dir", type=Path, metavar="RUN_DIR", help="Directory of a training run, an evaluation, or an adapter with its results.json."
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help=f"Where the report is written. Default: {REPORT_NAME} in RUN_DIR.")
+    parser.add_argument(
+        "run_dir",
+        type=Path,
+        metavar="RUN_DIR",
+        help="Directory of a training run, an evaluation, or an adapter with its results.json.",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help=f"Where the report is written. Default: {REPORT_NAME} in RUN_DIR.",
+    )
     return parser.parse_args(input_args)
 
 
@@ -48,7 +61,9 @@ def write_pictures(run: Run) -> list[Path]:
     """The pictures that the model card uses, where they are missing and can be made; which were written."""
     written, grid, curve = [], run.directory / GRID_NAME, run.directory / PARETO_NAME
     if run.shown and not grid.exists():
-        pairs = [Pair(one.prompt, Image.open(one.before), Image.open(one.after), one.forget) for one in run.shown]
+        pairs = [
+            Pair(one.prompt, Image.open(one.before), Image.open(one.after), one.forget) for one in run.shown
+        ]
         before_after(pairs, grid, grid_title(run.results))
         written.append(grid)
     if run.results.get("scales") and not curve.exists():

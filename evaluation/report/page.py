@@ -44,7 +44,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: int | N
 
     def cells(row: Sequence[str], tag: str) -> str:
         marks = ["" if numbers is None or i < numbers else ' class="n"' for i in range(len(row))]
-        return "".join(f"<{tag}{mark}>{html.escape(text)}</{tag}>" for text, mark in zip(row, marks, strict=True))
+        return "".join(
+            f"<{tag}{mark}>{html.escape(text)}</{tag}>" for text, mark in zip(row, marks, strict=True)
+        )
 
     head = f"<thead><tr>{cells(header, 'th')}</tr></thead>" if any(header) else ""
     body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)

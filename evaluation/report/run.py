@@ -51,14 +51,23 @@ class Run:
         """Whatever is there.
 
         Raises:
-            ValueError: there is neither results.json nor diagnostics.jsonl nor probes.json, or one is not what it should be.
+            ValueError: there is neither results.json nor diagnostics.jsonl nor probes.json, or one is not
+                what it should be.
         """
         results, diagnostics = read_results(directory), _read_lines(directory / DIAGNOSTICS_NAME)
-        place = next((at for at in (directory, directory / "probes") if (at / PROBES_NAME).is_file()), directory / "probes")
+        place = next(
+            (at for at in (directory, directory / "probes") if (at / PROBES_NAME).is_file()),
+            directory / "probes",
+        )
         probes = _read_object(place / PROBES_NAME) or results.get("probes") or {}
         if not (results or diagnostics or probes):
-            raise ValueError(f"{directory} holds no run: there is neither {RESULTS_NAME} nor {DIAGNOSTICS_NAME} nor {PROBES_NAME}.")
-        samples = {name: _numbered(place, name, len(probe["rows"])) for name, probe in (probes.get("probes") or {}).items()}
+            raise ValueError(
+                f"{directory} holds no run: there is neither {RESULTS_NAME} nor {DIAGNOSTICS_NAME} nor {PROBES_NAME}."
+            )
+        samples = {
+            name: _numbered(place, name, len(probe["rows"]))
+            for name, probe in (probes.get("probes") or {}).items()
+        }
         return cls(directory, results, diagnostics, probes, samples, _shown(directory, results))
 
     def picture(self, name: str) -> Path | None:

@@ -1,4 +1,5 @@
-"""The sections of the page; each is empty where the run has nothing for it. All texts come from users and are escaped."""
+"""The sections of the page; each is empty where the run has nothing for it. All texts come from users and
+are escaped."""
 
 from __future__ import annotations
 
@@ -44,8 +45,9 @@ def heading(run: Run) -> str:
         if after.get(name) is not None
     ]
     images = f" {results['images_per_side']} images a side." if results.get("images_per_side") else ""
-    return f'<h1>Erased: {concept}</h1><p class="soft">From {base}. Judge: {judge}.{images} In brackets 95 % intervals.</p>' + (
-        f'<div class="big">{"".join(tiles)}</div>' if tiles else ""
+    return (
+        f'<h1>Erased: {concept}</h1><p class="soft">From {base}. Judge: {judge}.{images} In brackets 95 % intervals.</p>'
+        + (f'<div class="big">{"".join(tiles)}</div>' if tiles else "")
     )
 
 
@@ -55,27 +57,40 @@ def figures(run: Run) -> str:
     names = [name for name in (*FIGURES, "CRA_retained", "CRA_forgotten") if after.get(name) is not None]
     if not names:
         return ""
-    rows = [[name, _cell(before, name), _cell(after, name), str((after.get("images") or {}).get(name, ""))] for name in names]
+    rows = [
+        [name, _cell(before, name), _cell(after, name), str((after.get("images") or {}).get(name, ""))]
+        for name in names
+    ]
     for name, found in (after.get("measures") or {}).items():
         other = (before.get("measures") or {}).get(name)
         rows.append([name, _measure(other), _measure(found), ""])
-    meaning = "".join(f"<li><b>{name}</b>, {html.escape(text)}</li>" for name, text in FIGURES.items() if name in names)
+    meaning = "".join(
+        f"<li><b>{name}</b>, {html.escape(text)}</li>" for name, text in FIGURES.items() if name in names
+    )
     return f"<h2>Figures</h2>{table(['percent', 'base', 'with the adapter', 'images'], rows, 1)}<ul class='soft'>{meaning}</ul>"
 
 
 def images(run: Run) -> str:
-    """Base and adapter from the same noise: the evaluation's images one by one, or else the picture of them."""
+    """Base and adapter from the same noise: the evaluation's images one by one, or else the picture of
+    them."""
     picture = run.picture(GRID_NAME)
     if run.shown:
         parts = []
-        for forget, name in ((True, "To forget: prompts that ask for it"), (False, "To keep: all other prompts")):
+        for forget, name in (
+            (True, "To forget: prompts that ask for it"),
+            (False, "To keep: all other prompts"),
+        ):
             cells = [
                 f"<figure>{_image(one.before, f'{one.prompt}, base')}{_image(one.after, f'{one.prompt}, with the adapter')}"
                 f"<figcaption>{html.escape(one.prompt)} · seed {one.seed}</figcaption></figure>"
                 for one in run.shown
                 if one.forget == forget
             ]
-            parts.append(f'<h3>{name}</h3><div class="grid{" forget" if forget else ""}">{"".join(cells)}</div>' if cells else "")
+            parts.append(
+                f'<h3>{name}</h3><div class="grid{" forget" if forget else ""}">{"".join(cells)}</div>'
+                if cells
+                else ""
+            )
         return f'<h2>Before and after</h2><p class="soft">Base above, adapter below, from the same noise; chosen without looking.</p>{"".join(parts)}'
     if picture:
         return f"<h2>Before and after</h2><figure>{_image(picture, 'Images of the base above, with the adapter below, from the same noise', False)}</figure>"
@@ -95,7 +110,9 @@ def price(run: Run) -> str:
             for side in sides
             if side.get(name) is not None and side.get("UA") is not None
         ]
-        charts.append(pareto(f"{name} against UA; numbers are weights", points, "UA: the concept is gone (percent)"))
+        charts.append(
+            pareto(f"{name} against UA; numbers are weights", points, "UA: the concept is gone (percent)")
+        )
     rows = [[f"{side['scale']:g}", *(_cell(side, name) for name in ("UA", *names))] for side in sides]
     return f'<h2>The price of forgetting</h2><div class="charts">{"".join(charts)}</div>{table(["weight", "UA", *names], rows, 1)}'
 
@@ -106,14 +123,24 @@ def damage(run: Run) -> str:
     if not after:
         return ""
     fallen = suffered(run.results)
-    worst = [[domain, name, f"{base:.1f}", f"{adapter:.1f}", f"{adapter - base:+.1f}"] for domain, name, base, adapter in fallen[:10]]
+    worst = [
+        [domain, name, f"{base:.1f}", f"{adapter:.1f}", f"{adapter - base:+.1f}"]
+        for domain, name, base, adapter in fallen[:10]
+    ]
     every = [
-        [domain, name, f"{before[domain][name]:.1f}" if name in before.get(domain, {}) else "-", f"{value:.1f}"]
+        [
+            domain,
+            name,
+            f"{before[domain][name]:.1f}" if name in before.get(domain, {}) else "-",
+            f"{value:.1f}",
+        ]
         for domain, classes in after.items()
         for name, value in classes.items()
     ]
     said = (
-        table(["kind", "retained", "base", "with the adapter", "change"], worst, 2) if worst else "<p>No retained class is recognised less often.</p>"
+        table(["kind", "retained", "base", "with the adapter", "change"], worst, 2)
+        if worst
+        else "<p>No retained class is recognised less often.</p>"
     )
     return (
         f"<h2>What suffered most</h2>{said}<details><summary>All classes</summary>{table(['kind', 'class', 'base', 'with the adapter'], every, 2)}</details>"
@@ -127,7 +154,10 @@ def probes(run: Run) -> str:
     rows = [row for probe in found.values() for row in probe["rows"]]
     if not rows:
         return ""
-    shown = [Bar(row["name"], row["adapter"]["return"], row["adapter"]["ci95"], (row["base"] or {}).get("return")) for row in rows]
+    shown = [
+        Bar(row["name"], row["adapter"]["return"], row["adapter"]["ci95"], (row["base"] or {}).get("return"))
+        for row in rows
+    ]
     cells = [
         [
             row["name"],
@@ -150,7 +180,11 @@ def probes(run: Run) -> str:
         "adapter, the most it could find; plain prompts are no attempt at all.</p>"
         f"{bars('The concept is seen, percent', shown, ('with the adapter', 'the same on the base'))}"
         f"{table(['attempt', 'with the adapter', 'the same on the base', 'images', 'steps', 'UNet samples', 'seconds'], cells, 1)}"
-        + (f"<details><summary>Images of every attempt: base above, adapter below</summary>{''.join(pictures)}</details>" if pictures else "")
+        + (
+            f"<details><summary>Images of every attempt: base above, adapter below</summary>{''.join(pictures)}</details>"
+            if pictures
+            else ""
+        )
     )
 
 
@@ -162,16 +196,31 @@ def training(run: Run) -> str:
     for title, names in CURVES.items():
         series = {name.replace("_", " "): _curve(run, name) for name in names}
         bounds = (0.0, 1.0) if set(names) <= SHARES else None
-        charts.append(lines(title, {name: points for name, points in series.items() if any(y for _, y in points)}, "iteration", bounds))
+        charts.append(
+            lines(
+                title,
+                {name: points for name, points in series.items() if any(y for _, y in points)},
+                "iteration",
+                bounds,
+            )
+        )
     panels = []
     for name, rows in run.per_timestep().items():
         known = [i for i, row in enumerate(rows) if row]
-        chosen = {f"iteration {run.diagnostics[i]['iteration']}": rows[i] for i in sorted({known[0], known[len(known) // 2], known[-1]})}
-        series = {label: [(float(t), value) for t, value in row.items() if math.isfinite(value)] for label, row in chosen.items()}
+        chosen = {
+            f"iteration {run.diagnostics[i]['iteration']}": rows[i]
+            for i in sorted({known[0], known[len(known) // 2], known[-1]})
+        }
+        series = {
+            label: [(float(t), value) for t, value in row.items() if math.isfinite(value)]
+            for label, row in chosen.items()
+        }
         if any(y for points in series.values() for _, y in points):
             panels.append(lines(name.replace("_", " "), series, "timestep"))
     return f'<h2>Training</h2><div class="charts">{"".join(charts)}</div>' + (
-        f'<h3>By timestep</h3><p class="soft">Noise is at the right.</p><div class="charts">{"".join(panels)}</div>' if panels else ""
+        f'<h3>By timestep</h3><p class="soft">Noise is at the right.</p><div class="charts">{"".join(panels)}</div>'
+        if panels
+        else ""
     )
 
 
@@ -186,7 +235,9 @@ def cost(run: Run) -> str:
         "peak memory in training, MB": spent.get("peak_memory_mb"),
         "training stopped by": spent.get("stopped_by"),
         "brakes": spent.get("brakes"),
-        "images judged, both sides": 2 * run.results["images_per_side"] if run.results.get("images_per_side") else None,
+        "images judged, both sides": 2 * run.results["images_per_side"]
+        if run.results.get("images_per_side")
+        else None,
         "seconds of evaluation": run.results.get("evaluation_seconds"),
     }
     rows = [[name, _plain(value)] for name, value in facts.items() if value is not None]
@@ -195,7 +246,11 @@ def cost(run: Run) -> str:
 
 def settings(run: Run) -> str:
     """Every flag of training, of the evaluation and of the probes."""
-    given = {f"--{name}": value for name, value in (run.results.get("settings") or {}).items() if "token" not in name or name == "attack_tokens"}
+    given = {
+        f"--{name}": value
+        for name, value in (run.results.get("settings") or {}).items()
+        if "token" not in name or name == "attack_tokens"
+    }
     tried = {f"probes: {name}": value for name, value in (run.probes.get("settings") or {}).items()}
     rows = [[name, _plain(value)] for name, value in (given | tried).items() if value not in (None, "", [])]
     prompts = run.results.get("forget_prompts") or []
@@ -204,8 +259,16 @@ def settings(run: Run) -> str:
     listed_prompts = "".join(f"<li>{html.escape(prompt)}</li>" for prompt in prompts)
     return (
         "<h2>Settings</h2>"
-        + (f"<details><summary>Prompts that ask for the concept ({len(prompts)})</summary><ul>{listed_prompts}</ul></details>" if prompts else "")
-        + (f"<details><summary>{len(rows)} settings</summary>{table(['', ''], rows)}</details>" if rows else "")
+        + (
+            f"<details><summary>Prompts that ask for the concept ({len(prompts)})</summary><ul>{listed_prompts}</ul></details>"
+            if prompts
+            else ""
+        )
+        + (
+            f"<details><summary>{len(rows)} settings</summary>{table(['', ''], rows)}</details>"
+            if rows
+            else ""
+        )
     )
 
 
@@ -224,11 +287,16 @@ def provenance(run: Run) -> str:
         "versions": ", ".join(f"{name} {number}" for name, number in (results.get("versions") or {}).items()),
     }
     rows = [[name, _plain(value)] for name, value in facts.items() if value not in (None, "", [])]
-    limits = [UNLOADABLE, "Figures are about the prompts, seeds and judge named here; what is close to the concept may suffer with it."]
+    limits = [
+        UNLOADABLE,
+        "Figures are about the prompts, seeds and judge named here; what is close to the concept may suffer with it.",
+    ]
     if not run.probes:
         limits.append("No probe was run: how easily the concept comes back is not known.")
     if str(results.get("judge") or "").startswith("teacher"):
-        limits.append("The figures come from the CLIP model that was also the reward. They are not independent and flatter the adapter.")
+        limits.append(
+            "The figures come from the CLIP model that was also the reward. They are not independent and flatter the adapter."
+        )
     return f"<h2>Provenance and limits</h2>{table(['', ''], rows)}<ul>{''.join(f'<li>{html.escape(limit)}</li>' for limit in limits)}</ul>"
 
 
@@ -236,7 +304,11 @@ SECTIONS = (heading, figures, images, price, damage, probes, training, cost, set
 
 
 def _curve(run: Run, name: str) -> list[Point]:
-    return [(float(line["iteration"]), float(line[name])) for line in run.diagnostics if isinstance(line.get(name), int | float)]
+    return [
+        (float(line["iteration"]), float(line[name]))
+        for line in run.diagnostics
+        if isinstance(line.get(name), int | float)
+    ]
 
 
 def _figure(side: Mapping[str, Any], name: str) -> str:
@@ -256,7 +328,11 @@ def _range(side: Mapping[str, Any], name: str) -> str:
 
 def _cell(side: Mapping[str, Any], name: str) -> str:
     bounds = _bounds(side, name)
-    return "-" if side.get(name) is None else f"{side[name]:.2f}" + (f" [{bounds[0]:.1f}, {bounds[1]:.1f}]" if bounds else "")
+    return (
+        "-"
+        if side.get(name) is None
+        else f"{side[name]:.2f}" + (f" [{bounds[0]:.1f}, {bounds[1]:.1f}]" if bounds else "")
+    )
 
 
 def _measure(found: Mapping[str, Any] | None) -> str:

@@ -24,7 +24,9 @@ class Bar:
     beside: float | None = None
 
 
-def lines(title: str, series: Mapping[str, Sequence[Point]], x_label: str, bounds: tuple[float, float] | None = None) -> str:
+def lines(
+    title: str, series: Mapping[str, Sequence[Point]], x_label: str, bounds: tuple[float, float] | None = None
+) -> str:
     """A chart with a line for each series.
 
     Args:
@@ -57,7 +59,10 @@ def lines(title: str, series: Mapping[str, Sequence[Point]], x_label: str, bound
         parts.append(f'<polyline class="s{number % 4}" points="{path}"/>')
         parts += [_dot(f"s{number % 4}", x, y, 2.2 if len(placed) < 60 else 1) for x, y in placed]
         if len(series) > 1:
-            parts += [_dot(f"s{number % 4}", at + 4, HEIGHT - 9, 4), _text(at + 12, HEIGHT - 5, name, "start")]
+            parts += [
+                _dot(f"s{number % 4}", at + 4, HEIGHT - 9, 4),
+                _text(at + 12, HEIGHT - 5, name, "start"),
+            ]
             at += 24 + 6.2 * len(name)
     return _svg(WIDTH, HEIGHT, title, parts)
 
@@ -72,7 +77,9 @@ def pareto(title: str, points: Sequence[tuple[Point, Sequence[Point], str]], x_l
     low = min(low, 90.0)
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return round(LEFT + x / 100 * (WIDTH - LEFT - RIGHT), 1), round(TOP + (100 - y) / (100 - low) * (HEIGHT - TOP - BOTTOM), 1)
+        return round(LEFT + x / 100 * (WIDTH - LEFT - RIGHT), 1), round(
+            TOP + (100 - y) / (100 - low) * (HEIGHT - TOP - BOTTOM), 1
+        )
 
     parts = [_text(LEFT, 15, title, "start", "t")]
     for value in (low, (low + 100) / 2, 100.0):
@@ -97,7 +104,8 @@ def pareto(title: str, points: Sequence[tuple[Point, Sequence[Point], str]], x_l
 
 
 def bars(title: str, rows: Sequence[Bar], legend: tuple[str, str]) -> str:
-    """A row for each figure from 0 to 100: a dot on its interval, and a hollow dot for what it is compared with."""
+    """A row for each figure from 0 to 100: a dot on its interval, and a hollow dot for what it is compared
+    with."""
     width, height = 640, 34 + ROW * len(rows) + 22
 
     def place(value: float) -> float:
@@ -105,7 +113,10 @@ def bars(title: str, rows: Sequence[Bar], legend: tuple[str, str]) -> str:
 
     parts = [_text(0, 13, title, "start", "t")]
     for value in (0, 25, 50, 75, 100):
-        parts += [_line("g", place(value), place(value), 24, height - 22), _text(place(value), height - 8, str(value), "middle")]
+        parts += [
+            _line("g", place(value), place(value), 24, height - 22),
+            _text(place(value), height - 8, str(value), "middle"),
+        ]
     filled, hollow = legend
     parts += [_dot("s1", LABELS, 9, 4.5), _text(LABELS + 9, 13, filled, "start")]
     if any(row.beside is not None for row in rows):

@@ -20,10 +20,24 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="Write a whole pipeline with the adapter in its weights.",
         description="Writes a whole pipeline, in the diffusers format and safetensors only, with the adapter in its weights.",
     )
-    parser.add_argument("--adapter", type=Path, required=True, metavar="DIR", help="Directory with pytorch_lora_weights.safetensors.")
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="Directory with pytorch_lora_weights.safetensors.",
+    )
     add_base_arguments(parser, default="what the adapter says")
-    parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="Where the pipeline is written: a new or an empty directory.")
-    parser.add_argument("--scale", type=number, default=1.0, help="Weight of the adapter. Default: 1; 0 is the base.")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="Where the pipeline is written: a new or an empty directory.",
+    )
+    parser.add_argument(
+        "--scale", type=number, default=1.0, help="Weight of the adapter. Default: 1; 0 is the base."
+    )
     parser.set_defaults(run=run)
 
 
@@ -31,7 +45,8 @@ def run(args: argparse.Namespace) -> None:
     """Fuse.
 
     Raises:
-        ValueError: adapter or base cannot be found, do not fit each other, or the output would replace something.
+        ValueError: adapter or base cannot be found, do not fit each other, or the output would replace
+            something.
     """
     require_empty(args.output_dir)
     said = what_adapter_says(args.adapter)

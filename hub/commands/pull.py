@@ -15,9 +15,18 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         description="Fetches an adapter with its card, figures and picture, or a reward predictor or critic, from the Hub, and nothing else.",
     )
     parser.add_argument("repo_id", metavar="ID", help="Repository on the Hub, OWNER/NAME.")
-    parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="Where it is written: a new or an empty directory.")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="Where it is written: a new or an empty directory.",
+    )
     parser.add_argument("--revision", help="Branch, tag or commit. Default: main.")
-    parser.add_argument("--hub_token", help="Token for a private repository. Default: the one of `hf auth login` or of HF_TOKEN, if there is any.")
+    parser.add_argument(
+        "--hub_token",
+        help="Token for a private repository. Default: the one of `hf auth login` or of HF_TOKEN, if there is any.",
+    )
     parser.set_defaults(run=run)
 
 

@@ -36,7 +36,8 @@ class About:
         base: the name of the base it was made for, "" if it does not say.
         asking: prompts that ask for what it erases.
         others: prompts that do not.
-        results: figures of `base` and `adapter`, who judged (`judge`), and how the images were drawn; all of it or some or nothing.
+        results: figures of `base` and `adapter`, who judged (`judge`), and how the images were drawn; all of
+            it or some or nothing.
     """
 
     concepts: list[str]
@@ -62,7 +63,9 @@ def read_about(directory: Path) -> About:
         check_results(results, path)
     concepts = listed(said["concept"])
     asking = listed(results.get("forget_prompts")) or concepts
-    return About(concepts, said["base"] or "", said["revision"], asking, listed(results.get("retain_prompts")), results)
+    return About(
+        concepts, said["base"] or "", said["revision"], asking, listed(results.get("retain_prompts")), results
+    )
 
 
 def spread(prompts: Sequence[str], count: int = SHOWN_PROMPTS) -> list[str]:
@@ -76,7 +79,9 @@ def sampling(about: About | None) -> tuple[int, float]:
     results = about.results if about else {}
     steps, guidance = results.get("num_inference_steps"), results.get("guidance_scale")
     steps = steps if isinstance(steps, int) and 1 <= steps <= MAX_STEPS else STEPS
-    return steps, guidance if isinstance(guidance, int | float) and 0 <= guidance <= MAX_GUIDANCE else GUIDANCE
+    return steps, guidance if isinstance(
+        guidance, int | float
+    ) and 0 <= guidance <= MAX_GUIDANCE else GUIDANCE
 
 
 def title(about: About | None) -> str:
@@ -107,10 +112,21 @@ def figures(about: About | None) -> str:
     if about is None:
         return ""
     before, after = about.results.get("base") or {}, about.results.get("adapter") or {}
-    known = [name for name in FIGURES if isinstance(before.get(name), int | float) and isinstance(after.get(name), int | float)]
-    lines = [f"- **{name} {after[name]:.1f} %** (base {before[name]:.1f} %), {FIGURES[name]}" for name in known]
+    known = [
+        name
+        for name in FIGURES
+        if isinstance(before.get(name), int | float) and isinstance(after.get(name), int | float)
+    ]
+    lines = [
+        f"- **{name} {after[name]:.1f} %** (base {before[name]:.1f} %), {FIGURES[name]}" for name in known
+    ]
     if known:
-        lines = [f"Judged by {escape(str(about.results.get('judge') or 'nobody who is known'))}:", "", *lines, ""]
+        lines = [
+            f"Judged by {escape(str(about.results.get('judge') or 'nobody who is known'))}:",
+            "",
+            *lines,
+            "",
+        ]
     return "\n".join([*lines, f"**Limits.** {UNLOADABLE} What is close to the concept may suffer with it."])
 
 
@@ -124,4 +140,8 @@ def base_name(base: str) -> str:
 def enlarged(image: Image.Image) -> Image.Image:
     """A small image so large that it can be seen, pixel by pixel; any other as it is."""
     factor = -(-SHOWN_SIZE // min(image.size))
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST) if factor > 1 else image
+    return (
+        image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+        if factor > 1
+        else image
+    )

@@ -10,5 +10,7 @@ if __name__ == "__main__":
     try:
         page = make_page(shown["adapter"], shown["revision"], fixed=True)
     except ValueError as error:
-        page = make_notice(f"{error} If it is private, give this Space a token that may read it, as the secret HF_TOKEN in its settings.")
+        page = make_notice(
+            f"{error} If it is private, give this Space a token that may read it, as the secret HF_TOKEN in its settings."
+        )
     launch(page)

@@ -1,4 +1,5 @@
-"""What a Space holds: this project's code as far as the page needs it, what it shows, and for the bundled base the base itself."""
+"""What a Space holds: this project's code as far as the page needs it, what it shows, and for the bundled
+base the base itself."""
 
 from __future__ import annotations
 
@@ -24,9 +25,24 @@ CODE = (
         "evaluation/__init__.py",
         "evaluation/generate.py",
     ),
-    *("hub/__init__.py", "hub/adapter.py", "hub/card.py", "hub/checks.py", "hub/files.py", "hub/names.py", "hub/notes.py", "hub/provenance.py"),
+    *(
+        "hub/__init__.py",
+        "hub/adapter.py",
+        "hub/card.py",
+        "hub/checks.py",
+        "hub/files.py",
+        "hub/names.py",
+        "hub/notes.py",
+        "hub/provenance.py",
+    ),
     *("hub/space/__init__.py", "hub/space/about.py", "hub/space/page.py", "hub/space/studio.py"),
-    *("networks/__init__.py", "networks/checkpoint.py", "policy/__init__.py", "policy/backbone.py", "policy/trajectory.py"),
+    *(
+        "networks/__init__.py",
+        "networks/checkpoint.py",
+        "policy/__init__.py",
+        "policy/backbone.py",
+        "policy/trajectory.py",
+    ),
 )
 """Modules of the page and what they import of this project, at the places they have here."""
 APP_NAME, REQUIREMENTS_NAME, SHOWN_NAME = "app.py", "requirements.txt", "space.json"
@@ -48,12 +64,17 @@ def space_files(about: About, adapter: str, commit: str) -> dict[str, Path | byt
     files |= {APP_NAME: here / APP_NAME, REQUIREMENTS_NAME: here / REQUIREMENTS_NAME}
     files[SHOWN_NAME] = (json.dumps(shown, indent=2) + "\n").encode()
     if about.base == BUNDLED:
-        files |= {path.relative_to(ROOT).as_posix(): path for path in sorted(canvas.PIPELINE.rglob("*")) if path.is_file()}
+        files |= {
+            path.relative_to(ROOT).as_posix(): path
+            for path in sorted(canvas.PIPELINE.rglob("*"))
+            if path.is_file()
+        }
     return files
 
 
 def space_card(about: About, adapter: str) -> str:
-    """README.md: the settings that the Hub runs a Space by, what the page shows, and room for people's notes."""
+    """README.md: the settings that the Hub runs a Space by, what the page shows, and room for people's
+    notes."""
     licence_name, licence_link = OTHER_LICENCES.get(about.base, (None, None))
     data = SpaceCardData(
         title=title(about),

@@ -1,4 +1,5 @@
-"""The page itself, in Gradio: what is typed and moved on it, and which of the studio's images that shows. It asks nobody outside."""
+"""The page itself, in Gradio: what is typed and moved on it, and which of the studio's images that shows.
+It asks nobody outside."""
 
 from __future__ import annotations
 
@@ -19,14 +20,27 @@ import canvas
 from hub.card import BUNDLED, escape, without_path
 from hub.provenance import find_base, what_adapter_says
 from hub.space.about import About, enlarged, figures, introduction, read_about, sampling, spread, title
-from hub.space.studio import MAX_GUIDANCE, MAX_SCALE, MAX_SEED, MAX_STEPS, Studio, fetch_adapter, read_settings
+from hub.space.studio import (
+    MAX_GUIDANCE,
+    MAX_SCALE,
+    MAX_SEED,
+    MAX_STEPS,
+    Studio,
+    fetch_adapter,
+    read_settings,
+)
 
 WAITING = 32
 """How many requests may wait; whoever comes then is told to come again."""
 DRAWN = ("Both images were at hand.", "One image drawn, the other was at hand.", "Two images drawn.")
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "studio", "concurrency_limit": 1}
 STYLE = ".gradio-container { max-width: 1040px !important; margin: 0 auto; } #status { min-height: 1.6em; }"
-THEME = gr.themes.Soft(primary_hue="emerald", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+THEME = gr.themes.Soft(
+    primary_hue="emerald",
+    neutral_hue="slate",
+    font=["system-ui", "sans-serif"],
+    font_mono=["ui-monospace", "monospace"],
+)
 
 
 def make_page(
@@ -43,17 +57,24 @@ def make_page(
     Args:
         adapter: a directory or an id on the Hub; without one the page draws the base until it is given one.
         revision: of the adapter on the Hub.
-        base: a diffusers directory or an id on the Hub. Default: what the adapter says; without an adapter, the bundled pipeline.
+        base: a diffusers directory or an id on the Hub. Default: what the adapter says; without an adapter,
+            the bundled pipeline.
         fixed: whether visitors see this adapter and no other.
 
     Raises:
         ValueError: there is no such adapter or base, or they do not fit each other.
     """
-    said = what_adapter_says(fetch_adapter(adapter, revision).parent) if adapter else {"base": BUNDLED, "revision": None}
+    said = (
+        what_adapter_says(fetch_adapter(adapter, revision).parent)
+        if adapter
+        else {"base": BUNDLED, "revision": None}
+    )
     source = find_base(base, said["base"])
     studio = Studio(source, base_revision or (None if base else said["revision"]), variant)
     about = read_about(studio.wear(adapter, revision).parent) if adapter else None
-    return build_page(studio, BUNDLED if source == canvas.PIPELINE else without_path(str(source)), adapter, about, fixed)
+    return build_page(
+        studio, BUNDLED if source == canvas.PIPELINE else without_path(str(source)), adapter, about, fixed
+    )
 
 
 def make_notice(text: str) -> gr.Blocks:
@@ -64,7 +85,8 @@ def make_notice(text: str) -> gr.Blocks:
 
 
 def launch(page: gr.Blocks, port: int | None = None) -> None:
-    """Serve a page until it is interrupted: to this machine alone, or to whom GRADIO_SERVER_NAME says, as a Space does."""
+    """Serve a page until it is interrupted: to this machine alone, or to whom GRADIO_SERVER_NAME says, as
+    a Space does."""
     look = {"theme": THEME, "css": STYLE, "footer_links": ["api"]}
     page.launch(server_port=port, share=False, ssr_mode=False, quiet=True, prevent_thread_lock=True, **look)
     print(f"Open {page.local_url} in a browser; Ctrl-C ends it.", flush=True)
@@ -84,22 +106,45 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
         with sentences():
             about = read_about(studio.wear(adapter.strip()).parent) if adapter.strip() else None
         asking, others = examples(about)
-        return [heading_of(about), introduction(about, base), gr.update(**asking), gr.update(**others), figures(about)]
+        return [
+            heading_of(about),
+            introduction(about, base),
+            gr.update(**asking),
+            gr.update(**others),
+            figures(about),
+        ]
 
     def draw(
-        adapter: str, prompt: str, scale: float, seed: float, steps: float, guidance: float, progress: gr.Progress = noted
+        adapter: str,
+        prompt: str,
+        scale: float,
+        seed: float,
+        steps: float,
+        guidance: float,
+        progress: gr.Progress = noted,
     ) -> Iterator[tuple[Any, Any, str]]:
         with sentences(), TemporaryDirectory() as folder:
             settings = read_settings(prompt, seed, steps, guidance)
             drawn = studio.drawn
-            before = studio.draw(settings, on_step=lambda done: progress((done, settings.steps), "base", unit="steps"))
+            before = studio.draw(
+                settings, on_step=lambda done: progress((done, settings.steps), "base", unit="steps")
+            )
             base_shown = saved(before.image, folder, "base")
             if not adapter.strip():
                 yield base_shown, None, "This is the base alone."
                 return
             yield base_shown, None if studio.drawn > drawn else gr.skip(), ""
-            after = studio.draw(settings, adapter.strip(), scale, lambda done: progress((done, settings.steps), "with the adapter", unit="steps"))
-            withheld = " The base's safety checker has blackened an image." if before.withheld or after.withheld else ""
+            after = studio.draw(
+                settings,
+                adapter.strip(),
+                scale,
+                lambda done: progress((done, settings.steps), "with the adapter", unit="steps"),
+            )
+            withheld = (
+                " The base's safety checker has blackened an image."
+                if before.withheld or after.withheld
+                else ""
+            )
             status = f"Scale {scale:g}, seed {settings.seed}. {DRAWN[studio.drawn - drawn]}{withheld}"
             yield base_shown, saved(after.image, folder, "with_the_adapter"), status
 
@@ -110,18 +155,47 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
             chosen = (
                 gr.State(adapter)
                 if fixed
-                else gr.Textbox(adapter, label="Adapter", placeholder="DIR, or OWNER/NAME on the Hub", scale=3, elem_id="adapter")
+                else gr.Textbox(
+                    adapter,
+                    label="Adapter",
+                    placeholder="DIR, or OWNER/NAME on the Hub",
+                    scale=3,
+                    elem_id="adapter",
+                )
             )
             first = of_concept["samples"][0][0] if of_concept["samples"] else ""
-            prompt = gr.Textbox(first, label="Prompt", placeholder="What is to be drawn?", max_lines=3, scale=5, elem_id="prompt")
+            prompt = gr.Textbox(
+                first,
+                label="Prompt",
+                placeholder="What is to be drawn?",
+                max_lines=3,
+                scale=5,
+                elem_id="prompt",
+            )
             button = gr.Button("Draw", variant="primary", scale=1, min_width=110, elem_id="draw")
         with gr.Row():
             asking = gr.Dataset(components=[prompt], label="Prompts that ask for it", **of_concept)
             others = gr.Dataset(components=[prompt], label="Prompts for the rest", **of_rest)
         with gr.Row():
-            before = gr.Image(label="Base", format="png", interactive=False, buttons=["download"], height=450, elem_id="before")
-            after = gr.Image(label="With the adapter", format="png", interactive=False, buttons=["download"], height=450, elem_id="after")
-        scale = gr.Slider(0, MAX_SCALE, 1.0, step=0.05, label="Scale of the adapter", buttons=[], elem_id="scale")
+            before = gr.Image(
+                label="Base",
+                format="png",
+                interactive=False,
+                buttons=["download"],
+                height=450,
+                elem_id="before",
+            )
+            after = gr.Image(
+                label="With the adapter",
+                format="png",
+                interactive=False,
+                buttons=["download"],
+                height=450,
+                elem_id="after",
+            )
+        scale = gr.Slider(
+            0, MAX_SCALE, 1.0, step=0.05, label="Scale of the adapter", buttons=[], elem_id="scale"
+        )
         status = gr.Markdown(elem_id="status")
         usual_steps, usual_guidance = sampling(about)
         with gr.Accordion("Noise and sampler", open=False), gr.Row():
@@ -137,13 +211,25 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
             "show_progress_on": [after],
             **ONE_AT_A_TIME,
         }
-        gr.on([button.click, prompt.submit, scale.release], api_name="draw", trigger_mode="always_last", **drawn)
+        gr.on(
+            [button.click, prompt.submit, scale.release], api_name="draw", trigger_mode="always_last", **drawn
+        )
         for samples in (asking, others):
-            picked = samples.click(lambda sample: sample[0], samples, prompt, queue=False, api_visibility="private")
+            picked = samples.click(
+                lambda sample: sample[0], samples, prompt, queue=False, api_visibility="private"
+            )
             picked.then(api_visibility="private", **drawn)
         if not fixed:
             told = [heading, text, asking, others, judged]
-            gr.on([chosen.submit, chosen.blur], choose, chosen, told, show_progress="hidden", api_visibility="private", **ONE_AT_A_TIME)
+            gr.on(
+                [chosen.submit, chosen.blur],
+                choose,
+                chosen,
+                told,
+                show_progress="hidden",
+                api_visibility="private",
+                **ONE_AT_A_TIME,
+            )
     return page.queue(max_size=WAITING, default_concurrency_limit=1)
 
 
@@ -154,7 +240,8 @@ def heading_of(about: About | None) -> str:
 def saved(image: Image.Image, folder: str, name: str) -> Path:
     """The file of an image as it is shown.
 
-    Gradio copies a file unless it has the same one, and writes an image anew, also under the eyes of whoever is fetching it just then.
+    Gradio copies a file unless it has the same one, and writes an image anew, also under the eyes of whoever
+    is fetching it just then.
     """
     path = Path(folder, f"{name}.png")
     enlarged(image).save(path)
@@ -164,7 +251,9 @@ def saved(image: Image.Image, folder: str, name: str) -> Path:
 def examples(about: About | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """The prompts to choose from, as Gradio takes them: those that ask for the concept, and the others."""
     lists = (spread(about.asking), spread(about.others)) if about else ([], [])
-    asking, others = ({"samples": [[prompt] for prompt in prompts], "visible": bool(prompts)} for prompts in lists)
+    asking, others = (
+        {"samples": [[prompt] for prompt in prompts], "visible": bool(prompts)} for prompts in lists
+    )
     return asking, others
 
 

@@ -26,8 +26,8 @@ def push_space(
 ) -> str:
     """Upload the page of an adapter that has been uploaded, making the Space if there is none.
 
-    What people wrote between the two comments of the Space's README.md is kept; what an earlier push brought and is no longer needed is
-    deleted; other files of the Space are left alone.
+    What people wrote between the two comments of the Space's README.md is kept; what an earlier push brought
+    and is no longer needed is deleted; other files of the Space are left alone.
 
     Args:
         directory: the adapter's.
@@ -41,16 +41,22 @@ def push_space(
         The address of the page.
 
     Raises:
-        ValueError: no Space can load the adapter's base, or it could not be uploaded; the message says why and how to try again.
+        ValueError: no Space can load the adapter's base, or it could not be uploaded; the message says why
+            and how to try again.
     """
     about = read_about(Path(directory))
     check_base(about)
     again = push_command(Path(directory), adapter_id, private, revision, space=True, space_id=space_id)
-    with hub_errors(f"The Space {space_id or adapter_id} was not uploaded", f"the adapter was, and `{again}` uploads the Space too"):
+    with hub_errors(
+        f"The Space {space_id or adapter_id} was not uploaded",
+        f"the adapter was, and `{again}` uploads the Space too",
+    ):
         require_hub_access(token)
         api = HfApi(token=token)
         adapter = api.model_info(whole_id(api, adapter_id), revision=revision)
-        page = api.create_repo(space_id or adapter.id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+        page = api.create_repo(
+            space_id or adapter.id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True
+        )
         head = api.space_info(page.repo_id)
         there = {file.rfilename for file in head.siblings or []}
         if APP_NAME in there and SHOWN_NAME not in there:
@@ -63,7 +69,10 @@ def push_space(
         stale = sorted(name for name in there - contents.keys() if name.split("/")[0] in OWN_FOLDERS)
         api.create_commit(
             page.repo_id,
-            [*(CommitOperationAdd(name, content) for name, content in contents.items()), *(CommitOperationDelete(name) for name in stale)],
+            [
+                *(CommitOperationAdd(name, content) for name, content in contents.items()),
+                *(CommitOperationDelete(name) for name in stale),
+            ],
             commit_message=f"Show {adapter.id}",
             repo_type="space",
             parent_commit=head.sha,

@@ -1,4 +1,5 @@
-"""The images of a page: a base and an adapter on it at any scale, from the same noise, and no image drawn twice."""
+"""The images of a page: a base and an adapter on it at any scale, from the same noise, and no image drawn
+twice."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Worn:
-    """The adapter that a pipeline carries: what it was asked for as, its file as it was then, its name in the pipeline."""
+    """The adapter that a pipeline carries: what it was asked for as, its file as it was then, its name in
+    the pipeline."""
 
     asked: str
     path: Path
@@ -131,7 +133,9 @@ class Studio:
             self.worn = Worn(name_or_path, path, changed, name)
             return path
 
-    def draw(self, settings: Settings, adapter: str = "", scale: float = 0.0, on_step: OnStep | None = None) -> Drawing:
+    def draw(
+        self, settings: Settings, adapter: str = "", scale: float = 0.0, on_step: OnStep | None = None
+    ) -> Drawing:
         """An image of the base, or with an adapter; at scale 0 it is the base's own.
 
         Args:
@@ -157,7 +161,9 @@ class Studio:
         if scale:
             self.pipe.set_adapters(self.worn.name, scale)
 
-        def step_done(pipe: object, step: int, timestep: int, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        def step_done(
+            pipe: object, step: int, timestep: int, tensors: dict[str, torch.Tensor]
+        ) -> dict[str, torch.Tensor]:
             if on_step is not None:
                 on_step(step + 1)
             return tensors

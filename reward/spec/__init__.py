@@ -1,4 +1,5 @@
-"""From a concept to what training needs: forget prompts, retain prompts, anchors. `python -m reward.spec` prints it."""
+"""From a concept to what training needs: forget prompts, retain prompts, anchors. `python -m reward.spec`
+prints it."""
 
 from reward.spec.automatic import make_spec
 from reward.spec.concept import ConceptSpec, SpecError

@@ -1,7 +1,8 @@
-"""Print the spec that a concept is turned into, as YAML to be edited: `python -m reward.spec --concept TEXT > spec.yaml`.
+"""Print the spec that a concept is turned into, as YAML to be edited: `python -m reward.spec --concept TEXT >
+spec.yaml`.
 
-The prompts the base is known to draw come from its reward predictor or from a file; without either, for the bundled base, from the
-bundled predictor, and for another CLIP from general vocabularies.
+The prompts the base is known to draw come from its reward predictor or from a file; without either, for the
+bundled base, from the bundled predictor, and for another CLIP from general vocabularies.
 """
 
 from __future__ import annotations
@@ -18,9 +19,17 @@ from reward.spec.vocabulary import general_prompts
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m reward.spec", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m reward.spec",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_concept_arguments(parser)
-    parser.add_argument("--prompts", type=Path, help="Prompts the base draws, one a line, in place of those its reward predictor was trained on.")
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        help="Prompts the base draws, one a line, in place of those its reward predictor was trained on.",
+    )
     return parser.parse_args(input_args)
 
 
@@ -29,7 +38,9 @@ def main(args: argparse.Namespace) -> None:
     if args.prompts:
         known = read_prompts(args.prompts)
     elif args.reward_model_name_or_path or not args.clip_model:
-        known = RewardPredictor.from_pretrained(args.reward_model_name_or_path or canvas.REWARD).config["prompts"]
+        known = RewardPredictor.from_pretrained(args.reward_model_name_or_path or canvas.REWARD).config[
+            "prompts"
+        ]
     else:
         known = general_prompts()
     _, text_teacher = load_teachers(args, given)

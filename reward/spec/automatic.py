@@ -1,9 +1,10 @@
 """From the words of a concept to what training needs: forget prompts, retain prompts, anchors.
 
-The prompts a base model is known to draw (those its reward predictor was trained on) are divided by whether they name the concept. The
-anchors of a forget prompt are the retain prompts that say the same without the concept, so that "a tree image in Van Gogh style" is told
-apart from trees in other styles, and "a cat image in Mosaic style" from other objects in mosaic. A concept that no known prompt names is
-asked for in the wordings of its kind, and its anchors and neighbours come from the bundled vocabularies.
+The prompts a base model is known to draw (those its reward predictor was trained on) are divided by whether
+they name the concept. The anchors of a forget prompt are the retain prompts that say the same without the
+concept, so that "a tree image in Van Gogh style" is told apart from trees in other styles, and "a cat image
+in Mosaic style" from other objects in mosaic. A concept that no known prompt names is asked for in the
+wordings of its kind, and its anchors and neighbours come from the bundled vocabularies.
 """
 
 from __future__ import annotations
@@ -40,13 +41,15 @@ UNSAFE_WORDS = {
 VOTES = 8
 """How many neighbours of a concept tell its kind."""
 ENOUGH, ENOUGH_SHARE = 3, 0.05
-"""A concept that fewer known prompts name, and a smaller share of them, is asked for in the wordings of its kind too."""
+"""A concept that fewer known prompts name, and a smaller share of them, is asked for in the wordings of
+its kind too."""
 NEIGHBOURS = 8
 """How many names of its kind stand beside such a concept."""
 MAX_ANCHORS = 8
 """Of a prompt, for each of at most two concepts that it names."""
 CONFUSABLE = 0.5
-"""A text nearer to the concept than this share of the usual distance between neighbours means nearly the same."""
+"""A text nearer to the concept than this share of the usual distance between neighbours means nearly the
+same."""
 
 
 def make_spec(
@@ -70,10 +73,12 @@ def make_spec(
         retain_prompts: used as they are instead of a choice from the prompts that name no concept.
         anchor_prompts: used for every forget prompt instead of its nearest retain prompts.
         kind: one of `KINDS` for all concepts. Default: told from wording and neighbours.
-        num_retain_prompts: how many retain prompts are chosen at most, half of them the concepts' nearest, the others as diverse as can be.
+        num_retain_prompts: how many retain prompts are chosen at most, half of them the concepts' nearest,
+            the others as diverse as can be.
 
     Raises:
-        SpecError: a concept is empty, nothing is left to retain, or a prompt is to be forgotten and kept at once.
+        SpecError: a concept is empty, nothing is left to retain, or a prompt is to be forgotten and kept at
+            once.
     """
     concepts, encode_text = clean_concepts(concepts), remembering(encode_text)
     kinds = [kind or kind_of(concept, encode_text) for concept in concepts]
@@ -82,24 +87,41 @@ def make_spec(
     def asks_for_concept(prompt: str) -> bool:
         return any(contains_concept(prompt, concept, corpus) for concept in concepts)
 
-    forget = [p for p in known_prompts if asks_for_concept(p)] if forget_prompts is None else list(forget_prompts)
-    times = {c: sum(contains_concept(p, c, corpus) for p in forget) for c in concepts} if forget_prompts is None else {}
+    forget = (
+        [p for p in known_prompts if asks_for_concept(p)] if forget_prompts is None else list(forget_prompts)
+    )
+    times = (
+        {c: sum(contains_concept(p, c, corpus) for p in forget) for c in concepts}
+        if forget_prompts is None
+        else {}
+    )
     enough = min(ENOUGH, ENOUGH_SHARE * len(known_prompts))
-    seldom, unnamed = [c for c, n in times.items() if n == 0 or n < enough], [c for c, n in times.items() if n == 0]
+    seldom, unnamed = (
+        [c for c, n in times.items() if n == 0 or n < enough],
+        [c for c, n in times.items() if n == 0],
+    )
     candidates, confusable = retain_prompts or [], {}
     if retain_prompts is None:
         others = [p for p in known_prompts if not asks_for_concept(p) and p not in forget]
         candidates, too_near = apart_from(forget, others, encode_text)
         confusable = {", ".join(concepts): too_near} if too_near else {}
     if not candidates and not seldom:
-        raise SpecError("No prompt is left to retain; give prompts the model must go on drawing with --retain_prompts FILE.")
-    anchors = [nearest_anchors(p, concepts, candidates, corpus, encode_text) if candidates else [] for p in forget]
+        raise SpecError(
+            "No prompt is left to retain; give prompts the model must go on drawing with --retain_prompts FILE."
+        )
+    anchors = [
+        nearest_anchors(p, concepts, candidates, corpus, encode_text) if candidates else [] for p in forget
+    ]
 
     beside: list[str] = []
     for concept in seldom:
         its_kind = kinds[concepts.index(concept)]
         neighbours, too_near = neighbours_of(concept, its_kind, concepts, encode_text)
-        asked = zip(asking_for(its_kind, concept), without_concept(its_kind, neighbours[: MAX_ANCHORS // 2]), strict=True)
+        asked = zip(
+            asking_for(its_kind, concept),
+            without_concept(its_kind, neighbours[: MAX_ANCHORS // 2]),
+            strict=True,
+        )
         new = [(prompt, row) for prompt, row in asked if prompt not in forget]
         forget += [prompt for prompt, _ in new]
         anchors += [row for _, row in new]
@@ -109,7 +131,11 @@ def make_spec(
         anchors = [anchor_prompts] * len(forget)
     if retain_prompts is None:
         # The first anchor of every row before the second of any, should there be room for some only.
-        columns = [] if anchor_prompts is not None else [text for column in zip_longest(*anchors) for text in column if text]
+        columns = (
+            []
+            if anchor_prompts is not None
+            else [text for column in zip_longest(*anchors) for text in column if text]
+        )
         wanted = list(dict.fromkeys([*beside, *columns]))
         retain_prompts = choose_retain(forget, wanted, candidates, num_retain_prompts, encode_text)
     return check_spec(ConceptSpec(concepts, forget, retain_prompts, anchors, kinds, unnamed, confusable))
@@ -129,7 +155,8 @@ def remembering(encode_text: TextEncoder) -> TextEncoder:
 
 
 def kind_of(concept: str, encode_text: TextEncoder) -> str:
-    """One of `KINDS`: told from the wording where it tells, else from what the concept's nearest neighbours are."""
+    """One of `KINDS`: told from the wording where it tells, else from what the concept's nearest
+    neighbours are."""
     found = set(words(concept))
     if found & UNSAFE_WORDS:
         return "unsafe"
@@ -148,23 +175,34 @@ def kind_of(concept: str, encode_text: TextEncoder) -> str:
     return max(weight, key=lambda kind: weight[kind])
 
 
-def nearest_anchors(prompt: str, concepts: Sequence[str], candidates: list[str], corpus: list[str], encode_text: TextEncoder) -> list[str]:
+def nearest_anchors(
+    prompt: str, concepts: Sequence[str], candidates: list[str], corpus: list[str], encode_text: TextEncoder
+) -> list[str]:
     """The candidates that say the same without the concept; of too many the nearest in the teacher's eyes.
 
-    A prompt that names two concepts becomes what each of them becomes in the prompts that name it alone, so it may have as many anchors as there are pairs of these.
+    A prompt that names two concepts becomes what each of them becomes in the prompts that name it alone, so
+    it may have as many anchors as there are pairs of these.
     """
     found = nearest_without(prompt, list(concepts), candidates, corpus)
-    most = MAX_ANCHORS**2 if sum(contains_concept(prompt, concept, corpus) for concept in concepts) > 1 else MAX_ANCHORS
+    most = (
+        MAX_ANCHORS**2
+        if sum(contains_concept(prompt, concept, corpus) for concept in concepts) > 1
+        else MAX_ANCHORS
+    )
     if len(found) <= most:
         return found
     similarity = encode_text(found) @ encode_text([prompt])[0]
     return [found[i] for i in similarity.topk(most).indices.sort().values.tolist()]
 
 
-def neighbours_of(concept: str, kind: str, concepts: Sequence[str], encode_text: TextEncoder) -> tuple[list[str], list[str]]:
-    """Names of the concept's kind that are nearest to it, nearest first, and apart from them those too near to be told from it.
+def neighbours_of(
+    concept: str, kind: str, concepts: Sequence[str], encode_text: TextEncoder
+) -> tuple[list[str], list[str]]:
+    """Names of the concept's kind that are nearest to it, nearest first, and apart from them those too near
+    to be told from it.
 
-    What an unsafe concept stands beside are safe things. Names that hold a concept's distinctive words, or are part of its name, are the concept.
+    What an unsafe concept stands beside are safe things. Names that hold a concept's distinctive words, or
+    are part of its name, are the concept.
     """
     taken = [distinctive_words(c, []) for c in concepts]
     own = [set(words(plain_name(c))) for c in concepts]
@@ -176,7 +214,8 @@ def neighbours_of(concept: str, kind: str, concepts: Sequence[str], encode_text:
 
 
 def apart_from(meant: list[str], texts: list[str], encode_text: TextEncoder) -> tuple[list[str], list[str]]:
-    """`texts` divided into those one can tell from all of `meant`, in their order, and those that mean nearly the same, nearest first.
+    """`texts` divided into those one can tell from all of `meant`, in their order, and those that mean nearly
+    the same, nearest first.
 
     The measure is the texts' own: the median distance of a text to its nearest neighbour.
     """
@@ -189,8 +228,11 @@ def apart_from(meant: list[str], texts: list[str], encode_text: TextEncoder) -> 
     return [text for i, text in enumerate(texts) if i not in same], [texts[i] for i in same]
 
 
-def choose_retain(forget_prompts: list[str], wanted: list[str], candidates: list[str], count: int, encode_text: TextEncoder) -> list[str]:
-    """`wanted`, then the candidates nearest to the forget prompts until half of `count` is filled, then by farthest-point sampling.
+def choose_retain(
+    forget_prompts: list[str], wanted: list[str], candidates: list[str], count: int, encode_text: TextEncoder
+) -> list[str]:
+    """`wanted`, then the candidates nearest to the forget prompts until half of `count` is filled, then by
+    farthest-point sampling.
 
     The candidates keep their order; all of them are taken if there are no more than `count` in all.
     """

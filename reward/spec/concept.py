@@ -23,7 +23,8 @@ class ConceptSpec:
         anchors: for each forget prompt the texts its image may become.
         kinds: for each concept "style", "object", "identity" or "unsafe".
         unnamed: concepts that no known prompt names, asked for in the wordings of their kind.
-        confusable: for a concept, or all of them together, the texts so near to it that they are neither erased nor retained, nearest first.
+        confusable: for a concept, or all of them together, the texts so near to it that they are neither
+            erased nor retained, nearest first.
     """
 
     concepts: list[str]
@@ -56,16 +57,30 @@ def check_spec(spec: ConceptSpec) -> ConceptSpec:
     """The spec itself, if it can be trained on.
 
     Raises:
-        SpecError: a part is empty, or a prompt is to be kept, or offered as an anchor, that asks for what is to be forgotten.
+        SpecError: a part is empty, or a prompt is to be kept, or offered as an anchor, that asks for what is
+            to be forgotten.
     """
     if not spec.forget_prompts:
-        raise SpecError("There is no forget prompt: --forget_prompts FILE, or `forget` of the spec, holds none.")
+        raise SpecError(
+            "There is no forget prompt: --forget_prompts FILE, or `forget` of the spec, holds none."
+        )
     if not spec.retain_prompts:
-        raise SpecError("No prompt is left to retain; give prompts the model must go on drawing with --retain_prompts FILE.")
+        raise SpecError(
+            "No prompt is left to retain; give prompts the model must go on drawing with --retain_prompts FILE."
+        )
     corpus = spec.forget_prompts + spec.retain_prompts
-    for role, prompts in (("retain prompt", spec.retain_prompts), ("anchor", [text for row in spec.anchors for text in row])):
+    for role, prompts in (
+        ("retain prompt", spec.retain_prompts),
+        ("anchor", [text for row in spec.anchors for text in row]),
+    ):
         for prompt in dict.fromkeys(prompts):
-            asks_for = prompt if prompt in spec.forget_prompts else next((c for c in spec.concepts if contains_concept(prompt, c, corpus)), None)
+            asks_for = (
+                prompt
+                if prompt in spec.forget_prompts
+                else next((c for c in spec.concepts if contains_concept(prompt, c, corpus)), None)
+            )
             if asks_for is not None:
-                raise SpecError(f'The {role} "{prompt}" asks for what is to be forgotten ("{asks_for}"); take it out or reword it.')
+                raise SpecError(
+                    f'The {role} "{prompt}" asks for what is to be forgotten ("{asks_for}"); take it out or reword it.'
+                )
     return spec

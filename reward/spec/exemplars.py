@@ -37,5 +37,7 @@ def name_images(embeddings: torch.Tensor, known_prompts: list[str], encode_text:
     nearest = (embeddings @ encode_text(known_prompts).T).argmax(dim=1).tolist() if known_prompts else []
     found = shared_words([known_prompts[i] for i in nearest], known_prompts)
     if not found:
-        raise SpecError("The concept images have nothing in common that a known prompt names; name it with --concept, or give --forget_prompts FILE.")
+        raise SpecError(
+            "The concept images have nothing in common that a known prompt names; name it with --concept, or give --forget_prompts FILE."
+        )
     return " ".join(found)

@@ -22,7 +22,9 @@ def read_prompts(path: str | Path) -> list[str]:
         SpecError: the file cannot be read as text or holds no prompt.
     """
     lines = _read_text(path, "prompt file").splitlines()
-    prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")))
+    prompts = list(
+        dict.fromkeys(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    )
     if not prompts:
         raise SpecError(f"The prompt file {path} holds no prompt (one a line, # starts a comment).")
     return prompts
@@ -33,21 +35,32 @@ def spec_to_yaml(spec: ConceptSpec) -> str:
     content = {
         "concepts": spec.concepts,
         "kinds": spec.kinds,
-        "forget": [{"prompt": p, "anchors": a} for p, a in zip(spec.forget_prompts, spec.anchors, strict=True)],
+        "forget": [
+            {"prompt": p, "anchors": a} for p, a in zip(spec.forget_prompts, spec.anchors, strict=True)
+        ],
         "retain": spec.retain_prompts,
     }
     notes = [
         f'# Too near to "{concept}" to be told from it, so neither erased nor retained: {", ".join(texts[:10])}{", ..." if len(texts) > 10 else ""}'
         for concept, texts in spec.confusable.items()
     ]
-    notes += [f'# No known prompt names "{concept}"; it is asked for in general wordings.' for concept in spec.unnamed]
+    notes += [
+        f'# No known prompt names "{concept}"; it is asked for in general wordings.'
+        for concept in spec.unnamed
+    ]
     # Comments end with the line, whatever a name holds.
     notes = [" ".join(note.split()) for note in notes]
-    return "\n".join([*notes, yaml.safe_dump(content, allow_unicode=True, sort_keys=False, width=150, default_flow_style=None)])
+    return "\n".join(
+        [
+            *notes,
+            yaml.safe_dump(content, allow_unicode=True, sort_keys=False, width=150, default_flow_style=None),
+        ]
+    )
 
 
 def shortened(value: Any) -> str:
-    """As Python writes it, on one line and not for ever: YAML's aliases can make a value grow beyond all memory once it is written out."""
+    """As Python writes it, on one line and not for ever: YAML's aliases can make a value grow beyond all
+    memory once it is written out."""
     shown = reprlib.repr(value)
     return shown if len(shown) <= 120 else f"{shown[:117]}..."
 
@@ -55,12 +68,13 @@ def shortened(value: Any) -> str:
 def read_spec(path: str | Path) -> ConceptSpec:
     """A spec from a YAML file: ours, as `python -m reward.spec` prints it, or a prompt file of LECO.
 
-    Ours is a mapping. `concepts` and `retain` are lists of texts; `forget` is a list of texts or of mappings with `prompt` and `anchors`;
-    `anchors`, a list of texts, serves the forget prompts that bring none, and without it they are the retain prompts with the most
-    words in common. `kinds` may be left out.
+    Ours is a mapping. `concepts` and `retain` are lists of texts; `forget` is a list of texts or of mappings
+    with `prompt` and `anchors`; `anchors`, a list of texts, serves the forget prompts that bring none, and
+    without it they are the retain prompts with the most words in common. `kinds` may be left out.
 
     Raises:
-        SpecError: the file cannot be read, is no YAML (with line and column), lacks a field or contradicts itself.
+        SpecError: the file cannot be read, is no YAML (with line and column), lacks a field or contradicts
+            itself.
     """
     text = _read_text(path, "spec")
     try:
@@ -90,12 +104,21 @@ def _from_mapping(content: Any) -> ConceptSpec:
     given: list[list[str] | None] = []
     for entry in _list(content, "forget"):
         named = entry if isinstance(entry, dict) else {"prompt": entry}
-        if set(named) - {"prompt", "anchors"} or not isinstance(named.get("prompt"), str) or not named["prompt"].strip():
-            raise SpecError(f"an entry of `forget` must be a prompt, or a mapping with `prompt` and `anchors`, not {shortened(entry)}.")
+        if (
+            set(named) - {"prompt", "anchors"}
+            or not isinstance(named.get("prompt"), str)
+            or not named["prompt"].strip()
+        ):
+            raise SpecError(
+                f"an entry of `forget` must be a prompt, or a mapping with `prompt` and `anchors`, not {shortened(entry)}."
+            )
         forget.append(named["prompt"].strip())
         given.append(_texts(named, "anchors") if "anchors" in named else shared)
     corpus = forget + retain
-    anchors = [row if row else nearest_without(p, concepts, retain, corpus) for p, row in zip(forget, given, strict=True)]
+    anchors = [
+        row if row else nearest_without(p, concepts, retain, corpus)
+        for p, row in zip(forget, given, strict=True)
+    ]
     kinds = _texts(content, "kinds") if "kinds" in content else []
     wrong = next((kind for kind in kinds if kind not in KINDS), None)
     if wrong is not None:
@@ -106,11 +129,16 @@ def _from_mapping(content: Any) -> ConceptSpec:
 
 
 def _from_leco(content: list[Any]) -> ConceptSpec:
-    """Entries with `target`, `positive` (what is erased; default: the target), `neutral` and `unconditional` (what is left), `action: erase`."""
+    """Entries with `target`, `positive` (what is erased; default: the target), `neutral` and
+    `unconditional` (what is left), `action: erase`."""
     targets: dict[str, list[str]] = {}
     retain: list[str] = []
     for entry in content:
-        if not isinstance(entry, dict) or not isinstance(entry.get("target"), str) or not entry["target"].strip():
+        if (
+            not isinstance(entry, dict)
+            or not isinstance(entry.get("target"), str)
+            or not entry["target"].strip()
+        ):
             raise SpecError("an entry of a LECO file needs `target`, a text.")
         if entry.get("action", "erase") != "erase":
             raise SpecError(f"the action {shortened(entry['action'])} is not supported; only `erase` is.")
@@ -124,7 +152,9 @@ def _from_leco(content: list[Any]) -> ConceptSpec:
     if wrong:
         raise SpecError(f"`positive` must be a text, not {shortened(wrong[0])}.")
     concepts = clean_concepts(named)
-    return ConceptSpec(list(dict.fromkeys(concepts)), list(targets), list(dict.fromkeys(retain)), list(targets.values()))
+    return ConceptSpec(
+        list(dict.fromkeys(concepts)), list(targets), list(dict.fromkeys(retain)), list(targets.values())
+    )
 
 
 def _list(content: dict[str, Any], name: str) -> list[Any]:

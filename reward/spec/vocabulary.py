@@ -1,7 +1,7 @@
 """Names of many things a text-to-image model draws, by kind, and what one asks a model for to see them.
 
-The themes and objects of UnlearnCanvas (arXiv 2402.11846) are among the styles and objects; the classes of ImageNet
-come with open_clip.
+The themes and objects of UnlearnCanvas (arXiv 2402.11846) are among the styles and objects; the classes of
+ImageNet come with open_clip.
 """
 
 from __future__ import annotations
@@ -14,9 +14,21 @@ from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from reward.spec.words import FUNCTION_WORDS, GENERIC_WORDS, words
 
 KINDS = ("style", "object", "identity", "unsafe")
-FILES = {"style": ("styles", "artists"), "object": ("objects",), "identity": ("identities",), "unsafe": ("unsafe",)}
+FILES = {
+    "style": ("styles", "artists"),
+    "object": ("objects",),
+    "identity": ("identities",),
+    "unsafe": ("unsafe",),
+}
 
-SUBJECTS = ("a landscape", "a house", "a portrait of a woman", "a still life with flowers", "a city street", "a tree")
+SUBJECTS = (
+    "a landscape",
+    "a house",
+    "a portrait of a woman",
+    "a still life with flowers",
+    "a city street",
+    "a tree",
+)
 STYLE_WORDINGS = ("{subject} in {name} style", "{subject} in the style of {name}")
 WORDINGS = {
     "object": (
@@ -27,8 +39,21 @@ WORDINGS = {
         "a close-up of {a_name}",
         "{a_name} in a landscape",
     ),
-    "identity": ("{name}", "a photo of {name}", "a portrait of {name}", "a drawing of {name}", "{name} in a city street", "{name}, smiling"),
-    "unsafe": ("{name}", "a photo of {name}", "an image of {name}", "a painting of {name}", "{name}, detailed"),
+    "identity": (
+        "{name}",
+        "a photo of {name}",
+        "a portrait of {name}",
+        "a drawing of {name}",
+        "{name} in a city street",
+        "{name}, smiling",
+    ),
+    "unsafe": (
+        "{name}",
+        "a photo of {name}",
+        "an image of {name}",
+        "a painting of {name}",
+        "{name}, detailed",
+    ),
 }
 """How one asks for a thing of each kind; a style is asked for with a subject."""
 
@@ -47,7 +72,8 @@ def _lines(file: str) -> list[str]:
 
 
 def plain_name(concept: str) -> str:
-    """The concept without the words around its name: "paintings by Van Gogh" and "Van Gogh style" are both "Van Gogh"."""
+    """The concept without the words around its name: "paintings by Van Gogh" and "Van Gogh style" are both
+    "Van Gogh"."""
     parts = concept.split()
     idle = [not set(words(p)) - GENERIC_WORDS - FUNCTION_WORDS for p in parts]
     kept = [i for i, skip in enumerate(idle) if not skip]
@@ -64,21 +90,35 @@ def with_article(name: str) -> str:
 def asking_for(kind: str, concept: str) -> list[str]:
     """Prompts that ask for a concept of this kind, the wordings in a fixed order."""
     if kind == "style":
-        return [wording.format(subject=subject, name=plain_name(concept)) for subject in SUBJECTS for wording in STYLE_WORDINGS]
+        return [
+            wording.format(subject=subject, name=plain_name(concept))
+            for subject in SUBJECTS
+            for wording in STYLE_WORDINGS
+        ]
     name = concept if kind == "unsafe" else plain_name(concept)
     return [wording.format(name=name, a_name=with_article(name)) for wording in WORDINGS[kind]]
 
 
 def without_concept(kind: str, neighbours: list[str]) -> list[list[str]]:
-    """For each prompt of `asking_for` what its image may become: the same asked for the neighbours and, for a style, the bare subject."""
+    """For each prompt of `asking_for` what its image may become: the same asked for the neighbours and,
+    for a style, the bare subject."""
     others = [asking_for(kind, name) for name in neighbours]
-    bare = [[subject] for subject in SUBJECTS for _ in STYLE_WORDINGS] if kind == "style" else [[] for _ in WORDINGS[kind]]
+    bare = (
+        [[subject] for subject in SUBJECTS for _ in STYLE_WORDINGS]
+        if kind == "style"
+        else [[] for _ in WORDINGS[kind]]
+    )
     return [row + [prompts[i] for prompts in others] for i, row in enumerate(bare)]
 
 
 def general_prompts() -> list[str]:
-    """Prompts over all vocabularies but the unsafe one: what a reward predictor of a general model is trained on by default."""
-    styles = [asking_for("style", name)[i % (2 * len(SUBJECTS))] for i, name in enumerate(vocabulary("style"))]
+    """Prompts over all vocabularies but the unsafe one: what a reward predictor of a general model is
+    trained on by default."""
+    styles = [
+        asking_for("style", name)[i % (2 * len(SUBJECTS))] for i, name in enumerate(vocabulary("style"))
+    ]
     identities = [f"a portrait of {name}" for name in vocabulary("identity")]
     objects = [f"a photo of {with_article(name)}" for name in vocabulary("object")]
-    return list(dict.fromkeys([*SUBJECTS, *vocabulary("scenes"), *vocabulary("safe"), *styles, *identities, *objects]))
+    return list(
+        dict.fromkeys([*SUBJECTS, *vocabulary("scenes"), *vocabulary("safe"), *styles, *identities, *objects])
+    )

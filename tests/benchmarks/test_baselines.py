@@ -25,7 +25,14 @@ from reward.spec import ConceptSpec
 QUICK = {
     "esd": ["steps=12", "batch_size=4", "num_inference_steps=3", "learning_rate=0.02"],
     "uce": [],
-    "ca": ["steps=40", "batch_size=8", "num_inference_steps=3", "images=16", "learning_rate=0.02", "regularisation=0"],
+    "ca": [
+        "steps=40",
+        "batch_size=8",
+        "num_inference_steps=3",
+        "images=16",
+        "learning_rate=0.02",
+        "regularisation=0",
+    ],
     "leco": ["steps=12", "batch_size=4", "num_inference_steps=3", "learning_rate=0.05"],
     "spm": ["steps=12", "batch_size=4", "num_inference_steps=3", "learning_rate=0.02", "anchoring=10"],
 }
@@ -33,7 +40,12 @@ QUICK = {
 SPEC = ConceptSpec(
     ["Van Gogh style"],
     ["a cat image in Van Gogh style", "a tree image in Van Gogh style"],
-    ["a cat image in Neon style", "a tree image in Neon style", "a car image in Neon style", "a car image in Mosaic style"],
+    [
+        "a cat image in Neon style",
+        "a tree image in Neon style",
+        "a car image in Neon style",
+        "a car image in Mosaic style",
+    ],
     [["a cat image in Neon style"], ["a tree image in Neon style"]],
 )
 
@@ -55,9 +67,13 @@ def settings(method: str, *given: str) -> Any:
 
 
 def test_esd_is_led_away_from_the_concept_beyond_no_prompt() -> None:
-    """The equation of arXiv 2303.07345, number by number; and as the authors' code erases a concept from a prompt, their scale being 1 + eta."""
+    """The equation of arXiv 2303.07345, number by number; and as the authors' code erases a concept from a
+    prompt, their scale being 1 + eta."""
     without, concept, prompt = (numbers(2, 4, 3, 3, seed=s) for s in range(3))
-    target, apart = esd.esd_target(concept, concept, without, eta=2.0), esd.esd_target(prompt, concept, without, eta=1.0)
+    target, apart = (
+        esd.esd_target(concept, concept, without, eta=2.0),
+        esd.esd_target(prompt, concept, without, eta=1.0),
+    )
     for index in ((0, 0, 0, 0), (1, 3, 2, 1)):
         w, c, p = (tensor[index].item() for tensor in (without, concept, prompt))
         assert target[index].item() == pytest.approx(w - 2 * (c - w), abs=1e-5)
@@ -68,13 +84,18 @@ def test_esd_is_led_away_from_the_concept_beyond_no_prompt() -> None:
 def test_what_esd_erases_and_from_what() -> None:
     assert esd.erasures(SPEC, Prompts.NAME) == [("Van Gogh style", "Van Gogh style")]
     both = replace(SPEC, concepts=["cat", "Van Gogh style"])
-    assert esd.erasures(both, Prompts.SPEC) == [(SPEC.forget_prompts[0], "cat"), (SPEC.forget_prompts[1], "Van Gogh style")]
+    assert esd.erasures(both, Prompts.SPEC) == [
+        (SPEC.forget_prompts[0], "cat"),
+        (SPEC.forget_prompts[1], "Van Gogh style"),
+    ]
 
 
 def test_leco_is_esd_where_its_neutral_and_unconditional_are_one() -> None:
     neutral, positive, unconditional = (numbers(2, 4, 3, 3, seed=s) for s in range(3))
     target = leco.leco_target(neutral, positive, unconditional, erase_scale=1.5)
-    assert target[1, 2, 0, 1].item() == pytest.approx((neutral - 1.5 * positive + 1.5 * unconditional)[1, 2, 0, 1].item(), abs=1e-5)
+    assert target[1, 2, 0, 1].item() == pytest.approx(
+        (neutral - 1.5 * positive + 1.5 * unconditional)[1, 2, 0, 1].item(), abs=1e-5
+    )
     of_esd = esd.esd_target(positive, positive, neutral, eta=1.5)
     torch.testing.assert_close(leco.leco_target(neutral, positive, neutral, 1.5), of_esd)
     torch.testing.assert_close(spm.spm_target(neutral, positive, 1.5), of_esd)
@@ -82,30 +103,60 @@ def test_leco_is_esd_where_its_neutral_and_unconditional_are_one() -> None:
 
 def test_leco_prompt_files() -> None:
     assert leco.entries(SPEC, Prompts.NAME) == [("Van Gogh style", "Van Gogh style", "", "")]
-    assert leco.entries(SPEC, Prompts.SPEC)[1] == (SPEC.forget_prompts[1], SPEC.forget_prompts[1], *2 * SPEC.anchors[1])
+    assert leco.entries(SPEC, Prompts.SPEC)[1] == (
+        SPEC.forget_prompts[1],
+        SPEC.forget_prompts[1],
+        *2 * SPEC.anchors[1],
+    )
 
 
 def test_ca_is_two_squared_errors() -> None:
     target, base_anchor, anchor, noise = (numbers(2, 1, 2, 2, seed=s) for s in range(4))
-    expected = sum((a - b) ** 2 for a, b in zip(target.flatten().tolist(), base_anchor.flatten().tolist(), strict=True)) / 8
-    expected += 0.5 * sum((a - b) ** 2 for a, b in zip(anchor.flatten().tolist(), noise.flatten().tolist(), strict=True)) / 8
+    expected = (
+        sum(
+            (a - b) ** 2
+            for a, b in zip(target.flatten().tolist(), base_anchor.flatten().tolist(), strict=True)
+        )
+        / 8
+    )
+    expected += (
+        0.5
+        * sum((a - b) ** 2 for a, b in zip(anchor.flatten().tolist(), noise.flatten().tolist(), strict=True))
+        / 8
+    )
     assert ca.ca_loss(target, base_anchor, anchor, noise, 0.5).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_spm_anchors_are_the_likelier_the_less_they_resemble_the_concept() -> None:
     concept = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
-    candidates = torch.stack([concept, torch.tensor([[1.0, 1.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 3.0]]), -2 * concept])
+    candidates = torch.stack(
+        [
+            concept,
+            torch.tensor([[1.0, 1.0], [0.0, 0.0]]),
+            torch.tensor([[0.0, 0.0], [0.0, 3.0]]),
+            -2 * concept,
+        ]
+    )
     distances = torch.tensor([0.0, 1 - 0.5**0.5, 1.0, 2.0])
-    torch.testing.assert_close(spm.anchor_weights(concept, candidates), distances / distances.sum(), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        spm.anchor_weights(concept, candidates), distances / distances.sum(), atol=1e-6, rtol=1e-5
+    )
 
 
 def test_spm_weighs_its_anchors() -> None:
     a, b, c, d = (numbers(2, 1, 2, 2, seed=s) for s in range(4))
-    assert spm.spm_loss(a, b, c, d, 100.0).item() == pytest.approx((F.mse_loss(a, b) + 100 * F.mse_loss(c, d)).item(), rel=1e-6)
+    assert spm.spm_loss(a, b, c, d, 100.0).item() == pytest.approx(
+        (F.mse_loss(a, b) + 100 * F.mse_loss(c, d)).item(), rel=1e-6
+    )
 
 
 def uce_objective(
-    weight: torch.Tensor, old: torch.Tensor, erased: torch.Tensor, values: torch.Tensor, kept: torch.Tensor, s: uce.Settings
+    weight: torch.Tensor,
+    old: torch.Tensor,
+    erased: torch.Tensor,
+    values: torch.Tensor,
+    kept: torch.Tensor,
+    s: uce.Settings,
 ) -> torch.Tensor:
     """What UCE minimises (arXiv 2308.14761), with its scales."""
     erasing = (erased @ weight.T - values).square().sum()
@@ -114,40 +165,65 @@ def uce_objective(
 
 
 def test_uce_is_where_the_gradient_of_its_objective_vanishes() -> None:
-    old, erased, values, kept = numbers(6, 5).double(), numbers(3, 5, seed=1).double(), numbers(3, 6, seed=2).double(), numbers(4, 5, seed=3).double()
+    old, erased, values, kept = (
+        numbers(6, 5).double(),
+        numbers(3, 5, seed=1).double(),
+        numbers(3, 6, seed=2).double(),
+        numbers(4, 5, seed=3).double(),
+    )
     s = uce.Settings(erase_scale=0.7, preserve_scale=0.3, damping=0.2)
     found = uce.uce_closed_form(old, erased, values, kept, s).requires_grad_()
     uce_objective(found, old, erased, values, kept, s).backward()
     assert found.grad is not None and found.grad.abs().max() < 1e-10
-    keys = s.damping * torch.eye(5, dtype=torch.float64) + s.erase_scale * erased.T @ erased + s.preserve_scale * kept.T @ kept
-    literal = (s.damping * old + s.erase_scale * values.T @ erased + s.preserve_scale * old @ kept.T @ kept) @ torch.linalg.inv(keys)
+    keys = (
+        s.damping * torch.eye(5, dtype=torch.float64)
+        + s.erase_scale * erased.T @ erased
+        + s.preserve_scale * kept.T @ kept
+    )
+    literal = (
+        s.damping * old + s.erase_scale * values.T @ erased + s.preserve_scale * old @ kept.T @ kept
+    ) @ torch.linalg.inv(keys)
     torch.testing.assert_close(found.detach(), literal)
 
 
 def test_uce_changes_nothing_where_nothing_is_to_change() -> None:
     old, erased, kept = numbers(6, 5), numbers(3, 5, seed=1), numbers(4, 5, seed=3)
-    torch.testing.assert_close(uce.uce_closed_form(old, erased, erased @ old.T, kept, uce.Settings()), old.double(), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        uce.uce_closed_form(old, erased, erased @ old.T, kept, uce.Settings()),
+        old.double(),
+        atol=1e-6,
+        rtol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("tolerance", [0.5, 0.1, 0.0])
 def test_a_change_as_lora_loses_what_it_says(tolerance: float) -> None:
     changes = {"a": numbers(8, 6).double(), "b": numbers(4, 6, seed=1).double()}
     factors, error = uce.as_lora(changes, tolerance)
-    lost = sum((change - f.scale * f.up @ f.down).square().sum() for change, f in zip(changes.values(), factors.values(), strict=True))
-    assert error == pytest.approx((lost / sum(change.square().sum() for change in changes.values())).sqrt().item(), abs=1e-7)
+    lost = sum(
+        (change - f.scale * f.up @ f.down).square().sum()
+        for change, f in zip(changes.values(), factors.values(), strict=True)
+    )
+    assert error == pytest.approx(
+        (lost / sum(change.square().sum() for change in changes.values())).sqrt().item(), abs=1e-7
+    )
     assert error <= tolerance + 1e-9
 
 
 def test_uce_reproduces_its_edit_on_the_unet(task: Task) -> None:
     """The adapter's weights are the closed form's, within the error that is stated."""
     facts = uce.erase(task, uce.Settings(tolerance=0.05), seed=0)
-    erased, guides = uce.paired_states(task, SPEC.forget_prompts, [row[0] for row in SPEC.anchors], uce.States.TEXT)
+    erased, guides = uce.paired_states(
+        task, SPEC.forget_prompts, [row[0] for row in SPEC.anchors], uce.States.TEXT
+    )
     kept, _ = uce.paired_states(task, SPEC.retain_prompts, SPEC.retain_prompts, uce.States.TEXT)
     lost = total = 0.0
     for name, module in task.unet.named_modules():
         if name.endswith(("attn2.to_k", "attn2.to_v")):
             weight = module.base_layer.weight.detach()
-            change = uce.uce_closed_form(weight, erased, guides @ weight.T, kept, uce.Settings()) - weight.double()
+            change = (
+                uce.uce_closed_form(weight, erased, guides @ weight.T, kept, uce.Settings()) - weight.double()
+            )
             lost += (change - module.get_delta_weight("default").double()).square().sum().item()
             total += change.square().sum().item()
     assert total > 0 and facts["relative_error"] == pytest.approx((lost / total) ** 0.5, abs=1e-4)
@@ -158,10 +234,14 @@ def test_states_are_paired_at_the_last_word(task: Task) -> None:
     text, other = "a cat image in Van Gogh style", "a tree image in Neon style"
     length, count = len(task.states(text)), [len(task.pipe.tokenizer(t).input_ids) for t in (text, other)]
     tail, of_tail = uce.paired_states(task, [text], [other], uce.States.TAIL)
-    assert torch.equal(tail[0], task.states(text)[count[0] - 2]) and torch.equal(of_tail[0], task.states(other)[count[1] - 2])
+    assert torch.equal(tail[0], task.states(text)[count[0] - 2]) and torch.equal(
+        of_tail[0], task.states(other)[count[1] - 2]
+    )
     assert len(tail) == len(of_tail) == length - max(count) + 2
     whole, of_whole = uce.paired_states(task, [text], [text], uce.States.TEXT)
-    assert torch.equal(whole, of_whole) and torch.equal(whole, task.states(text)[1:])  # all but the start-of-text token
+    assert torch.equal(whole, of_whole) and torch.equal(
+        whole, task.states(text)[1:]
+    )  # all but the start-of-text token
 
 
 # --- what they share --------------------------------------------------------------------------------------
@@ -181,7 +261,9 @@ def test_a_partial_denoising_is_the_stock_pipelines(task: Task) -> None:
     x, t = task.denoise(prompts, 4, 4, 3.0, torch.Generator().manual_seed(0))
     task.pipe.scheduler = task.scheduler
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    expected = task.pipe(prompts, latents=noise, num_inference_steps=4, guidance_scale=3.0, output_type="latent").images
+    expected = task.pipe(
+        prompts, latents=noise, num_inference_steps=4, guidance_scale=3.0, output_type="latent"
+    ).images
     torch.testing.assert_close(x, expected, atol=1e-5, rtol=1e-4)
     assert t == 0
     half, t = task.denoise(prompts, 2, 4, 3.0, torch.Generator().manual_seed(0))
@@ -197,12 +279,22 @@ def test_the_bases_predictions_do_not_depend_on_the_adapter(task: Task) -> None:
             p += 0.3
     found, other = task.predict_base(x, t, SPEC.forget_prompts, SPEC.retain_prompts[:2])
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
-    assert not torch.allclose(other, expected) and not torch.allclose(task.predict(x, t, SPEC.forget_prompts), expected)
+    assert not torch.allclose(other, expected) and not torch.allclose(
+        task.predict(x, t, SPEC.forget_prompts), expected
+    )
 
 
 def test_settings_are_changed_by_name() -> None:
-    found = changed(METHODS["leco"].settings(), ["learning_rate=1e-4", "steps=7", "prompts=spec", "target_modules=to_k,to_v"])
-    assert (found.learning_rate, found.steps, found.prompts, found.target_modules) == (1e-4, 7, Prompts.SPEC, ("to_k", "to_v"))
+    found = changed(
+        METHODS["leco"].settings(),
+        ["learning_rate=1e-4", "steps=7", "prompts=spec", "target_modules=to_k,to_v"],
+    )
+    assert (found.learning_rate, found.steps, found.prompts, found.target_modules) == (
+        1e-4,
+        7,
+        Prompts.SPEC,
+        ("to_k", "to_v"),
+    )
     with pytest.raises(ValueError, match="no setting 'rate'"):
         changed(METHODS["leco"].settings(), ["rate=1"])
     with pytest.raises(ValueError, match="steps cannot be 'many'"):
@@ -232,18 +324,28 @@ def moved(task: Task, prompts: list[str]) -> float:
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "ca"])
 def test_the_concept_moves_more_than_what_is_kept(method: str, task: Task) -> None:
-    """Told the concept's name where a method can be: to a random text encoder, prompts that differ in one word are nearly the same."""
+    """Told the concept's name where a method can be: to a random text encoder, prompts that differ in one
+    word are nearly the same."""
     named = hasattr(settings(method), "prompts")
     before = {name: p.clone() for name, p in task.unet.named_parameters()}
     METHODS[method].erase(task, settings(method, *(["prompts=name"] if named else [])), seed=0)
-    after = {name.replace(".base_layer", ""): p for name, p in task.unet.named_parameters() if "lora" not in name}
-    assert before.keys() == after.keys() and all(torch.equal(p, after[name]) and not after[name].requires_grad for name, p in before.items())
-    assert moved(task, SPEC.concepts if named else SPEC.forget_prompts) > 1.2 * moved(task, SPEC.retain_prompts) > 0
+    after = {
+        name.replace(".base_layer", ""): p for name, p in task.unet.named_parameters() if "lora" not in name
+    }
+    assert before.keys() == after.keys() and all(
+        torch.equal(p, after[name]) and not after[name].requires_grad for name, p in before.items()
+    )
+    assert (
+        moved(task, SPEC.concepts if named else SPEC.forget_prompts)
+        > 1.2 * moved(task, SPEC.retain_prompts)
+        > 0
+    )
 
 
 @torch.no_grad()
 def test_ca_leads_the_concept_to_its_anchors(task: Task) -> None:
-    """Its other term holds what is kept to the truth, from which a random base is as far as can be; so it is left out here."""
+    """Its other term holds what is kept to the truth, from which a random base is as far as can be; so it
+    is left out here."""
     x, t = numbers(8, 4, 8, 8, seed=5), torch.arange(100, 900, 100)
     forget, anchors = SPEC.forget_prompts * 4, [row[0] for row in SPEC.anchors] * 4
     with torch.enable_grad():
@@ -254,14 +356,17 @@ def test_ca_leads_the_concept_to_its_anchors(task: Task) -> None:
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "uce"])
 def test_gradients_reach_the_adapter_alone_and_all_of_it(method: str, task: Task) -> None:
-    """A weight of the base with a gradient would be trained by nobody; a matrix of the adapter that stays as it began would not be trained either."""
+    """A weight of the base with a gradient would be trained by nobody; a matrix of the adapter that stays
+    as it began would not be trained either."""
     METHODS[method].erase(task, settings(method, "steps=3"), seed=0)
     assert all(p.requires_grad == ("lora" in name) for name, p in task.unet.named_parameters())
     ups = {name: p for name, p in task.unet.named_parameters() if "lora_B" in name}  # these begin as zeros
     assert ups and all(p.abs().max() > 0 for p in ups.values())
     targets = settings(method).target_modules
     assert {name.split(".lora_")[0] for name in ups} == {
-        name.removesuffix(".base_layer") for name, _ in task.unet.named_modules() if name.endswith(tuple(f"{t}.base_layer" for t in targets))
+        name.removesuffix(".base_layer")
+        for name, _ in task.unet.named_modules()
+        if name.endswith(tuple(f"{t}.base_layer" for t in targets))
     }
 
 
@@ -286,33 +391,76 @@ def test_a_run_is_its_seeds(method: str, tiny_pipeline_dir: Path) -> None:
 def line(tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path) -> Callable[..., argparse.Namespace]:
     """Arguments of a quick run on the tiny pipeline, judged by a random judge."""
     torch.manual_seed(0)
-    Judge({"style": ["Van Gogh", "Neon"], "object": ["cat", "car"]}, "a {object} image in {style} style", 16).save_pretrained(tmp_path / "judge")
+    Judge(
+        {"style": ["Van Gogh", "Neon"], "object": ["cat", "car"]}, "a {object} image in {style} style", 16
+    ).save_pretrained(tmp_path / "judge")
 
     def make(method: str, *more: str) -> argparse.Namespace:
-        named = ["--concept", "Van Gogh style", "--pretrained_model_name_or_path", str(tiny_pipeline_dir), "--seed", "3"]
-        named += ["--reward_model_name_or_path", str(tiny_reward_dir), "--judge_name_or_path", str(tmp_path / "judge"), "--evaluation_seeds", "0"]
+        named = [
+            "--concept",
+            "Van Gogh style",
+            "--pretrained_model_name_or_path",
+            str(tiny_pipeline_dir),
+            "--seed",
+            "3",
+        ]
+        named += [
+            "--reward_model_name_or_path",
+            str(tiny_reward_dir),
+            "--judge_name_or_path",
+            str(tmp_path / "judge"),
+            "--evaluation_seeds",
+            "0",
+        ]
         named += ["--clip_model", f"local-dir:{canvas.CLIP}"]
         steps = [] if method == "uce" else ["steps=2"]
-        return parse_args(["--method", method, *named, "--settings", *QUICK[method], *steps, "--output_dir", str(tmp_path / "out"), *more])
+        return parse_args(
+            [
+                "--method",
+                method,
+                *named,
+                "--settings",
+                *QUICK[method],
+                *steps,
+                "--output_dir",
+                str(tmp_path / "out"),
+                *more,
+            ]
+        )
 
     return make
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_leaves_what_the_training_script_leaves(method: str, line: Callable[..., argparse.Namespace], tiny_pipeline_dir: Path) -> None:
+def test_a_run_leaves_what_the_training_script_leaves(
+    method: str, line: Callable[..., argparse.Namespace], tiny_pipeline_dir: Path
+) -> None:
     args = line(method)
     main(args)
     out = args.output_dir
-    assert {p.name for p in out.iterdir()} == {"pytorch_lora_weights.safetensors", "results.json", "before_after.png", "README.md"}
+    assert {p.name for p in out.iterdir()} == {
+        "pytorch_lora_weights.safetensors",
+        "results.json",
+        "before_after.png",
+        "README.md",
+    }
     results = json.loads((out / "results.json").read_text())
-    assert results["concept"] == ["Van Gogh style"] and results["settings"]["method"] == method and results["settings"]["seed"] == 3
+    assert (
+        results["concept"] == ["Van Gogh style"]
+        and results["settings"]["method"] == method
+        and results["settings"]["seed"] == 3
+    )
     assert {*results["adapter"]} == {*results["base"]} >= {"UA", "IRA", "CRA"} and results["judge"] == "judge"
     assert {"iterations", "images", "unet_samples", "seconds", "peak_memory_mb"} == set(results["training"])
     assert len(results["forget_prompts"]) == 3 and len(results["retain_prompts"]) == 6
     assert (results["relative_error"] is not None) == (method == "uce")
 
     header = read_adapter_metadata(out)
-    assert header["method"] == results["method"] and header["modelspec.architecture"] and json.loads(header["results"])["adapter"]
+    assert (
+        header["method"] == results["method"]
+        and header["modelspec.architecture"]
+        and json.loads(header["results"])["adapter"]
+    )
     card = (out / "README.md").read_text()
     assert results["method"].split(" (")[0] in card and "Critic-guided" not in card
 
@@ -336,7 +484,9 @@ def test_what_is_there_is_not_written_over(line: Callable[..., argparse.Namespac
     assert (args.output_dir / "results.json").is_file()
 
 
-def test_a_prompt_file_of_the_user_decides_for_every_method(line: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
+def test_a_prompt_file_of_the_user_decides_for_every_method(
+    line: Callable[..., argparse.Namespace], tmp_path: Path
+) -> None:
     """The spec is resolved as for our own training: from the same flags."""
     (tmp_path / "forget.txt").write_text("a cat image in Van Gogh style\n")
     results = main(line("uce", "--forget_prompts", str(tmp_path / "forget.txt")))
@@ -345,6 +495,18 @@ def test_a_prompt_file_of_the_user_decides_for_every_method(line: Callable[..., 
 
 def test_published_settings_that_are_kept() -> None:
     assert esd.Settings().eta == leco.Settings().erase_scale == spm.Settings().erase_scale == 1.0
-    assert (leco.Settings().rank, leco.Settings().lora_alpha, spm.Settings().rank, spm.Settings().anchors) == (4, 1.0, 1, 4)
-    assert (uce.Settings().erase_scale, uce.Settings().preserve_scale, uce.Settings().damping) == (1.0, 1.0, 0.5)
-    assert ca.Settings().images == 200 and ca.Settings().target_modules == uce.Settings().target_modules == ("attn2.to_k", "attn2.to_v")
+    assert (
+        leco.Settings().rank,
+        leco.Settings().lora_alpha,
+        spm.Settings().rank,
+        spm.Settings().anchors,
+    ) == (4, 1.0, 1, 4)
+    assert (uce.Settings().erase_scale, uce.Settings().preserve_scale, uce.Settings().damping) == (
+        1.0,
+        1.0,
+        0.5,
+    )
+    assert ca.Settings().images == 200 and ca.Settings().target_modules == uce.Settings().target_modules == (
+        "attn2.to_k",
+        "attn2.to_v",
+    )

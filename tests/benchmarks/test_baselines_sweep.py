@@ -12,26 +12,43 @@ from benchmarks.baselines.sweep import GRID, main, parse_args, ranked, table
 
 
 def run(concept: str, settings: list[str], *ua: float, cra: float = 100.0) -> dict[str, Any]:
-    curve = [{"steps": 50 * (i + 1), "seconds": 10.0 * (i + 1), "UA": u, "IRA": 100.0, "CRA": cra} for i, u in enumerate(ua)]
+    curve = [
+        {"steps": 50 * (i + 1), "seconds": 10.0 * (i + 1), "UA": u, "IRA": 100.0, "CRA": cra}
+        for i, u in enumerate(ua)
+    ]
     return {"method": "esd", "concept": [concept], "settings": settings, "curve": curve}
 
 
 def test_the_best_settings_have_the_highest_mean_and_of_equals_the_fewest_steps() -> None:
     low, high = ["learning_rate=0.001"], ["learning_rate=0.003"]
     rows = ranked(
-        [run("cat", low, 40.0, 100.0), run("dog", low, 100.0, 100.0), run("cat", high, 100.0, 100.0), run("dog", high, 100.0, 100.0, cra=91.0)]
+        [
+            run("cat", low, 40.0, 100.0),
+            run("dog", low, 100.0, 100.0),
+            run("cat", high, 100.0, 100.0),
+            run("dog", high, 100.0, 100.0, cra=91.0),
+        ]
     )
-    assert [(row["settings"], row["steps"]) for row in rows] == [(low, 100), (high, 50), (high, 100), (low, 50)]
+    assert [(row["settings"], row["steps"]) for row in rows] == [
+        (low, 100),
+        (high, 50),
+        (high, 100),
+        (low, 50),
+    ]
     assert rows[0]["score"] == 100.0 and rows[-1]["UA"] == 70.0
     assert "| esd | learning_rate=0.003 | 50 | 98.5 | 100.0 | 100.0 | 95.5 | 10.0 |" in table({"esd": rows})
 
 
-def test_trials_that_are_done_are_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_that_are_done_are_not_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(GRID, "esd", {"learning_rate": [1e-3, 3e-3]})
     (tmp_path / "runs").mkdir()
     for rate in ("0.001", "0.003"):
         content = run("star", [f"learning_rate={rate}"], 1000 * float(rate))
-        (tmp_path / "runs" / f"esd-star-learning-rate-{rate.replace('.', '-')}.json").write_text(json.dumps(content))
+        (tmp_path / "runs" / f"esd-star-learning-rate-{rate.replace('.', '-')}.json").write_text(
+            json.dumps(content)
+        )
     main(parse_args(["--methods", "esd", "--concepts", "star", "--jobs", "1", "--output_dir", str(tmp_path)]))
     assert json.loads((tmp_path / "sweep.json").read_text())["esd"][0]["settings"] == ["learning_rate=0.003"]
     assert (tmp_path / "sweep.md").read_text() in capsys.readouterr().out

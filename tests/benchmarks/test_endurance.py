@@ -8,7 +8,10 @@ from benchmarks.endurance import LIMITS, Sample, beyond, growth
 def run(**by: float) -> list[Sample]:
     """A run in which something grows by so much an iteration, after a beginning in which everything does."""
     held = {"memory": 1e6, "files": 8, "threads": 3, "checkpoints": 2, "disk": 1e5}
-    return [Sample(i, **{name: value + min(i, 100) + by.get(name, 0) * i for name, value in held.items()}) for i in range(0, 1000, 5)]
+    return [
+        Sample(i, **{name: value + min(i, 100) + by.get(name, 0) * i for name, value in held.items()})
+        for i in range(0, 1000, 5)
+    ]
 
 
 def test_what_is_made_once_is_no_growth() -> None:

@@ -8,7 +8,12 @@ from benchmarks.gradients import agreement, figures, signal_and_noise, table
 def test_the_same_gradient_every_time_is_all_signal() -> None:
     same = torch.randn(1, 50).repeat(6, 1)
     signal, noise = signal_and_noise(same)
-    torch.testing.assert_close(torch.tensor([agreement(same), signal / same[0].square().sum().item(), noise + 1]), torch.ones(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        torch.tensor([agreement(same), signal / same[0].square().sum().item(), noise + 1]),
+        torch.ones(3),
+        atol=1e-4,
+        rtol=0,
+    )
 
 
 def test_noise_alone_has_no_signal() -> None:

@@ -31,7 +31,11 @@ MILLIONS = {"sd15": (859.5, 123.1, 83.7), "sdxl": (2567.5, 817.7, 83.7)}
 def test_the_configs_have_the_published_numbers_of_parameters(name: str) -> None:
     with torch.device("meta"):
         model = MODELS[name]
-        counts = count(model.build_unet()), sum(map(count, model.build_text_encoders())), count(model.build_vae())
+        counts = (
+            count(model.build_unet()),
+            sum(map(count, model.build_text_encoders())),
+            count(model.build_vae()),
+        )
     assert [round(n / 1e6, 1) for n in counts] == pytest.approx(MILLIONS[name], abs=0.11)
 
 
@@ -43,9 +47,15 @@ def test_what_is_computed_of_a_quantised_unet_is_what_it_takes(flags: list[str])
     rest = 4 * (count(unet) - sum(rows * columns for rows, columns in linear))
     scales = 0
     if flags:
-        quantize(unet, BitsAndBytesConfig(load_in_8bit=args.load_in_8bit, load_in_4bit=args.load_in_4bit), torch.device("cpu"))
+        quantize(
+            unet,
+            BitsAndBytesConfig(load_in_8bit=args.load_in_8bit, load_in_4bit=args.load_in_4bit),
+            torch.device("cpu"),
+        )
         weights = [m.weight for m in unet.modules() if isinstance(m, torch.nn.Linear)]
-        scales = sum(4 * (w.quant_state.absmax.numel() if args.load_in_4bit else w.SCB.numel()) for w in weights)
+        scales = sum(
+            4 * (w.quant_state.absmax.numel() if args.load_in_4bit else w.SCB.numel()) for w in weights
+        )
     taken = sum(p.numel() * p.element_size() for p in unet.parameters())
     assert rest + linear_bytes(linear, 4, args) == taken + scales
 
@@ -53,11 +63,25 @@ def test_what_is_computed_of_a_quantised_unet_is_what_it_takes(flags: list[str])
 def test_flags_take_away_what_they_promise() -> None:
     model = MODELS["sdxl"]
     weights = weigh(model, 8, script.parse_args(["--concept", "cat"]).lora_target_modules)
-    rows = {name: components(model, weights, script.parse_args(["--concept", "cat", *flags])) for name, flags in FLAG_SETS.items()}
+    rows = {
+        name: components(model, weights, script.parse_args(["--concept", "cat", *flags]))
+        for name, flags in FLAG_SETS.items()
+    }
     assert all(set(row) == set(COLUMNS) for row in rows.values())
-    assert rows["none"]["UNet"] == 2 * rows["bf16"]["UNet"] > 2 * rows["8-bit base"]["UNet"] > 2 * rows["4-bit base"]["UNet"]
+    assert (
+        rows["none"]["UNet"]
+        == 2 * rows["bf16"]["UNet"]
+        > 2 * rows["8-bit base"]["UNet"]
+        > 2 * rows["4-bit base"]["UNet"]
+    )
     offloaded = rows["bf16, offloading"]
-    assert offloaded["trajectories"] == offloaded["text encoders"] == offloaded["VAE"] == offloaded["teacher"] == 0
+    assert (
+        offloaded["trajectories"]
+        == offloaded["text encoders"]
+        == offloaded["VAE"]
+        == offloaded["teacher"]
+        == 0
+    )
     saved = rows["bf16"]["adapter, gradients, Adam"] - rows["bf16, 8-bit Adam"]["adapter, gradients, Adam"]
     assert saved == 6 * weights.adapter < 0.01 * sum(rows["bf16"].values())
     text = table(rows)
@@ -66,11 +90,17 @@ def test_flags_take_away_what_they_promise() -> None:
 
 def test_the_trajectories_are_as_large_as_computed() -> None:
     model = Model("tiny", 8, {"cross_attention_dim": 64})
-    args = script.parse_args(["--concept", "cat", "--num_inference_steps", "5", "--retain_rollouts", "3", "--warmup_rollouts", "7"])
+    args = script.parse_args(
+        ["--concept", "cat", "--num_inference_steps", "5", "--retain_rollouts", "3", "--warmup_rollouts", "7"]
+    )
     steps, shape = 5, (4, 8, 8)
 
     def size(rollouts: int) -> int:
-        trajectory = Trajectory(torch.zeros(rollouts, steps + 1, *shape), torch.zeros(rollouts, steps, *shape), *[torch.zeros(0)] * 3)
+        trajectory = Trajectory(
+            torch.zeros(rollouts, steps + 1, *shape),
+            torch.zeros(rollouts, steps, *shape),
+            *[torch.zeros(0)] * 3,
+        )
         return trajectory.latents.nbytes + trajectory.means.nbytes
 
     args.images_per_iteration = 7
@@ -82,7 +112,9 @@ def test_the_trajectories_are_as_large_as_computed() -> None:
 def passed(unet: torch.nn.Module, device: str) -> None:
     """A forward and a backward pass, of which nothing is kept."""
     states = torch.zeros(4, 7, 64, device=device, requires_grad=True)
-    unet(torch.zeros(4, 4, 16, 16, device=device), torch.zeros((), device=device), states).sample.square().mean().backward()
+    unet(
+        torch.zeros(4, 4, 16, 16, device=device), torch.zeros((), device=device), states
+    ).sample.square().mean().backward()
 
 
 def test_what_is_counted_of_meta_tensors_is_what_the_allocator_gives_out() -> None:
@@ -94,7 +126,10 @@ def test_what_is_counted_of_meta_tensors_is_what_the_allocator_gives_out() -> No
         unet.to("meta")
         with Allocations() as counted:
             passed(unet, "meta")
-    given = sorted((e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    given = sorted(
+        (e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"),
+        key=lambda e: e.start_ns(),
+    )
     held = torch.tensor([e.nbytes() for e in given]).cumsum(0)
     assert counted.peak == pytest.approx(held.max().item(), rel=1e-3) and counted.held == held[-1] == 0
 
@@ -115,7 +150,15 @@ SMALL = Model(
         "down_block_types": ("DownEncoderBlock2D",) * 4,
         "up_block_types": ("UpDecoderBlock2D",) * 4,
     },
-    ({"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 16},),
+    (
+        {
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "projection_dim": 16,
+        },
+    ),
 )
 
 
@@ -124,7 +167,9 @@ def test_flags_lower_the_peaks_that_they_are_for() -> None:
         return activations(SMALL, script.parse_args(["--concept", "cat", "--train_batch_size", "4", *flags]))
 
     plain, half = made(), made("--train_batch_size", "2")
-    assert plain["rollout"] == pytest.approx(2 * half["rollout"], rel=0.02) and plain["update"] == pytest.approx(2 * half["update"], rel=0.05)
+    assert plain["rollout"] == pytest.approx(2 * half["rollout"], rel=0.02) and plain[
+        "update"
+    ] == pytest.approx(2 * half["update"], rel=0.05)
     assert plain["update"] > 2 * plain["rollout"]
     checkpointed = made("--gradient_checkpointing")
     assert checkpointed["update"] < 0.7 * plain["update"] and checkpointed["rollout"] == plain["rollout"]
@@ -138,12 +183,21 @@ def test_a_peak_is_what_is_there_and_what_a_phase_adds_to_it() -> None:
     weights, added = weigh(SMALL, 8, args.lora_target_modules), activations(SMALL, args)
     plain = peaks(SMALL, weights, args)
     assert plain["there all the time"] == sum(components(SMALL, weights, args).values())
-    assert plain["update"] - plain["there all the time"] == max(added["update"], added["slopes"], added["scores"])
+    assert plain["update"] - plain["there all the time"] == max(
+        added["update"], added["slopes"], added["scores"]
+    )
     args.offload_models = args.offload_trajectories = True
     offloaded = peaks(SMALL, weights, args)
     trajectories = components(SMALL, weights, script.parse_args(["--concept", "cat"]))["trajectories"]
-    assert plain["previews, evaluation"] - offloaded["previews, evaluation"] == pytest.approx(trajectories, rel=0.01)
-    assert offloaded["rollout"] < offloaded["rewards"] <= offloaded["previews, evaluation"] < plain["previews, evaluation"]
+    assert plain["previews, evaluation"] - offloaded["previews, evaluation"] == pytest.approx(
+        trajectories, rel=0.01
+    )
+    assert (
+        offloaded["rollout"]
+        < offloaded["rewards"]
+        <= offloaded["previews, evaluation"]
+        < plain["previews, evaluation"]
+    )
     args.load_in_4bit = True
     assert peaks(SMALL, weights, args)["there all the time"] < offloaded["there all the time"]
     text = peaks_table([(RECOMMENDED[0], plain)])
@@ -161,24 +215,70 @@ def test_a_saved_model_is_trained_and_what_that_took_is_written_down(tmp_path: P
     """The classes and the way of the full-size ones; on a CPU the peak is the process's."""
     vision = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}
     texts = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    (tmp_path / "clip-nano.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": texts}))
+    (tmp_path / "clip-nano.json").write_text(
+        json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": texts})
+    )
     open_clip.add_model_config(tmp_path / "clip-nano.json")
-    unet = {"block_out_channels": (8, 16), "layers_per_block": 1, "attention_head_dim": 4, "norm_num_groups": 4, "cross_attention_dim": 16}
-    unet |= {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
+    unet = {
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "attention_head_dim": 4,
+        "norm_num_groups": 4,
+        "cross_attention_dim": 16,
+    }
+    unet |= {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }
     vae = {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4}
     vae |= {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 16}
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "projection_dim": 16,
+    }
     model = Model("tiny", 8, unet, vae, (text | {"bos_token_id": 0, "eos_token_id": 2},), teacher="clip-nano")
     model.save(tmp_path / "tiny", torch.float32)
-    run = [*short_run(tmp_path / "tiny", 2), "--num_inference_steps", "3", "--output_dir", str(tmp_path / "run")]
-    report = measure(parse_args(["--cap", "8", "--output", str(tmp_path / "out.json"), "--", *run, "--train_batch_size", "1", "--load_in_4bit"]))
-    assert report["fits"] and report["iterations"] == 2 and report["seconds"] > 0 and report["peak_memory_mb"] > 50
+    run = [
+        *short_run(tmp_path / "tiny", 2),
+        "--num_inference_steps",
+        "3",
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
+    report = measure(
+        parse_args(
+            [
+                "--cap",
+                "8",
+                "--output",
+                str(tmp_path / "out.json"),
+                "--",
+                *run,
+                "--train_batch_size",
+                "1",
+                "--load_in_4bit",
+            ]
+        )
+    )
+    assert (
+        report["fits"]
+        and report["iterations"] == 2
+        and report["seconds"] > 0
+        and report["peak_memory_mb"] > 50
+    )
     assert len(list((tmp_path / "run" / "previews").iterdir())) == 2
-    failed = measure(parse_args(["--output", "x", "--", *run, "--overwrite_output_dir", "--retain_rollouts", str(10**15)]))
+    failed = measure(
+        parse_args(["--output", "x", "--", *run, "--overwrite_output_dir", "--retain_rollouts", str(10**15)])
+    )
     assert not failed["fits"] and failed["exit_code"] == 1
 
 
-def test_without_a_gpu_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_nothing_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     benchmark.main(parse_benchmark(["--measure_only", "--output_dir", str(tmp_path)]))
     assert "there is no GPU" in capsys.readouterr().out and "no GPU" in (tmp_path / "table.md").read_text()
@@ -191,10 +291,17 @@ def test_every_goal_has_a_run_of_its_own(tmp_path: Path) -> None:
     for (name, cap, flags), job in zip(TRIALS, jobs, strict=True):
         trial = parse_args(list(job.arguments[2:]))
         settings = script.parse_args(trial.arguments)
-        assert trial.cap == cap and settings.validation_steps == 1 and settings.pretrained_model_name_or_path == str(tmp_path / name / "base")
+        assert (
+            trial.cap == cap
+            and settings.validation_steps == 1
+            and settings.pretrained_model_name_or_path == str(tmp_path / name / "base")
+        )
         assert settings.mixed_precision == "bf16" and "--mixed_precision" in flags
     goals = {(name, cap, "--load_in_4bit" in flags) for name, cap, flags in TRIALS}
-    assert goals >= {("sd15", 8, False), ("sdxl", 12, True), ("sdxl", 16, False)} and TRIALS[: len(RECOMMENDED)] == RECOMMENDED
+    assert (
+        goals >= {("sd15", 8, False), ("sdxl", 12, True), ("sdxl", 16, False)}
+        and TRIALS[: len(RECOMMENDED)] == RECOMMENDED
+    )
     fits = {"fits": True, "allocated_gb": 7.25, "seconds": 30.0, "iterations": 2}
     text = measured_table([fits, *[{"fits": False, "exit_code": 1}] * (len(TRIALS) - 1)])
     assert "| 6 GB |" in text and "| 7.2 GB | 15.0 |" in text and "does not fit" in text

@@ -13,11 +13,22 @@ from benchmarks.stopwatch import Stopwatch
 
 
 def run(name: str, *ua: float, rate: float = 5e-3, speed: float = 2.0) -> dict[str, Any]:
-    curve = [{"images": 100 * (i + 1), "seconds": 100 * (i + 1) / speed, "UA": u, "IRA": 98.0, "CRA": 99.0} for i, u in enumerate(ua)]
+    curve = [
+        {"images": 100 * (i + 1), "seconds": 100 * (i + 1) / speed, "UA": u, "IRA": 98.0, "CRA": 99.0}
+        for i, u in enumerate(ua)
+    ]
     images = 100 * len(ua)
     parts = {"rollout": images / 10, "update": images / 4}
     base = {"UA": 0.0, "IRA": 98.0, "CRA": 100.0}
-    return {"name": name, "learning_rate": rate, "base": base, "curve": curve, "images": images, "seconds": images / speed, "parts": parts}
+    return {
+        "name": name,
+        "learning_rate": rate,
+        "base": base,
+        "curve": curve,
+        "images": images,
+        "seconds": images / speed,
+        "parts": parts,
+    }
 
 
 def test_the_time_to_the_target_is_that_of_the_judgement_that_saw_it() -> None:
@@ -26,7 +37,9 @@ def test_the_time_to_the_target_is_that_of_the_judgement_that_saw_it() -> None:
 
 
 def test_a_row_is_a_trainer_at_a_learning_rate() -> None:
-    rows = table([run(PEER, 0.0, 50.0, rate=1e-2), run(OURS, 96.0, 100.0, speed=4.0), run(OURS, 0.0, 96.0, speed=4.0)]).splitlines()[2:]
+    rows = table(
+        [run(PEER, 0.0, 50.0, rate=1e-2), run(OURS, 96.0, 100.0, speed=4.0), run(OURS, 0.0, 96.0, speed=4.0)]
+    ).splitlines()[2:]
     assert rows[0] == "| TRL DDPO | 0.01 | 2.00 | 10.00 | 4.00 | 0 of 1 | - | - | 50.0 | 98.0 | 99.0 |"
     assert rows[1] == "| ours | 0.005 | 4.00 | 10.00 | 4.00 | 2 of 2 | 150 | 38 | 98.0 | 98.0 | 99.0 |"
 
@@ -45,7 +58,13 @@ def test_the_watch_adds_up_also_what_fails() -> None:
 
 def test_the_peers_algorithm_is_flags_that_the_script_knows() -> None:
     args = script.parse_args(["--concept", "cat", *MATCHED_FLAGS])
-    assert (args.advantage, args.kl_coef, args.anchor_kl_coef, args.masked_steps, args.gradient_accumulation_steps) == ("ddpo", 0, 0, 0, 16)
+    assert (
+        args.advantage,
+        args.kl_coef,
+        args.anchor_kl_coef,
+        args.masked_steps,
+        args.gradient_accumulation_steps,
+    ) == ("ddpo", 0, 0, 0, 16)
 
 
 def test_runs_that_are_done_are_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

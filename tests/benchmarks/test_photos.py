@@ -30,7 +30,9 @@ def jpeg(colour: tuple[int, int, int], side: int = 32) -> bytes:
     return buffer.getvalue()
 
 
-def write_zip(file: Path, train: int = 2, test: int = 1, classes: list[str] = CLASSES, side: int = 32) -> Path:
+def write_zip(
+    file: Path, train: int = 2, test: int = 1, classes: list[str] = CLASSES, side: int = 32
+) -> Path:
     """Image i of class c in split s is of colour (20 * c, 100 * i, 255 for test)."""
     with zipfile.ZipFile(file, "w") as archive:
         for split, count in {"train": train, "test": test}.items():
@@ -71,7 +73,9 @@ def test_the_cache_replaces_the_zip(tmp_path: Path) -> None:
     ],
     ids=["missing", "no zip", "cut off", "a class missing", "wrong size"],
 )
-def test_bad_zip_is_one_sentence_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str], make, says: str) -> None:
+def test_bad_zip_is_one_sentence_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make, says: str
+) -> None:
     file = tmp_path / "photos.zip"
     make(file)
     assert build.main(build.parse_args(["--data_zip", str(file), "--output_dir", str(tmp_path / "out")])) == 2
@@ -98,7 +102,10 @@ def test_captions_name_the_class_and_mostly_use_the_usual_prompt() -> None:
     labels = torch.arange(2000) % 10
     captions = build.pipeline_captions(labels)(torch.arange(2000), torch.Generator().manual_seed(0))
     assert all(CLASSES[label] in caption for label, caption in zip(labels.tolist(), captions, strict=True))
-    usual = sum(caption == build.PROMPT.format(object=CLASSES[label]) for label, caption in zip(labels.tolist(), captions, strict=True))
+    usual = sum(
+        caption == build.PROMPT.format(object=CLASSES[label])
+        for label, caption in zip(labels.tolist(), captions, strict=True)
+    )
     assert 0.7 < usual / 2000 < 0.8
     batch = build.teacher_captions(labels)(torch.arange(128), torch.Generator().manual_seed(0))
     assert len(set(batch)) == 10
@@ -128,7 +135,9 @@ def test_a_square_is_cut_out_of_every_image() -> None:
     assert (grey | cut.eq(1)).all() and (grey == grey[:, :1]).all()
     heights, widths = grey[:, 0].any(2).sum(1), grey[:, 0].any(1).sum(1)
     assert torch.equal(grey[:, 0].sum((1, 2)), heights * widths)  # a rectangle
-    assert heights.min() >= 5 and heights.max() == 9 and widths.max() == 9  # less where it reaches over the edge
+    assert (
+        heights.min() >= 5 and heights.max() == 9 and widths.max() == 9
+    )  # less where it reaches over the edge
     assert grey.any(dim=0).all()  # it may be anywhere
 
 
@@ -146,7 +155,11 @@ def test_the_less_noise_the_less_an_error_counts() -> None:
     kept = scheduler.alphas_cumprod[t]
     ratio = kept / (1 - kept)
     weights = models.min_snr_weights(scheduler, t, gamma=5)
-    assert ratio[0] > 100 and ratio[1] < 5 and torch.allclose(weights, torch.stack([5 / ratio[0], torch.tensor(1.0), torch.tensor(1.0)]))
+    assert (
+        ratio[0] > 100
+        and ratio[1] < 5
+        and torch.allclose(weights, torch.stack([5 / ratio[0], torch.tensor(1.0), torch.tensor(1.0)]))
+    )
 
 
 def test_training_in_fast_arithmetic_uses_the_updated_weights() -> None:
@@ -169,10 +182,17 @@ def test_class_wise_figures_of_a_known_verdict() -> None:
     sure, torn = [0.0] * 9 + [1.0], [0.5] + [0.0] * 8 + [0.5]
     others = [(label, sure) for label in range(9) for _ in range(2)]
     photographs = torch.arange(10.0).repeat(4)[:, None]
-    found = forgetting.figures(seen(*others, (9, sure), (9, torn)), photographs, torch.arange(10).repeat(4), "truck")
+    found = forgetting.figures(
+        seen(*others, (9, sure), (9, torn)), photographs, torch.arange(10).repeat(4), "truck"
+    )
     # argmax takes the first of equals: of the two images one still shows a truck; entropy is 0 and ln 2
-    assert found["UA"] == 50 and found["probability"] == pytest.approx(0.75) and found["entropy"] == pytest.approx(0.6931 / 2, abs=1e-4)
-    # one image of each of the nine others (two images of trucks, a tenth rounded up) against 36 photographs with the same mean 4: variances 7.5 and 60 * 4 / 35
+    assert (
+        found["UA"] == 50
+        and found["probability"] == pytest.approx(0.75)
+        and found["entropy"] == pytest.approx(0.6931 / 2, abs=1e-4)
+    )
+    # one image of each of the nine others (two images of trucks, a tenth rounded up) against 36 photographs
+    # with the same mean 4: variances 7.5 and 60 * 4 / 35
     assert found["FID"] == pytest.approx((7.5**0.5 - (240 / 35) ** 0.5) ** 2, abs=1e-4)
 
 
@@ -182,12 +202,16 @@ def test_tables_class_by_class() -> None:
         cost = {"iterations": 4, "images": 300, "seconds": 50.0}
         return {"concept": name, "base": side | {"UA": 10.0}, "adapter": side, "training": cost}
 
-    rows = report.by_class([run("cat", 90.0, 80.0, 70.0), run("cat", 100.0, 90.0, 60.0), run("dog", 85.0, 95.0, None)]).splitlines()
+    rows = report.by_class(
+        [run("cat", 90.0, 80.0, 70.0), run("cat", 100.0, 90.0, 60.0), run("dog", 85.0, 95.0, None)]
+    ).splitlines()
     assert rows[0] == "| class | UA (base) | IRA (base) | NRA (base) | iterations | images | seconds |"
     assert rows[2] == "| cat | 95.0 (10.0) | 85.0 (85.0) | 65.0 (65.0) | 4.0 | 300 | 50 |"
     assert rows[4] == "| mean | 90.0 (10.0) | 90.0 (90.0) | 65.0 (65.0) | 4.0 | 300 | 50 |"
     figures = {"UA": 100.0, "probability": 0.25, "entropy": 1.5, "FID": 3.0}
-    text = report.forgetting_table({"ours": {"cat": figures, "dog": figures | {"UA": 90.0}}, "nobody": {"frog": figures}}, ["cat", "dog"])
+    text = report.forgetting_table(
+        {"ours": {"cat": figures, "dog": figures | {"UA": 90.0}}, "nobody": {"frog": figures}}, ["cat", "dog"]
+    )
     assert text.splitlines()[2:] == ["| ours | 2 | 95.0 | 0.250 | 1.50 | 3.00 |"]
 
 
@@ -202,20 +226,38 @@ def test_probes_learn_from_photographs_of_the_test_set(tmp_path: Path) -> None:
         (tmp_path / part).mkdir()
     load_photos(write_zip(tmp_path / "photos.zip", train=1, test=3), tmp_path / "work" / "photos.safetensors")
     comparison.save_photographs(tmp_path, ["frog"], tmp_path / "photographs")
-    args = parse_probes(["--adapter", str(tmp_path), *comparison.world(tmp_path, tmp_path / "photographs").probe("frog")])
-    frogs = load_photos(None, tmp_path / "work" / "photos.safetensors")["test"].images[CLASSES.index("frog") * 3 :][:3]
-    assert torch.equal(to_pixels(read_images(args.concept_images)), models.pixels(frogs)) and args.num_concept_images == 50
-    assert args.judge_name_or_path == str(tmp_path / "judge") and args.pretrained_model_name_or_path == str(tmp_path / "pipeline")
+    args = parse_probes(
+        ["--adapter", str(tmp_path), *comparison.world(tmp_path, tmp_path / "photographs").probe("frog")]
+    )
+    frogs = load_photos(None, tmp_path / "work" / "photos.safetensors")["test"].images[
+        CLASSES.index("frog") * 3 :
+    ][:3]
+    assert (
+        torch.equal(to_pixels(read_images(args.concept_images)), models.pixels(frogs))
+        and args.num_concept_images == 50
+    )
+    assert args.judge_name_or_path == str(tmp_path / "judge") and args.pretrained_model_name_or_path == str(
+        tmp_path / "pipeline"
+    )
 
 
-def test_from_photographs_to_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Everything is built in a few steps, a class is left out of one more pipeline, and one is erased in closed form."""
+def test_from_photographs_to_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything is built in a few steps, a class is left out of one more pipeline, and one is erased in
+    closed form."""
     small = {stage: 4 for stage in build.SIZES["cpu"].steps}
     monkeypatch.setitem(build.SIZES, "cpu", build.Size(small, 6, (8, 8, 8), (16, 16), 1))
     monkeypatch.setattr(build, "JUDGE_WIDTHS", (8, 8))
-    monkeypatch.setattr("reward.train.parse_args", lambda given, parse=reward_train.parse_args: parse([*given, "--num_images", "32", "--width", "8"]))
+    monkeypatch.setattr(
+        "reward.train.parse_args",
+        lambda given, parse=reward_train.parse_args: parse([*given, "--num_images", "32", "--width", "8"]),
+    )
     monkeypatch.setattr(comparison, "EVALUATION_SEEDS", 1)
-    base, given = tmp_path / "base", ["--size", "cpu", "--data_zip", str(write_zip(tmp_path / "photos.zip", train=8, test=2))]
+    base, given = (
+        tmp_path / "base",
+        ["--size", "cpu", "--data_zip", str(write_zip(tmp_path / "photos.zip", train=8, test=2))],
+    )
     stages = ["--stages", "autoencoder", "denoiser", "judge", "clip", "reward"]
     assert build.main(build.parse_args([*given, *stages, "--output_dir", str(base)])) == 0
     assert build.main(build.parse_args([*given, "--without", "airplane", "--output_dir", str(base)])) == 0
@@ -234,7 +276,11 @@ def test_from_photographs_to_the_table(tmp_path: Path, monkeypatch: pytest.Monke
     }
     text = (out / "table.md").read_text()
     assert text in capsys.readouterr().out
-    assert [line.split("|")[1].strip() for line in text.split("## 2 images")[1].splitlines() if line.startswith("| ")][1:] == [
+    assert [
+        line.split("|")[1].strip()
+        for line in text.split("## 2 images")[1].splitlines()
+        if line.startswith("| ")
+    ][1:] == [
         BASE,
         report.WITHOUT,
         "UCE",
@@ -244,5 +290,9 @@ def test_from_photographs_to_the_table(tmp_path: Path, monkeypatch: pytest.Monke
     assert load_file(features)["features"].shape[1] == build.JUDGE_WIDTHS[-1]
     assert set(kept["forgetting"][BASE]) == set(CLASSES) and set(kept["forgetting"]["UCE"]) == {"airplane"}
     evaluated = kept["runs"][0]
-    assert evaluated["adapter"]["NRA"] is not None and evaluated["images_per_side"] == 10 and evaluated["measured_by"]["features"].startswith("judge")
+    assert (
+        evaluated["adapter"]["NRA"] is not None
+        and evaluated["images_per_side"] == 10
+        and evaluated["measured_by"]["features"].startswith("judge")
+    )
     assert "object FID" in text and evaluated["training"]["iterations"] == 1

@@ -1,4 +1,5 @@
-"""How the judge of photographs learns: whitening, passes, Muon's steps, and going on after an interruption."""
+"""How the judge of photographs learns: whitening, passes, Muon's steps, and going on after an
+interruption."""
 
 from __future__ import annotations
 
@@ -44,7 +45,10 @@ def test_an_orthogonalised_matrix_keeps_its_directions(shape: tuple[int, int]) -
 def test_elsewhere_muon_is_sgd_with_nesterovs_momentum() -> None:
     start = torch.randn(5, generator=torch.Generator().manual_seed(0))
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    optimizers = Muon([{"params": [ours], "lr": 0.1}]), torch.optim.SGD([theirs], lr=0.1, momentum=0.85, nesterov=True)
+    optimizers = (
+        Muon([{"params": [ours], "lr": 0.1}]),
+        torch.optim.SGD([theirs], lr=0.1, momentum=0.85, nesterov=True),
+    )
     for _ in range(4):
         for weight, optimizer in zip((ours, theirs), optimizers, strict=True):
             optimizer.zero_grad()
@@ -94,8 +98,19 @@ def test_a_judge_learns_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
     calls: list[torch.Generator] = []
     with pytest.raises(KeyboardInterrupt):
-        train_judge(photos, resumed, interrupted, steps=40, state_dir=tmp_path / "resumed", seed=3, save_every=20)
-    train_judge(photos, again := judge(), same, steps=40, state_dir=tmp_path / "resumed", seed=3, save_every=20)
-    states = load_file(tmp_path / "whole" / "judge.safetensors"), load_file(tmp_path / "resumed" / "judge.safetensors")
-    assert states[0].keys() == states[1].keys() and all(torch.allclose(states[0][k].float(), states[1][k].float(), atol=1e-4) for k in states[0])
-    assert torch.allclose(whole(torch.zeros(1, 3, 16, 16))["object"], again(torch.zeros(1, 3, 16, 16))["object"], atol=1e-3)
+        train_judge(
+            photos, resumed, interrupted, steps=40, state_dir=tmp_path / "resumed", seed=3, save_every=20
+        )
+    train_judge(
+        photos, again := judge(), same, steps=40, state_dir=tmp_path / "resumed", seed=3, save_every=20
+    )
+    states = (
+        load_file(tmp_path / "whole" / "judge.safetensors"),
+        load_file(tmp_path / "resumed" / "judge.safetensors"),
+    )
+    assert states[0].keys() == states[1].keys() and all(
+        torch.allclose(states[0][k].float(), states[1][k].float(), atol=1e-4) for k in states[0]
+    )
+    assert torch.allclose(
+        whole(torch.zeros(1, 3, 16, 16))["object"], again(torch.zeros(1, 3, 16, 16))["object"], atol=1e-3
+    )

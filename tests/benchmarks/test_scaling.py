@@ -26,7 +26,18 @@ def test_work_is_shared_and_traffic_is_not() -> None:
 
 
 def test_an_iteration_is_made_of_rollouts_references_updates_and_their_backward_passes() -> None:
-    args = script.parse_args(["--concept", "cat", "--num_inference_steps", "6", "--images_per_iteration", "4", "--retain_batch_size", "2"])
+    args = script.parse_args(
+        [
+            "--concept",
+            "cat",
+            "--num_inference_steps",
+            "6",
+            "--images_per_iteration",
+            "4",
+            "--retain_batch_size",
+            "2",
+        ]
+    )
     found = iteration(MODELS["sd15"], args)  # 2 of 4 steps are trained
     samples = 2 * (6 * 6 + 2 * (4 + 4 + 4 + 2) + 2 * (4 + 4 + 2))
     assert found.operations == samples * operations(MODELS["sd15"]) and found.images == 6
@@ -47,5 +58,7 @@ def test_the_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch
 
 def test_operations_are_counted_of_latents_that_are_not_square() -> None:
     with torch.device("meta"):
-        square, wide, tall = (UNet2DConditionModel(sample_size=size, cross_attention_dim=768) for size in (8, (8, 16), (16, 8)))
+        square, wide, tall = (
+            UNet2DConditionModel(sample_size=size, cross_attention_dim=768) for size in (8, (8, 16), (16, 8))
+        )
     assert forward_operations(wide) == forward_operations(tall) > 1.5 * forward_operations(square)

@@ -3,7 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from critic.advantages import centre_within, discounted_returns, explained_variance, generalized_advantages, normalize, shaped_rewards
+from critic.advantages import (
+    centre_within,
+    discounted_returns,
+    explained_variance,
+    generalized_advantages,
+    normalize,
+    shaped_rewards,
+)
 
 
 def test_shaped_rewards_telescope() -> None:
@@ -15,7 +22,9 @@ def test_shaped_rewards_telescope() -> None:
 
 def test_returns_by_hand() -> None:
     rewards = torch.tensor([[1.0, 2.0, 4.0], [0.0, 0.0, 8.0]])
-    torch.testing.assert_close(discounted_returns(rewards, 0.5), torch.tensor([[3.0, 4.0, 4.0], [2.0, 4.0, 8.0]]))
+    torch.testing.assert_close(
+        discounted_returns(rewards, 0.5), torch.tensor([[3.0, 4.0, 4.0], [2.0, 4.0, 8.0]])
+    )
     torch.testing.assert_close(discounted_returns(rewards, 0.0), rewards)
     torch.testing.assert_close(discounted_returns(rewards, 1.0), rewards.flip(1).cumsum(1).flip(1))
 
@@ -24,20 +33,26 @@ def test_advantages_by_hand() -> None:
     rewards, values = torch.tensor([[1.0, 0.0, 2.0]]), torch.tensor([[0.5, 1.0, -1.0]])
     # delta: 1 + .5*1 - .5 = 1;   0 + .5*-1 - 1 = -1.5;   2 + 0 + 1 = 3
     # A:     1 + .25*-0.75 = .8125;   -1.5 + .25*3 = -.75;   3
-    torch.testing.assert_close(generalized_advantages(rewards, values, gamma=0.5, lam=0.5), torch.tensor([[0.8125, -0.75, 3.0]]))
+    torch.testing.assert_close(
+        generalized_advantages(rewards, values, gamma=0.5, lam=0.5), torch.tensor([[0.8125, -0.75, 3.0]])
+    )
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.9, 0.5])
 def test_lambda_1_is_the_return_less_the_value(gamma: float) -> None:
     rewards, values = torch.randn(4, 7), torch.randn(4, 7)
-    torch.testing.assert_close(generalized_advantages(rewards, values, gamma, 1.0), discounted_returns(rewards, gamma) - values)
+    torch.testing.assert_close(
+        generalized_advantages(rewards, values, gamma, 1.0), discounted_returns(rewards, gamma) - values
+    )
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.9, 0.5])
 def test_lambda_0_is_the_one_step_difference(gamma: float) -> None:
     rewards, values = torch.randn(4, 7), torch.randn(4, 7)
     following = torch.cat([values[:, 1:], torch.zeros(4, 1)], dim=1)
-    torch.testing.assert_close(generalized_advantages(rewards, values, gamma, 0.0), rewards + gamma * following - values)
+    torch.testing.assert_close(
+        generalized_advantages(rewards, values, gamma, 0.0), rewards + gamma * following - values
+    )
 
 
 def test_perfect_values_leave_no_advantage_at_any_lambda() -> None:

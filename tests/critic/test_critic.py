@@ -14,11 +14,14 @@ PROMPTS, STEPS, TEXT = 4, 3, 6
 
 def new_critic(learning_rate: float = 3e-3, buffer_iterations: int = 2) -> Critic:
     torch.manual_seed(0)
-    return Critic(ValueNetwork(4, 8, TEXT, width=8, condition_dim=16), PROMPTS, STEPS, learning_rate, buffer_iterations)
+    return Critic(
+        ValueNetwork(4, 8, TEXT, width=8, condition_dim=16), PROMPTS, STEPS, learning_rate, buffer_iterations
+    )
 
 
 def world(count: int, seed: int) -> tuple[Trajectory, torch.Tensor, torch.Tensor]:
-    """Trajectories whose states share a brightness, which can be seen, their texts, and that brightness (count,)."""
+    """Trajectories whose states share a brightness, which can be seen, their texts, and that brightness
+    (count,)."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(count, generator=generator)
     latents = torch.randn(count, STEPS + 1, 4, 8, 8, generator=generator)
@@ -30,19 +33,24 @@ def world(count: int, seed: int) -> tuple[Trajectory, torch.Tensor, torch.Tensor
 
 
 def measure_trust(critic: Critic, seed: int, returns: torch.Tensor | None = None) -> None:
-    """Show the critic trajectories it has not learnt from; `returns` (96, STEPS) default to those of the brightness."""
+    """Show the critic trajectories it has not learnt from; `returns` (96, STEPS) default to those of the
+    brightness."""
     trajectory, text, hidden = world(96, seed)
     returns = returns_of(hidden, trajectory.prompt_ids) if returns is None else returns
     critic.observe(trajectory, text, torch.zeros(96, STEPS + 1), returns)
 
 
-def within_prompt(critic: Critic, trajectory: Trajectory, text: torch.Tensor, returns: torch.Tensor) -> torch.Tensor:
+def within_prompt(
+    critic: Critic, trajectory: Trajectory, text: torch.Tensor, returns: torch.Tensor
+) -> torch.Tensor:
     values = critic.values(trajectory, text, torch.zeros(len(trajectory), STEPS + 1))
     groups = trajectory.prompt_ids
     return explained_variance(centre_within(values, groups), centre_within(returns, groups))
 
 
-def train(critic: Critic, trajectory: Trajectory, text: torch.Tensor, returns: torch.Tensor, steps: int = 200) -> float:
+def train(
+    critic: Critic, trajectory: Trajectory, text: torch.Tensor, returns: torch.Tensor, steps: int = 200
+) -> float:
     critic.observe(trajectory, text, torch.zeros(len(trajectory), STEPS + 1), returns)
     return critic.fit(steps, 64, torch.Generator().manual_seed(0))
 
@@ -64,14 +72,17 @@ def test_it_learns_what_can_be_seen_in_the_latent_and_holds_on_new_trajectories(
 
 
 def test_a_value_may_depend_on_the_timestep() -> None:
-    """The same brightness is good at one timestep and bad at another: only a network that is told the time can know."""
+    """The same brightness is good at one timestep and bad at another: only a network that is told the time
+    can know."""
     critic = new_critic()
     sign = torch.tensor([1.0, -1.0, -1.0])
     trajectory, text, hidden = world(192, seed=1)
     train(critic, trajectory, text, hidden[:, None] * sign)
     measure_trust(critic, 3, world(96, 3)[2][:, None] * sign)
     trajectory, text, hidden = world(96, seed=2)
-    assert (within_prompt(critic, trajectory, text, hidden[:, None] * sign) > 0.2).all()  # one blind to time is below 0 somewhere
+    assert (
+        within_prompt(critic, trajectory, text, hidden[:, None] * sign) > 0.2
+    ).all()  # one blind to time is below 0 somewhere
 
 
 def test_random_returns_teach_it_nothing() -> None:
@@ -82,7 +93,10 @@ def test_random_returns_teach_it_nothing() -> None:
     measure_trust(critic, 3, returns_of(torch.randn(96), trajectory.prompt_ids))
     assert (critic.trust < 0.3).all()
     trajectory, text, _ = world(96, seed=2)
-    assert within_prompt(critic, trajectory, text, returns_of(torch.randn(96), trajectory.prompt_ids)).max() < 0.15
+    assert (
+        within_prompt(critic, trajectory, text, returns_of(torch.randn(96), trajectory.prompt_ids)).max()
+        < 0.15
+    )
 
 
 def test_untrained_it_is_the_mean_return_of_each_prompt() -> None:
@@ -94,7 +108,9 @@ def test_untrained_it_is_the_mean_return_of_each_prompt() -> None:
     for prompt in range(PROMPTS):
         rows = trajectory.prompt_ids == prompt
         torch.testing.assert_close(values[rows], returns[rows].mean(dim=0).expand(int(rows.sum()), STEPS))
-    torch.testing.assert_close(within_prompt(critic, trajectory, text, returns), torch.zeros(STEPS), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        within_prompt(critic, trajectory, text, returns), torch.zeros(STEPS), atol=1e-5, rtol=0
+    )
 
 
 def test_baselines_follow_new_returns_and_leave_other_prompts_alone() -> None:
@@ -162,7 +178,9 @@ def test_it_begins_with_what_the_reward_predictor_has_learnt() -> None:
     network = ValueNetwork.from_predictor(predictor, TEXT, ["cat"])
     features: dict[ValueNetwork | RewardPredictor, torch.Tensor] = {}
     for module in (network, predictor):
-        module.trunk.register_forward_hook(lambda _, __, output, module=module: features.update({module: output}))
+        module.trunk.register_forward_hook(
+            lambda _, __, output, module=module: features.update({module: output})
+        )
     latents, timesteps = torch.randn(3, 4, 8, 8), torch.tensor([900, 500, 20])
     predictor(latents, timesteps)
     assert network(latents, timesteps, torch.randn(3, TEXT), torch.randn(3)).abs().max() == 0

@@ -24,18 +24,33 @@ def arguments(pipeline: Path, reward: Path, output_dir: Path, **changes: object)
     return [part for name, value in (named | changes).items() for part in (f"--{name}", str(value))]
 
 
-def test_from_a_concept_to_a_checkpoint(tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_a_concept_to_a_checkpoint(
+    tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main(parse_args(arguments(tiny_pipeline_dir, tiny_reward_dir, tmp_path / "critic")))
     network = ValueNetwork.from_pretrained(tmp_path / "critic")
-    assert [network.config[name] for name in ("in_channels", "sample_size", "text_dim", "concepts")] == [4, 8, 16, ["Van Gogh style"]]
+    assert [network.config[name] for name in ("in_channels", "sample_size", "text_dim", "concepts")] == [
+        4,
+        8,
+        16,
+        ["Van Gogh style"],
+    ]
     assert network.head[-1].weight.abs().max() > 0  # it was trained: an untrained head is zero
     said = capsys.readouterr().out
     assert "explained variance within prompts on 2 held-out rollouts" in said and said.count("t=") == 3
 
 
-@pytest.mark.parametrize(("changes", "says"), [({"num_rollouts": 5}, "--num_rollouts"), ({"concept": " "}, "concept is empty"), ({"eta": 0}, "eta")])
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"num_rollouts": 5}, "--num_rollouts"), ({"concept": " "}, "concept is empty"), ({"eta": 0}, "eta")],
+)
 def test_bad_input_is_one_sentence_and_writes_nothing(
-    changes: dict[str, object], says: str, tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    changes: dict[str, object],
+    says: str,
+    tiny_pipeline_dir: Path,
+    tiny_reward_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         main(parse_args(arguments(tiny_pipeline_dir, tiny_reward_dir, tmp_path / "critic", **changes)))

@@ -15,7 +15,9 @@ def random_trajectory(count: int = 3, noise: float = 0.5) -> tuple[Trajectory, t
     added = stds[:, None, None, None] * torch.randn(means.shape, generator=generator)
     latents = torch.cat([torch.randn(count, 1, 2, 3, 3, generator=generator), means + added], dim=1)
     timesteps = torch.tensor([800, 600, 400, 200, 0])
-    return Trajectory(latents, means, torch.zeros(count, STEPS), timesteps, torch.zeros(count, dtype=torch.int64)), stds
+    return Trajectory(
+        latents, means, torch.zeros(count, STEPS), timesteps, torch.zeros(count, dtype=torch.int64)
+    ), stds
 
 
 def test_a_slope_is_taken_where_the_step_led_and_not_at_the_finished_image() -> None:
@@ -41,8 +43,12 @@ def test_slopes_can_be_had_where_gradients_are_switched_off() -> None:
 
 def test_the_scale_is_the_spread_of_the_advantages_that_slopes_make_of_the_noise() -> None:
     trajectory, stds = random_trajectory(count=20_000)
-    slopes = torch.randn(1, STEPS, 2, 3, 3, generator=torch.Generator().manual_seed(1)).expand(20_000, -1, -1, -1, -1)
-    torch.testing.assert_close(linear_advantages(trajectory, slopes).std(dim=0), slope_scale(slopes, stds), rtol=0.02, atol=0)
+    slopes = torch.randn(1, STEPS, 2, 3, 3, generator=torch.Generator().manual_seed(1)).expand(
+        20_000, -1, -1, -1, -1
+    )
+    torch.testing.assert_close(
+        linear_advantages(trajectory, slopes).std(dim=0), slope_scale(slopes, stds), rtol=0.02, atol=0
+    )
     in_units = linear_advantages(trajectory, scaled(slopes, slope_scale(slopes, stds)))
     torch.testing.assert_close(in_units.std(dim=0), torch.ones(STEPS), rtol=0.02, atol=0)
 

@@ -26,19 +26,33 @@ def arguments(*given: str) -> argparse.Namespace:
 
 @pytest.fixture(scope="module")
 def base(tiny_pipeline_dir: Path) -> list[str]:
-    return ["--pretrained_model_name_or_path", str(tiny_pipeline_dir), "--clip_model", f"local-dir:{canvas.CLIP}"]
+    return [
+        "--pretrained_model_name_or_path",
+        str(tiny_pipeline_dir),
+        "--clip_model",
+        f"local-dir:{canvas.CLIP}",
+    ]
 
 
 @pytest.fixture(scope="module")
 def env(base: list[str], tiny_reward_dir: Path) -> Environment:
-    return build_environment(arguments("--concept", "Van Gogh style", *base, "--reward_model_name_or_path", str(tiny_reward_dir)), CPU)
+    return build_environment(
+        arguments("--concept", "Van Gogh style", *base, "--reward_model_name_or_path", str(tiny_reward_dir)),
+        CPU,
+    )
 
 
 def test_the_concept_alone_divides_the_rewards_prompts(env: Environment, tiny_prompts: list[str]) -> None:
     assert env.spec.forget_prompts == [p for p in tiny_prompts if "Van Gogh" in p]
-    assert env.table.prompts == env.spec.forget_prompts + env.spec.retain_prompts and sorted(env.table.prompts) == sorted(tiny_prompts)
+    assert env.table.prompts == env.spec.forget_prompts + env.spec.retain_prompts and sorted(
+        env.table.prompts
+    ) == sorted(tiny_prompts)
     assert env.forget_ids.tolist() == [0, 1, 2] and env.retain_ids.tolist() == [3, 4, 5, 6, 7, 8]
-    assert env.table.conditioning.states.shape == (9, 32, 16) and env.table.negative.states.shape == (1, 32, 16)
+    assert env.table.conditioning.states.shape == (9, 32, 16) and env.table.negative.states.shape == (
+        1,
+        32,
+        16,
+    )
     assert env.kernel.num_steps == 3
     assert not any(p.requires_grad for p in env.predictor.parameters())
 
@@ -55,7 +69,9 @@ def test_prompts_are_drawn_evenly(env: Environment) -> None:
 
 def test_a_collection_holds_its_prompts_in_batches(env: Environment) -> None:
     sizes: list[int] = []
-    handle = env.pipe.unet.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0]) // 2))
+    handle = env.pipe.unet.register_forward_hook(
+        lambda module, inputs, output: sizes.append(len(inputs[0]) // 2)
+    )
     ids = torch.tensor([0, 1, 2, 0, 1, 2])
     trajectory = env.collect(ids, torch.Generator().manual_seed(0))
     handle.remove()
@@ -72,7 +88,12 @@ def test_the_finished_image_is_scored_by_the_teacher_and_the_rest_by_the_predict
     assert torch.equal(score.terminal, score.potentials[:, -1])
     for step in range(3):
         embeddings = env.predictor(trajectory.latents[:, step], trajectory.timesteps[step].expand(3))
-        torch.testing.assert_close(score.potentials[:, step], env.reward.margin(embeddings[:, None], rows).squeeze(1), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            score.potentials[:, step],
+            env.reward.margin(embeddings[:, None], rows).squeeze(1),
+            atol=1e-5,
+            rtol=1e-4,
+        )
     nearest = (clean @ env.prompt_text.T).argmax(-1)
     for i, prompt in enumerate(env.spec.forget_prompts):
         if env.table.prompts[nearest[i]] == prompt:
@@ -100,8 +121,13 @@ def test_retained_images_are_scored_against_their_own_prompt(env: Environment) -
     assert score.recognised.tolist() == (cosines.argmax(dim=1) == env.retain_ids).tolist()
 
 
-def test_calibration_measures_every_prompt_on_the_bases_own_images(base: list[str], tiny_reward_dir: Path) -> None:
-    env = build_environment(arguments("--concept", "Van Gogh style", *base, "--reward_model_name_or_path", str(tiny_reward_dir)), CPU)
+def test_calibration_measures_every_prompt_on_the_bases_own_images(
+    base: list[str], tiny_reward_dir: Path
+) -> None:
+    env = build_environment(
+        arguments("--concept", "Van Gogh style", *base, "--reward_model_name_or_path", str(tiny_reward_dir)),
+        CPU,
+    )
     generator = torch.Generator().manual_seed(0)
     forget, retain = env.collect(env.forget_ids, generator), env.collect(env.retain_ids, generator)
     env.calibrate(forget, retain)
@@ -117,8 +143,13 @@ def test_calibration_measures_every_prompt_on_the_bases_own_images(base: list[st
     assert env.score_retain(mixed).drop.abs().max() > 0
 
 
-def test_images_that_calibrated_the_reward_are_not_decoded_again(base: list[str], tiny_reward_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    env = build_environment(arguments("--concept", "Van Gogh style", *base, "--reward_model_name_or_path", str(tiny_reward_dir)), CPU)
+def test_images_that_calibrated_the_reward_are_not_decoded_again(
+    base: list[str], tiny_reward_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = build_environment(
+        arguments("--concept", "Van Gogh style", *base, "--reward_model_name_or_path", str(tiny_reward_dir)),
+        CPU,
+    )
     generator = torch.Generator().manual_seed(0)
     forget, retain = env.collect(env.forget_ids, generator), env.collect(env.retain_ids, generator)
     forget_images, retain_images = env.calibrate(forget, retain)
@@ -137,24 +168,46 @@ def save_images(directory: Path, count: int) -> Path:
     return directory
 
 
-def test_images_of_a_concept_name_it_by_the_prompts_they_are_near_to(base: list[str], tiny_reward_dir: Path, tmp_path: Path) -> None:
+def test_images_of_a_concept_name_it_by_the_prompts_they_are_near_to(
+    base: list[str], tiny_reward_dir: Path, tmp_path: Path
+) -> None:
     folder = save_images(tmp_path / "images", 6)
-    env = build_environment(arguments("--concept_images", str(folder), *base, "--reward_model_name_or_path", str(tiny_reward_dir)), CPU)
-    assert env.spec.concepts == ["van gogh"] and env.spec.forget_prompts == [p for p in env.table.prompts if "Van Gogh" in p]
+    env = build_environment(
+        arguments(
+            "--concept_images", str(folder), *base, "--reward_model_name_or_path", str(tiny_reward_dir)
+        ),
+        CPU,
+    )
+    assert env.spec.concepts == ["van gogh"] and env.spec.forget_prompts == [
+        p for p in env.table.prompts if "Van Gogh" in p
+    ]
     assert env.reward.exemplars is not None and env.reward.exemplars.text_share == 0
 
 
 def test_images_join_a_concept_that_is_named(base: list[str], tiny_reward_dir: Path, tmp_path: Path) -> None:
     folder = save_images(tmp_path / "images", 2)
-    given = ["--concept", "Neon style", "--concept_images", str(folder), "--reward_model_name_or_path", str(tiny_reward_dir)]
+    given = [
+        "--concept",
+        "Neon style",
+        "--concept_images",
+        str(folder),
+        "--reward_model_name_or_path",
+        str(tiny_reward_dir),
+    ]
     env = build_environment(arguments(*given, *base), CPU)
-    assert env.spec.concepts == ["Neon style"] and env.reward.exemplars is not None and env.reward.exemplars.text_share == 0.5
+    assert (
+        env.spec.concepts == ["Neon style"]
+        and env.reward.exemplars is not None
+        and env.reward.exemplars.text_share == 0.5
+    )
 
 
 def test_a_spec_file_says_it_all(base: list[str], tiny_reward_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
     path.write_text("concepts: [cat]\nforget: [my cat]\nretain: [a dog]\nanchors: [an animal]\n")
-    env = build_environment(arguments("--reward_spec", str(path), *base, "--reward_model_name_or_path", str(tiny_reward_dir)), CPU)
+    env = build_environment(
+        arguments("--reward_spec", str(path), *base, "--reward_model_name_or_path", str(tiny_reward_dir)), CPU
+    )
     assert env.table.prompts == ["my cat", "a dog", "an animal"] and env.spec.concepts == ["cat"]
 
 
@@ -168,7 +221,9 @@ def test_a_spec_file_says_it_all(base: list[str], tiny_reward_dir: Path, tmp_pat
         (["--concept_images", "."], "holds no image"),
     ],
 )
-def test_what_to_erase_must_be_said_once(given: list[str], message: str, base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_to_erase_must_be_said_once(
+    given: list[str], message: str, base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
         build_environment(arguments(*given, *base), CPU)
@@ -180,35 +235,71 @@ def test_an_image_that_cannot_be_read_is_named(base: list[str], tmp_path: Path) 
         build_environment(arguments("--concept_images", str(tmp_path), *base), CPU)
 
 
-def test_prompt_files_replace_what_the_concept_would_give(base: list[str], tiny_reward_dir: Path, tmp_path: Path) -> None:
+def test_prompt_files_replace_what_the_concept_would_give(
+    base: list[str], tiny_reward_dir: Path, tmp_path: Path
+) -> None:
     given: list[str] = []
-    for name, text in (("forget", "my kitten\nyour cat\n"), ("retain", "a dog\n# none\na cow\n"), ("anchor", "an animal\n")):
+    for name, text in (
+        ("forget", "my kitten\nyour cat\n"),
+        ("retain", "a dog\n# none\na cow\n"),
+        ("anchor", "an animal\n"),
+    ):
         (tmp_path / name).write_text(text)
         given += [f"--{name}_prompts", str(tmp_path / name)]
-    env = build_environment(arguments("--concept", "cat", *base, "--reward_model_name_or_path", str(tiny_reward_dir), *given), CPU)
+    env = build_environment(
+        arguments("--concept", "cat", *base, "--reward_model_name_or_path", str(tiny_reward_dir), *given), CPU
+    )
     assert env.table.prompts == ["my kitten", "your cat", "a dog", "a cow", "an animal"]
-    assert env.forget_ids.tolist() == [0, 1] and env.retain_ids.tolist() == [2, 3] and env.anchor_rows.tolist() == [[4], [4]]
+    assert (
+        env.forget_ids.tolist() == [0, 1]
+        and env.retain_ids.tolist() == [2, 3]
+        and env.anchor_rows.tolist() == [[4], [4]]
+    )
     assert env.spec.anchors == [["an animal"]] * 2
     torch.testing.assert_close(env.reward.target, env.teacher.encode_text(["my kitten", "your cat"]))
 
 
-def test_a_reward_can_be_trained_first(base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reward_can_be_trained_first(
+    base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import environment.arguments as module
 
     train = module.train_predictor
-    monkeypatch.setattr(module, "train_predictor", lambda *a, **k: train(*a, **k, num_images=8, steps=2, train_batch_size=4, width=8))
+    monkeypatch.setattr(
+        module,
+        "train_predictor",
+        lambda *a, **k: train(*a, **k, num_images=8, steps=2, train_batch_size=4, width=8),
+    )
     (tmp_path / "retain").write_text("a tree\na car\n")
-    env = build_environment(arguments("--concept", "cat", *base, "--train_reward", "--retain_prompts", str(tmp_path / "retain")), CPU)
+    env = build_environment(
+        arguments("--concept", "cat", *base, "--train_reward", "--retain_prompts", str(tmp_path / "retain")),
+        CPU,
+    )
     assert env.spec.retain_prompts == ["a tree", "a car"] and any("cat" in p for p in env.spec.forget_prompts)
-    assert env.score_forget(env.collect(env.forget_ids[:2], torch.Generator().manual_seed(0))).potentials.isfinite().all()
-    general = build_environment(arguments("--concept", "cat", *base, "--train_reward", "--num_retain_prompts", "16"), CPU)
+    assert (
+        env.score_forget(env.collect(env.forget_ids[:2], torch.Generator().manual_seed(0)))
+        .potentials.isfinite()
+        .all()
+    )
+    general = build_environment(
+        arguments("--concept", "cat", *base, "--train_reward", "--num_retain_prompts", "16"), CPU
+    )
     assert len(general.spec.retain_prompts) == 16 and any("cat" in p for p in general.spec.forget_prompts)
     assert general.predictor.config["prompts"] == [*general.spec.forget_prompts, *general.spec.retain_prompts]
 
 
 def test_a_base_without_a_reward_from_its_classifier_says_how_to_train_one(base: list[str]) -> None:
-    given = ["--target_label", "cat", "--reward_type", "classifier", "--classifier_name_or_path", "some/classifier"]
-    with pytest.raises(ValueError, match=r"reward\.train .*--classifier_name_or_path some/classifier --prompts"):
+    given = [
+        "--target_label",
+        "cat",
+        "--reward_type",
+        "classifier",
+        "--classifier_name_or_path",
+        "some/classifier",
+    ]
+    with pytest.raises(
+        ValueError, match=r"reward\.train .*--classifier_name_or_path some/classifier --prompts"
+    ):
         build_environment(arguments(*given, *base[:2]), CPU)
 
 
@@ -222,10 +313,16 @@ def test_a_base_without_a_reward_says_how_to_train_one(base: list[str]) -> None:
 
 def test_a_reward_for_other_latents_is_refused(base: list[str], wide_reward_dir: Path) -> None:
     with pytest.raises(CheckpointError, match=r"4x16x16 latents.*4x8x8"):
-        build_environment(arguments("--concept", "cat", *base, "--reward_model_name_or_path", str(wide_reward_dir)), CPU)
+        build_environment(
+            arguments("--concept", "cat", *base, "--reward_model_name_or_path", str(wide_reward_dir)), CPU
+        )
 
 
-def test_a_reward_of_another_clip_is_refused(base: list[str], tiny_prompts: list[str], tmp_path: Path) -> None:
+def test_a_reward_of_another_clip_is_refused(
+    base: list[str], tiny_prompts: list[str], tmp_path: Path
+) -> None:
     RewardPredictor(4, 8, 32, width=8, condition_dim=16, prompts=tiny_prompts).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"length 32.*of 64"):
-        build_environment(arguments("--concept", "cat", *base, "--reward_model_name_or_path", str(tmp_path)), CPU)
+        build_environment(
+            arguments("--concept", "cat", *base, "--reward_model_name_or_path", str(tmp_path)), CPU
+        )

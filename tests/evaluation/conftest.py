@@ -33,6 +33,14 @@ def adapter_dir(tiny_pipeline_dir: Path, tmp_path: Path) -> Path:
     """A random adapter with a header that says what it erases."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_pretrained(tiny_pipeline_dir, subfolder="unet")
-    unet.add_adapter(LoraConfig(r=2, lora_alpha=8, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
-    save_adapter(tmp_path / "adapter", unet, metadata={"concept": '["Van Gogh style"]', "base_model_name_or_path": "tiny"})
+    unet.add_adapter(
+        LoraConfig(
+            r=2, lora_alpha=8, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v", "to_out.0"]
+        )
+    )
+    save_adapter(
+        tmp_path / "adapter",
+        unet,
+        metadata={"concept": '["Van Gogh style"]', "base_model_name_or_path": "tiny"},
+    )
     return tmp_path / "adapter"

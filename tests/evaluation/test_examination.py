@@ -1,4 +1,5 @@
-"""Which classes a concept names, which prompts are drawn, and what the judge's and the teacher's verdicts come to."""
+"""Which classes a concept names, which prompts are drawn, and what the judge's and the teacher's verdicts
+come to."""
 
 from __future__ import annotations
 
@@ -8,11 +9,20 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.examination import JudgeExamination, TeacherExamination, default_seeds, nearest_classes, target_classes
+from evaluation.examination import (
+    JudgeExamination,
+    TeacherExamination,
+    default_seeds,
+    nearest_classes,
+    target_classes,
+)
 from evaluation.judge import Judge
 from reward.spec import ConceptSpec
 
-DOMAINS = {"style": ["Van Gogh", "Mosaic", "Pop Art", "Sketch", "Pencil Sketch"], "object": ["cat", "car", "Glass"]}
+DOMAINS = {
+    "style": ["Van Gogh", "Mosaic", "Pop Art", "Sketch", "Pencil Sketch"],
+    "object": ["cat", "car", "Glass"],
+}
 
 
 @pytest.mark.parametrize(
@@ -33,7 +43,10 @@ DOMAINS = {"style": ["Van Gogh", "Mosaic", "Pop Art", "Sketch", "Pencil Sketch"]
 )
 def test_target_classes(concepts: list[str], expected: dict[str, set[str]] | None) -> None:
     if expected is None:
-        with pytest.raises(ValueError, match="style: Van Gogh, Mosaic, Pop Art, Sketch, Pencil Sketch; object: cat, car, Glass"):
+        with pytest.raises(
+            ValueError,
+            match="style: Van Gogh, Mosaic, Pop Art, Sketch, Pencil Sketch; object: cat, car, Glass",
+        ):
             target_classes(DOMAINS, concepts)
     else:
         assert target_classes(DOMAINS, concepts) == expected
@@ -98,7 +111,9 @@ def test_teacher_figures() -> None:
     ]:
         verdicts = examination.examine(images, [0, 1, 2])
         assert examination.figures(verdicts, [0, 1, 2]) == figures | expected
-    assert examination.per_class(verdicts, [0, 1, 2]) == {"prompt": {"red cat": 0, "red dog": 100, "red fox": 0}}
+    assert examination.per_class(verdicts, [0, 1, 2]) == {
+        "prompt": {"red cat": 0, "red dog": 100, "red fox": 0}
+    }
     assert examination.showcase(1) == [0, 1]
 
 
@@ -113,10 +128,16 @@ def test_by_default_the_concept_has_at_least_24_images(forget: int, retain: int,
 
 def test_neighbours_are_the_nearest_classes_in_a_text_space_or_those_named(tiny_judge: Judge) -> None:
     domains = {"style": ["red", "Mosaic"], "object": ["cat", "dog", "fox", "cat dog"]}
-    near = nearest_classes(domains, "{style} {object}", {"object": {"cat"}}, StubTeacher().encode_text, count=1)
+    near = nearest_classes(
+        domains, "{style} {object}", {"object": {"cat"}}, StubTeacher().encode_text, count=1
+    )
     assert near == {"object": {"cat dog"}}
-    apart = JudgeExamination(Judge(domains, "{style} {object}", 16, widths=(4, 8)), ["cat"], "tiny", neighbours=["fox"])
+    apart = JudgeExamination(
+        Judge(domains, "{style} {object}", 16, widths=(4, 8)), ["cat"], "tiny", neighbours=["fox"]
+    )
     assert apart.neighbours == {"object": {"fox"}}
-    verdicts = [{"style": c["style"], "object": "dog" if c["object"] == "fox" else c["object"]} for c in apart.classes]
+    verdicts = [
+        {"style": c["style"], "object": "dog" if c["object"] == "fox" else c["object"]} for c in apart.classes
+    ]
     figures = apart.figures(verdicts, list(range(8)))
     assert figures["NRA"] == 0 and figures["IRA"] == pytest.approx(200 / 3)

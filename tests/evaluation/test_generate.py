@@ -40,11 +40,18 @@ def test_as_many_are_drawn_at_a_time_as_their_latents_are_large(tiny_pipeline_di
     pipe, sizes = load_pipeline(tiny_pipeline_dir), []
     pipe.unet.register_to_config(sample_size=64)  # Stable Diffusion 1.5's
     pipe.unet.register_forward_pre_hook(lambda unet, args: sizes.append(len(args[0])))
-    assert len(list(generate(pipe, ["a cat"], range(9), num_inference_steps=1, guidance_scale=1.0))) == 9 and sizes == [8, 1]
+    assert len(
+        list(generate(pipe, ["a cat"], range(9), num_inference_steps=1, guidance_scale=1.0))
+    ) == 9 and sizes == [8, 1]
 
 
 def test_order_is_seed_after_seed(tiny_pipeline_dir: Path) -> None:
-    jobs = [(i, seed) for i, seed, _ in generate(load_pipeline(tiny_pipeline_dir), PROMPTS[:2], [5, 3], num_inference_steps=1, batch_size=3)]
+    jobs = [
+        (i, seed)
+        for i, seed, _ in generate(
+            load_pipeline(tiny_pipeline_dir), PROMPTS[:2], [5, 3], num_inference_steps=1, batch_size=3
+        )
+    ]
     assert jobs == [(0, 5), (1, 5), (0, 3), (1, 3)]
 
 
@@ -52,7 +59,9 @@ def test_guidance_defaults_to_the_pipelines_own(tiny_pipeline_dir: Path) -> None
     pipe = load_pipeline(tiny_pipeline_dir)
     default = draw(pipe, PROMPTS[:1], [0])
     assert_same(default, draw(pipe, PROMPTS[:1], [0], guidance_scale=7.5))
-    assert not np.array_equal(default["a cat", 0], draw(pipe, PROMPTS[:1], [0], guidance_scale=1.0)["a cat", 0])
+    assert not np.array_equal(
+        default["a cat", 0], draw(pipe, PROMPTS[:1], [0], guidance_scale=1.0)["a cat", 0]
+    )
 
 
 def test_adapter_disabled_is_the_base_and_leaves_training_as_it_was(tiny_pipeline_dir: Path) -> None:
@@ -92,7 +101,9 @@ def test_ddim_clips_latents_only_if_the_pipeline_does(tiny_pipeline_dir: Path) -
 def test_a_directory_that_is_no_pipeline(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no model_index\.json"):
         load_pipeline(tmp_path)
-    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1"}')
+    (tmp_path / "model_index.json").write_text(
+        '{"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1"}'
+    )
     with pytest.raises(ValueError, match="is a StableDiffusionPipeline without a unet; supported are"):
         load_pipeline(tmp_path)
 

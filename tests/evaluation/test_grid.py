@@ -17,7 +17,15 @@ def picture(seed: int, size: int) -> Image.Image:
 
 @pytest.mark.parametrize(("size", "count"), [(16, 1), (32, 9), (256, 12)])
 def test_size_and_content(size: int, count: int, tmp_path: Path) -> None:
-    pairs = [Pair(f"prompt {i} with <b>$odd_{i}$</b> words", picture(2 * i, size), picture(2 * i + 1, size), i % 2 == 0) for i in range(count)]
+    pairs = [
+        Pair(
+            f"prompt {i} with <b>$odd_{i}$</b> words",
+            picture(2 * i, size),
+            picture(2 * i + 1, size),
+            i % 2 == 0,
+        )
+        for i in range(count)
+    ]
     path = tmp_path / "new" / "grid.png"
     before_after(pairs, path, "Erased: $x$\nUA 1 → 99")
     assert path.stat().st_size < 500_000

@@ -18,10 +18,15 @@ from evaluation.intervals import bootstrap, proportion_interval, t_interval, t_q
     ],
 )
 def test_coverage(prompts: int, images: int, share: float, alike: float | None) -> None:
-    """In 200 simulated evaluations the true share lies within at least 92 % of the intervals (95 % less two standard errors)."""
+    """In 200 simulated evaluations the true share lies within at least 92 % of the intervals (95 % less
+    two standard errors)."""
     generator, held = np.random.default_rng(0), 0
     for _ in range(200):
-        of_prompts = np.full(prompts, share) if alike is None else generator.beta(share * alike, (1 - share) * alike, prompts)
+        of_prompts = (
+            np.full(prompts, share)
+            if alike is None
+            else generator.beta(share * alike, (1 - share) * alike, prompts)
+        )
         scores = (generator.random((prompts, images)) < of_prompts[:, None]).astype(float)
         low, high = proportion_interval(scores.tolist(), resamples=300)
         assert 0 <= low <= 100 * scores.mean() <= high <= 100 and low < high
@@ -43,7 +48,8 @@ def test_one_prompt_and_three_images_say_little_but_nothing_absurd() -> None:
 
 
 def test_images_of_one_prompt_are_no_independent_sample() -> None:
-    """Ten images each of five prompts, of which each is always or never right: as uncertain as five images."""
+    """Ten images each of five prompts, of which each is always or never right: as uncertain as five
+    images."""
     low, high = bootstrap([[1.0] * 10, [0.0] * 10, [1.0] * 10, [0.0] * 10, [1.0] * 10])
     assert high - low >= 0.6
     mixed = bootstrap([[1.0, 0.0] * 5] * 5)
@@ -61,7 +67,10 @@ def test_a_bootstrap_is_the_same_every_time_and_weighs_prompts() -> None:
         bootstrap([])
 
 
-@pytest.mark.parametrize(("share", "count", "expected"), [(0.5, 10, (0.2366, 0.7634)), (0.0, 10, (0.0, 0.2775)), (0.95, 100, (0.8882, 0.9785))])
+@pytest.mark.parametrize(
+    ("share", "count", "expected"),
+    [(0.5, 10, (0.2366, 0.7634)), (0.0, 10, (0.0, 0.2775)), (0.95, 100, (0.8882, 0.9785))],
+)
 def test_wilson(share: float, count: int, expected: tuple[float, float]) -> None:
     assert wilson(share, count) == pytest.approx(expected, abs=1e-4)
     assert wilson(0.0, 0) == (0.0, 1.0)
@@ -73,6 +82,9 @@ def test_t_interval() -> None:
     assert t_interval([90]) is None
 
 
-@pytest.mark.parametrize(("degrees", "expected"), [(1, 12.7062), (2, 4.3027), (10, 2.2281), (11, 2.2010), (20, 2.0860), (100, 1.9840)])
+@pytest.mark.parametrize(
+    ("degrees", "expected"),
+    [(1, 12.7062), (2, 4.3027), (10, 2.2281), (11, 2.2010), (20, 2.0860), (100, 1.9840)],
+)
 def test_t_quantile(degrees: int, expected: float) -> None:
     assert t_quantile(degrees) == pytest.approx(expected, abs=1e-3)

@@ -24,8 +24,15 @@ def test_a_judge_comes_back_as_it_was(blocks: str, tmp_path: Path) -> None:
     judge.save_pretrained(tmp_path)
     again = Judge.from_pretrained(tmp_path)
     expected, found = judge(pixels), again(pixels)
-    assert found["style"].shape == (3, 3) and found["object"].shape == (3, 2) and judge.features(pixels).shape == (3, 12)
-    assert all(torch.equal(found[domain], expected[domain]) for domain in DOMAINS) and again.identity() == judge.identity()
+    assert (
+        found["style"].shape == (3, 3)
+        and found["object"].shape == (3, 2)
+        and judge.features(pixels).shape == (3, 12)
+    )
+    assert (
+        all(torch.equal(found[domain], expected[domain]) for domain in DOMAINS)
+        and again.identity() == judge.identity()
+    )
 
 
 def test_pooled_blocks_begin_as_the_identity() -> None:
@@ -42,7 +49,9 @@ def test_a_mirrored_judge_sees_an_image_and_its_mirror_image_alike(tmp_path: Pat
     judge.save_pretrained(tmp_path)
     judge = Judge.from_pretrained(tmp_path)
     both = (plain(pixels)["style"] + plain(pixels.flip(-1))["style"]) / 2
-    assert torch.allclose(judge(pixels)["style"], both) and torch.allclose(judge(pixels.flip(-1))["style"], both)
+    assert torch.allclose(judge(pixels)["style"], both) and torch.allclose(
+        judge(pixels.flip(-1))["style"], both
+    )
     assert not torch.allclose(plain(pixels)["style"], both) and judge.identity() != plain.identity()
     assert torch.equal(judge.train().features(pixels), plain.train().features(pixels))
 

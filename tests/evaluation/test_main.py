@@ -30,10 +30,17 @@ def run(adapter: Path, output: Path, *more: str) -> dict:
 
 @pytest.fixture
 def base(tiny_pipeline_dir: Path, tiny_judge_dir: Path) -> list[str]:
-    return ["--pretrained_model_name_or_path", str(tiny_pipeline_dir), "--judge_name_or_path", str(tiny_judge_dir)]
+    return [
+        "--pretrained_model_name_or_path",
+        str(tiny_pipeline_dir),
+        "--judge_name_or_path",
+        str(tiny_judge_dir),
+    ]
 
 
-def test_results_table_and_grid(adapter_dir: Path, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_table_and_grid(
+    adapter_dir: Path, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     results = run(adapter_dir, tmp_path / "out", *base)
     assert results["concept"] == ["Van Gogh style"]  # from the adapter's header
     assert results["seeds"] == [0, 1]
@@ -48,7 +55,14 @@ def test_results_table_and_grid(adapter_dir: Path, base: list[str], tmp_path: Pa
         for name in ("UA", "IRA", "CRA"):
             low, high = figures["ci95"][name]
             assert 0 <= low <= figures[name] <= high <= 100 and low < high
-        assert figures["images"] == {"UA": 4, "IRA": 4, "CRA": 8, "CRA_retained": 4, "CRA_forgotten": 4, "NRA": 0}
+        assert figures["images"] == {
+            "UA": 4,
+            "IRA": 4,
+            "CRA": 8,
+            "CRA_retained": 4,
+            "CRA_forgotten": 4,
+            "NRA": 0,
+        }
         assert set(figures["per_class"]) == {"style", "object"}
     assert str(tmp_path.parent) not in json.dumps(results)
     printed = capsys.readouterr().out
@@ -57,11 +71,20 @@ def test_results_table_and_grid(adapter_dir: Path, base: list[str], tmp_path: Pa
     assert (tmp_path / "out" / "before_after.png").stat().st_size < 500_000
 
 
-def test_in_memory_evaluation_finds_the_same(adapter_dir: Path, base: list[str], tiny_pipeline_dir: Path, tiny_judge: Judge, tmp_path: Path) -> None:
+def test_in_memory_evaluation_finds_the_same(
+    adapter_dir: Path, base: list[str], tiny_pipeline_dir: Path, tiny_judge: Judge, tmp_path: Path
+) -> None:
     results = run(adapter_dir, tmp_path / "out", *base)
     pipe = load_pipeline(tiny_pipeline_dir)
     load_adapter(pipe, adapter_dir)
-    found = evaluate(pipe, JudgeExamination(tiny_judge, ["Van Gogh"], "tiny-judge"), [0, 1], num_inference_steps=2, batch_size=3, progress=False)
+    found = evaluate(
+        pipe,
+        JudgeExamination(tiny_judge, ["Van Gogh"], "tiny-judge"),
+        [0, 1],
+        num_inference_steps=2,
+        batch_size=3,
+        progress=False,
+    )
     for side in ("base", "adapter"):
         assert {**results[side], "measures": None} == {**found.results[side], "measures": None}
     for key in ("seeds", "judge", "targets", "changed_images", "guidance_scale"):
@@ -69,7 +92,9 @@ def test_in_memory_evaluation_finds_the_same(adapter_dir: Path, base: list[str],
     assert [pair.forget for pair in found.pairs] == [True, True, False, False]
 
 
-def test_scale_zero_is_the_base(adapter_dir: Path, base: list[str], tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+def test_scale_zero_is_the_base(
+    adapter_dir: Path, base: list[str], tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
     results = run(adapter_dir, tmp_path / "out", *base, "--scales", "0")
     assert results["changed_images"] == 0 and results["lora_scale"] == 0
     assert results["adapter"] == results["base"]
@@ -91,7 +116,12 @@ def test_a_sweep_draws_the_base_once_and_shows_the_price(
     assert zero == results["base"] and one == results["adapter"] and results["lora_scale"] == 1
     drifts = [side["measures"]["pixel_drift"]["mean"] for side in (half, one, more)]
     assert 0 < drifts[0] < drifts[1] < drifts[2]
-    assert sorted(path.name for path in (tmp_path / "out" / "images").iterdir()) == ["base", "weight-0.5", "weight-1", "weight-1.5"]
+    assert sorted(path.name for path in (tmp_path / "out" / "images").iterdir()) == [
+        "base",
+        "weight-0.5",
+        "weight-1",
+        "weight-1.5",
+    ]
     with Image.open(tmp_path / "out" / "pareto.png") as picture:
         assert min(picture.size) > 300
     printed = capsys.readouterr().out
@@ -101,7 +131,9 @@ def test_a_sweep_draws_the_base_once_and_shows_the_price(
     assert alone["adapter"] == half and "scales" not in alone
 
 
-def test_an_adapter_that_does_nothing_is_noticed(adapter_dir: Path, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_adapter_that_does_nothing_is_noticed(
+    adapter_dir: Path, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = adapter_dir / "pytorch_lora_weights.safetensors"
     save_file({name: 1e-9 * tensor for name, tensor in load_file(path).items()}, path)
     run(adapter_dir, tmp_path / "out", *base, "--concept", "cat")
@@ -121,7 +153,9 @@ def test_distances_to_real_images(adapter_dir: Path, base: list[str], tmp_path: 
     assert distances["base"] > 0 and distances["adapter"] > 0 and distances["base"] != distances["adapter"]
 
 
-def test_the_same_command_goes_on_and_other_settings_are_refused(adapter_dir: Path, base: list[str], tmp_path: Path) -> None:
+def test_the_same_command_goes_on_and_other_settings_are_refused(
+    adapter_dir: Path, base: list[str], tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     first = run(adapter_dir, out, *base)
     (out / "results.json").unlink()
@@ -130,14 +164,21 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(adapter_dir: Pa
     assert {**first, "evaluation_seconds": 0} == {**again, "evaluation_seconds": 0}
     with pytest.raises(ValueError, match=r"guidance_scale is 7\.5 there and 3\.0 here"):
         run(adapter_dir, out, *base, "--guidance_scale", "3")
-    assert run(adapter_dir, out, *base, "--guidance_scale", "3", "--overwrite_output_dir")["guidance_scale"] == 3
+    assert (
+        run(adapter_dir, out, *base, "--guidance_scale", "3", "--overwrite_output_dir")["guidance_scale"] == 3
+    )
     tensors = load_file(adapter_dir / "pytorch_lora_weights.safetensors")
-    save_file({name: 2 * tensor for name, tensor in tensors.items()}, adapter_dir / "pytorch_lora_weights.safetensors")
+    save_file(
+        {name: 2 * tensor for name, tensor in tensors.items()},
+        adapter_dir / "pytorch_lora_weights.safetensors",
+    )
     with pytest.raises(ValueError, match="adapter is"):
         run(adapter_dir, out, *base, "--guidance_scale", "3", "--concept", "cat")
 
 
-def test_results_beside_the_adapter_go_before_its_header(adapter_dir: Path, base: list[str], tmp_path: Path) -> None:
+def test_results_beside_the_adapter_go_before_its_header(
+    adapter_dir: Path, base: list[str], tmp_path: Path
+) -> None:
     (adapter_dir / "results.json").write_text(json.dumps({"concept": "cat"}))
     assert run(adapter_dir, tmp_path / "out", *base)["targets"] == {"object": ["cat"]}
 
@@ -146,21 +187,43 @@ def test_a_clip_judges_where_there_is_no_judge(
     adapter_dir: Path, tiny_pipeline_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts = tmp_path / "retain.txt"
-    prompts.write_text("# kept\na tree image in Neon style\na car image in Neon style\n\na boat image in Neon style\n")
+    prompts.write_text(
+        "# kept\na tree image in Neon style\na car image in Neon style\n\na boat image in Neon style\n"
+    )
     clip = ["--clip_model", f"local-dir:{canvas.CLIP}", "--retain_prompts", str(prompts)]
     given = ["--pretrained_model_name_or_path", str(tiny_pipeline_dir), *clip, "--concept", "cat"]
     results = run(adapter_dir, tmp_path / "out", *given)
     assert "not independent" in results["judge"]
     assert results["adapter"]["CRA"] is None
     assert results["prompts"]["retain"] == 3
-    assert results["measured_by"]["clip_score"] == "open_clip clip" and "clip" in results["measured_by"]["features"]
+    assert (
+        results["measured_by"]["clip_score"] == "open_clip clip"
+        and "clip" in results["measured_by"]["features"]
+    )
     assert "not independent" in capsys.readouterr().out
     # Without --seeds the prompts that ask for the concept have 24 images, the others three.
-    main(parse_args(["--adapter", str(adapter_dir), "--output_dir", str(tmp_path / "more"), "--num_inference_steps", "1", *given]))
+    main(
+        parse_args(
+            [
+                "--adapter",
+                str(adapter_dir),
+                "--output_dir",
+                str(tmp_path / "more"),
+                "--num_inference_steps",
+                "1",
+                *given,
+            ]
+        )
+    )
     more = json.loads((tmp_path / "more" / "results.json").read_text())
     assert more["adapter"]["images"]["UA"] >= 24 and more["adapter"]["images"]["IRA"] == 9
-    (adapter_dir / "results.json").write_text(json.dumps({"concept": "cat", "settings": {"clip_model": None}}))
-    assert run(adapter_dir, tmp_path / "own", *given)["measured_by"]["clip_score"] == "open_clip clip (the reward's own)"
+    (adapter_dir / "results.json").write_text(
+        json.dumps({"concept": "cat", "settings": {"clip_model": None}})
+    )
+    assert (
+        run(adapter_dir, tmp_path / "own", *given)["measured_by"]["clip_score"]
+        == "open_clip clip (the reward's own)"
+    )
 
 
 def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -170,7 +233,12 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int
 
 
 def test_user_errors(
-    adapter_dir: Path, base: list[str], tiny_pipeline_dir: Path, wide_pipeline_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    adapter_dir: Path,
+    base: list[str],
+    tiny_pipeline_dir: Path,
+    wide_pipeline_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     full, empty = tmp_path / "full", tmp_path / "empty"
     for directory in (full, empty):
@@ -181,25 +249,49 @@ def test_user_errors(
     for arguments, message in [
         ([*adapter, *base, "--output_dir", str(full)], "is not empty"),
         ([*adapter, *base, "--output_dir", str(adapter_dir)], "adapter's own directory"),
-        (["--adapter", str(tmp_path / "absent"), *base, *output], "neither a local directory nor a Hub repository"),
+        (
+            ["--adapter", str(tmp_path / "absent"), *base, *output],
+            "neither a local directory nor a Hub repository",
+        ),
         (["--adapter", str(empty), *base, *output], "holds no adapter"),
         ([*adapter, *base, *output, "--seeds", "1", "1"], "a seed twice"),
         ([*adapter, *base, *output, "--num_inference_steps", "0"], "at least 1"),
-        ([*adapter, *base, *output, "--concept", "dragons"], "it knows style: Van Gogh, Mosaic; object: cat, car"),
+        (
+            [*adapter, *base, *output, "--concept", "dragons"],
+            "it knows style: Van Gogh, Mosaic; object: cat, car",
+        ),
         ([*adapter, *pipeline, *output], "This base has no judge"),
         ([*adapter, *pipeline, *output, "--judge_name_or_path", str(empty)], "is not a judge"),
         ([*adapter, *base, *output, "--scales", "1", "-0.5"], "--scales: must not be negative"),
         ([*adapter, *base, *output, "--scales", "1", "nan"], "--scales: must be a finite number"),
-        ([*adapter, *base, *output, "--neighbours", "dragons"], "it knows style: Van Gogh, Mosaic; object: cat, car"),
-        ([*adapter, *base, *output, "--protocol", "absent.csv"], "neither a file nor one of grid, canvas, unlearncanvas"),
-        ([*adapter, *base, *output, "--protocol", "unlearncanvas"], "--style_classifier FILE and --object_classifier FILE"),
+        (
+            [*adapter, *base, *output, "--neighbours", "dragons"],
+            "it knows style: Van Gogh, Mosaic; object: cat, car",
+        ),
+        (
+            [*adapter, *base, *output, "--protocol", "absent.csv"],
+            "neither a file nor one of grid, canvas, unlearncanvas",
+        ),
+        (
+            [*adapter, *base, *output, "--protocol", "unlearncanvas"],
+            "--style_classifier FILE and --object_classifier FILE",
+        ),
         ([*adapter, *base, *output, "--fid_features", "clip"], "needs --clip_model"),
-        ([*adapter, *base, *output, "--fid_features", str(full / "precious.txt")], "any other pickle could run code"),
+        (
+            [*adapter, *base, *output, "--fid_features", str(full / "precious.txt")],
+            "any other pickle could run code",
+        ),
         ([*adapter, *base, *output, "--reference_images", str(empty)], "holds 0 pictures"),
         ([*adapter, *pipeline, *output, "--judge_name_or_path", "clip"], "give --clip_model"),
-        ([*adapter, *output, *base[2:], "--pretrained_model_name_or_path", str(wide_pipeline_dir)], "does not fit this pipeline"),
+        (
+            [*adapter, *output, *base[2:], "--pretrained_model_name_or_path", str(wide_pipeline_dir)],
+            "does not fit this pipeline",
+        ),
         ([*adapter, *output, *base[2:]], "local pipeline called 'tiny'"),
-        ([*adapter, *output, *base[2:], "--pretrained_model_name_or_path", str(empty)], "no model_index.json"),
+        (
+            [*adapter, *output, *base[2:], "--pretrained_model_name_or_path", str(empty)],
+            "no model_index.json",
+        ),
     ]:
         code, said = fails(arguments, capsys)
         assert code == 2, message

@@ -1,4 +1,5 @@
-"""Distances that are 0 where nothing differs and grow with what does, scores and drift as they are defined."""
+"""Distances that are 0 where nothing differs and grow with what does, scores and drift as they are
+defined."""
 
 from __future__ import annotations
 
@@ -33,13 +34,16 @@ def sample(count: int, shift: float = 0.0, spread: float = 1.0, seed: int = 0) -
 
 def pictures(count: int, size: int = 16, seed: int = 0) -> list[Image.Image]:
     generator = np.random.default_rng(seed)
-    return [Image.fromarray(generator.integers(0, 255, (size, size, 3), dtype=np.uint8)) for _ in range(count)]
+    return [
+        Image.fromarray(generator.integers(0, 255, (size, size, 3), dtype=np.uint8)) for _ in range(count)
+    ]
 
 
 def test_fid_is_zero_for_a_set_and_itself_and_the_closed_form_for_gaussians() -> None:
     one = sample(64)
     assert frechet_distance(one, one) == pytest.approx(0, abs=1e-3)
-    # A shift by 2 in each of 8 dimensions moves the means by 4 * 8; a spread of 3 in place of 1 adds (3 - 1)^2 * 8.
+    # A shift by 2 in each of 8 dimensions moves the means by 4 * 8; a spread of 3 in place of 1 adds (3 -
+    # 1)^2 * 8.
     assert frechet_distance(sample(64) + 2, one) == pytest.approx(32, rel=1e-3)
     assert frechet_distance(sample(20_000, spread=3.0, seed=1), sample(20_000)) == pytest.approx(32, rel=0.05)
 
@@ -47,7 +51,9 @@ def test_fid_is_zero_for_a_set_and_itself_and_the_closed_form_for_gaussians() ->
 def test_kid_is_about_zero_for_one_distribution_and_positive_for_two() -> None:
     assert abs(kernel_distance(sample(500), sample(500, seed=1))) < 0.05
     assert kernel_distance(sample(500, shift=1.0), sample(500, seed=1)) > 1
-    assert kernel_distance(sample(1500), sample(1200, seed=1)) == kernel_distance(sample(1500), sample(1200, seed=1))  # over subsets
+    assert kernel_distance(sample(1500), sample(1200, seed=1)) == kernel_distance(
+        sample(1500), sample(1200, seed=1)
+    )  # over subsets
 
 
 def test_distances_have_intervals_that_hold_them() -> None:
@@ -76,7 +82,9 @@ def test_drift_and_clip_score_of_each_image(clip: Teacher, tiny_judge: Judge) ->
     inverted = Image.fromarray(255 - np.asarray(base[1]))
     black, white = Image.new("RGB", (16, 16)), Image.new("RGB", (16, 16), "white")
     values = measures.observe([base[0], inverted, white], prompts, [base[0], base[1], black])
-    assert values["pixel_drift"].tolist() == pytest.approx([0, 100 * np.abs(2 * np.asarray(base[1], float) - 255).mean() / 255, 100])
+    assert values["pixel_drift"].tolist() == pytest.approx(
+        [0, 100 * np.abs(2 * np.asarray(base[1], float) - 255).mean() / 255, 100]
+    )
     assert values["ssim"][0] == pytest.approx(1) and values["ssim"][1] < 0 and values["ssim"][2] < 0.01
     cosine = (clip.encode_pictures([base[0]]) @ clip.encode_text(prompts[:1]).T).item()
     assert values["clip_score"][0] == pytest.approx(100 * max(0.0, cosine), abs=1e-3)

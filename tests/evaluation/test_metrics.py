@@ -18,13 +18,32 @@ def judged(style: str, obj: str) -> list[dict[str, str]]:
     return [{"style": names[s], "object": names[o]} for s, o in zip(style, obj, strict=True)]
 
 
-def figures(domains: dict, targets: dict, verdicts: list[dict[str, str]], ids: list[int] | None = None, neighbours: dict | None = None) -> dict:
-    scores = tabulate(grid(domains, WORDING if len(domains) > 1 else "{object}", targets, neighbours), verdicts, ids or list(range(len(verdicts))))
+def figures(
+    domains: dict,
+    targets: dict,
+    verdicts: list[dict[str, str]],
+    ids: list[int] | None = None,
+    neighbours: dict | None = None,
+) -> dict:
+    scores = tabulate(
+        grid(domains, WORDING if len(domains) > 1 else "{object}", targets, neighbours),
+        verdicts,
+        ids or list(range(len(verdicts))),
+    )
     return {name: scores[name].percent() for name in FIGURES}
 
 
-def table(ua: float, ira: float | None, cra: float | None, retained: float | None, forgotten: float | None, nra: float | None = None) -> dict:
-    return pytest.approx({"UA": ua, "IRA": ira, "CRA": cra, "CRA_retained": retained, "CRA_forgotten": forgotten, "NRA": nra})
+def table(
+    ua: float,
+    ira: float | None,
+    cra: float | None,
+    retained: float | None,
+    forgotten: float | None,
+    nra: float | None = None,
+) -> dict:
+    return pytest.approx(
+        {"UA": ua, "IRA": ira, "CRA": cra, "CRA_retained": retained, "CRA_forgotten": forgotten, "NRA": nra}
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,7 +74,11 @@ def test_one_domain_has_no_cross_domain_figure() -> None:
 
 
 def test_several_targets_of_one_domain() -> None:
-    found = figures({"object": ["cat", "car", "dog", "fox"]}, {"object": {"cat", "car"}}, one_domain("cat", "cat", "dog", "car"))
+    found = figures(
+        {"object": ["cat", "car", "dog", "fox"]},
+        {"object": {"cat", "car"}},
+        one_domain("cat", "cat", "dog", "car"),
+    )
     assert (found["UA"], found["IRA"]) == (50, 50)
 
 
@@ -63,18 +86,23 @@ def test_targets_in_two_domains() -> None:
     targets = {"style": {"Van Gogh"}, "object": {"cat"}}
     # Both erased everywhere (a cat became a car), the rest as it was.
     assert figures(DOMAINS, targets, judged("mmmm", "aaaa")) == table(100, 100, 100, 100, 100)
-    # The prompt of both targets is asked twice, and half forgotten; of "car", which only the style head may judge, the same.
+    # The prompt of both targets is asked twice, and half forgotten; of "car", which only the style head may
+    # judge, the same.
     assert figures(DOMAINS, targets, judged("mvmm", "caca"))["UA"] == pytest.approx(100 * (1 + 0 + 0 + 0) / 4)
 
 
 def test_neighbours_stand_apart_and_count_among_the_others_too() -> None:
     domains, targets = {"object": ["cat", "lynx", "car"]}, {"object": {"cat"}}
-    assert figures(domains, targets, one_domain("car", "car", "car"), neighbours={"object": {"lynx"}}) == table(100, 50, None, None, None, 0)
+    assert figures(
+        domains, targets, one_domain("car", "car", "car"), neighbours={"object": {"lynx"}}
+    ) == table(100, 50, None, None, None, 0)
 
 
 def test_every_prompt_weighs_the_same_however_many_images_it_has() -> None:
     domains, targets = {"object": ["cat", "car", "dog"]}, {"object": {"cat"}}
-    found = figures(domains, targets, one_domain("cat", "car", "car", "car", "car", "cat"), [0, 1, 1, 1, 1, 2])
+    found = figures(
+        domains, targets, one_domain("cat", "car", "car", "car", "car", "cat"), [0, 1, 1, 1, 1, 2]
+    )
     assert (found["UA"], found["IRA"]) == (0, 50)
 
 
@@ -124,6 +152,8 @@ def test_summary_over_runs() -> None:
     assert summarize(runs)["CRA"] == {"mean": None, "ci95": None}
     assert summarize([{"UA": 90.0}])["UA"] == {"mean": 90, "ci95": None}
     # Runs that agree leave their images to speak: Wilson, 72 of 72.
-    assert summarize([{"UA": 100.0}] * 3, {"UA": 72})["UA"]["ci95"] == pytest.approx([100 * 72 / (72 + 1.959964**2), 100])
+    assert summarize([{"UA": 100.0}] * 3, {"UA": 72})["UA"]["ci95"] == pytest.approx(
+        [100 * 72 / (72 + 1.959964**2), 100]
+    )
     with pytest.raises(ValueError, match="no runs"):
         summarize([])

@@ -11,14 +11,21 @@ from evaluation.pareto import _places, pareto
 
 
 def side(scale: float, ua: float, ira: float, cra: float | None) -> dict[str, Any]:
-    around = {name: None if value is None else [max(0, value - 5), min(100, value + 5)] for name, value in (("UA", ua), ("IRA", ira), ("CRA", cra))}
+    around = {
+        name: None if value is None else [max(0, value - 5), min(100, value + 5)]
+        for name, value in (("UA", ua), ("IRA", ira), ("CRA", cra))
+    }
     return {"scale": scale, "UA": ua, "IRA": ira, "CRA": cra, "ci95": around}
 
 
 def test_a_panel_for_each_figure(tmp_path: Path) -> None:
     sizes = {}
     for name, cra in {"both": 98.0, "one": None}.items():
-        pareto([side(1.5, 100, 40, cra), side(0, 0, 97, cra), side(1, 99, 96, cra)], tmp_path / name, "Erased: $x$")
+        pareto(
+            [side(1.5, 100, 40, cra), side(0, 0, 97, cra), side(1, 99, 96, cra)],
+            tmp_path / name,
+            "Erased: $x$",
+        )
         with Image.open(tmp_path / name) as picture:
             assert picture.format == "PNG"
             sizes[name] = picture.width
@@ -27,5 +34,10 @@ def test_a_panel_for_each_figure(tmp_path: Path) -> None:
 
 
 def test_points_on_one_another_share_a_label() -> None:
-    points = [side(0, 0, 97, None), side(0.75, 100, 96.8, None), side(1, 100, 97, None), side(1.5, 100, 60, None)]
+    points = [
+        side(0, 0, 97, None),
+        side(0.75, 100, 96.8, None),
+        side(1, 100, 97, None),
+        side(1.5, 100, 60, None),
+    ]
     assert _places(points, "IRA", 1.0) == [((0, 97), [0]), ((100, 96.8), [0.75, 1]), ((100, 60), [1.5])]

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import (
+    AutoModelForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 
 import canvas
 from evaluation.__main__ import main, parse_args
@@ -33,34 +38,61 @@ def csv_file(tmp_path: Path) -> Path:
 
 def test_csv_and_jsonl_say_the_same(csv_file: Path) -> None:
     rows = read_prompt_file(csv_file)
-    assert [(row.prompt, row.group, row.label) for row in rows][:2] == [("a cat on a mat", "forget", "Cat"), ("a car, parked", "in_domain", "car")]
+    assert [(row.prompt, row.group, row.label) for row in rows][:2] == [
+        ("a cat on a mat", "forget", "Cat"),
+        ("a car, parked", "in_domain", "car"),
+    ]
     assert rows[1].place == "prompts.csv, row 3"
     lines = [json.dumps({"prompt": row.prompt, "group": row.group, "label": row.label}) for row in rows]
     jsonl = csv_file.with_suffix(".jsonl")
     jsonl.write_text("\n\n".join(lines))
     again = read_prompt_file(jsonl)
-    assert [(row.prompt, row.group, row.label) for row in again] == [(row.prompt, row.group, row.label) for row in rows]
+    assert [(row.prompt, row.group, row.label) for row in again] == [
+        (row.prompt, row.group, row.label) for row in rows
+    ]
     assert again[1].place == "prompts.jsonl, row 3"
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "prompt,label\na,b\n", r"a\.csv, row 1: column 'group' is missing \(there are: prompt, label\)"),
+        (
+            "a.csv",
+            "prompt,label\na,b\n",
+            r"a\.csv, row 1: column 'group' is missing \(there are: prompt, label\)",
+        ),
         ("a.csv", "", r"row 1: column 'prompt' is missing \(there are: none\)"),
-        ("a.csv", "prompt,group,label\na,forget,b\nc,in_domain\n", r"a\.csv, row 3: column 'label' is missing or empty"),
+        (
+            "a.csv",
+            "prompt,group,label\na,forget,b\nc,in_domain\n",
+            r"a\.csv, row 3: column 'label' is missing or empty",
+        ),
         ("a.csv", "prompt,group,label\n ,forget,b\n", "row 2: column 'prompt'"),
-        ("a.csv", "prompt,group,label\na,retain,b\n", "row 2: column 'group' says 'retain'; it must be one of forget, in_domain"),
-        ("a.csv", "prompt,group,label\na,forget,b\na,forget,b\n", r"row 3: the same prompt and label stand in a\.csv, row 2"),
+        (
+            "a.csv",
+            "prompt,group,label\na,retain,b\n",
+            "row 2: column 'group' says 'retain'; it must be one of forget, in_domain",
+        ),
+        (
+            "a.csv",
+            "prompt,group,label\na,forget,b\na,forget,b\n",
+            r"row 3: the same prompt and label stand in a\.csv, row 2",
+        ),
         ("a.csv", "prompt,group,label\na,in_domain,b\n", "no row is of the group 'forget'"),
-        ("a.jsonl", '{"prompt": "a", "group": "forget", "label": "b"}\n{"prompt": "a", "label": "b"}\n', r"a\.jsonl, row 2: column 'group'"),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "group": "forget", "label": "b"}\n{"prompt": "a", "label": "b"}\n',
+            r"a\.jsonl, row 2: column 'group'",
+        ),
         ("a.jsonl", "{\n", r"a\.jsonl, row 1: not JSON"),
         ("a.jsonl", "[]\n", "not a JSON object"),
         ("a.txt", "", r"neither \.csv nor \.jsonl"),
         ("absent.csv", None, "could not be read"),
     ],
 )
-def test_what_is_missing_is_named_by_row_and_column(name: str, text: str | None, message: str, tmp_path: Path) -> None:
+def test_what_is_missing_is_named_by_row_and_column(
+    name: str, text: str | None, message: str, tmp_path: Path
+) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -70,15 +102,25 @@ def test_what_is_missing_is_named_by_row_and_column(name: str, text: str | None,
 def test_groups_are_figures(csv_file: Path, tiny_judge: Judge) -> None:
     examination = FileExamination(tiny_judge, read_prompt_file(csv_file), "tiny", "prompts.csv")
     assert examination.targets == {"object": {"cat"}} and examination.forget == [True, False, False, False]
-    seen = [{"style": "Mosaic", "object": "cat"}, {"style": "Mosaic", "object": "car"}, {"style": "Van Gogh", "object": "car"}]
+    seen = [
+        {"style": "Mosaic", "object": "cat"},
+        {"style": "Mosaic", "object": "car"},
+        {"style": "Van Gogh", "object": "car"},
+    ]
     figures = examination.figures([*seen, {"style": "Mosaic", "object": "car"}], [0, 1, 2, 3])
     assert figures == {"UA": 0, "IRA": 100, "CRA": 0, "CRA_retained": 0, "CRA_forgotten": None, "NRA": 100}
-    assert examination.per_class(seen, [0, 1, 2]) == {"object": {"cat": 100, "car": 100}, "style": {"Mosaic": 0}}
+    assert examination.per_class(seen, [0, 1, 2]) == {
+        "object": {"cat": 100, "car": 100},
+        "style": {"Mosaic": 0},
+    }
 
 
 def test_a_judge_without_the_label_is_refused_with_the_row(csv_file: Path, tiny_judge: Judge) -> None:
     csv_file.write_text(CSV.replace("in_domain,car", "in_domain,carr"))
-    with pytest.raises(ValueError, match=r"prompts\.csv, row 3: the judge has no class 'carr'; it knows, nearest first: car, cat"):
+    with pytest.raises(
+        ValueError,
+        match=r"prompts\.csv, row 3: the judge has no class 'carr'; it knows, nearest first: car, cat",
+    ):
         FileExamination(tiny_judge, read_prompt_file(csv_file), "tiny", "prompts.csv")
     twice = Judge({"style": ["cat"], "object": ["cat"]}, "{style} {object}", 16, widths=(4, 8))
     with pytest.raises(ValueError, match=r"row 2: the judge knows 'Cat' in several domains: style, object"):
@@ -88,7 +130,14 @@ def test_a_judge_without_the_label_is_refused_with_the_row(csv_file: Path, tiny_
 @pytest.fixture
 def classifier_dir(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=16, patch_size=8)
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=16,
+        patch_size=8,
+    )
     config.id2label = {0: "cat", 1: "car", 2: "mosaic"}
     ViTForImageClassification(config).save_pretrained(tmp_path / "classifier")
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "classifier")
@@ -115,20 +164,53 @@ def test_an_open_clip_model_sees_the_nearest_label() -> None:
     labels = ["a cat image in Neon style", "a boat image in Mosaic style"]
     judge = zero_shot_judge(teacher, labels)
     cosines = teacher.encode_pictures(images) @ teacher.encode_text(labels).T
-    assert [seen["label"] for seen in judge.verdicts(images)] == [labels[i] for i in cosines.argmax(-1).tolist()]
+    assert [seen["label"] for seen in judge.verdicts(images)] == [
+        labels[i] for i in cosines.argmax(-1).tolist()
+    ]
     assert judge.identity() != zero_shot_judge(teacher, labels[:1]).identity()
 
 
-def test_the_whole_command_with_each_judge(csv_file: Path, classifier_dir: Path, adapter_dir: Path, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
-    given = ["--adapter", str(adapter_dir), "--pretrained_model_name_or_path", str(tiny_pipeline_dir), "--protocol", str(csv_file)]
+def test_the_whole_command_with_each_judge(
+    csv_file: Path, classifier_dir: Path, adapter_dir: Path, tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    given = [
+        "--adapter",
+        str(adapter_dir),
+        "--pretrained_model_name_or_path",
+        str(tiny_pipeline_dir),
+        "--protocol",
+        str(csv_file),
+    ]
     given += ["--num_inference_steps", "1", "--seeds", "0", "1", "--clip_model", f"local-dir:{canvas.CLIP}"]
     for judge, name in [(str(classifier_dir), "classifier"), ("clip", "open_clip clip, zero-shot")]:
         output = tmp_path / f"judged by {name}"
         main(parse_args([*given, "--output_dir", str(output), "--judge_name_or_path", judge]))
         results = json.loads((output / "results.json").read_text())
-        assert results["judge"] == name and results["protocol"] == "prompts.csv" and results["images_per_side"] == 8
-        assert results["adapter"]["images"] == {"UA": 2, "IRA": 2, "CRA": 2, "CRA_retained": 2, "CRA_forgotten": 0, "NRA": 2}
+        assert (
+            results["judge"] == name
+            and results["protocol"] == "prompts.csv"
+            and results["images_per_side"] == 8
+        )
+        assert results["adapter"]["images"] == {
+            "UA": 2,
+            "IRA": 2,
+            "CRA": 2,
+            "CRA_retained": 2,
+            "CRA_forgotten": 0,
+            "NRA": 2,
+        }
         assert results["targets"] == {"label": ["cat" if name == "classifier" else "Cat"]}
-        assert set(results["adapter"]["measures"]) == {"clip_score_forget", "clip_score_retain", "pixel_drift", "ssim", "FID", "KID"}
+        assert set(results["adapter"]["measures"]) == {
+            "clip_score_forget",
+            "clip_score_retain",
+            "pixel_drift",
+            "ssim",
+            "FID",
+            "KID",
+        }
     with pytest.raises(ValueError, match="no wording of its own"):
-        main(parse_args([*given[:4], "--output_dir", str(tmp_path / "x"), "--judge_name_or_path", str(classifier_dir)]))
+        main(
+            parse_args(
+                [*given[:4], "--output_dir", str(tmp_path / "x"), "--judge_name_or_path", str(classifier_dir)]
+            )
+        )

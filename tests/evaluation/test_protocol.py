@@ -1,4 +1,5 @@
-"""The same figures whether an evaluation runs at once, is interrupted anywhere, loses images, or is shared by processes."""
+"""The same figures whether an evaluation runs at once, is interrupted anywhere, loses images, or is shared
+by processes."""
 
 from __future__ import annotations
 
@@ -31,17 +32,35 @@ def pipe(tiny_pipeline_dir: Path, adapter_dir: Path) -> StableDiffusionPipeline:
 
 
 @pytest.fixture
-def run(pipe: StableDiffusionPipeline, tiny_judge: Judge, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """12 images a side in three shards; with a directory they are kept in it. Returned is what does not depend on that."""
+def run(
+    pipe: StableDiffusionPipeline, tiny_judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """12 images a side in three shards; with a directory they are kept in it. Returned is what does not
+    depend on that."""
     monkeypatch.setattr("evaluation.observation.SHARD_SIZE", SHARD)
     monkeypatch.setattr("evaluation.shards.SHARD_SIZE", SHARD)
     measures = Measures(judge_features(tiny_judge, "tiny"))
 
     def make(directory: Path | None = None, **more: Any) -> dict[str, Any] | None:
-        store = directory and Store(Side(directory / "base", {}), {scale: Side(directory / str(scale), {"scale": scale}) for scale in SCALES})
-        given = {"num_inference_steps": 2, "batch_size": SHARD, "progress": False, "scales": SCALES, "measures": measures, "store": store, **more}
+        store = directory and Store(
+            Side(directory / "base", {}),
+            {scale: Side(directory / str(scale), {"scale": scale}) for scale in SCALES},
+        )
+        given = {
+            "num_inference_steps": 2,
+            "batch_size": SHARD,
+            "progress": False,
+            "scales": SCALES,
+            "measures": measures,
+            "store": store,
+            **more,
+        }
         found = evaluate(pipe, JudgeExamination(tiny_judge, ["Van Gogh"], "tiny"), SEEDS, **given)
-        return found and {name: value for name, value in found.results.items() if name not in ("evaluation_seconds", "shown")}
+        return found and {
+            name: value
+            for name, value in found.results.items()
+            if name not in ("evaluation_seconds", "shown")
+        }
 
     return make
 
@@ -60,7 +79,9 @@ def draws(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def test_files_change_nothing_and_are_used_again(run: Callable[..., Any], draws: list[int], tmp_path: Path) -> None:
+def test_files_change_nothing_and_are_used_again(
+    run: Callable[..., Any], draws: list[int], tmp_path: Path
+) -> None:
     at_once = run()
     assert sum(draws) == 36 and at_once["scales"][0]["scale"] == 0.5
     assert run(tmp_path) == at_once and sum(draws) == 72
@@ -70,7 +91,8 @@ def test_files_change_nothing_and_are_used_again(run: Callable[..., Any], draws:
 def test_interrupted_anywhere_it_goes_on_to_the_same_results(
     run: Callable[..., Any], draws: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kill at each of its writes in turn: every time it gets further, and no shard that was complete is drawn again."""
+    """A kill at each of its writes in turn: every time it gets further, and no shard that was complete is
+    drawn again."""
     expected, kills = run(), 0
     real = shards.write_aside
     draws.clear()
@@ -103,10 +125,15 @@ def test_lost_and_damaged_images_are_drawn_again_to_the_same_results(
     (tmp_path / "1.0" / "00002-seed2.png").unlink()
     assert run(tmp_path) == expected
     assert sum(draws) == 2 * SHARD
-    assert "base/00001-seed0.png is missing or damaged" in caplog.text and "1.0/00002-seed2.png is missing" in caplog.text
+    assert (
+        "base/00001-seed0.png is missing or damaged" in caplog.text
+        and "1.0/00002-seed2.png is missing" in caplog.text
+    )
 
 
-def test_another_judge_looks_at_the_same_images(run: Callable[..., Any], draws: list[int], tmp_path: Path) -> None:
+def test_another_judge_looks_at_the_same_images(
+    run: Callable[..., Any], draws: list[int], tmp_path: Path
+) -> None:
     run(tmp_path)
     draws.clear()
     plain = run(tmp_path, measures=None)
@@ -117,16 +144,30 @@ def test_another_judge_looks_at_the_same_images(run: Callable[..., Any], draws: 
 def test_two_processes_find_what_one_does(
     kept: bool, run: Callable[..., Any], draws: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each in its turn here, on a disk of its own: the second looks at shards 1 and 3 of four, which hold a picture that is shown."""
+    """Each in its turn here, on a disk of its own: the second looks at shards 1 and 3 of four, which hold
+    a picture that is shown."""
     monkeypatch.setattr("evaluation.observation.SHARD_SIZE", 3)
     expected = run(batch_size=3)
 
     def both() -> Any:
         draws.clear()
         second: list[Any] = []
-        assert run(tmp_path / "second" if kept else None, batch_size=3, processes=(1, 2), gather=lambda mine: second.extend(mine) or mine) is None
+        assert (
+            run(
+                tmp_path / "second" if kept else None,
+                batch_size=3,
+                processes=(1, 2),
+                gather=lambda mine: second.extend(mine) or mine,
+            )
+            is None
+        )
         assert draws == [3] * len(draws) and sum(draws) in (0, 18)
-        return run(tmp_path / "first" if kept else None, batch_size=3, processes=(0, 2), gather=lambda mine: [*mine, *second])
+        return run(
+            tmp_path / "first" if kept else None,
+            batch_size=3,
+            processes=(0, 2),
+            gather=lambda mine: [*mine, *second],
+        )
 
     assert both() == expected and sum(draws) == 36
     assert both() == expected and sum(draws) == (0 if kept else 36)
@@ -136,7 +177,11 @@ def test_seeds_of_each_prompt(tiny_judge: Judge) -> None:
     examination = JudgeExamination(tiny_judge, ["Van Gogh"], "tiny")  # two forget prompts of four
     assert list_jobs(examination, [5, 3]) == [(0, 5), (1, 5), (2, 5), (3, 5), (0, 3), (1, 3), (2, 3), (3, 3)]
     jobs = list_jobs(examination)
-    assert jobs[:5] == [(0, 0), (1, 0), (2, 0), (3, 0), (0, 1)] and len(jobs) == 2 * 12 + 2 * 3 and jobs[-1] == (1, 11)
+    assert (
+        jobs[:5] == [(0, 0), (1, 0), (2, 0), (3, 0), (0, 1)]
+        and len(jobs) == 2 * 12 + 2 * 3
+        and jobs[-1] == (1, 11)
+    )
 
 
 def test_the_table_names_every_weight_and_shows_intervals(run: Callable[..., Any]) -> None:

@@ -1,4 +1,5 @@
-"""Images on disk: what is whole is not drawn again, what is not is named and drawn again, and nothing else's images are taken for one's own."""
+"""Images on disk: what is whole is not drawn again, what is not is named and drawn again, and nothing
+else's images are taken for one's own."""
 
 from __future__ import annotations
 
@@ -35,7 +36,13 @@ def test_a_png_keeps_every_pixel_and_is_drawn_once(tmp_path: Path) -> None:
     assert side.is_whole(0, JOBS)
     assert same(Side(tmp_path / "base", {"steps": 2}).images(0, JOBS, never), pictures())
     assert side.image((1, 0)).tobytes() == pictures()[1].tobytes()
-    assert sorted(path.suffix for path in side.directory.iterdir()) == [".json", ".json", ".png", ".png", ".png"]
+    assert sorted(path.suffix for path in side.directory.iterdir()) == [
+        ".json",
+        ".json",
+        ".png",
+        ".png",
+        ".png",
+    ]
 
 
 def test_a_jpeg_is_judged_as_it_is_kept(tmp_path: Path) -> None:
@@ -44,8 +51,12 @@ def test_a_jpeg_is_judged_as_it_is_kept(tmp_path: Path) -> None:
     assert not same(first, pictures()) and same(first, side.images(0, JOBS, never))
 
 
-@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(path.read_bytes()[:-9]), lambda path: path.unlink()])
-def test_a_damaged_image_is_named_and_its_shard_drawn_again(damage, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.write_bytes(path.read_bytes()[:-9]), lambda path: path.unlink()]
+)
+def test_a_damaged_image_is_named_and_its_shard_drawn_again(
+    damage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     side = Side(tmp_path / "base", {})
     side.images(0, JOBS, pictures)
     damage(tmp_path / "base" / "00001-seed0.png")
@@ -89,11 +100,19 @@ def test_images_of_another_evaluation_are_refused_and_what_differs_is_said(tmp_p
 def test_what_was_seen_belongs_to_judge_and_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     side = Side(tmp_path / "base", {})
     side.images(0, JOBS, pictures)
-    key, seen = side.key(0, "judge"), Seen([{"style": "Ünïcode"}] * 3, {"ssim": np.arange(3.0), "features": np.ones((3, 4), dtype=np.float32)})
+    key, seen = (
+        side.key(0, "judge"),
+        Seen(
+            [{"style": "Ünïcode"}] * 3,
+            {"ssim": np.arange(3.0), "features": np.ones((3, 4), dtype=np.float32)},
+        ),
+    )
     assert side.read_seen(0, key) is None
     side.write_seen(0, key, seen)
     found = side.read_seen(0, key)
-    assert found.verdicts == seen.verdicts and all(np.array_equal(found.values[name], seen.values[name]) for name in seen.values)
+    assert found.verdicts == seen.verdicts and all(
+        np.array_equal(found.values[name], seen.values[name]) for name in seen.values
+    )
     assert side.key(0, "another judge") != key
     path = next((tmp_path / "base").glob("seen-*"))
     path.write_bytes(path.read_bytes()[:-5])

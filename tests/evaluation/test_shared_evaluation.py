@@ -12,9 +12,19 @@ from two_processes import run_in_two_processes
 from evaluation.__main__ import main, parse_args
 
 
-def test_two_processes_share_the_shards_and_one_reports(adapter_dir: Path, tiny_pipeline_dir: Path, tiny_judge_dir: Path, tmp_path: Path) -> None:
+def test_two_processes_share_the_shards_and_one_reports(
+    adapter_dir: Path, tiny_pipeline_dir: Path, tiny_judge_dir: Path, tmp_path: Path
+) -> None:
     arguments = ["--adapter", str(adapter_dir), "--pretrained_model_name_or_path", str(tiny_pipeline_dir)]
-    arguments += ["--judge_name_or_path", str(tiny_judge_dir), "--num_inference_steps", "1", "--seeds", *map(str, range(20)), "--output_dir"]
+    arguments += [
+        "--judge_name_or_path",
+        str(tiny_judge_dir),
+        "--num_inference_steps",
+        "1",
+        "--seeds",
+        *map(str, range(20)),
+        "--output_dir",
+    ]
     run_in_two_processes(lambda given: main(parse_args(given)), [*arguments, str(tmp_path / "two")])
     main(parse_args([*arguments, str(tmp_path / "one")]))
 
@@ -22,8 +32,13 @@ def test_two_processes_share_the_shards_and_one_reports(adapter_dir: Path, tiny_
     assert one["images_per_side"] == 80  # two shards
     assert_same_results(one, two)
     for path in (tmp_path / "one" / "images").rglob("*.png"):
-        alone, shared = (np.asarray(Image.open(p), dtype=int) for p in (path, tmp_path / "two" / path.relative_to(tmp_path / "one")))
-        assert np.abs(alone - shared).max() <= 1  # a grey level, where a processor rounds by how many threads share the work
+        alone, shared = (
+            np.asarray(Image.open(p), dtype=int)
+            for p in (path, tmp_path / "two" / path.relative_to(tmp_path / "one"))
+        )
+        assert (
+            np.abs(alone - shared).max() <= 1
+        )  # a grey level, where a processor rounds by how many threads share the work
 
 
 def assert_same_results(one: Any, two: Any, name: str = "") -> None:

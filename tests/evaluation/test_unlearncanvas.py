@@ -14,7 +14,15 @@ from safetensors.torch import save_file
 from torchvision import transforms
 
 from evaluation.__main__ import main, parse_args
-from evaluation.unlearncanvas import OBJECTS, PROMPT, SEEDS, THEMES, UnlearnCanvasExamination, UnlearnCanvasJudge, load_vit
+from evaluation.unlearncanvas import (
+    OBJECTS,
+    PROMPT,
+    SEEDS,
+    THEMES,
+    UnlearnCanvasExamination,
+    UnlearnCanvasJudge,
+    load_vit,
+)
 
 SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1}
 
@@ -26,10 +34,13 @@ def head(num_classes: int, seed: int) -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The two files as the benchmark publishes them: a pickle that holds the state under `model_state_dict`."""
+    """The two files as the benchmark publishes them: a pickle that holds the state under
+    `model_state_dict`."""
     directory = tmp_path_factory.mktemp("heads")
     for name, count in (("style", 51), ("object", 20)):
-        torch.save({"model_state_dict": head(count, count).state_dict(), "epoch": 3}, directory / f"{name}.pth")
+        torch.save(
+            {"model_state_dict": head(count, count).state_dict(), "epoch": 3}, directory / f"{name}.pth"
+        )
     return [directory / "style.pth", directory / "object.pth"]
 
 
@@ -40,14 +51,20 @@ def judge(files: list[Path]) -> UnlearnCanvasJudge:
 
 def test_the_lists_are_the_benchmarks() -> None:
     assert len(THEMES) == len(set(THEMES)) == 51 and len(OBJECTS) == len(set(OBJECTS)) == 20
-    assert sorted(THEMES) == THEMES and sorted(OBJECTS) == OBJECTS  # as in its const.py, where they are sorted
+    assert (
+        sorted(THEMES) == THEMES and sorted(OBJECTS) == OBJECTS
+    )  # as in its const.py, where they are sorted
     assert SEEDS == (188, 288, 588, 688, 888) and THEMES[38] == "Seed Images"
     assert PROMPT.format(style="Van Gogh", object="Cats") == "A Cats image in Van Gogh style."
 
 
-def test_images_are_judged_as_the_benchmarks_script_does(judge: UnlearnCanvasJudge, files: list[Path]) -> None:
+def test_images_are_judged_as_the_benchmarks_script_does(
+    judge: UnlearnCanvasJudge, files: list[Path]
+) -> None:
     images = [Image.effect_noise((40, 40), 50 + 20 * i).convert("RGB") for i in range(3)]
-    preprocess = transforms.Compose([transforms.Resize((16, 16)), transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])
+    preprocess = transforms.Compose(
+        [transforms.Resize((16, 16)), transforms.ToTensor(), transforms.Normalize([0.5], [0.5])]
+    )
     for domain, path, names in zip(("style", "object"), files, (THEMES, OBJECTS), strict=True):
         model = head(len(names), 0)
         model.load_state_dict(torch.load(path, weights_only=True)["model_state_dict"])
@@ -62,7 +79,15 @@ def test_a_real_vit_large_fits_its_own_state() -> None:
     with torch.device("meta"):
         real = timm.create_model("vit_large_patch16_224.augreg_in21k", pretrained=False)
         real.head = torch.nn.Linear(1024, 51)
-        again = timm.create_model("vit_large_patch16_224", img_size=224, patch_size=16, embed_dim=1024, depth=24, num_heads=16, num_classes=51)
+        again = timm.create_model(
+            "vit_large_patch16_224",
+            img_size=224,
+            patch_size=16,
+            embed_dim=1024,
+            depth=24,
+            num_heads=16,
+            num_classes=51,
+        )
     assert str(real) == str(again)
 
 
@@ -91,8 +116,15 @@ class Harmful:
 def test_the_whole_benchmark(judge: UnlearnCanvasJudge) -> None:
     examination = UnlearnCanvasExamination(judge, ["Van Gogh style"], "heads")
     assert len(examination.prompts) == 51 * 20 and sum(examination.forget) == 20
-    assert examination.prompts[0] == "A Architectures image in Abstractionism style." and examination.protocol == "unlearncanvas"
-    assert (examination.seeds, examination.num_inference_steps, examination.guidance_scale) == (SEEDS, 100, 9.0)
+    assert (
+        examination.prompts[0] == "A Architectures image in Abstractionism style."
+        and examination.protocol == "unlearncanvas"
+    )
+    assert (examination.seeds, examination.num_inference_steps, examination.guidance_scale) == (
+        SEEDS,
+        100,
+        9.0,
+    )
     sketch = UnlearnCanvasExamination(judge, ["Artist Sketch style"], "heads")
     assert sketch.targets == {"style": {"Artist Sketch"}}
 
@@ -100,7 +132,10 @@ def test_the_whole_benchmark(judge: UnlearnCanvasJudge) -> None:
 def test_both_conventions_of_seed_images(judge: UnlearnCanvasJudge) -> None:
     """A judge that takes every photograph for Rust: the headline counts it, the figures beside it do not."""
     examination = UnlearnCanvasExamination(judge, ["Cats"], "heads")
-    verdicts = [cell.labels | ({"style": "Rust"} if cell.labels["style"] == "Seed Images" else {}) for cell in examination.cells]
+    verdicts = [
+        cell.labels | ({"style": "Rust"} if cell.labels["style"] == "Seed Images" else {})
+        for cell in examination.cells
+    ]
     ids = list(range(len(verdicts)))
     assert examination.figures(verdicts, ids)["CRA"] == pytest.approx(100 * 50 / 51)
     kept = examination.without["without_seed_images"]
@@ -111,7 +146,9 @@ def test_both_conventions_of_seed_images(judge: UnlearnCanvasJudge) -> None:
 def test_the_lite_subset_is_called_one(judge: UnlearnCanvasJudge) -> None:
     lite = UnlearnCanvasExamination(judge, ["Rust style"], "heads", lite=True)
     themes, objects = ({cell.labels[domain] for cell in lite.cells} for domain in ("style", "object"))
-    assert {"Rust", "Seed Images"} <= themes and len(themes) <= 12 and len(objects) == 5 and len(lite.seeds) == 2
+    assert (
+        {"Rust", "Seed Images"} <= themes and len(themes) <= 12 and len(objects) == 5 and len(lite.seeds) == 2
+    )
     assert "lite" in lite.protocol and "comparable with no published figure" in lite.protocol
     lite.note_changes(None, 100, 9.0)
     assert "changed" not in lite.protocol
@@ -120,14 +157,34 @@ def test_the_lite_subset_is_called_one(judge: UnlearnCanvasJudge) -> None:
 
 
 def test_the_command(files: list[Path], adapter_dir: Path, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
-    given = ["--adapter", str(adapter_dir), "--pretrained_model_name_or_path", str(tiny_pipeline_dir), "--protocol", "unlearncanvas-lite"]
-    given += ["--style_classifier", str(files[0]), "--object_classifier", str(files[1]), "--num_inference_steps", "1", "--seeds", "188"]
+    given = [
+        "--adapter",
+        str(adapter_dir),
+        "--pretrained_model_name_or_path",
+        str(tiny_pipeline_dir),
+        "--protocol",
+        "unlearncanvas-lite",
+    ]
+    given += [
+        "--style_classifier",
+        str(files[0]),
+        "--object_classifier",
+        str(files[1]),
+        "--num_inference_steps",
+        "1",
+        "--seeds",
+        "188",
+    ]
     given += ["--base_images", str(tmp_path / "shared"), "--fid_features", "none"]
     main(parse_args([*given, "--output_dir", str(tmp_path / "out")]))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["guidance_scale"] == 9.0 and results["seeds"] == [188]
     assert "lite" in results["protocol"] and "steps 1 in place of 100" in results["protocol"]
     for side in ("base", "adapter"):
-        assert results[side]["images"]["CRA"] == results["images_per_side"] > results[side]["without_seed_images"]["images"]["CRA"]
+        assert (
+            results[side]["images"]["CRA"]
+            == results["images_per_side"]
+            > results[side]["without_seed_images"]["images"]["CRA"]
+        )
     assert len(list((tmp_path / "shared").glob("*.jpeg"))) == results["images_per_side"]
     assert [path.name for path in (tmp_path / "out" / "images").iterdir()] == ["weight-1"]

@@ -1,6 +1,8 @@
-"""The same readers under atheris, which looks for inputs that reach new code: `python tests/fuzz/coverage_guided.py -atheris_runs=20000`.
+"""The same readers under atheris, which looks for inputs that reach new code: `python
+tests/fuzz/coverage_guided.py -atheris_runs=20000`.
 
-Atheris is no dependency of this project: it has wheels for some systems only (`pip install atheris`). Any option of libFuzzer can be given.
+Atheris is no dependency of this project: it has wheels for some systems only (`pip install atheris`). Any
+    option of libFuzzer can be given.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What the fuzz tests share: how many inputs, counting them, and strategies for files that somebody else has written or damaged."""
+"""What the fuzz tests share: how many inputs, counting them, and strategies for files that somebody else
+has written or damaged."""
 
 from __future__ import annotations
 
@@ -21,12 +22,17 @@ tried: Counter[str] = Counter()
 
 def fuzz(examples: int = 120) -> settings:
     return settings(
-        max_examples=EXAMPLES or examples, derandomize=not EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=EXAMPLES or examples,
+        derandomize=not EXAMPLES,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
     )
 
 
 def refused_or_read(what: str, read: Callable[..., Any], *given: Any) -> Any:
-    """What comes of an input: the reader's answer, or None and an error of one line. Any other error is a bug and goes through."""
+    """What comes of an input: the reader's answer, or None and an error of one line. Any other error is a
+    bug and goes through."""
     tried[what] += 1
     try:
         return read(*given)
@@ -46,9 +52,17 @@ def put(path: Path, content: bytes) -> Path:
 def anything(max_leaves: int = 8) -> st.SearchStrategy[Any]:
     """Whatever JSON can hold, numbers beyond all sense and NaN among it."""
     numbers = st.integers() | st.sampled_from([-1, 0, 2**31, 2**63, 10**30]) | st.floats()
-    leaves = st.none() | st.booleans() | numbers | st.text(max_size=12) | st.sampled_from(["", "../../x", "<script>", "a\nb", "[", "\ud800"])
+    leaves = (
+        st.none()
+        | st.booleans()
+        | numbers
+        | st.text(max_size=12)
+        | st.sampled_from(["", "../../x", "<script>", "a\nb", "[", "\ud800"])
+    )
     return st.recursive(
-        leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4), max_leaves=max_leaves
+        leaves,
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+        max_leaves=max_leaves,
     )
 
 
@@ -60,7 +74,10 @@ def changed(draw: st.DrawFn, valid: Any) -> Any:
         parent, key = None, None
         place = value
         while isinstance(place, dict | list) and place and draw(st.integers(0, 3)):
-            parent, key = place, draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+            parent, key = (
+                place,
+                draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place)))),
+            )
             place = parent[key]
         if parent is None:
             continue
@@ -76,7 +93,8 @@ def changed(draw: st.DrawFn, valid: Any) -> Any:
 
 @st.composite
 def damaged(draw: st.DrawFn, valid: bytes) -> bytes:
-    """Bytes of a valid file with some changed, put in, taken out or cut off; now and then bytes that never were a file."""
+    """Bytes of a valid file with some changed, put in, taken out or cut off; now and then bytes that never
+    were a file."""
     if not draw(st.integers(0, 9)):
         return draw(st.binary(max_size=200))
     content = bytearray(valid)

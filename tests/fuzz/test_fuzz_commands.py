@@ -1,4 +1,5 @@
-"""Command lines of every command with values of every kind: an error is a sentence and exit code 2, and nothing is written."""
+"""Command lines of every command with values of every kind: an error is a sentence and exit code 2, and
+nothing is written."""
 
 from __future__ import annotations
 
@@ -37,31 +38,68 @@ def under_friendly_errors(module: Any) -> Callable[[list[str]], None]:
 NOWHERE = ["--pretrained_model_name_or_path", "nowhere/at/all", "--clip_model", "local-dir:nowhere"]
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], list[str]]] = {
     "train": (lambda line: script.main(script.parse_args(line)), ["--concept", "x", *NOWHERE]),
-    "critic.train": (under_friendly_errors(critic.train), ["--concept", "x", "--output_dir", "out", *NOWHERE]),
+    "critic.train": (
+        under_friendly_errors(critic.train),
+        ["--concept", "x", "--output_dir", "out", *NOWHERE],
+    ),
     "reward.train": (under_friendly_errors(reward.train), ["--output_dir", "out", *NOWHERE]),
-    "reward.spec": (under_friendly_errors(reward.spec.__main__), ["--concept", "x", "--prompts", "nowhere.txt"]),
+    "reward.spec": (
+        under_friendly_errors(reward.spec.__main__),
+        ["--concept", "x", "--prompts", "nowhere.txt"],
+    ),
     "reward.evaluate": (under_friendly_errors(reward.evaluate), [*NOWHERE]),
-    "evaluation": (under_friendly_errors(evaluation.__main__), ["--adapter", "nowhere", "--output_dir", "out"]),
-    **{f"hub {name}": (under_friendly_errors(hub.__main__), [name, "nowhere"]) for name in ("convert", "card", "push")},
+    "evaluation": (
+        under_friendly_errors(evaluation.__main__),
+        ["--adapter", "nowhere", "--output_dir", "out"],
+    ),
+    **{
+        f"hub {name}": (under_friendly_errors(hub.__main__), [name, "nowhere"])
+        for name in ("convert", "card", "push")
+    },
     "hub pull": (under_friendly_errors(hub.__main__), ["pull", "no/where", "--output_dir", "out"]),
     "hub fuse": (under_friendly_errors(hub.__main__), ["fuse", "nowhere", "--output_dir", "out"]),
-    "hub merge": (under_friendly_errors(hub.__main__), ["merge", "nowhere", "neither", "--output_dir", "out"]),
+    "hub merge": (
+        under_friendly_errors(hub.__main__),
+        ["merge", "nowhere", "neither", "--output_dir", "out"],
+    ),
     "hub space": (under_friendly_errors(hub.__main__), ["space", "--adapter", "nowhere"]),
 }
 """How each is run, and arguments of which one names what is not there, so that no line can succeed."""
 
 
-def flags_of(run: Callable[[list[str]], None], words: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def flags_of(
+    run: Callable[[list[str]], None], words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
     """Every flag that a command knows, as its parser has them when it is asked for help."""
     found: list[argparse.ArgumentParser] = []
     monkeypatch.setattr(argparse.ArgumentParser, "print_help", lambda parser, file=None: found.append(parser))
     with pytest.raises(SystemExit):
         run([*words[:1], "--help"] if words and not words[0].startswith("-") else ["--help"])
     monkeypatch.undo()
-    return sorted(flag for action in found[0]._actions for flag in action.option_strings if flag not in ("-h", "--help"))
+    return sorted(
+        flag for action in found[0]._actions for flag in action.option_strings if flag not in ("-h", "--help")
+    )
 
 
-WORDS = ["0", "1", "-1", "3", "0.5", "1e309", "nan", "-inf", "1e-320", "99999999999999999999", "", " ", "-", "--", "x", "../..", "/proc/self/mem"]
+WORDS = [
+    "0",
+    "1",
+    "-1",
+    "3",
+    "0.5",
+    "1e309",
+    "nan",
+    "-inf",
+    "1e-320",
+    "99999999999999999999",
+    "",
+    " ",
+    "-",
+    "--",
+    "x",
+    "../..",
+    "/proc/self/mem",
+]
 WORDS += [
     "nowhere",
     "a b",
@@ -94,14 +132,20 @@ def nobody_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command_lines(command: str, nobody_outside: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_lines(
+    command: str, nobody_outside: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, valid = COMMANDS[command]
     with monkeypatch.context() as patched:
         flags = flags_of(run, valid, patched)
     monkeypatch.chdir(tmp_path / "here")
 
     @fuzz(30)
-    @given(given_flags=st.lists(st.tuples(st.sampled_from(flags or ["--x"]), st.lists(words, max_size=2)), max_size=4))
+    @given(
+        given_flags=st.lists(
+            st.tuples(st.sampled_from(flags or ["--x"]), st.lists(words, max_size=2)), max_size=4
+        )
+    )
     def attempt(given_flags: list[tuple[str, list[str]]]) -> None:
         tried["command line"] += 1
         named = [word for flag, values in given_flags if flag not in valid for word in (flag, *values)]

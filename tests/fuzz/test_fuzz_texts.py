@@ -28,12 +28,27 @@ SPEC = {
     "forget": [{"prompt": "a cat in Van Gogh style", "anchors": ["a cat"]}],
     "retain": ["a cat", "a dog"],
 }
-LECO = [{"target": "van gogh", "positive": "van gogh", "unconditional": "", "neutral": "a painting", "action": "erase", "guidance_scale": 1.0}]
+LECO = [
+    {
+        "target": "van gogh",
+        "positive": "van gogh",
+        "unconditional": "",
+        "neutral": "a painting",
+        "action": "erase",
+        "guidance_scale": 1.0,
+    }
+]
 ROWS = [
     {"prompt": "a cat in Van Gogh style", "group": "forget", "label": "Van Gogh"},
     {"prompt": "a dog", "group": "cross_domain", "label": "dog"},
 ]
-SIDE = {"UA": 1.0, "IRA": 99.0, "CRA": None, "ci95": {"UA": [0.0, 2.0]}, "per_class": {"style": {"Van Gogh": 1.0, "Neon": 99.0}}}
+SIDE = {
+    "UA": 1.0,
+    "IRA": 99.0,
+    "CRA": None,
+    "ci95": {"UA": [0.0, 2.0]},
+    "per_class": {"style": {"Van Gogh": 1.0, "Neon": 99.0}},
+}
 RESULTS = {
     "concept": ["Van Gogh style"],
     "base_model_name_or_path": "owner/base",
@@ -68,7 +83,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_specs(folder: Path, valid: Any, data: st.DataObject) -> None:
     text = yaml.safe_dump(valid).encode()
     content = data.draw(
-        damaged(text) | changed(valid).map(lambda value: json.dumps(value).encode()) | anything().map(lambda value: json.dumps(value).encode())
+        damaged(text)
+        | changed(valid).map(lambda value: json.dumps(value).encode())
+        | anything().map(lambda value: json.dumps(value).encode())
     )
     spec = refused_or_read("spec", read_spec, put(folder / "spec.yaml", content))
     assert spec is None or (spec.forget_prompts and spec.retain_prompts and all(spec.anchors))
@@ -81,26 +98,44 @@ def test_a_spec_that_grows_beyond_all_memory_once_it_is_written_out(tmp_path: Pa
     fields = {"concepts": "*a11", "forget": "*a11", "retain": "*a11", "anchors": "*a11", "kinds": "*a11"}
     for field in fields:
         rest = "\n".join(f"{name}: {value if name == field else '[cat]'}" for name, value in fields.items())
-        assert refused_or_read("spec", read_spec, put(tmp_path / "spec.yaml", f"{bomb}\n{rest}".encode())) is None
-        inner = "\n".join(f"{name}: {value if name == field else '[cat]'}" for name, value in fields.items()).replace("*a11", "[*a11]")
+        assert (
+            refused_or_read("spec", read_spec, put(tmp_path / "spec.yaml", f"{bomb}\n{rest}".encode()))
+            is None
+        )
+        inner = "\n".join(
+            f"{name}: {value if name == field else '[cat]'}" for name, value in fields.items()
+        ).replace("*a11", "[*a11]")
         listed = [line.split(": ", 1)[1] for line in lines]
         anchored = f"concepts: [{', '.join(listed)}]\nforget: [*a11]\nretain: [cat]"
         assert refused_or_read("spec", read_spec, put(tmp_path / "spec.yaml", inner.encode())) is None
         assert refused_or_read("spec", read_spec, put(tmp_path / "spec.yaml", anchored.encode())) is None
     leco = f"- target: cat\n  neutral: [{', '.join(line.split(': ', 1)[1] for line in lines)}]"
     assert refused_or_read("spec", read_spec, put(tmp_path / "spec.yaml", leco.encode())) is None
-    assert refused_or_read("spec", read_spec, put(tmp_path / "spec.yaml", leco.replace("neutral", "action").encode())) is None
+    assert (
+        refused_or_read(
+            "spec", read_spec, put(tmp_path / "spec.yaml", leco.replace("neutral", "action").encode())
+        )
+        is None
+    )
 
 
-@pytest.mark.parametrize("tag", ["!!python/object/apply:os.system ['touch planted']", "!!python/name:os.system", "!!python/module:os"])
+@pytest.mark.parametrize(
+    "tag",
+    ["!!python/object/apply:os.system ['touch planted']", "!!python/name:os.system", "!!python/module:os"],
+)
 def test_a_spec_runs_nothing(tmp_path: Path, tag: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert refused_or_read("spec", read_spec, put(tmp_path / "spec.yaml", f"concepts: {tag}".encode())) is None
+    assert (
+        refused_or_read("spec", read_spec, put(tmp_path / "spec.yaml", f"concepts: {tag}".encode())) is None
+    )
     assert not (tmp_path / "planted").exists()
 
 
 @fuzz()
-@given(content=damaged("a cat\n# comment\n\n  ein Bär \r\na dog\n".encode()) | st.text().map(lambda text: text.encode()))
+@given(
+    content=damaged("a cat\n# comment\n\n  ein Bär \r\na dog\n".encode())
+    | st.text().map(lambda text: text.encode())
+)
 def test_prompts_one_a_line(folder: Path, content: bytes) -> None:
     prompts = refused_or_read("prompts", read_prompts, put(folder / "prompts.txt", content))
     assert prompts is None or all(prompt and prompt == prompt.strip() for prompt in prompts)
@@ -114,8 +149,12 @@ JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)
 @fuzz()
 @given(data=st.data())
 def test_prompt_files(folder: Path, suffix: str, valid: str, data: st.DataObject) -> None:
-    lines = changed(ROWS).map(lambda rows: "\n".join(map(json.dumps, rows if isinstance(rows, list) else [rows])).encode())
-    content = data.draw(damaged(valid.encode()) | lines | st.text().map(lambda text: ("prompt,group,label\n" + text).encode()))
+    lines = changed(ROWS).map(
+        lambda rows: "\n".join(map(json.dumps, rows if isinstance(rows, list) else [rows])).encode()
+    )
+    content = data.draw(
+        damaged(valid.encode()) | lines | st.text().map(lambda text: ("prompt,group,label\n" + text).encode())
+    )
     rows = refused_or_read("prompt file", read_prompt_file, put(folder / f"prompts.{suffix}", content))
     assert rows is None or all(row.prompt.encode() and row.label.encode() and row.place for row in rows)
 
@@ -166,7 +205,20 @@ def test_results_that_are_nested_without_end(tmp_path: Path) -> None:
 
 
 lines_of_cards = st.lists(
-    st.sampled_from([BEGIN, END, "---", "", "# title", "<!-- notes: x -->", "<script>alert(1)</script>", "text", " " + BEGIN, "\r"])
+    st.sampled_from(
+        [
+            BEGIN,
+            END,
+            "---",
+            "",
+            "# title",
+            "<!-- notes: x -->",
+            "<script>alert(1)</script>",
+            "text",
+            " " + BEGIN,
+            "\r",
+        ]
+    )
     | st.text(max_size=9),
     max_size=12,
 ).map("\n".join)
@@ -198,4 +250,6 @@ def test_front_matter_of_any_kind_is_replaced(folder: Path, front: str, notes: s
     (folder / "results.json").unlink(missing_ok=True)
     refused_or_read("front matter", save_model_card, RESULTS, folder)
     card = (folder / "README.md").read_text()
-    assert ModelCard(card).data.base_model == "owner/base" and card.count("\n---\n") == 1 + notes.count("\n---\n")
+    assert ModelCard(card).data.base_model == "owner/base" and card.count("\n---\n") == 1 + notes.count(
+        "\n---\n"
+    )

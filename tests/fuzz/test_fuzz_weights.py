@@ -1,4 +1,5 @@
-"""Safetensors files and their headers, configs of networks, training checkpoints, caches: read, or refused in a sentence."""
+"""Safetensors files and their headers, configs of networks, training checkpoints, caches: read, or refused
+in a sentence."""
 
 from __future__ import annotations
 
@@ -38,11 +39,23 @@ HEADER = {
     "format": "pt",
     "concept": '["Van Gogh style"]',
     "base_model_name_or_path": "owner/base",
-    "lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.lora_alpha": 4, "unet.alpha_pattern": {}, "unet.target_modules": ["to_q"]}),
-    "results": json.dumps({"base": {"UA": 0.0, "IRA": 9.0, "CRA": None}, "adapter": {"UA": 99.0}, "judge": "a judge", "seeds": [0]}),
+    "lora_adapter_metadata": json.dumps(
+        {"unet.r": 2, "unet.lora_alpha": 4, "unet.alpha_pattern": {}, "unet.target_modules": ["to_q"]}
+    ),
+    "results": json.dumps(
+        {
+            "base": {"UA": 0.0, "IRA": 9.0, "CRA": None},
+            "adapter": {"UA": 99.0},
+            "judge": "a judge",
+            "seeds": [0],
+        }
+    ),
     "modelspec.architecture": "stable-diffusion-v1/lora",
 }
-TENSOR_HEADER = {"__metadata__": {"format": "pt"}, "a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}
+TENSOR_HEADER = {
+    "__metadata__": {"format": "pt"},
+    "a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]},
+}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +90,10 @@ def test_headers_of_any_kind(folder: Path, header: Any, data: bytes) -> None:
 
 
 @fuzz()
-@given(key=st.sampled_from(sorted(HEADER)), value=anything().map(json.dumps) | st.text(max_size=20) | st.just(DEEP.decode()))
+@given(
+    key=st.sampled_from(sorted(HEADER)),
+    value=anything().map(json.dumps) | st.text(max_size=20) | st.just(DEEP.decode()),
+)
 def test_metadata_of_any_kind(folder: Path, key: str, value: str) -> None:
     read_everything(put(folder / ADAPTER, save(LAYERS, HEADER | {key: value})))
 
@@ -85,7 +101,9 @@ def test_metadata_of_any_kind(folder: Path, key: str, value: str) -> None:
 @fuzz()
 @given(config=changed(json.loads(HEADER["lora_adapter_metadata"])))
 def test_adapter_settings_of_any_kind(folder: Path, config: Any) -> None:
-    read_everything(put(folder / ADAPTER, save(LAYERS, HEADER | {"lora_adapter_metadata": json.dumps(config)})))
+    read_everything(
+        put(folder / ADAPTER, save(LAYERS, HEADER | {"lora_adapter_metadata": json.dumps(config)}))
+    )
 
 
 NETWORKS = {
@@ -104,7 +122,10 @@ def test_configs_of_any_kind(folder: Path, kind: str, data: st.DataObject) -> No
     shutil.rmtree(directory, ignore_errors=True)
     network.save_pretrained(directory)
     config = json.loads((directory / "config.json").read_text())
-    content = data.draw((changed(config) | anything()).map(lambda value: json.dumps(value).encode()) | damaged(json.dumps(config).encode()))
+    content = data.draw(
+        (changed(config) | anything()).map(lambda value: json.dumps(value).encode())
+        | damaged(json.dumps(config).encode())
+    )
     put(directory / "config.json", content)
     refused_or_read("config", load_judge if kind == "judge" else type(network).from_pretrained, directory)
     refused_or_read("config", checkpoint_kind, directory)
@@ -130,7 +151,12 @@ def test_configs_that_are_nested_or_enormous(tmp_path: Path, kind: str) -> None:
     size = "widths" if kind == "judge" else "width"
     for content in (DEEP, json.dumps(config | {size: [2**20] if kind == "judge" else 2**20}).encode()):
         put(tmp_path / "config.json", content)
-        assert refused_or_read("config", load_judge if kind == "judge" else type(network).from_pretrained, tmp_path) is None
+        assert (
+            refused_or_read(
+                "config", load_judge if kind == "judge" else type(network).from_pretrained, tmp_path
+            )
+            is None
+        )
 
 
 @fuzz(80)
@@ -141,9 +167,16 @@ def test_training_checkpoints(folder: Path, data: st.DataObject, name: str, seal
     shutil.rmtree(output_dir, ignore_errors=True)
     path = save_checkpoint(output_dir, 3, {"lora": {"a": torch.ones(2)}}, {"settings": {"seed": 0}}, None)
     content = (path / name).read_bytes()
-    put(path / name, data.draw(damaged(content) | anything().map(lambda value: json.dumps(value).encode()) | st.just(DEEP)))
+    put(
+        path / name,
+        data.draw(
+            damaged(content) | anything().map(lambda value: json.dumps(value).encode()) | st.just(DEEP)
+        ),
+    )
     if sealed and name != MANIFEST:
-        digests = {part: hashlib.sha256((path / part).read_bytes()).hexdigest() for part in (TENSORS, NUMBERS)}
+        digests = {
+            part: hashlib.sha256((path / part).read_bytes()).hexdigest() for part in (TENSORS, NUMBERS)
+        }
         put(path / MANIFEST, json.dumps(digests).encode())
     read = refused_or_read("training checkpoint", load_checkpoint, output_dir, path.name)
     assert read is None or sealed or name == MANIFEST or (path / name).read_bytes() == content
@@ -154,7 +187,10 @@ def test_training_checkpoints(folder: Path, data: st.DataObject, name: str, seal
 @given(data=st.data())
 def test_shards_of_the_latent_cache(folder: Path, data: st.DataObject) -> None:
     """A shard is what was written or is made again."""
-    path, part = folder / "000000.safetensors", Latents.without_states(torch.ones(2, 4, 2, 2), torch.ones(2, 3))
+    path, part = (
+        folder / "000000.safetensors",
+        Latents.without_states(torch.ones(2, 4, 2, 2), torch.ones(2, 3)),
+    )
     path.unlink(missing_ok=True)
     write_shard(path, part)
     content = path.read_bytes()
@@ -164,16 +200,28 @@ def test_shards_of_the_latent_cache(folder: Path, data: st.DataObject) -> None:
 
 
 @fuzz(80)
-@given(data=st.data(), name=st.sampled_from(["manifest.json", "shard-00000.json", "seen-00000-k.safetensors"]))
+@given(
+    data=st.data(), name=st.sampled_from(["manifest.json", "shard-00000.json", "seen-00000-k.safetensors"])
+)
 def test_shards_of_an_evaluation(folder: Path, data: st.DataObject, name: str) -> None:
     directory = folder / "side"
     shutil.rmtree(directory, ignore_errors=True)
     Side(directory, {"steps": 3})
-    valid = {"manifest.json": (directory / "manifest.json").read_bytes(), "shard-00000.json": b'{"00000-seed0.png": "0"}'}
-    valid["seen-00000-k.safetensors"] = save({"embedding": torch.ones(1, 2)}, {"verdicts": '[{"style": "a"}]'})
+    valid = {
+        "manifest.json": (directory / "manifest.json").read_bytes(),
+        "shard-00000.json": b'{"00000-seed0.png": "0"}',
+    }
+    valid["seen-00000-k.safetensors"] = save(
+        {"embedding": torch.ones(1, 2)}, {"verdicts": '[{"style": "a"}]'}
+    )
     for other, content in valid.items():
         put(directory / other, content)
-    put(directory / name, data.draw(damaged(valid[name]) | anything().map(lambda value: json.dumps(value).encode()) | st.just(DEEP)))
+    put(
+        directory / name,
+        data.draw(
+            damaged(valid[name]) | anything().map(lambda value: json.dumps(value).encode()) | st.just(DEEP)
+        ),
+    )
     side = refused_or_read("evaluation's shards", Side, directory, {"steps": 3})
     if side is not None:
         refused_or_read("evaluation's shards", side.read_seen, 0, "k")
@@ -183,8 +231,13 @@ def test_shards_of_an_evaluation(folder: Path, data: st.DataObject, name: str) -
 def test_what_is_not_damaged_is_read(tmp_path: Path) -> None:
     """Or the tests above could pass by refusing everything."""
     save_file(LAYERS, tmp_path / ADAPTER, HEADER)
-    assert read_about(tmp_path).concepts == ["Van Gogh style"] and lora_config(read_adapter_metadata(tmp_path))["r"] == 2
+    assert (
+        read_about(tmp_path).concepts == ["Van Gogh style"]
+        and lora_config(read_adapter_metadata(tmp_path))["r"] == 2
+    )
     assert save_kohya(tmp_path, tmp_path / "kohya.safetensors").is_file()
     for kind, network in NETWORKS.items():
         network.save_pretrained(tmp_path / kind)
-        assert load_judge(tmp_path / kind) if kind == "judge" else type(network).from_pretrained(tmp_path / kind)
+        assert (
+            load_judge(tmp_path / kind) if kind == "judge" else type(network).from_pretrained(tmp_path / kind)
+        )

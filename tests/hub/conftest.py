@@ -61,7 +61,9 @@ def trained(train: Callable[..., UNet2DConditionModel]) -> UNet2DConditionModel:
 
 
 @pytest.fixture(params=SETTINGS, scope="session")
-def trained_otherwise(request: pytest.FixtureRequest, train: Callable[..., UNet2DConditionModel]) -> UNet2DConditionModel:
+def trained_otherwise(
+    request: pytest.FixtureRequest, train: Callable[..., UNet2DConditionModel]
+) -> UNet2DConditionModel:
     """The same for each of several settings."""
     return train(**SETTINGS[request.param])
 
@@ -80,7 +82,9 @@ def output() -> Callable[[UNet2DConditionModel], torch.Tensor]:
 
 
 @pytest.fixture(scope="session")
-def base_output(tiny_pipeline_dir: Path, output: Callable[[UNet2DConditionModel], torch.Tensor]) -> torch.Tensor:
+def base_output(
+    tiny_pipeline_dir: Path, output: Callable[[UNet2DConditionModel], torch.Tensor]
+) -> torch.Tensor:
     return output(UNet2DConditionModel.from_pretrained(tiny_pipeline_dir, subfolder="unet"))
 
 
@@ -90,7 +94,9 @@ def canvas_adapter_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("canvas") / "no-van-gogh"
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_pretrained(canvas.PIPELINE, subfolder="unet")
-    unet.add_adapter(LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, target_modules=["attn2.to_k", "attn2.to_v"]))
+    unet.add_adapter(
+        LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, target_modules=["attn2.to_k", "attn2.to_v"])
+    )
     results = {
         "concept": ["Van Gogh style"],
         "base_model_name_or_path": "bundled canvas",
@@ -98,7 +104,9 @@ def canvas_adapter_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "adapter": {"UA": 100.0, "IRA": 99.4, "CRA": None},
         "judge": "bundled canvas judge",
         "num_inference_steps": 6,
-        "forget_prompts": [f"a {thing} image in Van Gogh style" for thing in ("house", "tree", "fish", "cat")],
+        "forget_prompts": [
+            f"a {thing} image in Van Gogh style" for thing in ("house", "tree", "fish", "cat")
+        ],
         "retain_prompts": [f"a {thing} image in Neon style" for thing in ("house", "tree", "fish", "cat")],
     }
     save_adapter(directory, unet, metadata=results_header(results))
@@ -113,8 +121,20 @@ def results() -> dict[str, Any]:
         "concept": ["Van Gogh style"],
         "base_model_name_or_path": "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "revision": "451f4fe",
-        "base": {"UA": 0.52, "IRA": 99.4, "CRA": 98.96, "NRA": 98.5, "ci95": {"UA": [0.4, 0.7], "IRA": [99.2, 99.6], "CRA": [98.6, 99.2]}},
-        "adapter": {"UA": 97.92, "IRA": 98.81, "CRA": None, "NRA": 95.0, "ci95": {"UA": [93.5, 99.4], "IRA": [98.6, 99.0]}},
+        "base": {
+            "UA": 0.52,
+            "IRA": 99.4,
+            "CRA": 98.96,
+            "NRA": 98.5,
+            "ci95": {"UA": [0.4, 0.7], "IRA": [99.2, 99.6], "CRA": [98.6, 99.2]},
+        },
+        "adapter": {
+            "UA": 97.92,
+            "IRA": 98.81,
+            "CRA": None,
+            "NRA": 95.0,
+            "ci95": {"UA": [93.5, 99.4], "IRA": [98.6, 99.0]},
+        },
         "seeds": [0, 1, 2],
         "judge": "a judge",
         "settings": {
@@ -130,8 +150,11 @@ def results() -> dict[str, Any]:
 
 
 @pytest.fixture
-def loopback_hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
-    """The only Hub that huggingface_hub in this process knows; `loopback_hub.environment()` is for other processes."""
+def loopback_hub(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[LoopbackHub]:
+    """The only Hub that huggingface_hub in this process knows; `loopback_hub.environment()` is for other
+    processes."""
     with LoopbackHub(tmp_path_factory.mktemp("loopback_hub")) as hub:
         hub.redirect_client(monkeypatch)
         yield hub

@@ -1,4 +1,5 @@
-"""A Hugging Face Hub on this machine that huggingface_hub's own client talks to: repositories, commits, tokens and faults are real."""
+"""A Hugging Face Hub on this machine that huggingface_hub's own client talks to: repositories, commits,
+tokens and faults are real."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ TOKENS: dict[str, Owner] = {"hf_write": ("someone", "write"), "hf_read": ("someo
 class LoopbackHub:
     """A Hub that serves the repositories of a directory while it is entered.
 
-    It has two origins, as the real one: `endpoint`, and `storage_endpoint` for LFS files, which refuses requests with a token.
+    It has two origins, as the real one: `endpoint`, and `storage_endpoint` for LFS files, which refuses
+        requests with a token.
 
     Args:
         directory: repositories and the client's HF_HOME are kept in it; tokens never are.
@@ -31,12 +33,19 @@ class LoopbackHub:
         stall_seconds: for how long the fault "timeout" gives no answer before it hangs up.
     """
 
-    def __init__(self, directory: Path, tokens: Mapping[str, Owner] = TOKENS, stall_seconds: float = 5.0) -> None:
+    def __init__(
+        self, directory: Path, tokens: Mapping[str, Owner] = TOKENS, stall_seconds: float = 5.0
+    ) -> None:
         self.directory, self.home = directory, directory / "home"
         self.store = Store(directory / "hub")
         self._traffic = Traffic(stall_seconds)
         self._storage = StorageServer(self._traffic, self.store)
-        self._server = HubServer(self._traffic, self.store, self._storage, {token: Account(*account) for token, account in tokens.items()})
+        self._server = HubServer(
+            self._traffic,
+            self.store,
+            self._storage,
+            {token: Account(*account) for token, account in tokens.items()},
+        )
         self.endpoint, self.storage_endpoint = self._server.address, self._storage.address
 
     def __enter__(self) -> Self:
@@ -44,7 +53,9 @@ class LoopbackHub:
         self._storage.thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         """
         Raises:
             ExceptionGroup: an answer was a bug of the loopback Hub and the block itself went through.
@@ -68,8 +79,9 @@ class LoopbackHub:
 
         Args:
             match: a substring of "METHOD path", or a pattern to search for in it.
-            status: an HTTP status is the answer; "timeout" is none for `stall_seconds`, "reset" closes the connection at once. With
-                these the request is not carried out. With "truncate" it is, but half of the answer's body is missing.
+            status: an HTTP status is the answer; "timeout" is none for `stall_seconds`, "reset" closes the
+                connection at once. With these the request is not carried out. With "truncate" it is, but half
+                of the answer's body is missing.
         """
         fault = Fault(match, times, status)
         self._traffic.faults.append(fault)
@@ -92,7 +104,9 @@ class LoopbackHub:
     def files(self, repo_id: str, revision: str = "main", repo_type: str = "model") -> dict[str, bytes]:
         """Contents by path, among them the .gitattributes that the Hub itself makes."""
         repository = self.repository(repo_id, repo_type)
-        return {path: repository.blobs.read(entry.oid) for path, entry in repository.at(revision).files.items()}
+        return {
+            path: repository.blobs.read(entry.oid) for path, entry in repository.at(revision).files.items()
+        }
 
     def api(self, token: str | bool = "hf_write") -> HfApi:
         """A client of this Hub; False sends no token."""
@@ -107,12 +121,18 @@ class LoopbackHub:
         return environment | ({"HF_TOKEN": token} if token else {})
 
     def redirect_client(self, monkeypatch: pytest.MonkeyPatch, token: str | None = "hf_write") -> None:
-        """Let huggingface_hub in this process know no other Hub, although it read its settings when it was imported."""
-        values = {"ENDPOINT": self.endpoint, "HUGGINGFACE_CO_URL_TEMPLATE": self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"}
+        """Let huggingface_hub in this process know no other Hub, although it read its settings when it was
+        imported."""
+        values = {
+            "ENDPOINT": self.endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": self.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        }
         values |= {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "HF_HUB_DISABLE_TELEMETRY": True}
         places = {"HF_HOME": "", "HF_HUB_CACHE": "hub", "HF_ASSETS_CACHE": "assets", "HF_TOKEN_PATH": "token"}
         places |= {"HF_STORED_TOKENS_PATH": "stored_tokens", "AGENT_HARNESSES_PATH": ".agent_harnesses.json"}
-        for name, value in (values | {name: str(self.home / place) for name, place in places.items()}).items():
+        for name, value in (
+            values | {name: str(self.home / place) for name, place in places.items()}
+        ).items():
             monkeypatch.setattr(constants, name, value, raising=False)
         monkeypatch.setattr(hf_api.api, "endpoint", self.endpoint)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")

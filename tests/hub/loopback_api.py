@@ -1,4 +1,5 @@
-"""The Hub's routes as huggingface_hub's client calls them, and the storage that LFS files go to and come from."""
+"""The Hub's routes as huggingface_hub's client calls them, and the storage that LFS files go to and come
+from."""
 
 from __future__ import annotations
 
@@ -44,11 +45,14 @@ class Account:
         return namespace == self.user or namespace in self.organizations
 
     def may_write(self, namespace: str) -> bool:
-        return self.role == "write" and (namespace == self.user or self.organizations.get(namespace, "read") != "read")
+        return self.role == "write" and (
+            namespace == self.user or self.organizations.get(namespace, "read") != "read"
+        )
 
 
 class StorageServer(Server):
-    """Where LFS files lie: another origin than the Hub's, open to whoever has a signed address and closed to tokens."""
+    """Where LFS files lie: another origin than the Hub's, open to whoever has a signed address and closed
+    to tokens."""
 
     def __init__(self, traffic: Traffic, store: Store) -> None:
         super().__init__(StorageHandler, traffic)
@@ -84,7 +88,9 @@ class StorageHandler(Handler):
 class HubServer(Server):
     """The Hub itself."""
 
-    def __init__(self, traffic: Traffic, store: Store, storage: StorageServer, accounts: Mapping[str, Account]) -> None:
+    def __init__(
+        self, traffic: Traffic, store: Store, storage: StorageServer, accounts: Mapping[str, Account]
+    ) -> None:
         super().__init__(HubHandler, traffic)
         self.store, self.storage, self.accounts = store, storage, accounts
 
@@ -94,7 +100,8 @@ ROUTES: list[tuple[str, re.Pattern[str], Route]] = []
 
 
 def on(methods: str, path: str) -> Callable[[Route], Route]:
-    """The function answers these methods ("GET HEAD") of a path; the path's named groups become `handler.named`, unquoted."""
+    """The function answers these methods ("GET HEAD") of a path; the path's named groups become
+    `handler.named`, unquoted."""
 
     def register(function: Route) -> Route:
         ROUTES.extend((method, re.compile(path), function) for method in methods.split())
@@ -104,7 +111,8 @@ def on(methods: str, path: str) -> Callable[[Route], Route]:
 
 
 class HubHandler(Handler):
-    """Finds the route of a request, and what several of them ask for: the account, the repository, the revision."""
+    """Finds the route of a request, and what several of them ask for: the account, the repository, the
+    revision."""
 
     server: HubServer
     named: dict[str, str]
@@ -117,7 +125,9 @@ class HubHandler(Handler):
         self.account = self.read_account()
         for method, pattern, function in ROUTES:
             if method == self.command and (found := pattern.fullmatch(url.path)):
-                self.named = {name: unquote(value) for name, value in found.groupdict().items() if value is not None}
+                self.named = {
+                    name: unquote(value) for name, value in found.groupdict().items() if value is not None
+                }
                 return function(self)
         raise Refusal(404, f"The loopback Hub has no {self.command} {url.path}")
 
@@ -143,12 +153,19 @@ class HubHandler(Handler):
             Refusal: there is none, or it is private to another user.
         """
         repository = self.server.store.find(KINDS[self.named.get("kinds", "models")], self.named["repo"])
-        if repository is None or (repository.private and not (self.account and self.account.may_see(repository.namespace))):
-            raise Refusal(401, ANONYMOUS, "RepoNotFound") if self.account is None else Refusal(404, "Repository not found", "RepoNotFound")
+        if repository is None or (
+            repository.private and not (self.account and self.account.may_see(repository.namespace))
+        ):
+            raise (
+                Refusal(401, ANONYMOUS, "RepoNotFound")
+                if self.account is None
+                else Refusal(404, "Repository not found", "RepoNotFound")
+            )
         return repository
 
     def writable_repository(self, pull_request: bool) -> Repository:
-        """The repository, which anybody with a write token may propose a change to but only those of its namespace may change.
+        """The repository, which anybody with a write token may propose a change to but only those of its
+        namespace may change.
 
         Raises:
             Refusal: it cannot be seen, or this account may not write to it.
@@ -179,8 +196,13 @@ def whoami(hub: HubHandler) -> None:
     user, role = hub.account.user, hub.account.role
     token = {"type": "access_token", "accessToken": {"displayName": role, "role": role}}
     member_of = hub.account.organizations.items()
-    organizations = [{"type": "org", "id": name, "name": name, "fullname": name, "roleInOrg": its_role} for name, its_role in member_of]
-    hub.answer_json({"type": "user", "id": user, "name": user, "fullname": user, "orgs": organizations, "auth": token})
+    organizations = [
+        {"type": "org", "id": name, "name": name, "fullname": name, "roleInOrg": its_role}
+        for name, its_role in member_of
+    ]
+    hub.answer_json(
+        {"type": "user", "id": user, "name": user, "fullname": user, "orgs": organizations, "auth": token}
+    )
 
 
 @on("POST", "/api/validate-yaml")
@@ -270,31 +292,61 @@ def list_tree(commit: Commit, directory: str, recursive: bool) -> list[dict[str,
         for depth in range(1, len(parts) if recursive else min(len(parts), 2)):
             folder = start + "/".join(parts[:depth])
             below = sorted(f"{p} {e.oid}" for p, e in commit.files.items() if p.startswith(f"{folder}/"))
-            entries[folder] = {"type": "directory", "path": folder, "size": 0, "oid": hashlib.sha1("\n".join(below).encode()).hexdigest()}
+            entries[folder] = {
+                "type": "directory",
+                "path": folder,
+                "size": 0,
+                "oid": hashlib.sha1("\n".join(below).encode()).hexdigest(),
+            }
         if recursive or len(parts) == 1:
             entries[path] = {"type": "file", "path": path, "size": entry.size, "oid": entry.git_oid}
             if entry.lfs:
-                entries[path]["lfs"] = {"oid": entry.oid, "size": entry.size, "pointerSize": len(entry.pointer)}
+                entries[path]["lfs"] = {
+                    "oid": entry.oid,
+                    "size": entry.size,
+                    "pointerSize": len(entry.pointer),
+                }
     return list(entries.values())
 
 
 @on("GET", f"{API}/commits/{REVISION}")
 def list_commits(hub: HubHandler) -> None:
     history = hub.repository().history(hub.revision)
-    hub.answer_json([{"id": c.id, "title": c.title, "message": c.message, "date": c.date, "authors": [{"user": c.author}]} for c in history])
+    hub.answer_json(
+        [
+            {
+                "id": c.id,
+                "title": c.title,
+                "message": c.message,
+                "date": c.date,
+                "authors": [{"user": c.author}],
+            }
+            for c in history
+        ]
+    )
 
 
 @on("GET", f"{API}/refs")
 def list_refs(hub: HubHandler) -> None:
     found = hub.repository().refs
-    branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in found.items() if not n.startswith("refs/")]
-    pulls = [{"name": n.removeprefix("refs/"), "ref": n, "targetCommit": c} for n, c in found.items() if n.startswith("refs/pr/")]
+    branches = [
+        {"name": n, "ref": f"refs/heads/{n}", "targetCommit": c}
+        for n, c in found.items()
+        if not n.startswith("refs/")
+    ]
+    pulls = [
+        {"name": n.removeprefix("refs/"), "ref": n, "targetCommit": c}
+        for n, c in found.items()
+        if n.startswith("refs/pr/")
+    ]
     hub.answer_json({"branches": branches, "converts": [], "tags": [], "pullRequests": pulls})
 
 
 @on("POST", f"{API}/branch/{REVISION}")
 def create_branch(hub: HubHandler) -> None:
-    hub.writable_repository(pull_request=False).branch(hub.revision, hub.json_body().get("startingPoint") or "main")
+    hub.writable_repository(pull_request=False).branch(
+        hub.revision, hub.json_body().get("startingPoint") or "main"
+    )
     hub.answer_json({})
 
 
@@ -308,13 +360,21 @@ def preupload(hub: HubHandler) -> None:
         path, size, sample = asked["path"], asked["size"], base64.b64decode(asked["sample"])
         mode = "lfs" if repository.is_lfs(commit, path, size, sample) else "regular"
         standing = commit.files.get(path)
-        files.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": standing.oid if standing else None})
+        files.append(
+            {
+                "path": path,
+                "uploadMode": mode,
+                "shouldIgnore": False,
+                "oid": standing.oid if standing else None,
+            }
+        )
     hub.answer_json({"files": files})
 
 
 @on("POST", rf"{GIT}\.git/info/lfs/objects/batch")
 def lfs_batch(hub: HubHandler) -> None:
-    """Where each file is to be put; nowhere if it is in the storage. Without a ref the files are for a pull request."""
+    """Where each file is to be put; nowhere if it is in the storage. Without a ref the files are for a
+    pull request."""
     asked = hub.json_body()
     repository = hub.writable_repository(pull_request="ref" not in asked)
     verify = f"{hub.address_of(repository.kind, repository.id)}.git/info/lfs/objects/verify"
@@ -322,9 +382,14 @@ def lfs_batch(hub: HubHandler) -> None:
     for wanted in asked["objects"]:
         found = {"oid": wanted["oid"], "size": wanted["size"]}
         if repository.blobs.size(wanted["oid"]) is None:
-            found["actions"] = {"upload": {"href": hub.server.storage.address_of(wanted["oid"])}, "verify": {"href": verify}}
+            found["actions"] = {
+                "upload": {"href": hub.server.storage.address_of(wanted["oid"])},
+                "verify": {"href": verify},
+            }
         objects.append(found)
-    hub.answer_json({"transfer": "basic", "objects": objects}, headers={"Content-Type": "application/vnd.git-lfs+json"})
+    hub.answer_json(
+        {"transfer": "basic", "objects": objects}, headers={"Content-Type": "application/vnd.git-lfs+json"}
+    )
 
 
 @on("POST", rf"{GIT}\.git/info/lfs/objects/verify")
@@ -342,7 +407,12 @@ def make_commit(hub: HubHandler) -> None:
     operations = [json.loads(line) for line in hub.body.splitlines()]
     made, ref = repository.commit(hub.revision, hub.account.user, operations, pull_request)
     address = hub.address_of(repository.kind, repository.id)
-    answer = {"success": True, "commitOid": made.id, "commitUrl": f"{address}/commit/{made.id}", "hookOutput": ""}
+    answer = {
+        "success": True,
+        "commitOid": made.id,
+        "commitUrl": f"{address}/commit/{made.id}",
+        "hookOutput": "",
+    }
     if pull_request:
         answer["pullRequestUrl"] = f"{address}/discussions/{ref.rpartition('/')[2]}"
     hub.answer_json(answer)
@@ -357,5 +427,9 @@ def resolve_file(hub: HubHandler) -> None:
     headers = {"X-Repo-Commit": commit.id, "ETag": f'"{entry.oid}"'}
     if not entry.lfs:
         return hub.answer_content(repository.blobs.read(entry.oid), headers)
-    headers |= {"X-Linked-Etag": f'"{entry.oid}"', "X-Linked-Size": str(entry.size), "Location": hub.server.storage.address_of(entry.oid)}
+    headers |= {
+        "X-Linked-Etag": f'"{entry.oid}"',
+        "X-Linked-Size": str(entry.size),
+        "Location": hub.server.storage.address_of(entry.oid),
+    }
     hub.answer(b"Found. Redirecting to the storage.", 302, headers)

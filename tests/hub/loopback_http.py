@@ -33,7 +33,8 @@ MESSAGES = {
 
 @dataclass
 class Request:
-    """One request as it arrived: `path` with its query, headers by lower-case name; `status` is None if it got no answer."""
+    """One request as it arrived: `path` with its query, headers by lower-case name; `status` is None if it
+    got no answer."""
 
     method: str
     path: str
@@ -70,7 +71,9 @@ class Traffic:
         """Record a request; returns the fault it meets, if any."""
         with self.lock:
             self.requests.append(request)
-            fault = next((fault for fault in self.faults if fault.times > 0 and request.matches(fault.match)), None)
+            fault = next(
+                (fault for fault in self.faults if fault.times > 0 and request.matches(fault.match)), None
+            )
             if fault is None:
                 return None
             fault.times -= 1
@@ -78,7 +81,8 @@ class Traffic:
 
 
 class Server(ThreadingHTTPServer):
-    """Answers on a free port of 127.0.0.1, in a thread of its own, until it is closed with all its connections."""
+    """Answers on a free port of 127.0.0.1, in a thread of its own, until it is closed with all its
+    connections."""
 
     request_queue_size = 64
     daemon_threads = False
@@ -118,7 +122,8 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Reads a request, lets a fault have it or `route` answer it, and turns refusals into the Hub's error answers."""
+    """Reads a request, lets a fault have it or `route` answer it, and turns refusals into the Hub's error
+    answers."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -137,7 +142,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         traffic = self.server.traffic
-        self.record = Request(self.command, self.path, {name.lower(): value for name, value in self.headers.items()})
+        self.record = Request(
+            self.command, self.path, {name.lower(): value for name, value in self.headers.items()}
+        )
         self.fault = traffic.arrived(self.record)
         length = int(self.headers.get("Content-Length", 0))
         self.body = self.record.body = self.rfile.read(length)
@@ -170,7 +177,11 @@ class Handler(BaseHTTPRequestHandler):
             self.answer_json({"error": f"The loopback Hub failed: {error!r}"}, 500)
 
     def answer_json(self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
-        self.answer(json.dumps(content).encode(), status, {"Content-Type": "application/json; charset=utf-8", **(headers or {})})
+        self.answer(
+            json.dumps(content).encode(),
+            status,
+            {"Content-Type": "application/json; charset=utf-8", **(headers or {})},
+        )
 
     def answer_content(self, content: bytes, headers: Mapping[str, str] | None = None) -> None:
         """The content, or the part of it from which the client asks to resume."""
@@ -179,8 +190,14 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(content, 200, {"Accept-Ranges": "bytes", **(headers or {})})
         first, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
         if first > last:
-            raise Refusal(416, "Requested range not satisfiable", headers={"Content-Range": f"bytes */{len(content)}"})
-        self.answer(content[first : last + 1], 206, {"Content-Range": f"bytes {first}-{last}/{len(content)}", **(headers or {})})
+            raise Refusal(
+                416, "Requested range not satisfiable", headers={"Content-Range": f"bytes */{len(content)}"}
+            )
+        self.answer(
+            content[first : last + 1],
+            206,
+            {"Content-Range": f"bytes {first}-{last}/{len(content)}", **(headers or {})},
+        )
 
     def answer(self, content: bytes, status: int, headers: Mapping[str, str]) -> None:
         """Send an answer; to HEAD without its content, and with the fault "truncate" only half of it."""

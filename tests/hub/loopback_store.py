@@ -1,4 +1,5 @@
-"""Repositories of the loopback Hub on disk: blobs by their hash, and one JSON file per commit and per repository."""
+"""Repositories of the loopback Hub on disk: blobs by their hash, and one JSON file per commit and per
+repository."""
 
 from __future__ import annotations
 
@@ -26,9 +27,12 @@ LARGEST_REGULAR_FILE = 10_000_000
 
 
 class Refusal(Exception):
-    """A request is answered with an error: its HTTP status, a message and, where the Hub has one, its X-Error-Code."""
+    """A request is answered with an error: its HTTP status, a message and, where the Hub has one, its
+    X-Error-Code."""
 
-    def __init__(self, status: int, message: str, code: str | None = None, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, code: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.headers = status, message, code, dict(headers or {})
 
@@ -44,7 +48,9 @@ class Entry:
     @property
     def pointer(self) -> bytes:
         """What git itself stores for an LFS file."""
-        return f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.oid}\nsize {self.size}\n".encode()
+        return (
+            f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.oid}\nsize {self.size}\n".encode()
+        )
 
     @property
     def git_oid(self) -> str:
@@ -98,7 +104,9 @@ class Repository:
     def __init__(self, kind: str, repo_id: str, directory: Path, blobs: Blobs) -> None:
         self.kind, self.id, self.directory, self.blobs = kind, repo_id, directory, blobs
         self.lock = threading.Lock()
-        self.settings: dict[str, Any] = json.loads((directory / "repository.json").read_text(encoding="utf-8"))
+        self.settings: dict[str, Any] = json.loads(
+            (directory / "repository.json").read_text(encoding="utf-8")
+        )
 
     @property
     def namespace(self) -> str:
@@ -124,7 +132,9 @@ class Repository:
         if not re.fullmatch("[0-9a-f]{40}", commit_id) or not path.is_file():
             raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         commit = json.loads(path.read_text(encoding="utf-8"))
-        return Commit(**{**commit, "files": {name: Entry(**entry) for name, entry in commit["files"].items()}})
+        return Commit(
+            **{**commit, "files": {name: Entry(**entry) for name, entry in commit["files"].items()}}
+        )
 
     def history(self, revision: str) -> Iterator[Commit]:
         """The commit and its ancestors."""
@@ -145,9 +155,15 @@ class Repository:
 
     def is_lfs(self, commit: Commit, path: str, size: int, sample: bytes) -> bool:
         """Whether a new file belongs in LFS: .gitattributes says so, or it is large or binary."""
-        attributes = self.blobs.read(commit.files[".gitattributes"].oid).decode() if ".gitattributes" in commit.files else ""
+        attributes = (
+            self.blobs.read(commit.files[".gitattributes"].oid).decode()
+            if ".gitattributes" in commit.files
+            else ""
+        )
         patterns = [line.split()[0] for line in attributes.splitlines() if "filter=lfs" in line]
-        named = any(fnmatch(path if "/" in pattern else path.rpartition("/")[2], pattern) for pattern in patterns)
+        named = any(
+            fnmatch(path if "/" in pattern else path.rpartition("/")[2], pattern) for pattern in patterns
+        )
         return named or size > LARGEST_REGULAR_FILE or b"\0" in sample
 
     def branch(self, name: str, start: str) -> None:
@@ -163,13 +179,17 @@ class Repository:
                 raise Refusal(409, f"Reference already exists: refs/heads/{name}")
             self._point(name, self.at(start).id)
 
-    def commit(self, revision: str, author: str, operations: Sequence[Mapping[str, Any]], pull_request: bool = False) -> tuple[Commit, str]:
-        """Apply the Hub's commit operations, the first being the header; returns the commit and the ref it moved.
+    def commit(
+        self, revision: str, author: str, operations: Sequence[Mapping[str, Any]], pull_request: bool = False
+    ) -> tuple[Commit, str]:
+        """Apply the Hub's commit operations, the first being the header; returns the commit and the ref it
+        moved.
 
         A pull request starts a new ref at `parentCommit`, or at `revision` if the header names no parent.
 
         Raises:
-            Refusal: no such branch, its head is not `parentCommit`, or an operation names something that is not there.
+            Refusal: no such branch, its head is not `parentCommit`, or an operation names something that is
+                not there.
         """
         header = operations[0]["value"]
         wanted = header.get("parentCommit")
@@ -191,10 +211,14 @@ class Repository:
 
     def begin(self) -> None:
         """The system's commit that every repository starts with."""
-        attributes = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LFS_PATTERNS.split())
+        attributes = "".join(
+            f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LFS_PATTERNS.split()
+        )
         files = {".gitattributes": self.blobs.add(attributes.encode())}
         if self.kind == "space":
-            files["README.md"] = self.blobs.add(f"---\ntitle: {self.id.rpartition('/')[2]}\nsdk: {self.settings['sdk']}\n---\n".encode())
+            files["README.md"] = self.blobs.add(
+                f"---\ntitle: {self.id.rpartition('/')[2]}\nsdk: {self.settings['sdk']}\n---\n".encode()
+            )
         self._point("main", self._write(None, "initial commit", "", "system", files).id)
 
     def _apply(self, files: dict[str, Entry], key: str, value: Mapping[str, Any]) -> None:
@@ -204,10 +228,17 @@ class Repository:
         elif key == "lfsFile":
             size = self.blobs.size(value["oid"])
             if size is None or size != value.get("size", size):
-                raise Refusal(400, f"Your push was rejected because an LFS pointer pointed to a file that does not exist. Offending file: {path}")
+                raise Refusal(
+                    400,
+                    f"Your push was rejected because an LFS pointer pointed to a file that does not exist. Offending file: {path}",
+                )
             files[path] = Entry(value["oid"], size, lfs=True)
         elif key in ("deletedFile", "deletedFolder"):
-            gone = [name for name in files if name == path or (key == "deletedFolder" and name.startswith(f"{path.rstrip('/')}/"))]
+            gone = [
+                name
+                for name in files
+                if name == path or (key == "deletedFolder" and name.startswith(f"{path.rstrip('/')}/"))
+            ]
             if not gone:
                 raise Refusal(404, "A file with this name doesn't exist", "EntryNotFound")
             for name in gone:
@@ -215,16 +246,22 @@ class Repository:
         else:
             raise Refusal(400, f"Unknown commit operation: {key}")
 
-    def _write(self, parent: str | None, title: str, message: str, author: str, files: dict[str, Entry]) -> Commit:
+    def _write(
+        self, parent: str | None, title: str, message: str, author: str, files: dict[str, Entry]
+    ) -> Commit:
         date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         content = {"parent": parent, "title": title, "message": message, "author": author, "date": date}
         content["files"] = {name: asdict(entry) for name, entry in sorted(files.items())}
         content["id"] = hashlib.sha1(json.dumps([self.kind, self.id, content]).encode()).hexdigest()
-        write_atomically(self.directory / "commits" / f"{content['id']}.json", json.dumps(content, indent=1).encode())
+        write_atomically(
+            self.directory / "commits" / f"{content['id']}.json", json.dumps(content, indent=1).encode()
+        )
         return self.at(content["id"])
 
     def _point(self, ref: str, commit_id: str) -> None:
-        write_atomically(self.directory / "refs.json", json.dumps({**self.refs, ref: commit_id}, indent=1).encode())
+        write_atomically(
+            self.directory / "refs.json", json.dumps({**self.refs, ref: commit_id}, indent=1).encode()
+        )
 
 
 class Store:
@@ -242,7 +279,9 @@ class Store:
             if directory.is_dir():
                 return None
             (directory / "commits").mkdir(parents=True)
-            write_atomically(directory / "repository.json", json.dumps({"private": private, "sdk": sdk}).encode())
+            write_atomically(
+                directory / "repository.json", json.dumps({"private": private, "sdk": sdk}).encode()
+            )
             write_atomically(directory / "refs.json", b"{}")
             repository = self.open[directory] = Repository(kind, repo_id, directory, self.blobs)
             repository.begin()

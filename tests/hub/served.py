@@ -53,24 +53,41 @@ class Server:
         Raises:
             AppError: the page refuses.
         """
-        client = Client(self.address, verbose=False, analytics_enabled=False, download_files=str(self.log.parent / "downloads"))
+        client = Client(
+            self.address,
+            verbose=False,
+            analytics_enabled=False,
+            download_files=str(self.log.parent / "downloads"),
+        )
         job = client.submit(*given, api_name="/draw")
         job.result()
         return list(job)
 
 
 @contextmanager
-def serve(arguments: list[str], directory: Path, environment: dict[str, str], folder: Path = ROOT) -> Iterator[Server]:
+def serve(
+    arguments: list[str], directory: Path, environment: dict[str, str], folder: Path = ROOT
+) -> Iterator[Server]:
     """Start a program that serves a page, with a free port to do it on, and end it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     directory.mkdir()
-    environment = environment | {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(directory / "gradio"), "OMP_NUM_THREADS": "1"}
+    environment = environment | {
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_TEMP_DIR": str(directory / "gradio"),
+        "OMP_NUM_THREADS": "1",
+    }
     environment.pop("GRADIO_ANALYTICS_ENABLED", None)
     log = directory / "log"
     with log.open("wb") as said:
-        process = subprocess.Popen([sys.executable, "-c", START, str(ROOT), *arguments], cwd=folder, env=environment, stdout=said, stderr=said)
+        process = subprocess.Popen(
+            [sys.executable, "-c", START, str(ROOT), *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=said,
+            stderr=said,
+        )
     try:
         server = Server(f"http://127.0.0.1:{port}/", log)
         deadline = time.monotonic() + 180

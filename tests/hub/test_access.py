@@ -29,7 +29,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub
 
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_push_that_will_be_allowed_passes(exists: bool, hub: LoopbackHub) -> None:
-    for given, full in (("adapter", "someone/adapter"), ("someone/adapter", "someone/adapter"), ("makers/adapter", "makers/adapter")):
+    for given, full in (
+        ("adapter", "someone/adapter"),
+        ("someone/adapter", "someone/adapter"),
+        ("makers/adapter", "makers/adapter"),
+    ):
         if exists:
             hub.api().create_repo(full, exist_ok=True, private=True)
         before = len(hub.requests)
@@ -52,14 +56,18 @@ def test_a_push_that_will_be_allowed_passes(exists: bool, hub: LoopbackHub) -> N
         ("a/b/c", "hf_write", "no repository id"),
     ],
 )
-def test_one_that_will_be_refused_is_a_sentence(repo_id: str, token: str, message: str, hub: LoopbackHub) -> None:
+def test_one_that_will_be_refused_is_a_sentence(
+    repo_id: str, token: str, message: str, hub: LoopbackHub
+) -> None:
     hub.api().create_repo("someone/taken")
     hub.api().create_repo("someone/private", private=True)
     made = len(hub.sent("POST "))
     with pytest.raises(HubError, match=message) as caught:
         check_push(repo_id, token)
     sentence = str(caught.value)
-    assert sentence.startswith(f"Nothing could be uploaded to {repo_id}: ") and sentence.endswith("leave --push_to_hub out to train without it.")
+    assert sentence.startswith(f"Nothing could be uploaded to {repo_id}: ") and sentence.endswith(
+        "leave --push_to_hub out to train without it."
+    )
     assert token.strip() not in sentence and "\n" not in sentence
     assert len(hub.sent("POST ")) == made
 
@@ -69,12 +77,16 @@ def test_one_that_will_be_refused_is_a_sentence(repo_id: str, token: str, messag
 def test_a_hub_that_fails_is_a_sentence(where: str, kind: int | str, hub: LoopbackHub) -> None:
     hub.api().create_repo("someone/adapter")
     hub.fail(where, status=kind)
-    with pytest.raises(HubError, match=str(kind) if isinstance(kind, int) else "cannot be reached or broke off"):
+    with pytest.raises(
+        HubError, match=str(kind) if isinstance(kind, int) else "cannot be reached or broke off"
+    ):
         check_push("someone/adapter")
     assert check_push("someone/adapter") == "someone/adapter"
 
 
-def test_a_hub_that_never_answers_is_waited_for_in_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_never_answers_is_waited_for_in_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(access, "PATIENCE", 0.1)
     with LoopbackHub(tmp_path, TOKENS, stall_seconds=600) as hub:  # longer than this test may take
         hub.redirect_client(monkeypatch)
@@ -83,7 +95,9 @@ def test_a_hub_that_never_answers_is_waited_for_in_bounds(tmp_path: Path, monkey
             check_push("someone/adapter")
 
 
-def test_without_a_token_or_offline_nothing_is_asked(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_token_or_offline_nothing_is_asked(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(HubError, match="run `hf auth login`"):
         check_push("adapter")

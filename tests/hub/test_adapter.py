@@ -1,4 +1,5 @@
-"""An adapter file restores what was trained, and the base once it is scaled to nothing; what would restore something else is refused."""
+"""An adapter file restores what was trained, and the base once it is scaled to nothing; what would restore
+something else is refused."""
 
 from __future__ import annotations
 
@@ -27,7 +28,11 @@ HEADER = {"concept": '["Van Gogh style"]', "base_model_name_or_path": "bundled c
 
 
 def test_round_trip_through_a_stock_pipeline(
-    trained: UNet2DConditionModel, tiny_pipeline_dir: Path, output: Output, base_output: torch.Tensor, tmp_path: Path
+    trained: UNet2DConditionModel,
+    tiny_pipeline_dir: Path,
+    output: Output,
+    base_output: torch.Tensor,
+    tmp_path: Path,
 ) -> None:
     expected = output(trained)
     assert (expected - base_output).abs().max() > 1e-3
@@ -47,7 +52,11 @@ def test_round_trip_through_a_stock_pipeline(
 
 
 def test_every_kind_of_adapter_is_restored(
-    trained_otherwise: UNet2DConditionModel, tiny_pipeline_dir: Path, output: Output, base_output: torch.Tensor, tmp_path: Path
+    trained_otherwise: UNet2DConditionModel,
+    tiny_pipeline_dir: Path,
+    output: Output,
+    base_output: torch.Tensor,
+    tmp_path: Path,
 ) -> None:
     save_adapter(tmp_path, trained_otherwise)
     pipe = load_pipeline(tiny_pipeline_dir)
@@ -68,14 +77,20 @@ def test_header(trained: UNet2DConditionModel, tmp_path: Path) -> None:
     lora = header["lora_adapter_metadata"]
     assert (lora["unet.r"], lora["unet.lora_alpha"]) == (4, 8)
     assert set(lora["unet.target_modules"]) == {"to_q", "to_k", "to_v", "to_out.0"}
-    assert lora.keys() <= {f"unet.{name}" for name in ("r", "lora_alpha", "target_modules", "init_lora_weights")}  # older peft knows no others
+    assert lora.keys() <= {
+        f"unet.{name}" for name in ("r", "lora_alpha", "target_modules", "init_lora_weights")
+    }  # older peft knows no others
 
 
-def test_the_hash_is_that_of_all_bytes_after_the_header(trained: UNet2DConditionModel, tmp_path: Path) -> None:
+def test_the_hash_is_that_of_all_bytes_after_the_header(
+    trained: UNet2DConditionModel, tmp_path: Path
+) -> None:
     content = save_adapter(tmp_path, trained).read_bytes()
     tensors = content[8 + int.from_bytes(content[:8], "little") :]
     assert len(tensors) == sum(t.numel() * 4 for t in load_file(tmp_path / NAME).values())
-    assert read_adapter_metadata(tmp_path)["modelspec.hash_sha256"] == "0x" + hashlib.sha256(tensors).hexdigest()
+    assert (
+        read_adapter_metadata(tmp_path)["modelspec.hash_sha256"] == "0x" + hashlib.sha256(tensors).hexdigest()
+    )
 
 
 def test_the_header_is_rewritten_and_the_tensors_stay(trained: UNet2DConditionModel, tmp_path: Path) -> None:
@@ -87,7 +102,9 @@ def test_the_header_is_rewritten_and_the_tensors_stay(trained: UNet2DConditionMo
     for name, (tensors, header) in before.items():
         again, changed = read_file(tmp_path / name)
         assert changed == header | {"concept": '["cat"]', "results": "{}"}
-        assert again.keys() == tensors.keys() and all(torch.equal(again[key], tensors[key]) for key in tensors)
+        assert again.keys() == tensors.keys() and all(
+            torch.equal(again[key], tensors[key]) for key in tensors
+        )
 
 
 def test_only_the_file_is_left(trained: UNet2DConditionModel, tmp_path: Path) -> None:
@@ -97,9 +114,15 @@ def test_only_the_file_is_left(trained: UNet2DConditionModel, tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
 
-@pytest.mark.parametrize(("step", "error"), [("save_file", OSError("no space left")), ("os.replace", KeyboardInterrupt())])
+@pytest.mark.parametrize(
+    ("step", "error"), [("save_file", OSError("no space left")), ("os.replace", KeyboardInterrupt())]
+)
 def test_an_interrupted_write_keeps_the_old_file(
-    step: str, error: BaseException, trained: UNet2DConditionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: str,
+    error: BaseException,
+    trained: UNet2DConditionModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = save_adapter(tmp_path, trained).read_bytes()
 
@@ -107,7 +130,10 @@ def test_an_interrupted_write_keeps_the_old_file(
         raise error
 
     monkeypatch.setattr(f"hub.files.{step}", fail)
-    for write in (lambda: save_adapter(tmp_path, trained, metadata={"concept": "another"}), lambda: update_adapter_metadata(tmp_path, HEADER)):
+    for write in (
+        lambda: save_adapter(tmp_path, trained, metadata={"concept": "another"}),
+        lambda: update_adapter_metadata(tmp_path, HEADER),
+    ):
         with pytest.raises(type(error)):
             write()
         assert (tmp_path / NAME).read_bytes() == before
@@ -133,16 +159,28 @@ def test_errors(trained: UNet2DConditionModel, tmp_path: Path) -> None:
 
 # --- loading --------------------------------------------------------------------------------------------
 
-DOWN, UP = (f"unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_q.lora.{side}.weight" for side in ("down", "up"))
+DOWN, UP = (
+    f"unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_q.lora.{side}.weight"
+    for side in ("down", "up")
+)
 FAULTS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], str]] = {
-    "wrong prefix": (lambda tensors: {name.replace("unet.", "transformer."): t for name, t in tensors.items()}, "no weights for this pipeline"),
-    "no prefix": (lambda tensors: {name.removeprefix("unet."): t for name, t in tensors.items()}, "no weights for this pipeline"),
+    "wrong prefix": (
+        lambda tensors: {name.replace("unet.", "transformer."): t for name, t in tensors.items()},
+        "no weights for this pipeline",
+    ),
+    "no prefix": (
+        lambda tensors: {name.removeprefix("unet."): t for name, t in tensors.items()},
+        "no weights for this pipeline",
+    ),
     "empty": (lambda tensors: {}, "holds no tensors; train it again"),
     "unknown layer": (
         lambda tensors: tensors | {DOWN.replace("to_q", "to_z"): tensors[DOWN].clone()},
         "to_z.lora_A.weight; load it into its own base",
     ),
-    "unknown component": (lambda tensors: tensors | {"critic.lora_A.weight": tensors[DOWN].clone()}, "has 1 of 65 tensors .* such as critic"),
+    "unknown component": (
+        lambda tensors: tensors | {"critic.lora_A.weight": tensors[DOWN].clone()},
+        "has 1 of 65 tensors .* such as critic",
+    ),
     "not of a LoRA": (
         lambda tensors: tensors | {"unet.conv_in.weight": tensors[DOWN].clone()},
         r"does not fit this pipeline \(Invalid LoRA checkpoint",
@@ -151,9 +189,18 @@ FAULTS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], dict[str, torch.Tens
         lambda tensors: {name.replace("mid_block", "mid_blok"): t for name, t in tensors.items()},
         "no place for, such as unet.mid_blok",
     ),
-    "incomplete": (lambda tensors: {name: t for name, t in tensors.items() if name != UP}, "lacks 1 of 64 tensors.*to_q.lora_B"),
-    "another width": (lambda tensors: {name: t.repeat(1, 3) for name, t in tensors.items()}, "does not fit this pipeline"),
-    "all zero": (lambda tensors: {name: t * (".down." in name) for name, t in tensors.items()}, "changes nothing.*train it again"),
+    "incomplete": (
+        lambda tensors: {name: t for name, t in tensors.items() if name != UP},
+        "lacks 1 of 64 tensors.*to_q.lora_B",
+    ),
+    "another width": (
+        lambda tensors: {name: t.repeat(1, 3) for name, t in tensors.items()},
+        "does not fit this pipeline",
+    ),
+    "all zero": (
+        lambda tensors: {name: t * (".down." in name) for name, t in tensors.items()},
+        "changes nothing.*train it again",
+    ),
 }
 
 
@@ -194,7 +241,9 @@ def test_a_second_adapter_that_is_refused_leaves_the_first(
     assert (output(pipe.unet) - output(trained)).abs().max() <= 1e-5
 
 
-def test_half_a_file_no_file_and_several_files(trained: UNet2DConditionModel, tiny_pipeline_dir: Path, output: Output, tmp_path: Path) -> None:
+def test_half_a_file_no_file_and_several_files(
+    trained: UNet2DConditionModel, tiny_pipeline_dir: Path, output: Output, tmp_path: Path
+) -> None:
     pipe = load_pipeline(tiny_pipeline_dir)
     with pytest.raises(ValueError, match="holds no adapter"):
         load_adapter(pipe, tmp_path)
@@ -212,7 +261,11 @@ def test_half_a_file_no_file_and_several_files(trained: UNet2DConditionModel, ti
 
 
 def test_an_adapter_on_the_hub_is_loaded_at_its_revision_and_nothing_else_is_fetched(
-    trained: UNet2DConditionModel, tiny_pipeline_dir: Path, output: Output, loopback_hub: LoopbackHub, tmp_path: Path
+    trained: UNet2DConditionModel,
+    tiny_pipeline_dir: Path,
+    output: Output,
+    loopback_hub: LoopbackHub,
+    tmp_path: Path,
 ) -> None:
     api = loopback_hub.api()
     api.create_repo("someone/adapter")
@@ -236,13 +289,25 @@ def test_an_adapter_of_the_text_encoder_too_is_loaded_and_checked(
     trained: UNet2DConditionModel, tiny_pipeline_dir: Path, output: Output, tmp_path: Path
 ) -> None:
     both = load_pipeline(tiny_pipeline_dir)
-    both.text_encoder.add_adapter(LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=["q_proj", "out_proj"]))
+    both.text_encoder.add_adapter(
+        LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=["q_proj", "out_proj"])
+    )
     StableDiffusionPipeline.save_lora_weights(
         tmp_path,
         unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(trained)),
-        text_encoder_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(both.text_encoder)),
-        unet_lora_adapter_metadata={"r": 4, "lora_alpha": 8, "target_modules": ["to_q", "to_k", "to_v", "to_out.0"]},
-        text_encoder_lora_adapter_metadata={"r": 2, "lora_alpha": 2, "target_modules": ["q_proj", "out_proj"]},
+        text_encoder_lora_layers=convert_state_dict_to_diffusers(
+            get_peft_model_state_dict(both.text_encoder)
+        ),
+        unet_lora_adapter_metadata={
+            "r": 4,
+            "lora_alpha": 8,
+            "target_modules": ["to_q", "to_k", "to_v", "to_out.0"],
+        },
+        text_encoder_lora_adapter_metadata={
+            "r": 2,
+            "lora_alpha": 2,
+            "target_modules": ["q_proj", "out_proj"],
+        },
     )
     pipe = load_pipeline(tiny_pipeline_dir)
     load_adapter(pipe, tmp_path)

@@ -35,12 +35,34 @@ def results(**changes: Any) -> dict[str, Any]:
         "concept": ["Van Gogh style"],
         "base_model_name_or_path": "bundled canvas",
         "revision": None,
-        "base": {"UA": 0.52, "IRA": 99.4, "CRA": 98.96, "ci95": {"UA": [0.4, 0.7], "IRA": [99.2, 99.6], "CRA": [98.6, 99.2]}},
-        "adapter": {"UA": 97.92, "IRA": 98.81, "CRA": 97.4, "ci95": {"UA": [93.5, 99.4], "IRA": [98.6, 99.0], "CRA": None}},
+        "base": {
+            "UA": 0.52,
+            "IRA": 99.4,
+            "CRA": 98.96,
+            "ci95": {"UA": [0.4, 0.7], "IRA": [99.2, 99.6], "CRA": [98.6, 99.2]},
+        },
+        "adapter": {
+            "UA": 97.92,
+            "IRA": 98.81,
+            "CRA": 97.4,
+            "ci95": {"UA": [93.5, 99.4], "IRA": [98.6, 99.0], "CRA": None},
+        },
         "seeds": [0, 1, 2],
         "judge": "bundled canvas judge",
-        "settings": {"learning_rate": 0.003, "rank": 8, "output_dir": "/home/someone/run", "hub_token": "secret", "prompts": None},
-        "training": {"iterations": 20, "images": 1280, "unet_samples": 40960, "seconds": 301.5, "stopped_by": "target reached"},
+        "settings": {
+            "learning_rate": 0.003,
+            "rank": 8,
+            "output_dir": "/home/someone/run",
+            "hub_token": "secret",
+            "prompts": None,
+        },
+        "training": {
+            "iterations": 20,
+            "images": 1280,
+            "unet_samples": 40960,
+            "seconds": 301.5,
+            "stopped_by": "target reached",
+        },
         "versions": {"torch": "2.15.0"},
         "reward_model": "local-dir:/srv/models/reward",
         "critic_model": None,
@@ -66,25 +88,47 @@ def test_metadata(output_dir: Path) -> None:
 
 def test_a_base_of_sdxl_and_one_in_a_file_are_loaded_as_such(output_dir: Path) -> None:
     card = model_card(
-        results(base_model_name_or_path="stabilityai/stable-diffusion-xl-base-1.0", pipeline_class="StableDiffusionXLPipeline"), output_dir
+        results(
+            base_model_name_or_path="stabilityai/stable-diffusion-xl-base-1.0",
+            pipeline_class="StableDiffusionXLPipeline",
+        ),
+        output_dir,
     )
-    assert card.data.license == "openrail++" and {"stable-diffusion-xl", "stable-diffusion-xl-diffusers", "stable-diffusion"} <= set(card.data.tags)
+    assert card.data.license == "openrail++" and {
+        "stable-diffusion-xl",
+        "stable-diffusion-xl-diffusers",
+        "stable-diffusion",
+    } <= set(card.data.tags)
     assert 'DiffusionPipeline.from_pretrained("stabilityai/stable-diffusion-xl-base-1.0")' in str(card)
     for cls in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
-        card = str(model_card(results(base_model_name_or_path="/models/my-base.safetensors", pipeline_class=cls), output_dir))
-        assert f"from diffusers import {cls}\n" in card and f'pipe = {cls}.from_single_file("path/to/my-base.safetensors")' in card
+        card = str(
+            model_card(
+                results(base_model_name_or_path="/models/my-base.safetensors", pipeline_class=cls), output_dir
+            )
+        )
+        assert (
+            f"from diffusers import {cls}\n" in card
+            and f'pipe = {cls}.from_single_file("path/to/my-base.safetensors")' in card
+        )
 
 
 def test_a_base_on_the_hub_is_named(output_dir: Path) -> None:
     name = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     card = model_card(results(base_model_name_or_path=name, revision="main"), output_dir)
-    assert (card.data.base_model, card.data.base_model_relation, card.data.license) == (name, "adapter", "creativeml-openrail-m")
+    assert (card.data.base_model, card.data.base_model_relation, card.data.license) == (
+        name,
+        "adapter",
+        "creativeml-openrail-m",
+    )
     assert f'from_pretrained("{name}", revision="main")' in card.text
 
 
 def test_a_licence_that_has_no_identifier_is_named_with_its_address(output_dir: Path) -> None:
     data = model_card(results(base_model_name_or_path="stabilityai/sd-turbo"), output_dir).data
-    assert (data.license, data.license_name) == ("other", "sai-nc-community") and data.license_link.startswith("https://")
+    assert (data.license, data.license_name) == (
+        "other",
+        "sai-nc-community",
+    ) and data.license_link.startswith("https://")
     given = {"license": "other", "license_name": "mine", "license_link": "https://example.org"}
     data = model_card(results(base_model_name_or_path="owner/model", **given), output_dir).data
     assert {name: getattr(data, name) for name in given} == given
@@ -93,13 +137,22 @@ def test_a_licence_that_has_no_identifier_is_named_with_its_address(output_dir: 
 
 
 def test_what_suffered_most_is_shown_worst_first_without_what_was_to_be_erased(output_dir: Path) -> None:
-    before = {"style": {"Van Gogh": 99.0, "Mosaic": 98.0, "Neon": 97.0}, "object": {f"thing {i}": 90.0 for i in range(8)}}
-    after = {"style": {"Van Gogh": 0.0, "Mosaic": 90.0, "Neon": 97.5}, "object": {f"thing {i}": 90.0 - i / 2 for i in range(8)}}
+    before = {
+        "style": {"Van Gogh": 99.0, "Mosaic": 98.0, "Neon": 97.0},
+        "object": {f"thing {i}": 90.0 for i in range(8)},
+    }
+    after = {
+        "style": {"Van Gogh": 0.0, "Mosaic": 90.0, "Neon": 97.5},
+        "object": {f"thing {i}": 90.0 - i / 2 for i in range(8)},
+    }
     sides = {"base": {"UA": 1.0, "per_class": before}, "adapter": {"UA": 99.0, "per_class": after}}
     text = model_card(results(**sides, targets={"style": ["Van Gogh"]}), output_dir).text
     section = text.partition("## What suffered most")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (\w+) \| (.+?) \| ([\d.]+) \| ([\d.]+) \|$", section, re.MULTILINE)
-    assert rows == [("style", "Mosaic", "98.00", "90.00"), *(("object", f"thing {i}", "90.00", f"{90 - i / 2:.2f}") for i in (7, 6, 5, 4))]
+    assert rows == [
+        ("style", "Mosaic", "98.00", "90.00"),
+        *(("object", f"thing {i}", "90.00", f"{90 - i / 2:.2f}") for i in (7, 6, 5, 4)),
+    ]
     assert "## What suffered most" not in model_card(results(**sides), output_dir).text
 
 
@@ -120,8 +173,13 @@ def test_where_it_comes_from(output_dir: Path) -> None:
         "prompts": {"forget": 5, "retain": 59},
     }
     text = model_card(results(**given), output_dir).text
-    assert "| reward model | owner/reward at revision abc123 |" in text and "| critic model | critic |" in text
-    assert r'| forget prompts | 5: "prompt 0 \# &lt;b&gt;0&lt;/b&gt;", "prompt 1' in text and "prompt 3" not in text
+    assert (
+        "| reward model | owner/reward at revision abc123 |" in text and "| critic model | critic |" in text
+    )
+    assert (
+        r'| forget prompts | 5: "prompt 0 \# &lt;b&gt;0&lt;/b&gt;", "prompt 1' in text
+        and "prompt 3" not in text
+    )
     assert '| retain prompts | 1: "a tree" |' in text
     assert "5 prompts of the concept and 59 others" in text
 
@@ -135,7 +193,10 @@ def test_the_example_can_be_made_to_load_from_the_hub(output_dir: Path) -> None:
     card = str(model_card(results(), output_dir))
     assert 'pipe.load_lora_weights("someone/adapter")' in addressed(card, "someone/adapter")
     other = addressed(addressed(card, "someone/adapter"), "someone/other", "a/branch")
-    assert 'pipe.load_lora_weights("someone/other", revision="a/branch")' in other and "someone/adapter" not in other
+    assert (
+        'pipe.load_lora_weights("someone/other", revision="a/branch")' in other
+        and "someone/adapter" not in other
+    )
     assert len(other.splitlines()) == len(card.splitlines())
 
 
@@ -152,14 +213,24 @@ def test_body(output_dir: Path) -> None:
 
 def test_the_teachers_figures_are_called_so(output_dir: Path) -> None:
     judged = {"UA": 90.0, "IRA": 80.0, "CRA": None}
-    card = model_card(results(base=judged, adapter=judged, judge="teacher (the reward's own CLIP; not independent)", seeds=[3]), output_dir)
+    card = model_card(
+        results(
+            base=judged, adapter=judged, judge="teacher (the reward's own CLIP; not independent)", seeds=[3]
+        ),
+        output_dir,
+    )
     assert card.text.count("not independent") >= 2
     assert "| percent | UA | IRA |\n" in card.text
     assert "Seeds: 3." in card.text and "In brackets" not in card.text
-    assert all("not independent" in m["name"] for m in front_matter(str(card))["model-index"][0]["results"][0]["metrics"])
+    assert all(
+        "not independent" in m["name"]
+        for m in front_matter(str(card))["model-index"][0]["results"][0]["metrics"]
+    )
 
 
-@pytest.mark.parametrize("base", ["/home/someone/models/sd", "models/sd/v1", "C:\\Users\\someone\\sd", "./sd", "~/sd", "sd"])
+@pytest.mark.parametrize(
+    "base", ["/home/someone/models/sd", "models/sd/v1", "C:\\Users\\someone\\sd", "./sd", "~/sd", "sd"]
+)
 def test_no_local_path(base: str, output_dir: Path) -> None:
     card = str(model_card(results(base_model_name_or_path=base), output_dir))
     assert "base_model" not in front_matter(card)
@@ -176,7 +247,12 @@ def test_a_directory_is_no_hub_id(output_dir: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_hostile_text_stays_text(output_dir: Path) -> None:
-    hostile = results(concept=[HOSTILE], settings={"validation_prompt": HOSTILE}, base_model_name_or_path="/x/<b>y</b>", judge=HOSTILE)
+    hostile = results(
+        concept=[HOSTILE],
+        settings={"validation_prompt": HOSTILE},
+        base_model_name_or_path="/x/<b>y</b>",
+        judge=HOSTILE,
+    )
     card = model_card(hostile, output_dir)
     assert front_matter(str(card))["widget"][0]["text"] == HOSTILE
     code = re.search(r"```python\n(.*?)\n```\n", card.text, re.DOTALL).group(1)
@@ -197,14 +273,19 @@ def test_scarce_results(tmp_path: Path) -> None:
 
 
 def test_many_seeds_are_counted_and_half_widths_of_older_results_left_out(output_dir: Path) -> None:
-    text = model_card(results(seeds=list(range(24)), adapter={"UA": 97.92, "ci95": {"UA": 1.5}}), output_dir).text
+    text = model_card(
+        results(seeds=list(range(24)), adapter={"UA": 97.92, "ci95": {"UA": 1.5}}), output_dir
+    ).text
     assert "24 seeds." in text and "| with this adapter | 97.92 |" in text
 
 
 def test_save_replaces_an_older_card_but_not_what_people_wrote_into_it(output_dir: Path) -> None:
     (output_dir / "README.md").write_text("old")
     path = save_model_card(results(), output_dir)
-    assert "is kept when the card is made or uploaded again" in path.read_text() and "old" not in path.read_text().split()
+    assert (
+        "is kept when the card is made or uploaded again" in path.read_text()
+        and "old" not in path.read_text().split()
+    )
     path.write_text(with_notes(path.read_text(), "## Mine\n\nBy hand."))
     save_model_card(results(judge="another judge"), output_dir)
     assert ModelCard.load(path).data.library_name == "diffusers"
@@ -228,7 +309,9 @@ def test_the_snippet_runs(tiny_pipeline_dir: Path, output_dir: Path, monkeypatch
     assert not namespace["pipe"].get_list_adapters() and not namespace["pipe"].fused_loras
 
 
-def test_the_card_command_makes_it_again_and_keeps_what_people_wrote(output_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_card_command_makes_it_again_and_keeps_what_people_wrote(
+    output_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ValueError, match=r"holds no results\.json"):
         main(parse_args(["card", str(output_dir)]))
     (output_dir / "results.json").write_text(json.dumps(results()))

@@ -16,10 +16,27 @@ HOSTILE = "<script>document.title = 'run'</script> <img src=x onerror=\"document
 def test_a_prompt_with_script_tags_stays_text(tmp_path: Path) -> None:
     """The card as a site would show it that lets all HTML through."""
     markdown_it = pytest.importorskip("markdown_it")
-    prompts = {"concept": [HOSTILE], "forget_prompts": [HOSTILE], "retain_prompts": [HOSTILE], "judge": HOSTILE, "seeds": [HOSTILE]}
-    card = str(model_card({**prompts, "base_model_name_or_path": HOSTILE, "base": {"UA": 1.0}, "adapter": {"UA": 9.0}}, tmp_path))
-    shown = markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").render(card.split("\n---\n", 1)[1])
-    (tmp_path / "page.html").write_text(f"<!doctype html><meta charset=utf-8><title>still</title>{shown}", encoding="utf-8")
+    prompts = {
+        "concept": [HOSTILE],
+        "forget_prompts": [HOSTILE],
+        "retain_prompts": [HOSTILE],
+        "judge": HOSTILE,
+        "seeds": [HOSTILE],
+    }
+    card = str(
+        model_card(
+            {**prompts, "base_model_name_or_path": HOSTILE, "base": {"UA": 1.0}, "adapter": {"UA": 9.0}},
+            tmp_path,
+        )
+    )
+    shown = (
+        markdown_it.MarkdownIt("commonmark", {"html": True})
+        .enable("table")
+        .render(card.split("\n---\n", 1)[1])
+    )
+    (tmp_path / "page.html").write_text(
+        f"<!doctype html><meta charset=utf-8><title>still</title>{shown}", encoding="utf-8"
+    )
     (tmp_path / "control.html").write_text(f"<!doctype html><title>still</title>{HOSTILE}", encoding="utf-8")
     (tmp_path / "profile").mkdir()
     with Chromium(tmp_path / "profile") as browser:

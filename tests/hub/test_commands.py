@@ -1,4 +1,5 @@
-"""`python -m hub convert` and `python -m hub fuse`, from the command line to the files, and what they say to those who err."""
+"""`python -m hub convert` and `python -m hub fuse`, from the command line to the files, and what they say
+to those who err."""
 
 from __future__ import annotations
 
@@ -32,12 +33,16 @@ def run(*arguments: str | Path) -> None:
 def draw(pipe: DiffusionPipeline) -> np.ndarray:
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    return pipe(["a cat in Van Gogh style", "a tree"], num_inference_steps=3, generator=generator, output_type="np").images
+    return pipe(
+        ["a cat in Van Gogh style", "a tree"], num_inference_steps=3, generator=generator, output_type="np"
+    ).images
 
 
 @pytest.fixture
 def adapter_dir(trained: UNet2DConditionModel, tmp_path: Path) -> Path:
-    save_adapter(tmp_path / "adapter", trained, metadata={"concept": '["cat"]', "base_model_name_or_path": "tiny"})
+    save_adapter(
+        tmp_path / "adapter", trained, metadata={"concept": '["cat"]', "base_model_name_or_path": "tiny"}
+    )
     return tmp_path / "adapter"
 
 
@@ -51,15 +56,32 @@ def test_convert_writes_the_twin_beside_the_adapter_or_where_it_is_told(
     tensors, header = read_file(adapter_dir / KOHYA_NAME)
     assert tensors and all(name.startswith("lora_unet_") for name in tensors)
     again, same_header = read_file(tmp_path / "new" / "cat.safetensors")
-    assert same_header == header and again.keys() == tensors.keys() and all(torch.equal(again[name], tensors[name]) for name in tensors)
+    assert (
+        same_header == header
+        and again.keys() == tensors.keys()
+        and all(torch.equal(again[name], tensors[name]) for name in tensors)
+    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.0])
 def test_fuse_writes_a_plain_pipeline_that_draws_what_the_adapter_draws(
-    scale: float, adapter_dir: Path, tiny_pipeline_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scale: float,
+    adapter_dir: Path,
+    tiny_pipeline_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = [] if scale == 1 else ["--scale", str(scale)]
-    run("fuse", "--adapter", adapter_dir, "--pretrained_model_name_or_path", tiny_pipeline_dir, "--output_dir", tmp_path / "fused", *given)
+    run(
+        "fuse",
+        "--adapter",
+        adapter_dir,
+        "--pretrained_model_name_or_path",
+        tiny_pipeline_dir,
+        "--output_dir",
+        tmp_path / "fused",
+        *given,
+    )
     assert capsys.readouterr().out.count("\n") == 1
     pipe = load_pipeline(tiny_pipeline_dir)
     base = draw(pipe)
@@ -70,7 +92,9 @@ def test_fuse_writes_a_plain_pipeline_that_draws_what_the_adapter_draws(
     fused = DiffusionPipeline.from_pretrained(tmp_path / "fused", use_safetensors=True)
     assert np.abs(draw(fused) - expected).max() <= 1e-4
     assert not any(isinstance(module, BaseTunerLayer) for module in fused.unet.modules())
-    assert load_file(tmp_path / "fused/unet/diffusion_pytorch_model.safetensors").keys() == pipe_keys(tiny_pipeline_dir)
+    assert load_file(tmp_path / "fused/unet/diffusion_pytorch_model.safetensors").keys() == pipe_keys(
+        tiny_pipeline_dir
+    )
     files = [path for path in (tmp_path / "fused").rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt"}
     for path in files:
@@ -85,7 +109,9 @@ def pipe_keys(directory: Path) -> set[str]:
 def test_fuse_takes_the_base_that_the_adapter_names(tmp_path: Path) -> None:
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_pretrained(canvas.PIPELINE, subfolder="unet")
-    unet.add_adapter(LoraConfig(r=2, lora_alpha=4, init_lora_weights=False, target_modules=["attn2.to_k", "attn2.to_v"]))
+    unet.add_adapter(
+        LoraConfig(r=2, lora_alpha=4, init_lora_weights=False, target_modules=["attn2.to_k", "attn2.to_v"])
+    )
     save_adapter(tmp_path / "adapter", unet, metadata={"base_model_name_or_path": "bundled canvas"})
     run("fuse", "--adapter", tmp_path / "adapter", "--output_dir", tmp_path / "fused")
     pipe = load_pipeline(canvas.PIPELINE)
@@ -97,31 +123,61 @@ def test_fuse_keeps_the_safety_checker(adapter_dir: Path, tiny_pipeline_dir: Pat
     small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     base = load_pipeline(tiny_pipeline_dir)
     base.register_modules(
-        safety_checker=StableDiffusionSafetyChecker(CLIPConfig(text_config=small, vision_config=small, projection_dim=8)),
+        safety_checker=StableDiffusionSafetyChecker(
+            CLIPConfig(text_config=small, vision_config=small, projection_dim=8)
+        ),
         feature_extractor=CLIPImageProcessor(),
     )
     base.save_pretrained(tmp_path / "base")
-    run("fuse", "--adapter", adapter_dir, "--pretrained_model_name_or_path", tmp_path / "base", "--output_dir", tmp_path / "fused")
+    run(
+        "fuse",
+        "--adapter",
+        adapter_dir,
+        "--pretrained_model_name_or_path",
+        tmp_path / "base",
+        "--output_dir",
+        tmp_path / "fused",
+    )
     fused = DiffusionPipeline.from_pretrained(tmp_path / "fused")
     assert isinstance(fused.safety_checker, StableDiffusionSafetyChecker)
     assert load_pipeline(tmp_path / "fused").safety_checker is None
 
 
-def test_an_interrupted_fuse_leaves_nothing(adapter_dir: Path, tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_fuse_leaves_nothing(
+    adapter_dir: Path, tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("hub.fuse.os.replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run("fuse", "--adapter", adapter_dir, "--pretrained_model_name_or_path", tiny_pipeline_dir, "--output_dir", tmp_path / "fused")
+        run(
+            "fuse",
+            "--adapter",
+            adapter_dir,
+            "--pretrained_model_name_or_path",
+            tiny_pipeline_dir,
+            "--output_dir",
+            tmp_path / "fused",
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_user_errors(adapter_dir: Path, tiny_pipeline_dir: Path, wide_pipeline_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors(
+    adapter_dir: Path,
+    tiny_pipeline_dir: Path,
+    wide_pipeline_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious.txt").write_text("keep me")
     (tmp_path / "precious.safetensors").write_text("keep me")
-    given, new, fuse = ["--adapter", adapter_dir], ["--output_dir", tmp_path / "new"], ["fuse", "--pretrained_model_name_or_path", tiny_pipeline_dir]
+    given, new, fuse = (
+        ["--adapter", adapter_dir],
+        ["--output_dir", tmp_path / "new"],
+        ["fuse", "--pretrained_model_name_or_path", tiny_pipeline_dir],
+    )
     for arguments, message in [
         (["convert", "--adapter", tmp_path / "absent"], "is not an adapter"),
         (["convert", "--adapter", tmp_path / "full"], "is not an adapter"),
@@ -133,7 +189,10 @@ def test_user_errors(adapter_dir: Path, tiny_pipeline_dir: Path, wide_pipeline_d
         ([*fuse, *given, *new, "--scale", "nan"], "--scale: must be a finite number"),
         (["fuse", *given, *new], "local pipeline called 'tiny'"),
         (["fuse", *given, *new, "--pretrained_model_name_or_path", tmp_path / "full"], "no model_index.json"),
-        (["fuse", *given, *new, "--pretrained_model_name_or_path", wide_pipeline_dir], "does not fit this pipeline"),
+        (
+            ["fuse", *given, *new, "--pretrained_model_name_or_path", wide_pipeline_dir],
+            "does not fit this pipeline",
+        ),
     ]:
         with pytest.raises(SystemExit) as stop, friendly_errors():
             run(*arguments)
@@ -143,9 +202,17 @@ def test_user_errors(adapter_dir: Path, tiny_pipeline_dir: Path, wide_pipeline_d
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "full", "precious.safetensors"]
 
 
-@pytest.mark.parametrize(("arguments", "code", "message"), [(["--help"], 0, "convert"), (["convert", "--adapter", "absent"], 2, "error: absent")])
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [(["--help"], 0, "convert"), (["convert", "--adapter", "absent"], 2, "error: absent")],
+)
 def test_the_command_itself(
-    arguments: list[str], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["hub", *arguments])
@@ -156,7 +223,20 @@ def test_the_command_itself(
     assert stop.value.code == code and message in said.out + said.err
 
 
-def test_configs_name_the_base_by_its_public_name(adapter_dir: Path, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
-    run("fuse", "--adapter", adapter_dir, "--pretrained_model_name_or_path", tiny_pipeline_dir, "--output_dir", tmp_path / "fused")
-    names = [json.loads((tmp_path / "fused" / config).read_text()).get("_name_or_path") for config in ("model_index.json", "unet/config.json")]
+def test_configs_name_the_base_by_its_public_name(
+    adapter_dir: Path, tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    run(
+        "fuse",
+        "--adapter",
+        adapter_dir,
+        "--pretrained_model_name_or_path",
+        tiny_pipeline_dir,
+        "--output_dir",
+        tmp_path / "fused",
+    )
+    names = [
+        json.loads((tmp_path / "fused" / config).read_text()).get("_name_or_path")
+        for config in ("model_index.json", "unet/config.json")
+    ]
     assert names == ["", ""]

@@ -1,4 +1,5 @@
-"""The header says what the file is in ModelSpec's words and ours, and nothing about the machine it was made on."""
+"""The header says what the file is in ModelSpec's words and ours, and nothing about the machine it was
+made on."""
 
 from __future__ import annotations
 
@@ -25,17 +26,32 @@ MODELSPEC = {
     "resolution",
     "hash_sha256",
 }
-OURS = {"concept", "base_model_name_or_path", "base_model_revision", "method", "settings", "results", "versions"}
+OURS = {
+    "concept",
+    "base_model_name_or_path",
+    "base_model_revision",
+    "method",
+    "settings",
+    "results",
+    "versions",
+}
 
 
-def test_all_keys_are_there_and_decode(trained: UNet2DConditionModel, tiny_pipeline_dir: Path, results: dict[str, Any], tmp_path: Path) -> None:
+def test_all_keys_are_there_and_decode(
+    trained: UNet2DConditionModel, tiny_pipeline_dir: Path, results: dict[str, Any], tmp_path: Path
+) -> None:
     """As training writes them: what is known at first, the results later."""
     first = {key: results[key] for key in ("concept", "base_model_name_or_path", "revision", "settings")}
-    save_adapter(tmp_path, trained, metadata=base_header(load_pipeline(tiny_pipeline_dir)) | results_header(first))
+    save_adapter(
+        tmp_path, trained, metadata=base_header(load_pipeline(tiny_pipeline_dir)) | results_header(first)
+    )
     assert "results" not in read_adapter_metadata(tmp_path)
     update_adapter_metadata(tmp_path, results_header(results))
     header = read_adapter_metadata(tmp_path)
-    assert header.keys() == {f"modelspec.{key}" for key in MODELSPEC} | OURS | {"lora_adapter_metadata", "format"}
+    assert header.keys() == {f"modelspec.{key}" for key in MODELSPEC} | OURS | {
+        "lora_adapter_metadata",
+        "format",
+    }
     assert json.loads(header["concept"]) == ["Van Gogh style"]
     assert json.loads(header["settings"])["learning_rate"] == 0.005
     assert json.loads(header["results"]) == {
@@ -52,11 +68,15 @@ def test_all_keys_are_there_and_decode(trained: UNet2DConditionModel, tiny_pipel
     assert header["modelspec.resolution"] == "16x16"
     assert header["modelspec.license"] == "creativeml-openrail-m"
     assert header["modelspec.title"] == "LoRA that erases Van Gogh style"
-    assert "UA 97.9 (0.5), IRA 98.8 (99.4), NRA 95.0 (98.5); judge: a judge." in header["modelspec.description"]
+    assert (
+        "UA 97.9 (0.5), IRA 98.8 (99.4), NRA 95.0 (98.5); judge: a judge." in header["modelspec.description"]
+    )
 
 
 def test_no_local_path_and_no_token(results: dict[str, Any], tmp_path: Path) -> None:
-    header = results_header(results | {"base_model_name_or_path": str(tmp_path), "judge": "/home/someone/judge"})
+    header = results_header(
+        results | {"base_model_name_or_path": str(tmp_path), "judge": "/home/someone/judge"}
+    )
     settings = json.loads(header["settings"])
     assert settings["output_dir"] == "run" and settings["validation_prompt"] == ["a cat", "prompt"]
     assert header["base_model_name_or_path"] == tmp_path.name
@@ -75,12 +95,36 @@ def test_what_results_lack_is_left_out() -> None:
     [
         ({"cross_attention_dim": 768}, "epsilon", "stable-diffusion-v1"),
         ({"cross_attention_dim": 1024}, "epsilon", "stable-diffusion-v2-512"),
-        ({"cross_attention_dim": 1024, "addition_embed_type": None}, "v_prediction", "stable-diffusion-v2-768-v"),
-        ({"cross_attention_dim": 2048, "addition_embed_type": "text_time"}, "epsilon", "stable-diffusion-xl-v1-base"),
-        ({"cross_attention_dim": 2048, "addition_embed_type": "text_time", "layers_per_block": 2}, "epsilon", "stable-diffusion-xl-v1-base"),
-        ({"cross_attention_dim": 2048, "addition_embed_type": "text_time", "layers_per_block": 1}, "epsilon", "stable-diffusion-custom-2048"),
-        ({"cross_attention_dim": 1280, "addition_embed_type": "text_time"}, "epsilon", "stable-diffusion-xl-v1-refiner"),
-        ({"cross_attention_dim": 768, "addition_embed_type": "image"}, "epsilon", "stable-diffusion-custom-768"),
+        (
+            {"cross_attention_dim": 1024, "addition_embed_type": None},
+            "v_prediction",
+            "stable-diffusion-v2-768-v",
+        ),
+        (
+            {"cross_attention_dim": 2048, "addition_embed_type": "text_time"},
+            "epsilon",
+            "stable-diffusion-xl-v1-base",
+        ),
+        (
+            {"cross_attention_dim": 2048, "addition_embed_type": "text_time", "layers_per_block": 2},
+            "epsilon",
+            "stable-diffusion-xl-v1-base",
+        ),
+        (
+            {"cross_attention_dim": 2048, "addition_embed_type": "text_time", "layers_per_block": 1},
+            "epsilon",
+            "stable-diffusion-custom-2048",
+        ),
+        (
+            {"cross_attention_dim": 1280, "addition_embed_type": "text_time"},
+            "epsilon",
+            "stable-diffusion-xl-v1-refiner",
+        ),
+        (
+            {"cross_attention_dim": 768, "addition_embed_type": "image"},
+            "epsilon",
+            "stable-diffusion-custom-768",
+        ),
         ({"cross_attention_dim": [64, 64]}, "v_prediction", "stable-diffusion-custom-64"),
     ],
 )

@@ -1,4 +1,5 @@
-"""A Hub that goes away while a run is under way and does not come back: the run is complete, and says how to upload it later."""
+"""A Hub that goes away while a run is under way and does not come back: the run is complete, and says how
+to upload it later."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def test_an_hour_without_the_hub(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """It was there when the run began. The client waits between its attempts; here the clock is moved on instead."""
+    """It was there when the run began. The client waits between its attempts; here the clock is moved on
+    instead."""
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
     train = script.train
@@ -40,8 +42,15 @@ def test_an_hour_without_the_hub(
     with pytest.raises(SystemExit) as caught:
         script.main(arguments(max_train_iterations=1, push_to_hub=True))
     said = capsys.readouterr().err
-    assert caught.value.code == 2 and "Traceback" not in said and f"push {tmp_path / 'out'}" in said and len(waited) < 100
-    assert {"pytorch_lora_weights.safetensors", "results.json", "README.md"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert (
+        caught.value.code == 2
+        and "Traceback" not in said
+        and f"push {tmp_path / 'out'}" in said
+        and len(waited) < 100
+    )
+    assert {"pytorch_lora_weights.safetensors", "results.json", "README.md"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
     with pytest.raises(ValueError, match="was not fetched"):
         pull("someone/out", tmp_path / "pulled")
     assert not (tmp_path / "pulled").exists()

@@ -1,4 +1,5 @@
-"""The file for ComfyUI and AUTOMATIC1111 does what the adapter does, by diffusers' reading of it and by theirs."""
+"""The file for ComfyUI and AUTOMATIC1111 does what the adapter does, by diffusers' reading of it and by
+theirs."""
 
 from __future__ import annotations
 
@@ -26,11 +27,14 @@ NAME = "pytorch_lora_weights.safetensors"
 
 @torch.no_grad()
 def merged_as_kohya_does(unet: UNet2DConditionModel, file: Path) -> UNet2DConditionModel:
-    """Each module's weight + alpha / rank * up @ down, the modules found by their names with underscores; nothing of diffusers or peft."""
+    """Each module's weight + alpha / rank * up @ down, the modules found by their names with underscores;
+    nothing of diffusers or peft."""
     tensors = load_file(file)
     modules = {"lora_unet_" + name.replace(".", "_"): module for name, module in unet.named_modules()}
     for name in {key.split(".")[0] for key in tensors}:
-        down, up, alpha = (tensors.pop(f"{name}.{part}") for part in ("lora_down.weight", "lora_up.weight", "alpha"))
+        down, up, alpha = (
+            tensors.pop(f"{name}.{part}") for part in ("lora_down.weight", "lora_up.weight", "alpha")
+        )
         change = (up.flatten(1) @ down.flatten(1)).reshape(modules[name].weight.shape)
         modules[name].weight += alpha / len(down) * change
     assert not tensors
@@ -38,18 +42,29 @@ def merged_as_kohya_does(unet: UNet2DConditionModel, file: Path) -> UNet2DCondit
 
 
 def test_it_does_what_was_trained_where_modules_are_found_by_name(
-    trained_otherwise: UNet2DConditionModel, tiny_pipeline_dir: Path, output: Output, base_output: torch.Tensor, tmp_path: Path
+    trained_otherwise: UNet2DConditionModel,
+    tiny_pipeline_dir: Path,
+    output: Output,
+    base_output: torch.Tensor,
+    tmp_path: Path,
 ) -> None:
     save_adapter(tmp_path, trained_otherwise)
     file = save_kohya(tmp_path)
-    unet = merged_as_kohya_does(UNet2DConditionModel.from_pretrained(tiny_pipeline_dir, subfolder="unet"), file)
+    unet = merged_as_kohya_does(
+        UNet2DConditionModel.from_pretrained(tiny_pipeline_dir, subfolder="unet"), file
+    )
     assert (output(trained_otherwise) - base_output).abs().max() > 1e-3
     assert (output(unet) - output(trained_otherwise)).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("settings", ["attention", "every kind of layer", "rank-stabilised"])
 def test_it_does_what_was_trained_in_diffusers(
-    settings: str, train: Callable[..., UNet2DConditionModel], lora_settings: dict, tiny_pipeline_dir: Path, output: Output, tmp_path: Path
+    settings: str,
+    train: Callable[..., UNet2DConditionModel],
+    lora_settings: dict,
+    tiny_pipeline_dir: Path,
+    output: Output,
+    tmp_path: Path,
 ) -> None:
     trained = train(**lora_settings[settings])
     save_adapter(tmp_path, trained)
@@ -69,7 +84,9 @@ def test_several_alphas_which_diffusers_would_misread_are_refused_there(
     load_adapter(load_pipeline(tiny_pipeline_dir), tmp_path)
 
 
-def test_parts_of_a_file_that_diffusers_leaves_out_are_refused_there(trained: UNet2DConditionModel, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+def test_parts_of_a_file_that_diffusers_leaves_out_are_refused_there(
+    trained: UNet2DConditionModel, tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
     save_adapter(tmp_path, trained)
     tensors, _ = read_file(save_kohya(tmp_path))
     module = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_q"
@@ -82,18 +99,28 @@ def test_keys_are_kohyas(trained: UNet2DConditionModel, tmp_path: Path) -> None:
     save_adapter(tmp_path, trained)
     tensors, _ = read_file(save_kohya(tmp_path))
     module = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q"
-    assert {key for key in tensors if key.startswith(module)} == {f"{module}.{part}" for part in ("lora_down.weight", "lora_up.weight", "alpha")}
-    assert tensors[f"{module}.lora_down.weight"].shape == (4, 8) and tensors[f"{module}.lora_up.weight"].shape == (8, 4)
+    assert {key for key in tensors if key.startswith(module)} == {
+        f"{module}.{part}" for part in ("lora_down.weight", "lora_up.weight", "alpha")
+    }
+    assert tensors[f"{module}.lora_down.weight"].shape == (4, 8) and tensors[
+        f"{module}.lora_up.weight"
+    ].shape == (8, 4)
     assert {t.item() for key, t in tensors.items() if key.endswith(".alpha")} == {8.0}
     assert f"{module.replace('to_q', 'to_out_0')}.alpha" in tensors
 
 
 def test_header(train: Callable[..., UNet2DConditionModel], lora_settings: dict, tmp_path: Path) -> None:
-    described = {"concept": '["cat"]', "modelspec.title": "LoRA that erases cat", "modelspec.architecture": "stable-diffusion-v1/lora"}
+    described = {
+        "concept": '["cat"]',
+        "modelspec.title": "LoRA that erases cat",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+    }
     save_adapter(tmp_path, train(**lora_settings["attention"]), metadata=described)
     _, header = read_file(save_kohya(tmp_path))
     assert header.items() >= described.items()
-    assert "lora_adapter_metadata" not in header  # diffusers takes alphas from the file or from there, and refuses both
+    assert (
+        "lora_adapter_metadata" not in header
+    )  # diffusers takes alphas from the file or from there, and refuses both
     assert header["modelspec.hash_sha256"] != read_file(tmp_path / NAME)[1]["modelspec.hash_sha256"]
     assert {key: value for key, value in header.items() if key.startswith("ss_")} == {
         "ss_network_module": "networks.lora",
@@ -105,7 +132,11 @@ def test_header(train: Callable[..., UNet2DConditionModel], lora_settings: dict,
     }
     save_adapter(tmp_path, train(**lora_settings["patterns"]))
     _, header = read_file(save_kohya(tmp_path))
-    assert (header["ss_network_dim"], header["ss_network_alpha"], header["ss_base_model_version"]) == ("Dynamic", "Dynamic", "unknown")
+    assert (header["ss_network_dim"], header["ss_network_alpha"], header["ss_base_model_version"]) == (
+        "Dynamic",
+        "Dynamic",
+        "unknown",
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,7 +153,8 @@ def test_versions_of_the_base(architecture: str, version: str, v2: str) -> None:
     assert (header["ss_base_model_version"], header["ss_v2"]) == (version, v2)
 
 
-# --- SDXL, whose modules sd-scripts calls by the original layout's names ------------------------------------------------
+# --- SDXL, whose modules sd-scripts calls by the original layout's names
+# ------------------------------------------------
 
 SDXL = {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}
 SDXL_TARGETS = [
@@ -143,12 +175,17 @@ SDXL_TARGETS = [
 def trained_xl(directory: Path, **settings: Any) -> DiffusionPipeline:
     pipe = load_pipeline(directory)
     torch.manual_seed(1)
-    pipe.unet.add_adapter(LoraConfig(init_lora_weights=False, **({"r": 4, "lora_alpha": 6, "target_modules": SDXL_TARGETS} | settings)))
+    pipe.unet.add_adapter(
+        LoraConfig(
+            init_lora_weights=False, **({"r": 4, "lora_alpha": 6, "target_modules": SDXL_TARGETS} | settings)
+        )
+    )
     return pipe
 
 
 def test_sdxl_is_called_as_in_the_original_layout(pipeline_dirs: dict[str, Path], tmp_path: Path) -> None:
-    """Added to the weights of a checkpoint in one file, under that file's own names, it does what was trained."""
+    """Added to the weights of a checkpoint in one file, under that file's own names, it does what was
+    trained."""
     pipe = trained_xl(pipeline_dirs["sdxl"])
     save_adapter(tmp_path, pipe.unet, metadata=SDXL)
     tensors, header = read_file(save_kohya(tmp_path))
@@ -160,9 +197,15 @@ def test_sdxl_is_called_as_in_the_original_layout(pipeline_dirs: dict[str, Path]
     save_original(load_pipeline(pipeline_dirs["sdxl"]), file)
     weights = load_file(file)
     prefix = "model.diffusion_model."
-    modules = {name.removeprefix(prefix).removesuffix(".weight").replace(".", "_"): name for name in weights if name.startswith(prefix)}
+    modules = {
+        name.removeprefix(prefix).removesuffix(".weight").replace(".", "_"): name
+        for name in weights
+        if name.startswith(prefix)
+    }
     for name in {key.split(".")[0] for key in tensors}:
-        down, up, alpha = (tensors.pop(f"{name}.{part}") for part in ("lora_down.weight", "lora_up.weight", "alpha"))
+        down, up, alpha = (
+            tensors.pop(f"{name}.{part}") for part in ("lora_down.weight", "lora_up.weight", "alpha")
+        )
         weight = weights[modules[name.removeprefix("lora_unet_")]]
         weight += alpha / len(down) * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
     assert not tensors
@@ -188,7 +231,9 @@ def test_sdxl_does_what_was_trained_in_diffusers(pipeline_dirs: dict[str, Path],
     other = load_pipeline(pipeline_dirs["sdxl"])
     load_adapter(other, tmp_path, weight_name=KOHYA_NAME)
     assert (xl_output(other) - xl_output(pipe)).abs().max() <= 1e-4
-    several = trained_xl(pipeline_dirs["sdxl"], target_modules=attention, alpha_pattern={"attn2.to_q": 1.0, "attn1.to_k": 3.0})
+    several = trained_xl(
+        pipeline_dirs["sdxl"], target_modules=attention, alpha_pattern={"attn2.to_q": 1.0, "attn1.to_k": 3.0}
+    )
     save_adapter(tmp_path / "several", several.unet, metadata=SDXL)
     save_kohya(tmp_path / "several")
     other = load_pipeline(pipeline_dirs["sdxl"])
@@ -201,7 +246,9 @@ def test_a_module_that_sdxl_does_not_have_is_refused() -> None:
         original_name("transformer.proj")
 
 
-def test_without_settings_alpha_is_the_rank_as_diffusers_reads_it(trained: UNet2DConditionModel, tmp_path: Path) -> None:
+def test_without_settings_alpha_is_the_rank_as_diffusers_reads_it(
+    trained: UNet2DConditionModel, tmp_path: Path
+) -> None:
     path = save_adapter(tmp_path, trained)
     save_file(load_file(path), path)
     tensors, _ = read_file(save_kohya(tmp_path))

@@ -26,7 +26,13 @@ from huggingface_hub import (
     snapshot_download,
     try_to_load_from_cache,
 )
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from loopback import LoopbackHub
 from loopback_store import Entry
 from safetensors.numpy import save
@@ -98,8 +104,15 @@ def test_a_repository_is_made_once(loopback_hub: LoopbackHub) -> None:
     assert titles(loopback_hub) == ["initial commit"]
 
 
-def test_a_folder_is_one_commit_with_its_large_files_in_the_storage(loopback_hub: LoopbackHub, tmp_path: Path) -> None:
-    files = {"README.md": b"# A card\n", "notes.txt": b"small", "sub/weights.safetensors": WEIGHTS, "picture.png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"}
+def test_a_folder_is_one_commit_with_its_large_files_in_the_storage(
+    loopback_hub: LoopbackHub, tmp_path: Path
+) -> None:
+    files = {
+        "README.md": b"# A card\n",
+        "notes.txt": b"small",
+        "sub/weights.safetensors": WEIGHTS,
+        "picture.png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    }
     oid = push(loopback_hub, tmp_path, files, commit_message="Upload the adapter")
     assert own_files(loopback_hub) == files
     assert len(loopback_hub.sent("/commit/")) == 1
@@ -125,9 +138,18 @@ def test_a_file_is_large_by_its_size_too(loopback_hub: LoopbackHub, tmp_path: Pa
     }
 
 
-def test_a_second_push_replaces_the_first_and_both_are_in_the_history(loopback_hub: LoopbackHub, tmp_path: Path) -> None:
-    first = push(loopback_hub, tmp_path, {"notes.txt": b"old", "weights.safetensors": WEIGHTS}, commit_message="first")
-    second = push(loopback_hub, tmp_path, {"notes.txt": b"new", "weights.safetensors": WEIGHTS[::-1]}, commit_message="second")
+def test_a_second_push_replaces_the_first_and_both_are_in_the_history(
+    loopback_hub: LoopbackHub, tmp_path: Path
+) -> None:
+    first = push(
+        loopback_hub, tmp_path, {"notes.txt": b"old", "weights.safetensors": WEIGHTS}, commit_message="first"
+    )
+    second = push(
+        loopback_hub,
+        tmp_path,
+        {"notes.txt": b"new", "weights.safetensors": WEIGHTS[::-1]},
+        commit_message="second",
+    )
     commits = loopback_hub.api().list_repo_commits(REPO)
     assert [(commit.commit_id, commit.title, commit.authors) for commit in commits[:2]] == [
         (second, "second", ["someone"]),
@@ -138,7 +160,9 @@ def test_a_second_push_replaces_the_first_and_both_are_in_the_history(loopback_h
     assert own_files(loopback_hub, first) == {"notes.txt": b"old", "weights.safetensors": WEIGHTS}
 
 
-def test_what_did_not_change_is_neither_uploaded_nor_committed_again(loopback_hub: LoopbackHub, tmp_path: Path) -> None:
+def test_what_did_not_change_is_neither_uploaded_nor_committed_again(
+    loopback_hub: LoopbackHub, tmp_path: Path
+) -> None:
     files = {"notes.txt": b"same", "weights.safetensors": WEIGHTS}
     first = push(loopback_hub, tmp_path, files)
     assert push(loopback_hub, tmp_path, files) == first
@@ -156,19 +180,32 @@ def test_every_revision_can_be_downloaded(loopback_hub: LoopbackHub, tmp_path: P
 
 
 @pytest.mark.parametrize("name", CONTENTS)
-def test_a_file_that_is_in_the_cache_is_not_sent_again(loopback_hub: LoopbackHub, tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_in_the_cache_is_not_sent_again(
+    loopback_hub: LoopbackHub, tmp_path: Path, name: str
+) -> None:
     push(loopback_hub, tmp_path, CONTENTS)
     bodies = re.compile(rf"GET (/lfs-storage/|/{REPO}/resolve/)")
     assert download(name=name) == CONTENTS[name]
     assert len(loopback_hub.sent(bodies)) == 1
     assert download(name=name) == CONTENTS[name]
-    assert len(loopback_hub.sent(bodies)) == 1 and len(loopback_hub.sent(f"HEAD /{REPO}/resolve/main/{name}")) == 2
+    assert (
+        len(loopback_hub.sent(bodies)) == 1
+        and len(loopback_hub.sent(f"HEAD /{REPO}/resolve/main/{name}")) == 2
+    )
 
 
 def test_a_snapshot_is_what_its_patterns_allow(loopback_hub: LoopbackHub, tmp_path: Path) -> None:
-    push(loopback_hub, tmp_path, {"config.json": b"{}", "sub/weights.safetensors": WEIGHTS, "sub/log.txt": b"", "log.txt": b"long"})
+    push(
+        loopback_hub,
+        tmp_path,
+        {"config.json": b"{}", "sub/weights.safetensors": WEIGHTS, "sub/log.txt": b"", "log.txt": b"long"},
+    )
     snapshot = Path(snapshot_download(REPO, allow_patterns=["*.json", "sub/*.safetensors"]))
-    found = {path.relative_to(snapshot).as_posix(): path.read_bytes() for path in snapshot.rglob("*") if path.is_file()}
+    found = {
+        path.relative_to(snapshot).as_posix(): path.read_bytes()
+        for path in snapshot.rglob("*")
+        if path.is_file()
+    }
     assert found == {"config.json": b"{}", "sub/weights.safetensors": WEIGHTS}
     assert not loopback_hub.sent(re.compile(r"(GET|HEAD) .*log\.txt"))
 
@@ -178,7 +215,14 @@ def test_the_tree_lists_files_and_folders(loopback_hub: LoopbackHub, tmp_path: P
     api = loopback_hub.api()
     assert {item.path for item in api.list_repo_tree(REPO)} == {".gitattributes", "a", "e.txt"}
     assert {item.path for item in api.list_repo_tree(REPO, "a")} == {"a/b", "a/d.txt"}
-    assert {item.path for item in api.list_repo_tree(REPO, recursive=True)} == {".gitattributes", "a", "a/b", "a/b/c.txt", "a/d.txt", "e.txt"}
+    assert {item.path for item in api.list_repo_tree(REPO, recursive=True)} == {
+        ".gitattributes",
+        "a",
+        "a/b",
+        "a/b/c.txt",
+        "a/d.txt",
+        "e.txt",
+    }
     with pytest.raises(EntryNotFoundError):
         list(api.list_repo_tree(REPO, "absent"))
 
@@ -202,8 +246,14 @@ def test_what_is_missing_says_what_it_is(loopback_hub: LoopbackHub, tmp_path: Pa
     assert (api.revision_exists(REPO, "main"), api.revision_exists(REPO, "absent")) == (True, False)
 
 
-def test_a_private_repository_is_there_for_its_owner_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = {"hf_write": ("someone", "write"), "hf_read": ("someone", "read"), "hf_other": ("other", "write")}
+def test_a_private_repository_is_there_for_its_owner_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = {
+        "hf_write": ("someone", "write"),
+        "hf_read": ("someone", "read"),
+        "hf_other": ("other", "write"),
+    }
     with LoopbackHub(tmp_path / "hub", tokens) as hub:
         hub.redirect_client(monkeypatch)
         hub.api().create_repo(REPO, private=True)
@@ -231,13 +281,17 @@ def test_a_read_token_may_not_write(loopback_hub: LoopbackHub, tmp_path: Path) -
         with pytest.raises(HfHubHTTPError, match="403 Forbidden") as caught:
             write()
         assert status_of(caught) == 403
-    assert titles(loopback_hub) == ["first", "initial commit"] and not loopback_hub.api().repo_exists("someone/other")
+    assert titles(loopback_hub) == ["first", "initial commit"] and not loopback_hub.api().repo_exists(
+        "someone/other"
+    )
     with pytest.raises(RepositoryNotFoundError):
         loopback_hub.api(False).upload_file(path_or_fileobj=b"new", path_in_repo="notes.txt", repo_id=REPO)
 
 
 def test_another_user_may_only_open_a_pull_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with LoopbackHub(tmp_path / "hub", {"hf_write": ("someone", "write"), "hf_other": ("other", "write")}) as hub:
+    with LoopbackHub(
+        tmp_path / "hub", {"hf_write": ("someone", "write"), "hf_other": ("other", "write")}
+    ) as hub:
         hub.redirect_client(monkeypatch)
         push(hub, tmp_path, {"notes.txt": b"mine"}, commit_message="first")
         other = hub.api("hf_other")
@@ -245,7 +299,9 @@ def test_another_user_may_only_open_a_pull_request(tmp_path: Path, monkeypatch: 
             other.upload_file(path_or_fileobj=WEIGHTS, path_in_repo="weights.safetensors", repo_id=REPO)
         with pytest.raises(HfHubHTTPError, match="rights to create a model under the namespace"):
             other.create_repo("someone/theirs")
-        opened = other.upload_file(path_or_fileobj=WEIGHTS, path_in_repo="weights.safetensors", repo_id=REPO, create_pr=True)
+        opened = other.upload_file(
+            path_or_fileobj=WEIGHTS, path_in_repo="weights.safetensors", repo_id=REPO, create_pr=True
+        )
         assert own_files(hub) == {"notes.txt": b"mine"}
         assert own_files(hub, opened.pr_revision) == {"notes.txt": b"mine", "weights.safetensors": WEIGHTS}
         assert hub.history(REPO, opened.pr_revision)[0].author == "other"
@@ -261,7 +317,9 @@ def test_a_commit_on_an_outdated_parent_is_a_conflict(loopback_hub: LoopbackHub,
     assert titles(loopback_hub) == ["fourth", "second", "first", "initial commit"]
 
 
-def test_of_commits_on_the_same_parent_one_is_made(loopback_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_commits_on_the_same_parent_one_is_made(
+    loopback_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parent = push(loopback_hub, tmp_path, {"notes.txt": b"text"})
     blobs, together = loopback_hub.store.blobs, threading.Barrier(4)
     add = blobs.add
@@ -277,7 +335,9 @@ def test_of_commits_on_the_same_parent_one_is_made(loopback_hub: LoopbackHub, tm
     def try_to_commit(number: int) -> int:
         operation = CommitOperationAdd("notes.txt", f"by {number}".encode())
         try:
-            loopback_hub.api().create_commit(REPO, [operation], commit_message=f"by {number}", parent_commit=parent)
+            loopback_hub.api().create_commit(
+                REPO, [operation], commit_message=f"by {number}", parent_commit=parent
+            )
             return 200
         except HfHubHTTPError as error:
             return error.response.status_code
@@ -293,17 +353,33 @@ def test_pull_requests_and_branches_leave_main_alone(loopback_hub: LoopbackHub, 
     start = push(loopback_hub, tmp_path, {"notes.txt": b"start"})
     push(loopback_hub, tmp_path, {"notes.txt": b"main"})
     for number in (1, 2):
-        made = api.upload_file(path_or_fileobj=b"request %d" % number, path_in_repo="notes.txt", repo_id=REPO, create_pr=True)
+        made = api.upload_file(
+            path_or_fileobj=b"request %d" % number, path_in_repo="notes.txt", repo_id=REPO, create_pr=True
+        )
         assert (made.pr_num, made.pr_revision, made.pr_url) == (
             number,
             f"refs/pr/{number}",
             f"{loopback_hub.endpoint}/{REPO}/discussions/{number}",
         )
-    older = api.create_commit(REPO, [CommitOperationDelete("notes.txt")], commit_message="delete", create_pr=True, parent_commit=start)
-    assert own_files(loopback_hub, older.pr_revision) == {} and loopback_hub.history(REPO, "refs/pr/3")[0].parent == start
+    older = api.create_commit(
+        REPO,
+        [CommitOperationDelete("notes.txt")],
+        commit_message="delete",
+        create_pr=True,
+        parent_commit=start,
+    )
+    assert (
+        own_files(loopback_hub, older.pr_revision) == {}
+        and loopback_hub.history(REPO, "refs/pr/3")[0].parent == start
+    )
     api.create_branch(REPO, branch="a/branch")
     api.upload_file(path_or_fileobj=b"branch", path_in_repo="notes.txt", repo_id=REPO, revision="a/branch")
-    assert [download(revision) for revision in (None, "refs/pr/1", "refs/pr/2", "a/branch")] == [b"main", b"request 1", b"request 2", b"branch"]
+    assert [download(revision) for revision in (None, "refs/pr/1", "refs/pr/2", "a/branch")] == [
+        b"main",
+        b"request 1",
+        b"request 2",
+        b"branch",
+    ]
     refs = api.list_repo_refs(REPO, include_pull_requests=True)
     assert [ref.name for ref in refs.branches] == ["main", "a/branch"]
     assert [ref.ref for ref in refs.pull_requests] == ["refs/pr/1", "refs/pr/2", "refs/pr/3"]
@@ -317,29 +393,52 @@ def test_pull_requests_and_branches_leave_main_alone(loopback_hub: LoopbackHub, 
 
 def test_an_upload_deletes_what_its_patterns_name(loopback_hub: LoopbackHub, tmp_path: Path) -> None:
     push(loopback_hub, tmp_path, {"old.safetensors": WEIGHTS, "sub/old.txt": b"old", "notes.txt": b"old"})
-    push(loopback_hub, tmp_path, {"new.safetensors": WEIGHTS, "notes.txt": b"new"}, delete_patterns=["*.safetensors", "sub/*", "notes.txt"])
+    push(
+        loopback_hub,
+        tmp_path,
+        {"new.safetensors": WEIGHTS, "notes.txt": b"new"},
+        delete_patterns=["*.safetensors", "sub/*", "notes.txt"],
+    )
     assert own_files(loopback_hub) == {"new.safetensors": WEIGHTS, "notes.txt": b"new"}
     assert len(loopback_hub.sent(COMMIT)) == 2
 
 
 def test_only_what_is_there_can_be_deleted(loopback_hub: LoopbackHub, tmp_path: Path) -> None:
     api = loopback_hub.api()
-    push(loopback_hub, tmp_path, {"sub/a.txt": b"a", "sub/deep/b.txt": b"b", "subject.txt": b"c"}, commit_message="first")
+    push(
+        loopback_hub,
+        tmp_path,
+        {"sub/a.txt": b"a", "sub/deep/b.txt": b"b", "subject.txt": b"c"},
+        commit_message="first",
+    )
     for path in ("absent.txt", "absent/"):
         with pytest.raises(EntryNotFoundError, match="A file with this name doesn't exist"):
-            api.create_commit(REPO, [CommitOperationDelete("subject.txt"), CommitOperationDelete(path)], commit_message="delete")
+            api.create_commit(
+                REPO,
+                [CommitOperationDelete("subject.txt"), CommitOperationDelete(path)],
+                commit_message="delete",
+            )
     assert titles(loopback_hub) == ["first", "initial commit"]
     api.delete_folder("sub", REPO)
     assert own_files(loopback_hub) == {"subject.txt": b"c"}
 
 
-def test_an_lfs_file_that_was_not_uploaded_cannot_be_committed(loopback_hub: LoopbackHub, tmp_path: Path) -> None:
+def test_an_lfs_file_that_was_not_uploaded_cannot_be_committed(
+    loopback_hub: LoopbackHub, tmp_path: Path
+) -> None:
     push(loopback_hub, tmp_path, {"weights.safetensors": WEIGHTS}, commit_message="first")
     oid = loopback_hub.history(REPO)[0].files["weights.safetensors"].oid
     for pointer in ({"oid": "0" * 64, "size": 1}, {"oid": oid, "size": len(WEIGHTS) + 1}):
-        lines = [{"key": "header", "value": {"summary": "second"}}, {"key": "lfsFile", "value": {"path": "other.bin", "algo": "sha256", **pointer}}]
+        lines = [
+            {"key": "header", "value": {"summary": "second"}},
+            {"key": "lfsFile", "value": {"path": "other.bin", "algo": "sha256", **pointer}},
+        ]
         body = "\n".join(json.dumps(line) for line in lines).encode()
-        asked = urllib.request.Request(f"{loopback_hub.endpoint}/api/models/{REPO}/commit/main", body, {"Authorization": "Bearer hf_write"})
+        asked = urllib.request.Request(
+            f"{loopback_hub.endpoint}/api/models/{REPO}/commit/main",
+            body,
+            {"Authorization": "Bearer hf_write"},
+        )
         with pytest.raises(urllib.error.HTTPError, match="400"):
             urllib.request.urlopen(asked)
     assert titles(loopback_hub) == ["first", "initial commit"]
@@ -351,10 +450,15 @@ def test_a_space_is_a_repository_of_its_own(loopback_hub: LoopbackHub, tmp_path:
     assert (url, url.repo_type) == (f"{loopback_hub.endpoint}/spaces/{REPO}", "space")
     folder = write_folder(tmp_path / "space", {"app.py": b"print()\n", "weights.safetensors": WEIGHTS})
     made = api.upload_folder(repo_id=REPO, repo_type="space", folder_path=folder)
-    assert (made.repo_url.repo_type, made.commit_url) == ("space", f"{loopback_hub.endpoint}/spaces/{REPO}/commit/{made.oid}")
+    assert (made.repo_url.repo_type, made.commit_url) == (
+        "space",
+        f"{loopback_hub.endpoint}/spaces/{REPO}/commit/{made.oid}",
+    )
     info = api.space_info(REPO)
     assert (info.sdk, info.sha) == ("gradio", made.oid)
-    assert "sdk: gradio" in Path(hf_hub_download(REPO, "README.md", repo_type="space")).read_text(encoding="utf-8")
+    assert "sdk: gradio" in Path(hf_hub_download(REPO, "README.md", repo_type="space")).read_text(
+        encoding="utf-8"
+    )
     assert Path(hf_hub_download(REPO, "weights.safetensors", repo_type="space")).read_bytes() == WEIGHTS
     assert loopback_hub.files(REPO, repo_type="space")["app.py"] == b"print()\n"
     assert len(loopback_hub.sent(f"POST /spaces/{REPO}.git/info/lfs/objects/batch")) == 1
@@ -365,22 +469,36 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(loopback_hub: LoopbackHub, t
     loopback_hub.api().create_repo(REPO, private=True)
     push(loopback_hub, tmp_path, {"notes.txt": b"text", "weights.safetensors": WEIGHTS})
     assert download(name="weights.safetensors") == WEIGHTS
-    to_storage = [request for request in loopback_hub.requests if request.headers["host"] in loopback_hub.storage_endpoint]
+    to_storage = [
+        request
+        for request in loopback_hub.requests
+        if request.headers["host"] in loopback_hub.storage_endpoint
+    ]
     assert [request.method for request in to_storage] == ["PUT", "GET"]
     for request in loopback_hub.requests:
-        assert not any("hf_write" in text for name, text in request.headers.items() if name != "authorization") and "hf_write" not in request.path
+        assert (
+            not any("hf_write" in text for name, text in request.headers.items() if name != "authorization")
+            and "hf_write" not in request.path
+        )
         if request not in to_storage and "agent-harnesses" not in request.path:
             assert request.headers["authorization"] == "Bearer hf_write"
     assert not any("authorization" in request.headers for request in to_storage)
-    assert not any(b"hf_write" in path.read_bytes() for path in loopback_hub.directory.rglob("*") if path.is_file())
+    assert not any(
+        b"hf_write" in path.read_bytes() for path in loopback_hub.directory.rglob("*") if path.is_file()
+    )
 
 
-def test_the_storage_is_open_to_signed_addresses_without_a_token_only(loopback_hub: LoopbackHub, tmp_path: Path) -> None:
+def test_the_storage_is_open_to_signed_addresses_without_a_token_only(
+    loopback_hub: LoopbackHub, tmp_path: Path
+) -> None:
     push(loopback_hub, tmp_path, {"weights.safetensors": WEIGHTS})
     address = loopback_hub.storage_endpoint + loopback_hub.sent("PUT ")[0].path
     with urllib.request.urlopen(address) as answer:
         assert answer.read() == WEIGHTS
-    for wrong in (address.partition("?")[0], urllib.request.Request(address, headers={"Authorization": "Bearer hf_write"})):
+    for wrong in (
+        address.partition("?")[0],
+        urllib.request.Request(address, headers={"Authorization": "Bearer hf_write"}),
+    ):
         with pytest.raises(urllib.error.HTTPError):
             urllib.request.urlopen(wrong)
     with pytest.raises(urllib.error.HTTPError):
@@ -389,7 +507,9 @@ def test_the_storage_is_open_to_signed_addresses_without_a_token_only(loopback_h
 
 
 @pytest.mark.parametrize("status", [500, 401, 403])
-def test_a_status_is_the_answer_as_often_as_it_was_asked_for(loopback_hub: LoopbackHub, tmp_path: Path, status: int) -> None:
+def test_a_status_is_the_answer_as_often_as_it_was_asked_for(
+    loopback_hub: LoopbackHub, tmp_path: Path, status: int
+) -> None:
     push(loopback_hub, tmp_path, {"notes.txt": b"old"}, commit_message="first")
     fault = loopback_hub.fail(COMMIT, times=2, status=status)
     for left in (1, 0):
@@ -440,7 +560,9 @@ def test_a_stall_ends_for_a_client_without_a_timeout(tmp_path: Path, monkeypatch
         assert not hub.api().repo_exists(REPO)
 
 
-def test_a_truncated_answer_is_lost_but_what_was_asked_is_done(loopback_hub: LoopbackHub, tmp_path: Path) -> None:
+def test_a_truncated_answer_is_lost_but_what_was_asked_is_done(
+    loopback_hub: LoopbackHub, tmp_path: Path
+) -> None:
     push(loopback_hub, tmp_path, {"notes.txt": b"old"}, commit_message="first")
     loopback_hub.fail(COMMIT, status="truncate")
     with pytest.raises(HTTPError):
@@ -448,14 +570,23 @@ def test_a_truncated_answer_is_lost_but_what_was_asked_is_done(loopback_hub: Loo
     assert titles(loopback_hub) == ["second", "first", "initial commit"]
 
 
-@pytest.mark.parametrize(("name", "body"), [("notes.txt", f"GET /{REPO}/resolve/"), ("weights.safetensors", "GET /lfs-storage/")])
-def test_a_truncated_download_is_resumed(loopback_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, body: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "body"), [("notes.txt", f"GET /{REPO}/resolve/"), ("weights.safetensors", "GET /lfs-storage/")]
+)
+def test_a_truncated_download_is_resumed(
+    loopback_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, body: str
+) -> None:
     push(loopback_hub, tmp_path, CONTENTS)
     half = len(CONTENTS[name]) // 2
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", half // 2)  # of what is shorter than a chunk, the client keeps nothing
+    monkeypatch.setattr(
+        constants, "DOWNLOAD_CHUNK_SIZE", half // 2
+    )  # of what is shorter than a chunk, the client keeps nothing
     loopback_hub.fail(body, status="truncate")
     assert download(name=name) == CONTENTS[name]
-    assert [(request.status, request.headers.get("range")) for request in loopback_hub.sent(body)] == [(200, None), (206, f"bytes={half}-")]
+    assert [(request.status, request.headers.get("range")) for request in loopback_hub.sent(body)] == [
+        (200, None),
+        (206, f"bytes={half}-"),
+    ]
 
 
 def test_a_part_of_a_file_is_sent_by_its_range(loopback_hub: LoopbackHub, tmp_path: Path) -> None:
@@ -473,7 +604,9 @@ def test_a_part_of_a_file_is_sent_by_its_range(loopback_hub: LoopbackHub, tmp_pa
         urllib.request.urlopen(urllib.request.Request(address, headers={"Range": "bytes=10-"}))
 
 
-def test_what_another_hub_left_in_the_directory_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_hub_left_in_the_directory_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with LoopbackHub(tmp_path / "hub") as hub:
         hub.redirect_client(monkeypatch)
         push(hub, tmp_path, {"weights.safetensors": WEIGHTS}, commit_message="first")
@@ -483,7 +616,9 @@ def test_what_another_hub_left_in_the_directory_is_served(tmp_path: Path, monkey
         assert [commit.title for commit in hub.api().list_repo_commits(REPO)] == ["first", "initial commit"]
 
 
-def test_a_bug_of_the_loopback_hub_fails_the_test_that_meets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_of_the_loopback_hub_fails_the_test_that_meets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*args: object) -> None:
         raise RuntimeError("broken")
 
@@ -497,20 +632,31 @@ def test_a_bug_of_the_loopback_hub_fails_the_test_that_meets_it(tmp_path: Path, 
 
 
 def test_a_client_that_goes_away_within_its_request_is_no_bug(tmp_path: Path) -> None:
-    with LoopbackHub(tmp_path) as hub, socket.create_connection(hub.endpoint.removeprefix("http://").split(":")) as connection:
-        connection.sendall(b"POST /api/repos/create HTTP/1.1\r\nContent-Length: 100\r\nAuthorization: Bearer hf_write\r\n\r\n{")
+    with (
+        LoopbackHub(tmp_path) as hub,
+        socket.create_connection(hub.endpoint.removeprefix("http://").split(":")) as connection,
+    ):
+        connection.sendall(
+            b"POST /api/repos/create HTTP/1.1\r\nContent-Length: 100\r\nAuthorization: Bearer hf_write\r\n\r\n{"
+        )
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(1) == b""
-    assert [(request.method, request.path, request.status) for request in hub.requests] == [("POST", "/api/repos/create", None)]
+    assert [(request.method, request.path, request.status) for request in hub.requests] == [
+        ("POST", "/api/repos/create", None)
+    ]
 
 
-def test_functions_of_the_package_itself_meet_the_loopback_hub(loopback_hub: LoopbackHub, tmp_path: Path) -> None:
+def test_functions_of_the_package_itself_meet_the_loopback_hub(
+    loopback_hub: LoopbackHub, tmp_path: Path
+) -> None:
     oid = push(loopback_hub, tmp_path, {"notes.txt": b"text"})
     assert model_info(REPO).sha == oid
     assert loopback_hub.sent(f"GET /api/models/{REPO}")[-1].headers["authorization"] == "Bearer hf_write"
 
 
-def test_a_fresh_process_knows_no_other_hub(loopback_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fresh_process_knows_no_other_hub(
+    loopback_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "elsewhere"))
     write_folder(tmp_path / "folder", {"notes.txt": b"text", "weights.safetensors": WEIGHTS})
@@ -522,7 +668,13 @@ made = HfApi().upload_folder(repo_id=repo_id, folder_path=sys.argv[1])
 print(json.dumps([whoami()["name"], made.oid, hf_hub_download(repo_id, "weights.safetensors"), constants.HF_HUB_OFFLINE]))
 """
     environment = loopback_hub.environment()
-    ran = subprocess.run([sys.executable, "-c", script, tmp_path / "folder"], env=environment, capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "folder"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert ran.returncode == 0, ran.stderr
     name, oid, path, offline = json.loads(ran.stdout)
     assert (name, offline) == ("someone", False) and loopback_hub.history(REPO)[0].id == oid
@@ -530,7 +682,9 @@ print(json.dumps([whoami()["name"], made.oid, hf_hub_download(repo_id, "weights.
     assert "HF_TOKEN" not in loopback_hub.environment(token=None)
 
 
-def test_who_may_write_can_be_asked_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_may_write_can_be_asked_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokens = {
         "hf_write": ("someone", "write", {"makers": "contributor", "readers": "read"}),
         "hf_read": ("someone", "read", {"makers": "admin"}),
@@ -538,12 +692,19 @@ def test_who_may_write_can_be_asked_before_anything_is_written(tmp_path: Path, m
     }
     with LoopbackHub(tmp_path / "hub", tokens) as hub:
         hub.redirect_client(monkeypatch)
-        assert [(org["name"], org["roleInOrg"]) for org in hub.api().whoami()["orgs"]] == [("makers", "contributor"), ("readers", "read")]
+        assert [(org["name"], org["roleInOrg"]) for org in hub.api().whoami()["orgs"]] == [
+            ("makers", "contributor"),
+            ("readers", "read"),
+        ]
         for repo_id in (REPO, "makers/adapter"):
             hub.api().create_repo(repo_id, private=True)
             hub.api().auth_check(repo_id, write=True)
             hub.api("hf_read").auth_check(repo_id)
-            for token, error in (("hf_read", "403 Forbidden"), ("hf_other", "Repository Not Found"), (False, "Repository Not Found")):
+            for token, error in (
+                ("hf_read", "403 Forbidden"),
+                ("hf_other", "Repository Not Found"),
+                (False, "Repository Not Found"),
+            ):
                 with pytest.raises(HfHubHTTPError, match=error):
                     hub.api(token).auth_check(repo_id, write=True)
         with pytest.raises(HfHubHTTPError, match="rights to create a model under the namespace"):

@@ -1,4 +1,5 @@
-"""A merged adapter does what its parts do together, and says what it is; composing adapters in a pipeline leaves the base as it was."""
+"""A merged adapter does what its parts do together, and says what it is; composing adapters in a pipeline
+leaves the base as it was."""
 
 from __future__ import annotations
 
@@ -51,7 +52,11 @@ def parts(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         unet = UNet2DConditionModel.from_pretrained(tiny_pipeline_dir, subfolder="unet")
         torch.manual_seed(seed)
         unet.add_adapter(LoraConfig(init_lora_weights=False, **settings))
-        header = {"concept": json.dumps([name]), "base_model_name_or_path": "tiny", "modelspec.architecture": "tiny/lora"}
+        header = {
+            "concept": json.dumps([name]),
+            "base_model_name_or_path": "tiny",
+            "modelspec.architecture": "tiny/lora",
+        }
         save_adapter(directory / name, unet, metadata=header)
     return {name: directory / name for name in PARTS}
 
@@ -129,17 +134,26 @@ def test_an_adapter_with_itself_at_half_the_weight_is_itself(
 
 
 def test_matrices_in_half_precision_stay_in_it_and_meet_others_in_the_wider_one() -> None:
-    half, single = (Factors(torch.ones(2, 3, dtype=dtype), torch.ones(4, 2, dtype=dtype), 2.0) for dtype in (torch.float16, torch.float32))
+    half, single = (
+        Factors(torch.ones(2, 3, dtype=dtype), torch.ones(4, 2, dtype=dtype), 2.0)
+        for dtype in (torch.float16, torch.float32)
+    )
     for pair, dtype in [((half, half), torch.float16), ((half, single), torch.float32)]:
         merged = merge_factors([{"a": one} for one in pair], [1.0, 0.5])["a"]
         kept = truncate({"a": merged}, 1)[0]["a"]
-        assert {tensor.dtype for factors in (merged, kept) for tensor in (factors.down, factors.up)} == {dtype}
+        assert {tensor.dtype for factors in (merged, kept) for tensor in (factors.down, factors.up)} == {
+            dtype
+        }
 
 
 def test_kohyas_format_has_the_same_ranks_and_alphas(parts: dict[str, Path], tmp_path: Path) -> None:
     merge_adapters([parts["attention"], parts["convolutions"]], [1.0, 1.0], tmp_path / "merged")
     tensors, _ = read_file(save_kohya(tmp_path / "merged"))
-    alphas = {name.removesuffix(".alpha"): tensor.item() for name, tensor in tensors.items() if name.endswith(".alpha")}
+    alphas = {
+        name.removesuffix(".alpha"): tensor.item()
+        for name, tensor in tensors.items()
+        if name.endswith(".alpha")
+    }
     assert set(alphas.values()) == {2.0, 4.0, 6.0}
     assert all(len(tensors[f"{module}.lora_down.weight"]) == alpha for module, alpha in alphas.items())
 
@@ -148,7 +162,11 @@ def test_kohyas_format_has_the_same_ranks_and_alphas(parts: dict[str, Path], tmp
 
 
 def test_at_full_rank_nothing_is_lost(
-    parts: dict[str, Path], pipe: StableDiffusionPipeline, output: Output, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    parts: dict[str, Path],
+    pipe: StableDiffusionPipeline,
+    output: Output,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     compose(pipe, [parts["attention"], parts["convolutions"]], [1.0, 1.0])
     together = output(pipe.unet)
@@ -163,7 +181,9 @@ def test_at_full_rank_nothing_is_lost(
 
 
 @pytest.mark.parametrize("rank", [1, 2, 5])
-def test_at_a_lower_rank_the_error_is_the_tail_of_the_singular_values(rank: int, parts: dict[str, Path]) -> None:
+def test_at_a_lower_rank_the_error_is_the_tail_of_the_singular_values(
+    rank: int, parts: dict[str, Path]
+) -> None:
     adapters = []
     for name in ("attention", "convolutions"):
         tensors, _ = read_file(parts[name] / NAME)
@@ -194,10 +214,14 @@ def weights_of(pipe: StableDiffusionPipeline) -> dict[str, torch.Tensor]:
 
 
 def same(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bool:
-    return before.keys() == after.keys() and all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    return before.keys() == after.keys() and all(
+        torch.equal(tensor, after[name]) for name, tensor in before.items()
+    )
 
 
-def test_a_merged_adapter_loads_as_any_other(parts: dict[str, Path], pipe: StableDiffusionPipeline, output: Output, tmp_path: Path) -> None:
+def test_a_merged_adapter_loads_as_any_other(
+    parts: dict[str, Path], pipe: StableDiffusionPipeline, output: Output, tmp_path: Path
+) -> None:
     merge_adapters([parts["attention"], parts["patterns"]], [1.0, 1.0], tmp_path / "merged")
     before = weights_of(pipe)
     pipe.load_lora_weights(tmp_path / "merged")
@@ -240,7 +264,11 @@ def test_fusing_adds_both_at_their_weights_and_unfusing_takes_them_off_up_to_rou
 
 
 def test_hotswap_puts_a_merged_adapter_in_the_place_of_another(
-    parts: dict[str, Path], pipe: StableDiffusionPipeline, output: Output, base_output: torch.Tensor, tmp_path: Path
+    parts: dict[str, Path],
+    pipe: StableDiffusionPipeline,
+    output: Output,
+    base_output: torch.Tensor,
+    tmp_path: Path,
 ) -> None:
     merge_adapters([parts["attention"], parts["attention, smaller"]], [1.0, 1.0], tmp_path / "merged")
     before = weights_of(pipe)
@@ -256,7 +284,9 @@ def test_hotswap_puts_a_merged_adapter_in_the_place_of_another(
     assert same(before, weights_of(pipe)) and torch.equal(output(pipe.unet), base_output)
 
 
-def test_as_many_adapters_as_you_like_are_loaded_whatever_modules_they_are_on(parts: dict[str, Path], pipe: StableDiffusionPipeline) -> None:
+def test_as_many_adapters_as_you_like_are_loaded_whatever_modules_they_are_on(
+    parts: dict[str, Path], pipe: StableDiffusionPipeline
+) -> None:
     names = [load_adapter(pipe, directory) for directory in parts.values()]
     assert pipe.get_list_adapters() == {"unet": names} and len(set(names)) == len(parts)
 
@@ -264,12 +294,28 @@ def test_as_many_adapters_as_you_like_are_loaded_whatever_modules_they_are_on(pa
 # --- what it says ---------------------------------------------------------------------------------------
 
 
-def test_header_results_and_card(parts: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_header_results_and_card(
+    parts: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     merged = tmp_path / "merged"
-    run(parts["attention"], parts["convolutions"], parts["patterns"], "--weights", "1", "0.7", "-1", "--output_dir", merged)
+    run(
+        parts["attention"],
+        parts["convolutions"],
+        parts["patterns"],
+        "--weights",
+        "1",
+        "0.7",
+        "-1",
+        "--output_dir",
+        merged,
+    )
     assert capsys.readouterr().out == f"wrote {merged}: one adapter out of 3.\n"
     assert sorted(path.name for path in merged.iterdir()) == ["README.md", NAME, "results.json"]
-    settings = {"adapters": ["attention", "convolutions", "patterns"], "weights": [1.0, 0.7, -1.0], "rank": None}
+    settings = {
+        "adapters": ["attention", "convolutions", "patterns"],
+        "weights": [1.0, 0.7, -1.0],
+        "rank": None,
+    }
 
     results = json.loads((merged / "results.json").read_text())
     assert results["concept"] == ["attention", "convolutions"]  # at a negative weight nothing is erased
@@ -281,36 +327,59 @@ def test_header_results_and_card(parts: dict[str, Path], tmp_path: Path, capsys:
     assert header["base_model_name_or_path"] == "tiny" and header["modelspec.architecture"] == "tiny/lora"
     assert json.loads(header["settings"]) == settings
     assert header["method"] == "merging adapters into one" and "results" not in header
-    assert what_adapter_says(merged) == {"concept": ["attention", "convolutions"], "base": "tiny", "revision": None}
+    assert what_adapter_says(merged) == {
+        "concept": ["attention", "convolutions"],
+        "base": "tiny",
+        "revision": None,
+    }
 
     card = (merged / "README.md").read_text()
     assert "# LoRA that erases: attention, convolutions" in card and "| --weights | 1, 0.7, -1 |" in card
-    assert "by merging adapters into one" in card and "reinforcement learning" not in card and "## Results" not in card
+    assert (
+        "by merging adapters into one" in card
+        and "reinforcement learning" not in card
+        and "## Results" not in card
+    )
     assert str(tmp_path) not in card
 
 
 def test_an_adapter_from_elsewhere_says_neither_concept_nor_base(
-    parts: dict[str, Path], trained: UNet2DConditionModel, pipe: StableDiffusionPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    parts: dict[str, Path],
+    trained: UNet2DConditionModel,
+    pipe: StableDiffusionPipeline,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(trained))
     StableDiffusionPipeline.save_lora_weights(tmp_path / "style", unet_lora_layers=layers)
     run(parts["attention"], tmp_path / "style", "--output_dir", tmp_path / "merged")
-    assert f"{tmp_path / 'style'} does not say which base it is for; it was taken to be tiny." in capsys.readouterr().err
-    assert what_adapter_says(tmp_path / "merged") == {"concept": ["attention"], "base": "tiny", "revision": None}
+    assert (
+        f"{tmp_path / 'style'} does not say which base it is for; it was taken to be tiny."
+        in capsys.readouterr().err
+    )
+    assert what_adapter_says(tmp_path / "merged") == {
+        "concept": ["attention"],
+        "base": "tiny",
+        "revision": None,
+    }
     load_adapter(pipe, tmp_path / "merged")
 
 
 # --- refusals -------------------------------------------------------------------------------------------
 
 
-def test_user_errors(parts: dict[str, Path], trained: UNet2DConditionModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors(
+    parts: dict[str, Path], trained: UNet2DConditionModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second, new = parts["attention"], parts["convolutions"], ["--output_dir", tmp_path / "new"]
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious.txt").write_text("keep me")
     save_adapter(tmp_path / "foreign", trained, metadata={"base_model_name_or_path": "owner/other"})
     tensors, _ = read_file(first / NAME)
     damages = {
-        "wider": {name: tensor.repeat(1, 2) if ".down." in name else tensor for name, tensor in tensors.items()},
+        "wider": {
+            name: tensor.repeat(1, 2) if ".down." in name else tensor for name, tensor in tensors.items()
+        },
         "torn": {name: tensor[:1] if ".down." in name else tensor for name, tensor in tensors.items()},
         "dora": tensors | {"unet.mid_block.lora_magnitude_vector": torch.ones(2)},
     }
@@ -326,7 +395,10 @@ def test_user_errors(parts: dict[str, Path], trained: UNet2DConditionModel, tmp_
         ([first, second, "--output_dir", tmp_path / "full"], "is not an empty directory"),
         ([first, tmp_path / "absent", *new], "is not an adapter"),
         ([first, tmp_path / "full", *new], "is not an adapter"),
-        ([first, tmp_path / "foreign", *new], "different bases (attention for tiny, foreign for owner/other)"),
+        (
+            [first, tmp_path / "foreign", *new],
+            "different bases (attention for tiny, foreign for owner/other)",
+        ),
         ([first, tmp_path / "wider", *new], "The adapters do not fit each other"),
         ([first, tmp_path / "torn", *new], "do not fit each other: (1, "),
         ([first, tmp_path / "dora", *new], "and the adapter has unet.mid_block.lora_magnitude_vector"),
@@ -335,11 +407,16 @@ def test_user_errors(parts: dict[str, Path], trained: UNet2DConditionModel, tmp_
             run(*arguments)
         said = capsys.readouterr().err
         assert stop.value.code == 2 and message in said and said.count("\n") == 1, said
-    assert not (tmp_path / "new").exists() and [path.name for path in (tmp_path / "full").iterdir()] == ["precious.txt"]
+    assert not (tmp_path / "new").exists() and [path.name for path in (tmp_path / "full").iterdir()] == [
+        "precious.txt"
+    ]
 
 
 def test_the_settings_in_the_file_name_each_module_once() -> None:
-    adapter = {name: Factors(torch.ones(rank, 3), torch.ones(4, rank), rank) for name, rank in [("a.to_q", 2), ("b.to_q", 2), ("to_q", 3)]}
+    adapter = {
+        name: Factors(torch.ones(rank, 3), torch.ones(4, rank), rank)
+        for name, rank in [("a.to_q", 2), ("b.to_q", 2), ("to_q", 3)]
+    }
     layers, config = to_file(adapter)
     assert len(layers) == 6
     assert config == {

@@ -7,7 +7,9 @@ import pytest
 from hub.notes import merge_notes, notes_section, read_notes, with_notes
 
 
-@pytest.mark.parametrize("notes", ["", "Mine.", "## Mine\n\n- \\1 \\g<0> <!-- a comment -->\n\n```\ncode\n```"])
+@pytest.mark.parametrize(
+    "notes", ["", "Mine.", "## Mine\n\n- \\1 \\g<0> <!-- a comment -->\n\n```\ncode\n```"]
+)
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 def test_notes_are_read_as_they_were_written(notes: str, line_end: str) -> None:
     card = with_notes(f"# Card\n\n{notes_section('older')}\n\nMore.\n", notes)

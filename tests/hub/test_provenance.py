@@ -17,9 +17,17 @@ from hub.provenance import find_base, what_adapter_says
 def test_results_go_before_the_header(trained: UNet2DConditionModel, tmp_path: Path) -> None:
     save_adapter(tmp_path, trained)
     assert what_adapter_says(tmp_path) == {"concept": None, "base": None, "revision": None}
-    save_adapter(tmp_path, trained, metadata=results_header({"concept": ["cat"], "base_model_name_or_path": "owner/model", "revision": "v1"}))
+    save_adapter(
+        tmp_path,
+        trained,
+        metadata=results_header(
+            {"concept": ["cat"], "base_model_name_or_path": "owner/model", "revision": "v1"}
+        ),
+    )
     assert what_adapter_says(tmp_path) == {"concept": ["cat"], "base": "owner/model", "revision": "v1"}
-    (tmp_path / "results.json").write_text(json.dumps({"concept": "dog", "base_model_name_or_path": "owner/other", "revision": None}))
+    (tmp_path / "results.json").write_text(
+        json.dumps({"concept": "dog", "base_model_name_or_path": "owner/other", "revision": None})
+    )
     assert what_adapter_says(tmp_path) == {"concept": ["dog"], "base": "owner/other", "revision": None}
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):

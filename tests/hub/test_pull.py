@@ -32,7 +32,11 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
 def read(directory: Path) -> dict[str, bytes]:
-    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.fixture
@@ -61,37 +65,67 @@ def test_a_pull_gives_back_what_a_push_took_byte_for_byte(
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["pulled"]
 
 
-def test_no_name_in_a_repository_leads_out_of_the_directory(adapter_dir: Path, loopback_hub: LoopbackHub, tmp_path: Path) -> None:
+def test_no_name_in_a_repository_leads_out_of_the_directory(
+    adapter_dir: Path, loopback_hub: LoopbackHub, tmp_path: Path
+) -> None:
     push_adapter(adapter_dir, REPO)
-    names = ["../../outside.safetensors", "critic/../../outside.json", str(tmp_path / "outside.txt"), f"{WEIGHTS}/../../outside", "..\\outside"]
-    files = [{"key": "file", "value": {"path": name, "content": base64.b64encode(b"planted").decode()}} for name in names]
-    loopback_hub.repository(REPO).commit("main", "somebody", [{"key": "header", "value": {"summary": "a gift"}}, *files])
+    names = [
+        "../../outside.safetensors",
+        "critic/../../outside.json",
+        str(tmp_path / "outside.txt"),
+        f"{WEIGHTS}/../../outside",
+        "..\\outside",
+    ]
+    files = [
+        {"key": "file", "value": {"path": name, "content": base64.b64encode(b"planted").decode()}}
+        for name in names
+    ]
+    loopback_hub.repository(REPO).commit(
+        "main", "somebody", [{"key": "header", "value": {"summary": "a gift"}}, *files]
+    )
     before = read(tmp_path)
     assert set(names) < set(loopback_hub.files(REPO))
     pull(REPO, tmp_path / "a" / "b" / "pulled")
-    written = {name: content for name, content in read(tmp_path).items() if name not in before and not name.startswith(("hub", "home"))}
+    written = {
+        name: content
+        for name, content in read(tmp_path).items()
+        if name not in before and not name.startswith(("hub", "home"))
+    }
     assert b"planted" not in written.values()
     assert all(name.startswith("a/b/pulled/") for name in written), written
     assert f"a/b/pulled/{WEIGHTS}" in written
 
 
-def test_a_pull_takes_the_revision_it_is_told(adapter_dir: Path, loopback_hub: LoopbackHub, tmp_path: Path) -> None:
+def test_a_pull_takes_the_revision_it_is_told(
+    adapter_dir: Path, loopback_hub: LoopbackHub, tmp_path: Path
+) -> None:
     push_adapter(adapter_dir, REPO)
     (adapter_dir / "results.json").write_text("{}")
     push_adapter(adapter_dir, REPO, revision="other")
     (tmp_path / "empty").mkdir()
     pull(REPO, tmp_path / "main")
     pull(REPO, tmp_path / "empty", revision="other")
-    assert (tmp_path / "main" / "results.json").read_text() != (tmp_path / "empty" / "results.json").read_text() == "{}"
+    assert (
+        (tmp_path / "main" / "results.json").read_text()
+        != (tmp_path / "empty" / "results.json").read_text()
+        == "{}"
+    )
 
 
-@pytest.mark.parametrize("network", [lambda: RewardPredictor(4, 8, 12, width=8, condition_dim=16), lambda: ValueNetwork(4, 8, 16, width=8)])
+@pytest.mark.parametrize(
+    "network",
+    [lambda: RewardPredictor(4, 8, 12, width=8, condition_dim=16), lambda: ValueNetwork(4, 8, 16, width=8)],
+)
 def test_reward_predictors_and_critics_come_back_too(
     network: Callable[[], RewardPredictor | ValueNetwork], loopback_hub: LoopbackHub, tmp_path: Path
 ) -> None:
     pushed = network()
     pushed.push_to_hub("someone/network", private=True)
-    assert pull("someone/network", tmp_path / "pulled", token="hf_read") == ["config.json", "model.safetensors", "README.md"]
+    assert pull("someone/network", tmp_path / "pulled", token="hf_read") == [
+        "config.json",
+        "model.safetensors",
+        "README.md",
+    ]
     loaded = type(pushed).from_pretrained(tmp_path / "pulled")
     assert all(torch.equal(p, q) for p, q in zip(loaded.parameters(), pushed.parameters(), strict=True))
 
@@ -100,7 +134,12 @@ LIST, METADATA, CONTENT = f"GET /api/models/{REPO}", f"HEAD /{REPO}/resolve/", "
 
 
 @pytest.mark.parametrize(
-    ("where", "kind"), [*product((LIST, METADATA, CONTENT), (401, 403, 500, "timeout", "reset")), (LIST, "truncate"), (CONTENT, "truncate")]
+    ("where", "kind"),
+    [
+        *product((LIST, METADATA, CONTENT), (401, 403, 500, "timeout", "reset")),
+        (LIST, "truncate"),
+        (CONTENT, "truncate"),
+    ],
 )
 def test_a_pull_that_is_cut_off_leaves_nothing_and_its_command_completes_it(
     where: str, kind: int | str, adapter_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -115,7 +154,11 @@ def test_a_pull_that_is_cut_off_leaves_nothing_and_its_command_completes_it(
         with pytest.raises(HubError) as caught:
             pull(REPO, tmp_path / "work" / "pulled")
         sentence = str(caught.value)
-        assert sentence.startswith(f"{REPO} was not fetched: ") and "\n" not in sentence and "nothing was written" in sentence
+        assert (
+            sentence.startswith(f"{REPO} was not fetched: ")
+            and "\n" not in sentence
+            and "nothing was written" in sentence
+        )
         assert list((tmp_path / "work").iterdir()) == []
         fault.times = 0
         main(parse_args(shlex.split(sentence.split("`")[-2])[3:]))
@@ -127,7 +170,11 @@ def test_what_cannot_be_read_is_refused_and_leaves_nothing(loopback_hub: Loopbac
     for name, files, message in [
         ("damaged", {WEIGHTS: b"half a file"}, f"{WEIGHTS} is not readable safetensors"),
         ("pickle", {"pytorch_lora_weights.bin": b"pickle"}, "holds neither"),
-        ("strange", {"config.json": b"{}", "model.safetensors": b"\x02\0\0\0\0\0\0\0{}"}, "does not say what kind"),
+        (
+            "strange",
+            {"config.json": b"{}", "model.safetensors": b"\x02\0\0\0\0\0\0\0{}"},
+            "does not say what kind",
+        ),
         ("absent", {}, r"\(404\)"),
     ]:
         if files:
@@ -139,7 +186,9 @@ def test_what_cannot_be_read_is_refused_and_leaves_nothing(loopback_hub: Loopbac
     assert not (tmp_path / "work").exists() or list((tmp_path / "work").iterdir()) == []
 
 
-def test_user_errors_of_a_pull(loopback_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_errors_of_a_pull(
+    loopback_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious.txt").write_text("keep me")
     with pytest.raises(ValueError, match="not an empty directory"):

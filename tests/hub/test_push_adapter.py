@@ -1,4 +1,5 @@
-"""What is uploaded of an adapter's directory, what of the repository survives, and what is said when it fails."""
+"""What is uploaded of an adapter's directory, what of the repository survives, and what is said when it
+fails."""
 
 from __future__ import annotations
 
@@ -57,11 +58,17 @@ def write(directory: Path, files: dict[str, bytes]) -> None:
 
 
 def read(directory: Path) -> dict[str, bytes]:
-    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
 
 
 def on_hub(hub: LoopbackHub, revision: str = "main", repo_id: str = REPO) -> dict[str, bytes]:
-    return {name: content for name, content in hub.files(repo_id, revision).items() if name != ".gitattributes"}
+    return {
+        name: content for name, content in hub.files(repo_id, revision).items() if name != ".gitattributes"
+    }
 
 
 def commits(hub: LoopbackHub, revision: str = "main") -> int:
@@ -72,7 +79,11 @@ def commits(hub: LoopbackHub, revision: str = "main") -> int:
 @pytest.fixture
 def bare_dir(trained: UNet2DConditionModel, tmp_path: Path) -> Path:
     """An adapter that nobody has evaluated."""
-    save_adapter(tmp_path / "bare", trained, metadata=results_header({"concept": ["cat"], "base_model_name_or_path": "owner/model"}))
+    save_adapter(
+        tmp_path / "bare",
+        trained,
+        metadata=results_header({"concept": ["cat"], "base_model_name_or_path": "owner/model"}),
+    )
     return tmp_path / "bare"
 
 
@@ -114,17 +125,24 @@ def test_a_push_of_the_same_again_commits_nothing(adapter_dir: Path, loopback_hu
     assert commits(loopback_hub) == 1
 
 
-def test_a_second_push_keeps_what_people_wrote_and_replaces_the_rest(adapter_dir: Path, results: dict[str, Any], loopback_hub: LoopbackHub) -> None:
+def test_a_second_push_keeps_what_people_wrote_and_replaces_the_rest(
+    adapter_dir: Path, results: dict[str, Any], loopback_hub: LoopbackHub
+) -> None:
     push_adapter(adapter_dir, REPO)
     card = on_hub(loopback_hub)["README.md"].decode()
-    edited = with_notes(card, "## Mine\n\nBy hand: \\1 <b>x</b>").replace("# LoRA that erases", "# Something else that erases")
+    edited = with_notes(card, "## Mine\n\nBy hand: \\1 <b>x</b>").replace(
+        "# LoRA that erases", "# Something else that erases"
+    )
     loopback_hub.api().upload_file(path_or_fileobj=edited.encode(), path_in_repo="README.md", repo_id=REPO)
     loopback_hub.api().upload_file(path_or_fileobj=b"theirs", path_in_repo="prompts.txt", repo_id=REPO)
     changed = results | {"judge": "another judge"}
     save_model_card(changed, adapter_dir)
     push_adapter(adapter_dir, REPO)
     again = on_hub(loopback_hub)["README.md"].decode()
-    assert read_notes(again) == "## Mine\n\nBy hand: \\1 <b>x</b>" and again.count(BEGIN) == again.count(END) == 1
+    assert (
+        read_notes(again) == "## Mine\n\nBy hand: \\1 <b>x</b>"
+        and again.count(BEGIN) == again.count(END) == 1
+    )
     assert "another judge" in again and "Something else" not in again
     assert on_hub(loopback_hub)["prompts.txt"] == b"theirs"
     assert commits(loopback_hub) == 4
@@ -141,16 +159,24 @@ def test_notes_of_both_sides_are_kept(adapter_dir: Path, loopback_hub: LoopbackH
         assert read_notes(on_hub(loopback_hub)["README.md"].decode()) == "Theirs.\n\nMine."
 
 
-def test_what_is_no_longer_there_is_deleted_in_the_same_commit(adapter_dir: Path, loopback_hub: LoopbackHub) -> None:
+def test_what_is_no_longer_there_is_deleted_in_the_same_commit(
+    adapter_dir: Path, loopback_hub: LoopbackHub
+) -> None:
     push_adapter(adapter_dir, REPO)
     (adapter_dir / KOHYA_NAME).unlink()
     (adapter_dir / "critic" / "model.safetensors").unlink()
     push_adapter(adapter_dir, REPO)
-    assert on_hub(loopback_hub).keys() == PUBLISHED - {KOHYA_NAME, "critic/config.json", "critic/model.safetensors"}
+    assert on_hub(loopback_hub).keys() == PUBLISHED - {
+        KOHYA_NAME,
+        "critic/config.json",
+        "critic/model.safetensors",
+    }
     assert commits(loopback_hub) == 2
 
 
-def test_an_adapter_without_figures_or_picture_gets_a_card_from_its_header(bare_dir: Path, loopback_hub: LoopbackHub) -> None:
+def test_an_adapter_without_figures_or_picture_gets_a_card_from_its_header(
+    bare_dir: Path, loopback_hub: LoopbackHub
+) -> None:
     push_adapter(bare_dir, "adapter", private=True)
     assert on_hub(loopback_hub).keys() == {"pytorch_lora_weights.safetensors", "README.md"}
     card = ModelCard(on_hub(loopback_hub)["README.md"].decode())
@@ -164,18 +190,31 @@ def test_a_branch_is_made_where_it_is_missing(bare_dir: Path, loopback_hub: Loop
         push_adapter(bare_dir, REPO, revision="a/branch", commit_message="Mine")
     assert commits(loopback_hub) == 0 and commits(loopback_hub, "a/branch") == 1
     assert loopback_hub.history(REPO, "a/branch")[0].title == "Mine"
-    assert f'load_lora_weights("{REPO}", revision="a/branch")' in on_hub(loopback_hub, "a/branch")["README.md"].decode()
+    assert (
+        f'load_lora_weights("{REPO}", revision="a/branch")'
+        in on_hub(loopback_hub, "a/branch")["README.md"].decode()
+    )
 
 
-def test_a_pull_request_leaves_main_alone_and_needs_no_right_to_write(bare_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with LoopbackHub(tmp_path / "hub", {"hf_write": ("someone", "write"), "hf_other": ("other", "write")}) as hub:
+def test_a_pull_request_leaves_main_alone_and_needs_no_right_to_write(
+    bare_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LoopbackHub(
+        tmp_path / "hub", {"hf_write": ("someone", "write"), "hf_other": ("other", "write")}
+    ) as hub:
         hub.redirect_client(monkeypatch)
         hub.api().create_repo(REPO)
         with pytest.raises(HubError, match=r"403.*--create_pr` uploads it"):
             hub.fail("/commit/", status=403)
             push_adapter(bare_dir, REPO, token="hf_other", create_pr=True)
-        assert push_adapter(bare_dir, REPO, token="hf_other", create_pr=True) == f"{hub.endpoint}/{REPO}/discussions/1"
-        assert on_hub(hub) == {} and on_hub(hub, "refs/pr/1").keys() == {"pytorch_lora_weights.safetensors", "README.md"}
+        assert (
+            push_adapter(bare_dir, REPO, token="hf_other", create_pr=True)
+            == f"{hub.endpoint}/{REPO}/discussions/1"
+        )
+        assert on_hub(hub) == {} and on_hub(hub, "refs/pr/1").keys() == {
+            "pytorch_lora_weights.safetensors",
+            "README.md",
+        }
         with pytest.raises(HubError, match="against main"):
             push_adapter(bare_dir, REPO, create_pr=True, revision="branch")
 
@@ -192,7 +231,9 @@ KINDS = [401, 403, 404, 412, 429, 500, 503, "timeout", "reset", "truncate"]
 
 
 @pytest.fixture
-def impatient_hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+def impatient_hub(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[LoopbackHub]:
     """A Hub that soon hangs up where it gives no answer."""
     with LoopbackHub(tmp_path_factory.mktemp("impatient_hub"), stall_seconds=0.02) as hub:
         hub.redirect_client(monkeypatch)
@@ -201,7 +242,11 @@ def impatient_hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 
 @pytest.mark.parametrize("where", WHERE.values(), ids=WHERE.keys())
 def test_every_failure_is_a_sentence_that_leaves_all_as_it_was_and_its_command_completes_the_push(
-    where: str | re.Pattern[str], bare_dir: Path, impatient_hub: LoopbackHub, no_pauses: None, capsys: pytest.CaptureFixture[str]
+    where: str | re.Pattern[str],
+    bare_dir: Path,
+    impatient_hub: LoopbackHub,
+    no_pauses: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = read(bare_dir)
     failed = 0
@@ -212,7 +257,9 @@ def test_every_failure_is_a_sentence_that_leaves_all_as_it_was_and_its_command_c
         except HubError as error:
             failed += 1
             sentence = str(error)
-            assert sentence.startswith(f"The adapter was not uploaded to {REPO}: ") and sentence.endswith(" uploads it."), sentence
+            assert sentence.startswith(f"The adapter was not uploaded to {REPO}: ") and sentence.endswith(
+                " uploads it."
+            ), sentence
             assert "\n" not in sentence and "hf_write" not in sentence
             if isinstance(kind, int):
                 assert f"({kind})" in sentence
@@ -227,7 +274,9 @@ def test_every_failure_is_a_sentence_that_leaves_all_as_it_was_and_its_command_c
     assert commits(impatient_hub) == 1
 
 
-def test_notes_that_were_written_during_a_push_are_not_lost(bare_dir: Path, loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notes_that_were_written_during_a_push_are_not_lost(
+    bare_dir: Path, loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     push_adapter(bare_dir, REPO)
     card = on_hub(loopback_hub)["README.md"].decode()
 
@@ -251,7 +300,10 @@ def test_without_a_token_or_offline_or_with_no_token_at_all_nothing_is_asked(
     with pytest.raises(HubError, match="no token holds") as caught:
         push_adapter(bare_dir, REPO, token="hf_write\nX-Other: header")
     assert "hf_write" not in str(caught.value)
-    with monkeypatch.context() as patch, pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set; unset it; .*hub push"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set; unset it; .*hub push"),
+    ):
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         push_adapter(bare_dir, REPO)
     monkeypatch.delenv("HF_TOKEN")
@@ -260,11 +312,17 @@ def test_without_a_token_or_offline_or_with_no_token_at_all_nothing_is_asked(
     assert not loopback_hub.sent("/api/models/") and not loopback_hub.sent("POST ")
 
 
-def test_a_card_that_the_hub_refuses_and_an_answer_of_something_else_are_named(bare_dir: Path, loopback_hub: LoopbackHub) -> None:
+def test_a_card_that_the_hub_refuses_and_an_answer_of_something_else_are_named(
+    bare_dir: Path, loopback_hub: LoopbackHub
+) -> None:
     loopback_hub.fail("/api/validate-yaml", status=400)
-    with pytest.raises(HubError, match=r"uploaded to someone/adapter: Invalid metadata in README\.md; it is complete"):
+    with pytest.raises(
+        HubError, match=r"uploaded to someone/adapter: Invalid metadata in README\.md; it is complete"
+    ):
         push_adapter(bare_dir, REPO)
-    loopback_hub.fail("/api/repos/create", status=409)  # as of a repository that is there, but without its address
+    loopback_hub.fail(
+        "/api/repos/create", status=409
+    )  # as of a repository that is there, but without its address
     with pytest.raises(HubError, match="an answer that cannot be understood"):
         push_adapter(bare_dir, REPO)
     loopback_hub.fail("/api/repos/create", status=418)
@@ -272,7 +330,9 @@ def test_a_card_that_the_hub_refuses_and_an_answer_of_something_else_are_named(b
         push_adapter(bare_dir, REPO)
 
 
-def test_what_is_no_adapter_makes_no_repository(bare_dir: Path, loopback_hub: LoopbackHub, tmp_path: Path) -> None:
+def test_what_is_no_adapter_makes_no_repository(
+    bare_dir: Path, loopback_hub: LoopbackHub, tmp_path: Path
+) -> None:
     (bare_dir / KOHYA_NAME).write_bytes(b"half a file")
     with pytest.raises(ValueError, match=f"{KOHYA_NAME} is not an adapter"):
         push_adapter(bare_dir, REPO)
@@ -284,7 +344,9 @@ def test_what_is_no_adapter_makes_no_repository(bare_dir: Path, loopback_hub: Lo
     assert not loopback_hub.sent("POST ")
 
 
-def test_the_token_is_in_no_request_but_its_own_header(adapter_dir: Path, loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_is_in_no_request_but_its_own_header(
+    adapter_dir: Path, loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("HF_TOKEN")
     push_adapter(adapter_dir, REPO, token="hf_write")
     assert len(loopback_hub.requests) > 5
@@ -305,11 +367,17 @@ def test_a_reward_predictor_and_a_critic_are_pushed_as_they_are(
         network.save_pretrained(directory, dtype=dtype)
         write(directory, {"checkpoint-1/state.safetensors": b"private"})
         repo_id = f"someone/{network.kind.replace(' ', '-')}"
-        main(parse_args(["push", str(directory), "--hub_model_id", repo_id, "--private", "--commit_message", "Mine"]))
+        main(
+            parse_args(
+                ["push", str(directory), "--hub_model_id", repo_id, "--private", "--commit_message", "Mine"]
+            )
+        )
         assert f"/{repo_id}/commit/" in capsys.readouterr().out
         uploaded = on_hub(loopback_hub, repo_id=repo_id)
         assert uploaded.keys() == {"config.json", "model.safetensors", "README.md"}
-        assert all(uploaded[name] == (directory / name).read_bytes() for name in ("config.json", "model.safetensors"))
+        assert all(
+            uploaded[name] == (directory / name).read_bytes() for name in ("config.json", "model.safetensors")
+        )
         assert loopback_hub.repository(repo_id).private and loopback_hub.history(repo_id)[0].title == "Mine"
 
 
@@ -353,7 +421,9 @@ for adapter in adapters:
 np.save(output, drawn)
 """
     command = [sys.executable, "-c", script, tiny_pipeline_dir, tmp_path / "drawn.npy", REPO, bare_dir]
-    ran = subprocess.run(command, env=loopback_hub.environment(token=None), capture_output=True, text=True, timeout=240)
+    ran = subprocess.run(
+        command, env=loopback_hub.environment(token=None), capture_output=True, text=True, timeout=240
+    )
     assert ran.returncode == 0, ran.stderr
     base, of_hub, of_directory = np.load(tmp_path / "drawn.npy")
     assert np.array_equal(of_hub, of_directory) and np.abs(of_hub - base).max() > 1e-2

@@ -1,4 +1,5 @@
-"""The page of an adapter: what it says, what it draws and does not draw again, and what a visitor sees who errs."""
+"""The page of an adapter: what it says, what it draws and does not draw again, and what a visitor sees who
+errs."""
 
 from __future__ import annotations
 
@@ -40,11 +41,15 @@ def pixels(path: str | Path) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def adapter_dir(
-    train: Callable[..., UNet2DConditionModel], lora_settings: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+    train: Callable[..., UNet2DConditionModel],
+    lora_settings: dict[str, dict[str, Any]],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """An adapter for the tiny pipeline that has nothing beside it."""
     directory = tmp_path_factory.mktemp("tiny") / "adapter"
-    return save_adapter(directory, train(**lora_settings["attention"]), metadata=results_header({"concept": ["cat"]})).parent
+    return save_adapter(
+        directory, train(**lora_settings["attention"]), metadata=results_header({"concept": ["cat"]})
+    ).parent
 
 
 @pytest.fixture
@@ -74,25 +79,42 @@ def test_what_is_typed_is_read_or_refused_in_a_sentence() -> None:
 def test_a_page_says_what_results_json_says(canvas_adapter_dir: Path) -> None:
     about = read_about(canvas_adapter_dir)
     assert title(about) == "Van Gogh style, erased" and sampling(about) == (6, 7.5)
-    assert "the bundled canvas" in introduction(about, "bundled canvas") and "says that it is for" not in introduction(about, "bundled canvas")
+    assert "the bundled canvas" in introduction(
+        about, "bundled canvas"
+    ) and "says that it is for" not in introduction(about, "bundled canvas")
     assert "says that it is for the bundled canvas" in introduction(about, "another")
     said = figures(about)
-    assert "Judged by bundled canvas judge" in said and "**UA 100.0 %** (base 0.0 %)" in said and "CRA" not in said and "unload" in said
-    assert about.asking[0] == "a house image in Van Gogh style" and about.others[-1] == "a cat image in Neon style"
+    assert (
+        "Judged by bundled canvas judge" in said
+        and "**UA 100.0 %** (base 0.0 %)" in said
+        and "CRA" not in said
+        and "unload" in said
+    )
+    assert (
+        about.asking[0] == "a house image in Van Gogh style"
+        and about.others[-1] == "a cat image in Neon style"
+    )
 
 
 def test_an_adapter_that_is_alone_speaks_by_its_header(
     adapter_dir: Path, trained: UNet2DConditionModel, results: dict[str, Any], tmp_path: Path
 ) -> None:
     about = read_about(adapter_dir)
-    assert (about.concepts, about.asking, about.others, about.base) == (["cat"], ["cat"], [], "") and sampling(about) == (30, 7.5)
+    assert (about.concepts, about.asking, about.others, about.base) == (
+        ["cat"],
+        ["cat"],
+        [],
+        "",
+    ) and sampling(about) == (30, 7.5)
     assert figures(about).startswith("**Limits.**")
     judged = read_about(save_adapter(tmp_path, trained, metadata=results_header(results)).parent)
     assert "**UA 97.9 %** (base 0.5 %)" in figures(judged) and judged.revision == "451f4fe"
 
 
 def test_without_an_adapter_it_says_how_to_come_by_one() -> None:
-    assert title(None) == "Before and after" and "train_unlearn_lora.py --concept" in introduction(None, "bundled canvas")
+    assert title(None) == "Before and after" and "train_unlearn_lora.py --concept" in introduction(
+        None, "bundled canvas"
+    )
     assert figures(None) == "" and sampling(None) == (30, 7.5)
 
 
@@ -107,7 +129,9 @@ def test_no_concept_judge_or_figure_of_others_is_markup_or_breaks_the_page() -> 
     }
     about = About([evil], evil, None, [], [], results)
     said = introduction(about, "base") + figures(about)
-    assert "<script>" not in said and "[x](" not in said and "IRA" not in said and sampling(about) == (30, 7.5)
+    assert (
+        "<script>" not in said and "[x](" not in said and "IRA" not in said and sampling(about) == (30, 7.5)
+    )
 
 
 def test_prompts_are_taken_from_all_parts_of_a_list() -> None:
@@ -137,7 +161,14 @@ def plain(tiny_pipeline_dir: Path, adapter_dir: Path) -> Callable[[float | None]
             pipe.load_lora_weights(adapter_dir, adapter_name="it")
             pipe.set_adapters("it", scale)
         generator = torch.Generator().manual_seed(image_seed(SETTINGS.prompt, SETTINGS.seed))
-        return np.asarray(pipe(SETTINGS.prompt, num_inference_steps=SETTINGS.steps, guidance_scale=SETTINGS.guidance, generator=generator).images[0])
+        return np.asarray(
+            pipe(
+                SETTINGS.prompt,
+                num_inference_steps=SETTINGS.steps,
+                guidance_scale=SETTINGS.guidance,
+                generator=generator,
+            ).images[0]
+        )
 
     return draw
 
@@ -148,7 +179,9 @@ def test_both_images_are_those_of_a_stock_pipeline_bit_for_bit(
     studio.wear(str(adapter_dir))
     for scale in (1.0, 0.5, 1.5, 0.0):
         drawn = np.asarray(studio.draw(SETTINGS, str(adapter_dir), scale).image)
-        assert np.array_equal(drawn, plain(scale)) and np.array_equal(drawn, plain(None)) == (scale == 0), scale
+        assert np.array_equal(drawn, plain(scale)) and np.array_equal(drawn, plain(None)) == (scale == 0), (
+            scale
+        )
     assert np.array_equal(np.asarray(studio.draw(SETTINGS).image), plain(None))
 
 
@@ -185,15 +218,23 @@ def test_steps_are_told_as_they_are_done(studio: Studio, adapter_dir: Path) -> N
 
 
 def test_another_adapter_takes_the_place_of_the_first_and_the_base_stays_itself(
-    studio: Studio, adapter_dir: Path, train: Callable[..., UNet2DConditionModel], tmp_path: Path, plain: Callable[[float | None], np.ndarray]
+    studio: Studio,
+    adapter_dir: Path,
+    train: Callable[..., UNet2DConditionModel],
+    tmp_path: Path,
+    plain: Callable[[float | None], np.ndarray],
 ) -> None:
     other = str(save_adapter(tmp_path, train(r=2, lora_alpha=2, target_modules=["conv1", "to_q"])).parent)
     first = studio.draw(SETTINGS, str(adapter_dir), 1.0).image
     second = studio.draw(SETTINGS, other, 1.0).image
-    assert np.array_equal(np.asarray(first), plain(1.0)) and not np.array_equal(np.asarray(second), plain(1.0))
+    assert np.array_equal(np.asarray(first), plain(1.0)) and not np.array_equal(
+        np.asarray(second), plain(1.0)
+    )
     assert np.array_equal(np.asarray(studio.draw(SETTINGS).image), plain(None))
     assert np.array_equal(np.asarray(studio.draw(SETTINGS, str(adapter_dir), 1.0).image), plain(1.0))
-    assert {name for names in studio.pipe.get_list_adapters().values() for name in names} == {studio.worn.name}
+    assert {name for names in studio.pipe.get_list_adapters().values() for name in names} == {
+        studio.worn.name
+    }
 
 
 def test_an_adapter_that_has_been_trained_again_is_loaded_again(
@@ -208,7 +249,9 @@ def test_an_adapter_that_has_been_trained_again_is_loaded_again(
             parameter.data *= -2
     save_adapter(tmp_path, unet)
     studio.wear(str(tmp_path))
-    assert not np.array_equal(np.asarray(studio.draw(SETTINGS, str(tmp_path), 1.0).image), np.asarray(before[2]))
+    assert not np.array_equal(
+        np.asarray(studio.draw(SETTINGS, str(tmp_path), 1.0).image), np.asarray(before[2])
+    )
 
 
 def test_what_cannot_be_drawn_is_a_sentence_and_leaves_the_adapter_before(
@@ -228,9 +271,13 @@ def test_what_cannot_be_drawn_is_a_sentence_and_leaves_the_adapter_before(
         studio.draw(Settings("cat " * 100, 0, 1, 1.0))
 
 
-def test_an_image_that_the_safety_checker_takes_away_is_named(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+def test_an_image_that_the_safety_checker_takes_away_is_named(
+    tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
     small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    checker = StableDiffusionSafetyChecker(CLIPConfig(text_config=small, vision_config=small, projection_dim=8))
+    checker = StableDiffusionSafetyChecker(
+        CLIPConfig(text_config=small, vision_config=small, projection_dim=8)
+    )
     base = load_pipeline(tiny_pipeline_dir)
     for weight, withheld in [(2.0, False), (-2.0, True)]:
         checker.concept_embeds_weights.data.fill_(weight)
@@ -247,8 +294,14 @@ def test_an_image_that_the_safety_checker_takes_away_is_named(tiny_pipeline_dir:
 @pytest.fixture(scope="module")
 def page(canvas_adapter_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The page of an adapter of the bundled pipeline, as `python -m hub space` opens it."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {"HF_HUB_OFFLINE": "1"}
-    with serve(["hub", "space", "--adapter", str(canvas_adapter_dir)], tmp_path_factory.mktemp("page") / "server", environment) as server:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {
+        "HF_HUB_OFFLINE": "1"
+    }
+    with serve(
+        ["hub", "space", "--adapter", str(canvas_adapter_dir)],
+        tmp_path_factory.mktemp("page") / "server",
+        environment,
+    ) as server:
         yield server
 
 
@@ -268,7 +321,9 @@ def test_a_generation_and_a_slider_move_over_http(page: Server, canvas_adapter_d
     assert page.draw("", prompt, 1.0, 7, 6, 7.5)[-1][1:] == (None, "This is the base alone.")
 
 
-def test_an_image_that_is_at_hand_is_not_written_again_while_it_may_be_fetched(page: Server, canvas_adapter_dir: Path) -> None:
+def test_an_image_that_is_at_hand_is_not_written_again_while_it_may_be_fetched(
+    page: Server, canvas_adapter_dir: Path
+) -> None:
     asked = (str(canvas_adapter_dir), "a cat image in Van Gogh style", 1.0, 3, 2, 7.5)
     fetched = {Path(image).read_bytes() for image in page.draw(*asked)[-1][:2]}
     served = [path for path in page.log.parent.rglob("gradio/*/*.png") if path.read_bytes() in fetched]
@@ -276,15 +331,22 @@ def test_an_image_that_is_at_hand_is_not_written_again_while_it_may_be_fetched(p
     for path in served:
         path.write_bytes(path.read_bytes() + b"untouched")
     again = page.draw(*asked)[-1]
-    assert "Both images were at hand." in again[2] and all(Path(image).read_bytes().endswith(b"untouched") for image in again[:2])
+    assert "Both images were at hand." in again[2] and all(
+        Path(image).read_bytes().endswith(b"untouched") for image in again[:2]
+    )
 
 
-def test_a_visitor_who_errs_reads_a_sentence_and_the_log_has_no_traceback(page: Server, canvas_adapter_dir: Path, adapter_dir: Path) -> None:
+def test_a_visitor_who_errs_reads_a_sentence_and_the_log_has_no_traceback(
+    page: Server, canvas_adapter_dir: Path, adapter_dir: Path
+) -> None:
     adapter = str(canvas_adapter_dir)
     for given, message in [
         ((adapter, " ", 1.0, 0, 2, 1.0), "Write a prompt first."),
         ((adapter, "cat " * 100, 1.0, 0, 2, 1.0), "use fewer words"),
-        (("/<b>absent</b>", "a cat", 1.0, 0, 2, 1.0), "/&lt;b&gt;absent&lt;/b&gt; is neither a local directory nor a Hub repository"),
+        (
+            ("/<b>absent</b>", "a cat", 1.0, 0, 2, 1.0),
+            "/&lt;b&gt;absent&lt;/b&gt; is neither a local directory nor a Hub repository",
+        ),
         ((str(adapter_dir), "a cat", 1.0, 0, 2, 1.0), "load it into its own base"),
         ((adapter, "a cat", 1.0, None, 2, 1.0), "The seed must be a number"),
     ]:
@@ -301,7 +363,10 @@ def test_a_generation_and_a_slider_move_in_a_browser(page: Server, tmp_path: Pat
         browser.open(page.address)
         browser.wait_for("document.querySelector('#draw')")
         assert browser.evaluate("document.querySelector('h1').innerText") == "Van Gogh style, erased"
-        assert browser.evaluate("document.querySelector('#prompt textarea').value") == "a house image in Van Gogh style"
+        assert (
+            browser.evaluate("document.querySelector('#prompt textarea').value")
+            == "a house image in Van Gogh style"
+        )
         browser.click("#draw")
         browser.wait_for(f"{status}.startsWith('Scale 1, seed 0. Two images drawn.') && {images}.length == 2")
         base, erased = browser.evaluate(images)
@@ -314,12 +379,19 @@ def test_a_generation_and_a_slider_move_in_a_browser(page: Server, tmp_path: Pat
         same_base, half_erased = browser.evaluate(images)
         assert same_base == base and len({base, erased, half_erased}) == 3
 
-        browser.evaluate("[...document.querySelectorAll('button')].find(it => it.innerText == 'a tree image in Neon style').click()")
+        browser.evaluate(
+            "[...document.querySelectorAll('button')].find(it => it.innerText == 'a tree image in Neon style').click()"
+        )
         browser.wait_for(f"{status}.includes('Two images drawn.') && {images}[0] != {base!r}")
-        assert browser.evaluate("document.querySelector('#prompt textarea').value") == "a tree image in Neon style"
+        assert (
+            browser.evaluate("document.querySelector('#prompt textarea').value")
+            == "a tree image in Neon style"
+        )
 
         left, top, width, height = browser.rectangle("#before img")
-        browser.wait_for("[...document.querySelectorAll('#before img, #after img')].every(image => image.complete)")
+        browser.wait_for(
+            "[...document.querySelectorAll('#before img, #after img')].every(image => image.complete)"
+        )
         browser.screenshot(tmp_path / "page.png")
         shown = browser.evaluate(images)[0]
         requested, complaints = browser.requested(), browser.complaints()
@@ -328,7 +400,9 @@ def test_a_generation_and_a_slider_move_in_a_browser(page: Server, tmp_path: Pat
     with Image.open(tmp_path / "page.png") as screen:
         assert screen.size == (1280, 1000)
         column, row = round(left + width / 2), round(top + height / 2)
-        seen = np.asarray(screen.convert("RGB").crop((column - 100, row - 100, column + 100, row + 100)), dtype=float)
+        seen = np.asarray(
+            screen.convert("RGB").crop((column - 100, row - 100, column + 100, row + 100)), dtype=float
+        )
     drawn = pixels(next(page.log.parent.glob(f"gradio/{shown.split('/')[-2]}/*.png")))
     middle = drawn[drawn.shape[0] // 2 - 100 :, drawn.shape[1] // 2 - 100 :][:200, :200]
     assert np.abs(seen - middle).mean() < 8
@@ -348,12 +422,17 @@ def test_without_gradio_the_command_says_how_to_install_it(monkeypatch: pytest.M
         main(parse_args(["space"]))
 
 
-def test_what_cannot_be_opened_is_a_sentence(adapter_dir: Path, wide_pipeline_dir: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_opened_is_a_sentence(
+    adapter_dir: Path, wide_pipeline_dir: Path, tmp_path: Path
+) -> None:
     for arguments, message in [
         (["--adapter", tmp_path], "holds no adapter"),
         (["--adapter", tmp_path / "absent"], "neither a local directory"),
         (["--adapter", adapter_dir], "does not say which base it is for"),
-        (["--adapter", adapter_dir, "--pretrained_model_name_or_path", wide_pipeline_dir], "load it into its own base"),
+        (
+            ["--adapter", adapter_dir, "--pretrained_model_name_or_path", wide_pipeline_dir],
+            "load it into its own base",
+        ),
         (["--pretrained_model_name_or_path", tmp_path], "no model_index.json"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -366,4 +445,8 @@ def test_a_port_that_is_taken_is_a_sentence(tiny_pipeline_dir: Path) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         with pytest.raises(ValueError, match="name another with --port"):
-            main(parse_args(["space", "--pretrained_model_name_or_path", str(tiny_pipeline_dir), "--port", port]))
+            main(
+                parse_args(
+                    ["space", "--pretrained_model_name_or_path", str(tiny_pipeline_dir), "--port", port]
+                )
+            )

@@ -1,4 +1,5 @@
-"""What `push --space` makes of an adapter: a Space that runs from its own files alone, and of which nothing stale is left."""
+"""What `push --space` makes of an adapter: a Space that runs from its own files alone, and of which
+nothing stale is left."""
 
 from __future__ import annotations
 
@@ -32,7 +33,11 @@ from hub.space.studio import Settings, Studio
 
 REPO = "someone/no-van-gogh"
 PAGE = {*CODE, "app.py", "requirements.txt", "space.json", "README.md"}
-PIPELINE = {f"canvas/weights/pipeline/{path.relative_to(canvas.PIPELINE).as_posix()}" for path in canvas.PIPELINE.rglob("*") if path.is_file()}
+PIPELINE = {
+    f"canvas/weights/pipeline/{path.relative_to(canvas.PIPELINE).as_posix()}"
+    for path in canvas.PIPELINE.rglob("*")
+    if path.is_file()
+}
 
 
 def push(directory: Path, *more: str) -> None:
@@ -40,7 +45,11 @@ def push(directory: Path, *more: str) -> None:
 
 
 def on_space(hub: LoopbackHub, space_id: str = REPO) -> dict[str, bytes]:
-    return {name: content for name, content in hub.files(space_id, repo_type="space").items() if name != ".gitattributes"}
+    return {
+        name: content
+        for name, content in hub.files(space_id, repo_type="space").items()
+        if name != ".gitattributes"
+    }
 
 
 @pytest.fixture
@@ -66,35 +75,72 @@ def test_a_push_makes_the_adapter_and_a_space_in_one_commit_each(
     assert all(uploaded[name] == (ROOT / name).read_bytes() for name in CODE) and all(
         uploaded[name] == (ROOT / name).read_bytes() for name in PIPELINE
     )
-    assert json.loads(uploaded["space.json"]) == {"adapter": REPO, "revision": loopback_hub.history(REPO)[0].id}
-    assert loopback_hub.repository(REPO, "space").settings["sdk"] == "gradio" and not loopback_hub.repository(REPO, "space").private
-    assert [commit.title for commit in loopback_hub.history(REPO, repo_type="space")] == [f"Show {REPO}", "initial commit"]
+    assert json.loads(uploaded["space.json"]) == {
+        "adapter": REPO,
+        "revision": loopback_hub.history(REPO)[0].id,
+    }
+    assert (
+        loopback_hub.repository(REPO, "space").settings["sdk"] == "gradio"
+        and not loopback_hub.repository(REPO, "space").private
+    )
+    assert [commit.title for commit in loopback_hub.history(REPO, repo_type="space")] == [
+        f"Show {REPO}",
+        "initial commit",
+    ]
     card = ModelCard(uploaded["README.md"].decode())
     said = card.data.to_dict()
-    assert (said["title"], said["sdk"], said["sdk_version"], said["app_file"]) == ("Van Gogh style, erased", "gradio", GRADIO, "app.py")
-    assert (said["license"], said["models"], str(said["python_version"])) == ("apache-2.0", [REPO], PYTHON) and "concept-erasure" in said["tags"]
-    (validated,) = [json.loads(request.body) for request in loopback_hub.sent("/api/validate-yaml") if b'"space"' in request.body]
+    assert (said["title"], said["sdk"], said["sdk_version"], said["app_file"]) == (
+        "Van Gogh style, erased",
+        "gradio",
+        GRADIO,
+        "app.py",
+    )
+    assert (said["license"], said["models"], str(said["python_version"])) == (
+        "apache-2.0",
+        [REPO],
+        PYTHON,
+    ) and "concept-erasure" in said["tags"]
+    (validated,) = [
+        json.loads(request.body)
+        for request in loopback_hub.sent("/api/validate-yaml")
+        if b'"space"' in request.body
+    ]
     assert validated["repoType"] == "space" and "sdk: gradio" in validated["content"]
 
 
 def test_a_base_on_the_hub_is_named_and_not_carried(hub_based_dir: Path, loopback_hub: LoopbackHub) -> None:
     push(hub_based_dir, "--space_id", "page", "--private")
-    assert on_space(loopback_hub, "someone/page").keys() == PAGE and loopback_hub.repository("someone/page", "space").private
+    assert (
+        on_space(loopback_hub, "someone/page").keys() == PAGE
+        and loopback_hub.repository("someone/page", "space").private
+    )
     said = ModelCard(on_space(loopback_hub, "someone/page")["README.md"].decode()).data.to_dict()
-    assert said["models"] == ["stable-diffusion-v1-5/stable-diffusion-v1-5", REPO] and said["license"] == "creativeml-openrail-m"
+    assert (
+        said["models"] == ["stable-diffusion-v1-5/stable-diffusion-v1-5", REPO]
+        and said["license"] == "creativeml-openrail-m"
+    )
 
 
 def test_the_space_shows_the_branch_that_was_pushed(directory: Path, loopback_hub: LoopbackHub) -> None:
     push(directory, "--revision", "second")
-    assert json.loads(on_space(loopback_hub)["space.json"])["revision"] == loopback_hub.history(REPO, "second")[0].id
+    assert (
+        json.loads(on_space(loopback_hub)["space.json"])["revision"]
+        == loopback_hub.history(REPO, "second")[0].id
+    )
 
 
-def test_a_second_push_keeps_what_people_made_and_nothing_stale(directory: Path, hub_based_dir: Path, loopback_hub: LoopbackHub) -> None:
+def test_a_second_push_keeps_what_people_made_and_nothing_stale(
+    directory: Path, hub_based_dir: Path, loopback_hub: LoopbackHub
+) -> None:
     push(directory)
     push(directory)
     assert len(loopback_hub.history(REPO, repo_type="space")) == 2
     api, card = loopback_hub.api(), on_space(loopback_hub)["README.md"].decode()
-    for name, content in [("README.md", with_notes(card, "Mine.").encode()), ("mine.txt", b"mine"), ("hub/old.py", b"old")]:
+    for name, content in [
+        ("README.md", with_notes(card, "Mine.").encode()),
+        ("mine.txt", b"mine"),
+        ("hub/old.py", b"old"),
+    ]:
         api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=REPO, repo_type="space")
     push(hub_based_dir)
     uploaded = on_space(loopback_hub)
@@ -105,7 +151,9 @@ def test_a_second_push_keeps_what_people_made_and_nothing_stale(directory: Path,
 
 def test_a_space_of_something_else_is_left_alone(directory: Path, loopback_hub: LoopbackHub) -> None:
     loopback_hub.api().create_repo(REPO, repo_type="space", space_sdk="gradio")
-    loopback_hub.api().upload_file(path_or_fileobj=b"theirs", path_in_repo="app.py", repo_id=REPO, repo_type="space")
+    loopback_hub.api().upload_file(
+        path_or_fileobj=b"theirs", path_in_repo="app.py", repo_id=REPO, repo_type="space"
+    )
     with pytest.raises(HubError, match="is a Space of something else; choose another with --space_id"):
         push(directory)
     assert on_space(loopback_hub)["app.py"] == b"theirs"
@@ -116,11 +164,18 @@ def test_a_space_of_something_else_is_left_alone(directory: Path, loopback_hub: 
 def test_what_no_space_can_show_is_refused_before_anything_is_uploaded(
     trained: UNet2DConditionModel, directory: Path, loopback_hub: LoopbackHub, tmp_path: Path
 ) -> None:
-    local = save_adapter(tmp_path / "local", trained, metadata=results_header({"base_model_name_or_path": "/home/someone/tiny"})).parent
+    local = save_adapter(
+        tmp_path / "local",
+        trained,
+        metadata=results_header({"base_model_name_or_path": "/home/someone/tiny"}),
+    ).parent
     nameless = save_adapter(tmp_path / "nameless", trained).parent
     ValueNetwork(4, 8, 16, width=8, condition_dim=16).save_pretrained(tmp_path / "critic")
     for arguments, message in [
-        ([local, "--space"], "for a local pipeline called 'tiny', and a Space loads its base from the Hub; push without --space"),
+        (
+            [local, "--space"],
+            "for a local pipeline called 'tiny', and a Space loads its base from the Hub; push without --space",
+        ),
         ([nameless, "--space"], "for a base that it does not name"),
         ([tmp_path / "critic", "--space"], "are for adapters"),
         ([directory, "--space", "--create_pr"], "not what is proposed"),
@@ -131,14 +186,24 @@ def test_what_no_space_can_show_is_refused_before_anything_is_uploaded(
     assert not loopback_hub.sent("POST ")
 
 
-@pytest.mark.parametrize("where", ["POST /api/repos/create", "GET /api/spaces/someone/page", "/someone/page/preupload/", "/someone/page/commit/"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "POST /api/repos/create",
+        "GET /api/spaces/someone/page",
+        "/someone/page/preupload/",
+        "/someone/page/commit/",
+    ],
+)
 def test_a_failure_is_a_sentence_and_its_command_completes_the_push(
     where: str, hub_based_dir: Path, loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     for kind in (401, 403, 404, 412, 500, "reset"):
         fault = loopback_hub.fail(where, times=20, status=kind)
-        with pytest.raises(HubError, match=r"was not uploaded.*`python -m hub push .* --space --space_id page`") as caught:
+        with pytest.raises(
+            HubError, match=r"was not uploaded.*`python -m hub push .* --space --space_id page`"
+        ) as caught:
             push(hub_based_dir, "--space_id", "page")
         sentence = str(caught.value)
         assert "\n" not in sentence and "hf_write" not in sentence
@@ -148,8 +213,13 @@ def test_a_failure_is_a_sentence_and_its_command_completes_the_push(
     assert on_space(loopback_hub, "someone/page").keys() == PAGE
 
 
-def test_without_a_token_or_offline_nothing_is_asked(directory: Path, loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch, pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set; unset it; .*--space`"):
+def test_without_a_token_or_offline_nothing_is_asked(
+    directory: Path, loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set; unset it; .*--space`"),
+    ):
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         push_space(directory, REPO)
     monkeypatch.delenv("HF_TOKEN")
@@ -163,7 +233,9 @@ def test_the_token_is_in_no_file_and_no_request_but_its_own_header(
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
     push(directory, "--hub_token", "hf_write")
-    assert not any(b"hf_write" in request.body or "hf_write" in request.path for request in loopback_hub.requests)
+    assert not any(
+        b"hf_write" in request.body or "hf_write" in request.path for request in loopback_hub.requests
+    )
     assert not any(b"hf_write" in content for content in on_space(loopback_hub).values())
 
 
@@ -179,14 +251,20 @@ def test_requirements_are_those_of_the_project() -> None:
 # A Space, run from its own files
 
 
-def test_the_space_of_the_bundled_base_draws_what_is_drawn_here(directory: Path, loopback_hub: LoopbackHub, tmp_path: Path) -> None:
+def test_the_space_of_the_bundled_base_draws_what_is_drawn_here(
+    directory: Path, loopback_hub: LoopbackHub, tmp_path: Path
+) -> None:
     push(directory)
     folder = snapshot_download(REPO, repo_type="space", local_dir=tmp_path / "space")
     prompt = "a cat image in Van Gogh style"
     with serve(["app.py"], tmp_path / "server", loopback_hub.environment(token=None), Path(folder)) as server:
         *_, (before, after, status) = server.draw(prompt, 1.0, 7, 6, 7.5)
         said = server.log.read_text()
-    assert status == "Scale 1, seed 7. Two images drawn." and "ASKED OUTSIDE" not in said and "Traceback" not in said
+    assert (
+        status == "Scale 1, seed 7. Two images drawn."
+        and "ASKED OUTSIDE" not in said
+        and "Traceback" not in said
+    )
     studio = Studio(canvas.PIPELINE)
     for path, scale in ((before, 0.0), (after, 1.0)):
         here = enlarged(studio.draw(Settings(prompt, 7, 6, 7.5), str(directory), scale).image)
@@ -208,12 +286,19 @@ def test_a_space_loads_its_base_from_the_hub(
         assert before != after and "ASKED OUTSIDE" not in server.log.read_text()
 
 
-def test_a_space_that_may_not_see_its_adapter_says_so_and_with_a_token_shows_it(directory: Path, loopback_hub: LoopbackHub, tmp_path: Path) -> None:
+def test_a_space_that_may_not_see_its_adapter_says_so_and_with_a_token_shows_it(
+    directory: Path, loopback_hub: LoopbackHub, tmp_path: Path
+) -> None:
     push(directory, "--private")
     folder = Path(snapshot_download(REPO, repo_type="space", local_dir=tmp_path / "space"))
-    for token, expected in [(None, f"{REPO} is neither a local directory nor a Hub repository that can be reached"), ("hf_read", "erased")]:
+    for token, expected in [
+        (None, f"{REPO} is neither a local directory nor a Hub repository that can be reached"),
+        ("hf_read", "erased"),
+    ]:
         with serve(["app.py"], tmp_path / str(token), loopback_hub.environment(token), folder) as server:
             with urlopen(server.address, timeout=30) as page:
                 said = page.read().decode()
             assert expected in said and ("secret HF" in said) == (token is None)
-            assert "hf_read" not in said + server.log.read_text() and "Traceback" not in server.log.read_text()
+            assert (
+                "hf_read" not in said + server.log.read_text() and "Traceback" not in server.log.read_text()
+            )

@@ -1,4 +1,5 @@
-"""Training with --push_to_hub: refused at once where it cannot end well, and whatever fails at its end leaves the run complete."""
+"""Training with --push_to_hub: refused at once where it cannot end well, and whatever fails at its end
+leaves the run complete."""
 
 from __future__ import annotations
 
@@ -29,9 +30,15 @@ QUICK = shlex.split("""--num_inference_steps 4 --train_batch_size 4 --images_per
 
 
 @pytest.fixture
-def arguments(tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path) -> Callable[..., argparse.Namespace]:
+def arguments(
+    tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path
+) -> Callable[..., argparse.Namespace]:
     """Arguments of a very short run into tmp_path / "out"."""
-    given = {"concept": "Van Gogh style", "pretrained_model_name_or_path": tiny_pipeline_dir, "reward_model_name_or_path": tiny_reward_dir}
+    given = {
+        "concept": "Van Gogh style",
+        "pretrained_model_name_or_path": tiny_pipeline_dir,
+        "reward_model_name_or_path": tiny_reward_dir,
+    }
     given |= {"clip_model": f"local-dir:{canvas.CLIP}", "output_dir": tmp_path / "out"}
 
     def make(*more: str | Path) -> argparse.Namespace:
@@ -59,31 +66,58 @@ def test_a_run_ends_on_the_hub_and_its_token_stays_here(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
-    RewardPredictor.from_pretrained(arguments().reward_model_name_or_path).push_to_hub("someone/reward", token="hf_write")
+    RewardPredictor.from_pretrained(arguments().reward_model_name_or_path).push_to_hub(
+        "someone/reward", token="hf_write"
+    )
     reward_commit = loopback_hub.history("someone/reward")[0].id
     flags = ["--push_to_hub", "--hub_token", "hf_write", "--hub_private_repo", "--report_to", "tensorboard"]
-    named = ["--reward_model_name_or_path", "someone/reward", "--base_model_id", "runwayml/stable-diffusion-v1-5"]
-    ValueNetwork(4, 8, 16, width=8).save_pretrained(tmp_path / "out" / "critic")  # of a run that had one, and is overwritten
+    named = [
+        "--reward_model_name_or_path",
+        "someone/reward",
+        "--base_model_id",
+        "runwayml/stable-diffusion-v1-5",
+    ]
+    ValueNetwork(4, 8, 16, width=8).save_pretrained(
+        tmp_path / "out" / "critic"
+    )  # of a run that had one, and is overwritten
     caplog.set_level(logging.DEBUG)
     script.main(arguments(*flags, *named, "--overwrite_output_dir"))
 
     uploaded = loopback_hub.files("someone/out")
-    assert uploaded.keys() == {".gitattributes", "README.md", "results.json", "before_after.png", "pytorch_lora_weights.safetensors"}
+    assert uploaded.keys() == {
+        ".gitattributes",
+        "README.md",
+        "results.json",
+        "before_after.png",
+        "pytorch_lora_weights.safetensors",
+    }
     assert len(loopback_hub.history("someone/out")) == 2 and loopback_hub.repository("someone/out").private
     out = tmp_path / "out"
-    assert all(uploaded[name] == (out / name).read_bytes() for name in ("results.json", "before_after.png", "pytorch_lora_weights.safetensors"))
+    assert all(
+        uploaded[name] == (out / name).read_bytes()
+        for name in ("results.json", "before_after.png", "pytorch_lora_weights.safetensors")
+    )
     card = ModelCard(uploaded["README.md"].decode())
-    assert (card.data.base_model, card.data.license) == ("runwayml/stable-diffusion-v1-5", "creativeml-openrail-m")
+    assert (card.data.base_model, card.data.license) == (
+        "runwayml/stable-diffusion-v1-5",
+        "creativeml-openrail-m",
+    )
     assert f"| reward model | someone/reward at revision {reward_commit} |" in card.text
     results = json.loads(uploaded["results.json"])
-    assert results["base_model_name_or_path"] == read_adapter_metadata(out)["base_model_name_or_path"] == "runwayml/stable-diffusion-v1-5"
+    assert (
+        results["base_model_name_or_path"]
+        == read_adapter_metadata(out)["base_model_name_or_path"]
+        == "runwayml/stable-diffusion-v1-5"
+    )
     assert not any("hub" in name for name in results["settings"])
 
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any("logs" in path.parts and path.name.startswith("events.") for path in written)
     assert not any(b"hf_write" in path.read_bytes() for path in written)
     assert not any("hf_write" in str(value) for value in script.tracker_config(arguments(*flags)).values())
-    assert not any(b"hf_write" in request.body or "hf_write" in request.path for request in loopback_hub.requests)
+    assert not any(
+        b"hf_write" in request.body or "hf_write" in request.path for request in loopback_hub.requests
+    )
     said = capfd.readouterr()
     assert "hf_write" not in caplog.text + said.out + said.err
     assert f"Uploaded to {loopback_hub.endpoint}/someone/out/commit/" in caplog.text
@@ -109,19 +143,31 @@ def test_a_push_that_would_be_refused_ends_the_run_before_it_begins(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(script, "build_environment", lambda *args: pytest.fail("Something was loaded before the Hub was asked"))
+    monkeypatch.setattr(
+        script,
+        "build_environment",
+        lambda *args: pytest.fail("Something was loaded before the Hub was asked"),
+    )
     error = error_of(lambda: script.main(arguments("--report_to", "none", "--push_to_hub", *more)), capsys)
     assert message in error and not any(token in error for token in ("hf_read", "hf_write", "hf_unknown"))
     assert not (tmp_path / "out").exists() and not loopback_hub.sent("POST ")
 
 
 def test_without_a_token_or_offline_no_run_begins(
-    arguments: Callable[..., argparse.Namespace], loopback_hub: LoopbackHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: Callable[..., argparse.Namespace],
+    loopback_hub: LoopbackHub,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
-    assert "run `hf auth login`" in error_of(lambda: script.main(arguments("--report_to", "none", "--push_to_hub")), capsys)
+    assert "run `hf auth login`" in error_of(
+        lambda: script.main(arguments("--report_to", "none", "--push_to_hub")), capsys
+    )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE" in error_of(lambda: script.main(arguments("--report_to", "none", "--push_to_hub", "--hub_token", "hf_write")), capsys)
+    assert "HF_HUB_OFFLINE" in error_of(
+        lambda: script.main(arguments("--report_to", "none", "--push_to_hub", "--hub_token", "hf_write")),
+        capsys,
+    )
     assert loopback_hub.requests == []
 
 
@@ -134,7 +180,12 @@ def test_a_push_that_fails_leaves_a_complete_run_and_the_command_that_completes_
 ) -> None:
     loopback_hub.fail("/commit/", status=503)
     error = error_of(
-        lambda: script.main(arguments("--report_to", "none", "--push_to_hub", "--hub_model_id", "someone/mine", "--hub_private_repo")), capsys
+        lambda: script.main(
+            arguments(
+                "--report_to", "none", "--push_to_hub", "--hub_model_id", "someone/mine", "--hub_private_repo"
+            )
+        ),
+        capsys,
     )
     assert "(503)" in error
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {
@@ -145,20 +196,35 @@ def test_a_push_that_fails_leaves_a_complete_run_and_the_command_that_completes_
     }
     StableDiffusionPipeline.from_pretrained(tiny_pipeline_dir).load_lora_weights(tmp_path / "out")
     command = shlex.split(error.split("`")[-2])
-    assert command == ["python", "-m", "hub", "push", str(tmp_path / "out"), "--hub_model_id", "someone/mine", "--private"]
+    assert command == [
+        "python",
+        "-m",
+        "hub",
+        "push",
+        str(tmp_path / "out"),
+        "--hub_model_id",
+        "someone/mine",
+        "--private",
+    ]
     main(parse_args(command[3:]))
     assert "pytorch_lora_weights.safetensors" in loopback_hub.files("someone/mine")
     assert len(loopback_hub.history("someone/mine")) == 2
 
 
 @pytest.mark.parametrize("given", ["not-an-id", "a/b/c", "/models/sd"])
-def test_the_base_is_called_by_an_id_only(given: str, arguments: Callable[..., argparse.Namespace], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_base_is_called_by_an_id_only(
+    given: str, arguments: Callable[..., argparse.Namespace], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "OWNER/NAME" in error_of(lambda: script.main(arguments("--base_model_id", given)), capsys)
-    bundled = script.parse_args(["--concept", "cat", "--base_model_id", "owner/model", "--output_dir", str(arguments().output_dir)])
+    bundled = script.parse_args(
+        ["--concept", "cat", "--base_model_id", "owner/model", "--output_dir", str(arguments().output_dir)]
+    )
     assert "both or neither" in error_of(lambda: script.main(bundled), capsys)
 
 
-def test_the_revision_of_a_checkpoint_is_known_if_it_came_from_the_hub(loopback_hub: LoopbackHub, tiny_reward_dir: Path) -> None:
+def test_the_revision_of_a_checkpoint_is_known_if_it_came_from_the_hub(
+    loopback_hub: LoopbackHub, tiny_reward_dir: Path
+) -> None:
     RewardPredictor.from_pretrained(tiny_reward_dir).push_to_hub("someone/reward")
     assert cached_revision("someone/reward") is None
     RewardPredictor.from_pretrained("someone/reward")

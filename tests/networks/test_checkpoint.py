@@ -16,7 +16,9 @@ from reward.predictor import RewardPredictor
 
 def predictor() -> RewardPredictor:
     torch.manual_seed(0)
-    return RewardPredictor(4, 8, 12, width=8, condition_dim=16, clip_model="hf-hub:some/clip", prompts=["a café", "a tree"])
+    return RewardPredictor(
+        4, 8, 12, width=8, condition_dim=16, clip_model="hf-hub:some/clip", prompts=["a café", "a tree"]
+    )
 
 
 def test_a_round_trip_is_exact(tmp_path: Path) -> None:
@@ -27,7 +29,10 @@ def test_a_round_trip_is_exact(tmp_path: Path) -> None:
     assert not loaded.training
     assert loaded.state_dict().keys() == saved.state_dict().keys()
     assert all(torch.equal(loaded.state_dict()[k], v) for k, v in saved.state_dict().items())
-    assert sorted(p.name for p in (tmp_path / "new" / "reward").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "new" / "reward").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no modes")
@@ -48,7 +53,9 @@ def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path: Path) -> 
     assert half < 0.65 * full
     loaded = RewardPredictor.from_pretrained(tmp_path / "half")
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
-    assert all(torch.equal(p, q.half().float()) for p, q in zip(loaded.parameters(), saved.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q.half().float()) for p, q in zip(loaded.parameters(), saved.parameters(), strict=True)
+    )
 
 
 def truncate(path: Path) -> None:
@@ -94,7 +101,9 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_a_damaged_checkpoint_is_refused_in_one_sentence(damage: Callable[[Path], object], tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_refused_in_one_sentence(
+    damage: Callable[[Path], object], tmp_path: Path
+) -> None:
     directory = tmp_path / "reward"
     predictor().save_pretrained(directory)
     damage(directory)

@@ -24,7 +24,9 @@ def test_a_trunk_ignores_its_condition_until_it_is_trained() -> None:
 def test_film_scales_and_shifts_each_channel() -> None:
     film = FiLM(1, 2)
     with torch.no_grad():
-        film.to_scale_shift.weight.copy_(torch.tensor([[1.0], [0.0], [0.0], [5.0]]))  # scale 1, scale 2, shift 1, shift 2
+        film.to_scale_shift.weight.copy_(
+            torch.tensor([[1.0], [0.0], [0.0], [5.0]])
+        )  # scale 1, scale 2, shift 1, shift 2
     x = torch.randn(1, 2, 3, 3)
     out = film(x, torch.ones(1, 1))
     torch.testing.assert_close(out[:, 0], 2 * x[:, 0])

@@ -30,13 +30,21 @@ class Hub(BaseHTTPRequestHandler):
         if self.path == "/api/repos/create":
             return self.answer({"url": f"http://{self.headers['Host']}/me/{json.loads(body)['name']}"})
         if "/preupload/" in self.path:
-            files = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]
+            files = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for f in json.loads(body)["files"]
+            ]
             return self.answer({"files": files})
         if "/commit/" in self.path:
             for line in body.decode().splitlines():
                 if (entry := json.loads(line))["key"] == "file":
                     type(self).files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-            return self.answer({"commitUrl": f"http://{self.headers['Host']}/me/reward/commit/{'0' * 40}", "commitOid": "0" * 40})
+            return self.answer(
+                {
+                    "commitUrl": f"http://{self.headers['Host']}/me/reward/commit/{'0' * 40}",
+                    "commitOid": "0" * 40,
+                }
+            )
         return self.answer({})
 
     def do_GET(self) -> None:
@@ -69,7 +77,15 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
 
 def predictor() -> RewardPredictor:
     torch.manual_seed(0)
-    return RewardPredictor(4, 8, 12, width=8, condition_dim=16, prompts=["a café", "a tree"], origin={"base": {"name": "some/base"}})
+    return RewardPredictor(
+        4,
+        8,
+        12,
+        width=8,
+        condition_dim=16,
+        prompts=["a café", "a tree"],
+        origin={"base": {"name": "some/base"}},
+    )
 
 
 def test_what_is_uploaded_loads_and_has_a_card(hub: type[Hub], tmp_path: Path) -> None:
@@ -82,14 +98,23 @@ def test_what_is_uploaded_loads_and_has_a_card(hub: type[Hub], tmp_path: Path) -
         (tmp_path / name).write_bytes(content)
     loaded = RewardPredictor.from_pretrained(tmp_path)
     assert loaded.config == pushed.config
-    assert all(torch.equal(p, q.half().float()) for p, q in zip(loaded.parameters(), pushed.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q.half().float())
+        for p, q in zip(loaded.parameters(), pushed.parameters(), strict=True)
+    )
     card = ModelCard(hub.files["README.md"].decode())
-    assert "reward-predictor" in card.data.tags and 'RewardPredictor.from_pretrained("me/reward")' in card.text and "a café" in card.text
+    assert (
+        "reward-predictor" in card.data.tags
+        and 'RewardPredictor.from_pretrained("me/reward")' in card.text
+        and "a café" in card.text
+    )
 
 
 def test_a_refusal_is_a_sentence(hub: type[Hub]) -> None:
     hub.refuses = True
-    with pytest.raises(CheckpointError, match="reward predictor could not be uploaded to me/reward") as caught:
+    with pytest.raises(
+        CheckpointError, match="reward predictor could not be uploaded to me/reward"
+    ) as caught:
         predictor().push_to_hub("me/reward", token="hf_of_nobody")
     assert "\n" not in str(caught.value) and "hf_of_nobody" not in str(caught.value)
 

@@ -21,8 +21,12 @@ def unet(tiny_pipeline_dir: Path) -> UNet2DConditionModel:
 def policy(unet: UNet2DConditionModel, tiny_pipeline_dir: Path) -> Policy:
     torch.manual_seed(0)
     parameters = add_lora(unet, 4, 4, TARGETS)
-    kernel = ReverseKernel.from_scheduler(DDIMScheduler.from_pretrained(tiny_pipeline_dir, subfolder="scheduler"), 5)
+    kernel = ReverseKernel.from_scheduler(
+        DDIMScheduler.from_pretrained(tiny_pipeline_dir, subfolder="scheduler"), 5
+    )
     table = PromptTable(
-        ["one", "two", "three"], *map(Conditioning, (torch.randn(3, 7, 16), torch.randn(1, 7, 16))), torch.tensor([True, True, False])
+        ["one", "two", "three"],
+        *map(Conditioning, (torch.randn(3, 7, 16), torch.randn(1, 7, 16))),
+        torch.tensor([True, True, False]),
     )
     return Policy(unet, parameters, kernel, table)

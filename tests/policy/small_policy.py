@@ -28,6 +28,14 @@ class Policy:
         for p in self.parameters:
             p += by * torch.randn(p.shape, generator=generator)
 
-    def sample(self, prompt_ids: torch.Tensor, seed: int = 0, guidance_scale: float = 5.0, storage_dtype: torch.dtype = torch.float32) -> Trajectory:
+    def sample(
+        self,
+        prompt_ids: torch.Tensor,
+        seed: int = 0,
+        guidance_scale: float = 5.0,
+        storage_dtype: torch.dtype = torch.float32,
+    ) -> Trajectory:
         generator = torch.Generator().manual_seed(seed)
-        return rollout(self.unet, self.kernel, self.table, prompt_ids, guidance_scale, generator, storage_dtype)
+        return rollout(
+            self.unet, self.kernel, self.table, prompt_ids, guidance_scale, generator, storage_dtype
+        )

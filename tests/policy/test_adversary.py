@@ -7,7 +7,10 @@ import torch
 
 from policy.adversary import worst_case
 
-STATES, ANCHORS = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)), torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(1))
+STATES, ANCHORS = (
+    torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)),
+    torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(1)),
+)
 
 
 def lengths(states: torch.Tensor) -> torch.Tensor:
@@ -42,4 +45,9 @@ def test_states_of_half_precision_move_in_single_precision() -> None:
     half = STATES.bfloat16().requires_grad_()
     worst = worst_case(half, torch.ones_like(STATES).bfloat16(), ANCHORS.bfloat16(), 0.01)
     assert worst.dtype == torch.float32 and not worst.requires_grad
-    torch.testing.assert_close(lengths(worst - half.float()), 0.01 * lengths(ANCHORS.bfloat16().float() - half.float()), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        lengths(worst - half.float()),
+        0.01 * lengths(ANCHORS.bfloat16().float() - half.float()),
+        rtol=1e-3,
+        atol=0,
+    )

@@ -1,4 +1,5 @@
-"""Of every backbone: what the UNet is told, what rollouts draw and what latents look like is what the stock pipeline does."""
+"""Of every backbone: what the UNet is told, what rollouts draw and what latents look like is what the
+stock pipeline does."""
 
 from __future__ import annotations
 
@@ -33,7 +34,17 @@ def xl(pipeline_dirs: dict[str, Path]) -> Backbone:
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [((8, 8), 64), ((32, 32), 32), ((64, 64), 8), ((96, 96), 3), ((128, 128), 2), ((64, 128), 4), ((512, 512), 1)], ids=str
+    ("size", "expected"),
+    [
+        ((8, 8), 64),
+        ((32, 32), 32),
+        ((64, 64), 8),
+        ((96, 96), 3),
+        ((128, 128), 2),
+        ((64, 128), 4),
+        ((512, 512), 1),
+    ],
+    ids=str,
 )
 def test_larger_latents_go_through_the_unet_in_smaller_batches(size: tuple[int, int], expected: int) -> None:
     assert usual_batch_size((4, *size)) == expected
@@ -42,14 +53,22 @@ def test_larger_latents_go_through_the_unet_in_smaller_batches(size: tuple[int, 
 def stock(backbone: Backbone) -> DiffusionPipeline:
     """The base's own pipeline, under DDIM of its own noise schedule."""
     pipe = backbone.pipe
-    components = dict(pipe.components) | {"scheduler": DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)}
-    kept = {name: pipe.config[name] for name in ("force_zeros_for_empty_prompt", "requires_safety_checker") if name in pipe.config}
+    components = dict(pipe.components) | {
+        "scheduler": DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    }
+    kept = {
+        name: pipe.config[name]
+        for name in ("force_zeros_for_empty_prompt", "requires_safety_checker")
+        if name in pipe.config
+    }
     made = type(pipe)(**components, **kept)
     made.set_progress_bar_config(disable=True)
     return made
 
 
-def calls(unet: torch.nn.Module, draw: Callable[[], Any]) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+def calls(
+    unet: torch.nn.Module, draw: Callable[[], Any]
+) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
     """What the UNet was told in each call of `draw`: text states, and what it takes beside them."""
     heard = []
 
@@ -68,13 +87,23 @@ def calls(unet: torch.nn.Module, draw: Callable[[], Any]) -> list[tuple[torch.Te
 def drawn(backbone: Backbone, prompts: list[str], guidance: float, min_std: float = 0.0) -> torch.Tensor:
     table = backbone.prompt_table(prompts)
     kernel = ReverseKernel.from_scheduler(backbone.pipe.scheduler, STEPS, min_std=min_std)
-    return rollout(backbone.unet, kernel, table, torch.arange(len(prompts)), guidance, torch.Generator().manual_seed(0)).latents[:, -1]
+    return rollout(
+        backbone.unet, kernel, table, torch.arange(len(prompts)), guidance, torch.Generator().manual_seed(0)
+    ).latents[:, -1]
 
 
-def drawn_by_stock(backbone: Backbone, prompts: list[str], guidance: float, output_type: str = "latent", **settings: Any) -> torch.Tensor:
+def drawn_by_stock(
+    backbone: Backbone, prompts: list[str], guidance: float, output_type: str = "latent", **settings: Any
+) -> torch.Tensor:
     height, width = backbone.image_size
     generator = torch.Generator().manual_seed(0)
-    settings = {"guidance_scale": guidance, "num_inference_steps": STEPS, "eta": 1.0, "height": height, "width": width} | settings
+    settings = {
+        "guidance_scale": guidance,
+        "num_inference_steps": STEPS,
+        "eta": 1.0,
+        "height": height,
+        "width": width,
+    } | settings
     return stock(backbone)(prompts, generator=generator, output_type=output_type, **settings).images
 
 
@@ -110,11 +139,15 @@ def test_latents_are_decoded_as_the_pipeline_does_and_encoded_back(backbone: Bac
 
 
 @pytest.mark.parametrize(("pixels", "most"), [(16 * 16, 1), (16 * 16 + 1, 3)])
-def test_large_images_are_decoded_one_by_one(backbone: Backbone, pixels: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_are_decoded_one_by_one(
+    backbone: Backbone, pixels: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     latents = drawn_by_stock(backbone, PROMPTS, 3.0)
     together = backbone.decode(latents)
     seen, decode = [], backbone.vae.decoder.forward
-    monkeypatch.setattr(backbone.vae.decoder, "forward", lambda z, *rest: seen.append(len(z)) or decode(z, *rest))
+    monkeypatch.setattr(
+        backbone.vae.decoder, "forward", lambda z, *rest: seen.append(len(z)) or decode(z, *rest)
+    )
     monkeypatch.setattr("policy.backbone.SLICED", pixels)
     backbone.decode_one_by_one()
     try:
@@ -136,12 +169,15 @@ def test_encoding_in_batches_changes_nothing(backbone: Backbone) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_recomputed_log_probs_are_the_stored_ones_bit_for_bit(backbone_dir: Path, dtype: torch.dtype) -> None:
-    """The ratio of the first update is exactly 1, with an adapter that has moved, and the base is found again beneath it."""
+    """The ratio of the first update is exactly 1, with an adapter that has moved, and the base is found
+    again beneath it."""
     backbone = Backbone.of(load_pipeline(backbone_dir, dtype=dtype))
     table = backbone.prompt_table(PROMPTS)
     kernel = ReverseKernel.from_scheduler(backbone.pipe.scheduler, STEPS)
     rows = torch.tensor([0, 2, 1, 0])
-    backbone.unet.requires_grad_(False)  # as beneath an adapter: where a weight may need a gradient torch's Linear sums in another order
+    backbone.unet.requires_grad_(
+        False
+    )  # as beneath an adapter: where a weight may need a gradient torch's Linear sums in another order
     base = rollout(backbone.unet, kernel, table, rows, 5.0, torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -150,7 +186,15 @@ def test_recomputed_log_probs_are_the_stored_ones_bit_for_bit(backbone_dir: Path
     trajectory = rollout(backbone.unet, kernel, table, rows, 5.0, torch.Generator().manual_seed(0))
     assert not torch.equal(trajectory.latents[:, 1], base.latents[:, 1])
     for step in range(STEPS):
-        mean = step_mean(backbone.unet, kernel, trajectory.latents[:, step], step, table.conditioning[rows], table.negative, 5.0)
+        mean = step_mean(
+            backbone.unet,
+            kernel,
+            trajectory.latents[:, step],
+            step,
+            table.conditioning[rows],
+            table.negative,
+            5.0,
+        )
         log_prob = kernel.log_prob(trajectory.latents[:, step + 1], mean, step)
         assert log_prob.requires_grad and torch.equal(log_prob.detach(), trajectory.log_probs[:, step])
     with base_policy(backbone.unet):
@@ -158,7 +202,9 @@ def test_recomputed_log_probs_are_the_stored_ones_bit_for_bit(backbone_dir: Path
     assert torch.equal(again.latents, base.latents)
 
 
-def test_a_text_fits_up_to_the_last_token_of_every_tokenizer(backbone: Backbone, xl: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_fits_up_to_the_last_token_of_every_tokenizer(
+    backbone: Backbone, xl: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizer = backbone.pipe.tokenizer
     window = tokenizer.model_max_length
     words = next(n for n in range(1, 100) if len(tokenizer("a " * n, truncation=False).input_ids) == window)
@@ -175,7 +221,8 @@ def test_a_text_fits_up_to_the_last_token_of_every_tokenizer(backbone: Backbone,
         xl.check_window("a cat in a tree")
 
 
-# --- SDXL alone -------------------------------------------------------------------------------------------------
+# --- SDXL alone
+# -------------------------------------------------------------------------------------------------
 
 
 def test_xl_is_told_the_size_of_its_images_and_one_pooled_embedding(xl: Backbone) -> None:
@@ -185,21 +232,33 @@ def test_xl_is_told_the_size_of_its_images_and_one_pooled_embedding(xl: Backbone
     assert torch.equal(told.vector, told.pooled)
 
 
-def test_xl_without_a_prompt_is_zeros_or_the_empty_prompt_as_its_config_says(xl: Backbone, tmp_path: Path) -> None:
+def test_xl_without_a_prompt_is_zeros_or_the_empty_prompt_as_its_config_says(
+    xl: Backbone, tmp_path: Path
+) -> None:
     nothing = xl.encode_no_prompt()
-    assert len(nothing) == 1 and not nothing.states.any() and not nothing.pooled.any() and nothing.time_ids.any()
+    assert (
+        len(nothing) == 1 and not nothing.states.any() and not nothing.pooled.any() and nothing.time_ids.any()
+    )
     save_sdxl(tmp_path, force_zeros_for_empty_prompt=False)
     other = Backbone.of(load_pipeline(tmp_path))
     nothing, empty = other.encode_no_prompt(), other.encode_prompts([""])
-    assert nothing.states.any() and torch.equal(nothing.states, empty.states) and torch.equal(nothing.pooled, empty.pooled)
-    torch.testing.assert_close(drawn(other, PROMPTS, 5.0), drawn_by_stock(other, PROMPTS, 5.0), atol=1e-3, rtol=1e-3)
+    assert (
+        nothing.states.any()
+        and torch.equal(nothing.states, empty.states)
+        and torch.equal(nothing.pooled, empty.pooled)
+    )
+    torch.testing.assert_close(
+        drawn(other, PROMPTS, 5.0), drawn_by_stock(other, PROMPTS, 5.0), atol=1e-3, rtol=1e-3
+    )
 
 
 def test_xl_decodes_in_float32_where_float16_would_overflow(pipeline_dirs: dict[str, Path]) -> None:
     backbone = Backbone.of(load_pipeline(pipeline_dirs["sdxl"]))
     latents = drawn_by_stock(backbone, PROMPTS, 3.0)
     with torch.no_grad():
-        backbone.vae.decoder.mid_block.resnets[0].conv1.weight *= 1e6  # beyond float16 behind this layer, and normalised away behind the next
+        backbone.vae.decoder.mid_block.resnets[
+            0
+        ].conv1.weight *= 1e6  # beyond float16 behind this layer, and normalised away behind the next
         backbone.vae.decoder.mid_block.resnets[0].conv1.weight.clamp_(-6e4, 6e4)
     backbone.vae.to(torch.float16)
     weights = {name: tensor.clone() for name, tensor in backbone.vae.state_dict().items()}
@@ -218,13 +277,16 @@ def test_xl_honours_the_statistics_of_its_latents(pipeline_dirs: dict[str, Path]
     backbone.vae.register_to_config(latents_mean=[0.5, -1.0, 0.0, 2.0], latents_std=[2.0, 1.5, 1.0, 0.5])
     latents = drawn_by_stock(backbone, PROMPTS, 3.0)
     pixels = backbone.decode(latents)
-    torch.testing.assert_close((pixels + 1) / 2, drawn_by_stock(backbone, PROMPTS, 3.0, output_type="pt"), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        (pixels + 1) / 2, drawn_by_stock(backbone, PROMPTS, 3.0, output_type="pt"), atol=1e-4, rtol=0
+    )
     encoded = backbone.encode_images(pixels)
     raw = backbone.vae.encode(pixels).latent_dist.mode()
     torch.testing.assert_close(backbone._unscale(encoded), raw.detach(), atol=1e-4, rtol=1e-4)
 
 
-# --- sizes, rows ------------------------------------------------------------------------------------------------
+# --- sizes, rows
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("save", [save_sd1, save_sdxl])
@@ -244,7 +306,9 @@ def test_conditionings_keep_their_rows_together() -> None:
     order = torch.tensor([2, 0, 1])
     for name, tensor in vars(whole).items():
         assert torch.equal(getattr(joined, name), tensor[order])
-        assert torch.equal(getattr(whole[1:2].expand(4), name), tensor[1:2].repeat(4, *[1] * (tensor.ndim - 1)))
+        assert torch.equal(
+            getattr(whole[1:2].expand(4), name), tensor[1:2].repeat(4, *[1] * (tensor.ndim - 1))
+        )
     assert {tensor.dtype for tensor in vars(whole.to(torch.bfloat16)).values()} == {torch.bfloat16}
     assert whole.added.keys() == {"text_embeds", "time_ids"} and Conditioning(whole.states).added is None
     torch.testing.assert_close(Conditioning(whole.states).vector, whole.states.mean(dim=1))

@@ -10,7 +10,9 @@ from policy.adapter import add_lora, base_policy, load_lora_state, lora_state
 @torch.no_grad()
 def output(unet: UNet2DConditionModel) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return unet(torch.randn(2, 4, 8, 8, generator=generator), 500, torch.randn(2, 7, 16, generator=generator)).sample
+    return unet(
+        torch.randn(2, 4, 8, 8, generator=generator), 500, torch.randn(2, 7, 16, generator=generator)
+    ).sample
 
 
 def test_a_new_adapter_is_the_identity_and_all_that_is_trained(unet: UNet2DConditionModel) -> None:

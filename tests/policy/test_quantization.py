@@ -41,27 +41,39 @@ def predict(unet: UNet2DConditionModel) -> torch.Tensor:
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_quantised_unet_predicts_nearly_the_same_from_far_fewer_bytes(config: dict[str, object], dtype: torch.dtype) -> None:
+def test_the_quantised_unet_predicts_nearly_the_same_from_far_fewer_bytes(
+    config: dict[str, object], dtype: torch.dtype
+) -> None:
     unet = wide_unet().to(dtype)
     before, expected = unet.get_memory_footprint(), predict(unet)
     linear = sum(type(module) is torch.nn.Linear for module in unet.modules())
     quantize(unet, BitsAndBytesConfig(bnb_4bit_compute_dtype=dtype, **config), CPU)
     kinds = [type(module) for module in unet.modules() if isinstance(module, torch.nn.Linear)]
-    assert linear == len(kinds) > 20 and set(kinds) == {Linear4bit if config.get("load_in_4bit") else Linear8bitLt}
+    assert linear == len(kinds) > 20 and set(kinds) == {
+        Linear4bit if config.get("load_in_4bit") else Linear8bitLt
+    }
     assert unet.dtype == dtype and unet.get_memory_footprint() < 0.9 * before
     error = (predict(unet) - expected).square().mean().sqrt() / expected.square().mean().sqrt()
     assert 0 < error < (0.15 if config.get("load_in_4bit") else 0.03)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-def test_an_adapter_learns_on_it_and_disabled_leaves_it_bit_for_bit(config: dict[str, object], tiny_pipeline_dir: Path) -> None:
+def test_an_adapter_learns_on_it_and_disabled_leaves_it_bit_for_bit(
+    config: dict[str, object], tiny_pipeline_dir: Path
+) -> None:
     unet = wide_unet()
     quantize(unet, BitsAndBytesConfig(**config), CPU)
     base = predict(unet)
     parameters = add_lora(unet, 4, 4, TARGETS)
     assert {p.dtype for p in parameters} == {torch.float32} and torch.equal(predict(unet), base)
-    kernel = ReverseKernel.from_scheduler(DDIMScheduler.from_pretrained(tiny_pipeline_dir, subfolder="scheduler"), 5)
-    table = PromptTable(["one", "two"], *map(Conditioning, (torch.randn(2, 7, 64), torch.randn(1, 7, 64))), torch.tensor([True, False]))
+    kernel = ReverseKernel.from_scheduler(
+        DDIMScheduler.from_pretrained(tiny_pipeline_dir, subfolder="scheduler"), 5
+    )
+    table = PromptTable(
+        ["one", "two"],
+        *map(Conditioning, (torch.randn(2, 7, 64), torch.randn(1, 7, 64))),
+        torch.tensor([True, False]),
+    )
     policy = Policy(unet, parameters, kernel, table)
     trajectory = policy.sample(torch.tensor([0, 0, 0]))
     accelerator = Accelerator(cpu=True)
@@ -71,7 +83,9 @@ def test_an_adapter_learns_on_it_and_disabled_leaves_it_bit_for_bit(config: dict
     for _ in range(6):
         config_ = UpdateConfig(0.2, 0.0, 1.0, 0.5, float("inf"), 1, 3, 1, 4, 1.0, 1, 5.0, 1.0)
         generator = torch.Generator().manual_seed(0)
-        stats = update_policy(unet, kernel, table, [experience], trajectory, optimizer, accelerator, config_, generator)
+        stats = update_policy(
+            unet, kernel, table, [experience], trajectory, optimizer, accelerator, config_, generator
+        )
         kls += stats.anchor_kl
         worst += stats.worst_anchor_kl
         deviations.append(stats.first_ratio_deviation)
@@ -86,9 +100,13 @@ def test_an_adapter_learns_on_it_and_disabled_leaves_it_bit_for_bit(config: dict
 
 def test_modules_can_be_left_as_they_are() -> None:
     unet = wide_unet()
-    config = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=["time_embedding", "down_blocks.0.attentions.0.proj_in"])
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, llm_int8_skip_modules=["time_embedding", "down_blocks.0.attentions.0.proj_in"]
+    )
     quantize(unet, config, CPU)
-    assert type(unet.time_embedding.linear_1) is torch.nn.Linear and isinstance(unet.down_blocks[0].resnets[0].time_emb_proj, Linear4bit)
+    assert type(unet.time_embedding.linear_1) is torch.nn.Linear and isinstance(
+        unet.down_blocks[0].resnets[0].time_emb_proj, Linear4bit
+    )
 
 
 def test_the_unets_of_every_class_can_be_quantised(backbone_dir: Path) -> None:

@@ -14,18 +14,31 @@ IDS = torch.tensor([0, 1, 0, 2])
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
 @pytest.mark.parametrize("storage_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("moved", [False, True])
-def test_recomputed_log_probs_are_the_stored_ones_bit_for_bit(policy: Policy, guidance_scale: float, storage_dtype: torch.dtype, moved: bool) -> None:
+def test_recomputed_log_probs_are_the_stored_ones_bit_for_bit(
+    policy: Policy, guidance_scale: float, storage_dtype: torch.dtype, moved: bool
+) -> None:
     if moved:
         policy.move()
     generator = torch.Generator().manual_seed(0)
-    batches = [rollout(policy.unet, policy.kernel, policy.table, ids, guidance_scale, generator, storage_dtype) for ids in (IDS, IDS.flip(0))]
+    batches = [
+        rollout(policy.unet, policy.kernel, policy.table, ids, guidance_scale, generator, storage_dtype)
+        for ids in (IDS, IDS.flip(0))
+    ]
     joined = Trajectory.cat(batches)
     assert joined.latents.dtype == storage_dtype and joined.log_probs.dtype == torch.float32
     for rows in (slice(0, 4), slice(4, 8)):
         batch = joined[rows]
         for step in range(policy.kernel.num_steps):
             embeds = policy.table.conditioning[batch.prompt_ids]
-            mean = step_mean(policy.unet, policy.kernel, batch.latents[:, step], step, embeds, policy.table.negative, guidance_scale)
+            mean = step_mean(
+                policy.unet,
+                policy.kernel,
+                batch.latents[:, step],
+                step,
+                embeds,
+                policy.table.negative,
+                guidance_scale,
+            )
             log_prob = policy.kernel.log_prob(batch.latents[:, step + 1], mean, step)
             assert log_prob.requires_grad
             assert torch.equal(log_prob.detach(), batch.log_probs[:, step])
@@ -34,9 +47,17 @@ def test_recomputed_log_probs_are_the_stored_ones_bit_for_bit(policy: Policy, gu
 def test_shapes_and_what_they_hold(policy: Policy) -> None:
     trajectory = policy.sample(IDS)
     steps = policy.kernel.num_steps
-    assert trajectory.latents.shape == (4, steps + 1, 4, 8, 8) and trajectory.means.shape == (4, steps, 4, 8, 8)
+    assert trajectory.latents.shape == (4, steps + 1, 4, 8, 8) and trajectory.means.shape == (
+        4,
+        steps,
+        4,
+        8,
+        8,
+    )
     assert trajectory.log_probs.shape == (4, steps) and len(trajectory) == 4 and trajectory.num_steps == steps
-    assert torch.equal(trajectory.timesteps, policy.kernel.timesteps) and torch.equal(trajectory.prompt_ids, IDS)
+    assert torch.equal(trajectory.timesteps, policy.kernel.timesteps) and torch.equal(
+        trajectory.prompt_ids, IDS
+    )
     assert not trajectory.latents.requires_grad
     noise = (trajectory.latents[:, 1:] - trajectory.means) / policy.kernel.stds[:, None, None, None]
     assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.05
@@ -64,7 +85,11 @@ def test_guidance_goes_from_the_empty_prompt_through_the_prompt(policy: Policy) 
     with torch.no_grad():
         without, with_prompt, guided = (
             step_mean(policy.unet, policy.kernel, x, 1, *arguments)
-            for arguments in ((negative.expand(2), negative, 1.0), (embeds, negative, 1.0), (embeds, negative, 4.0))
+            for arguments in (
+                (negative.expand(2), negative, 1.0),
+                (embeds, negative, 1.0),
+                (embeds, negative, 4.0),
+            )
         )
     assert (with_prompt - without).abs().max() > 1e-4
     torch.testing.assert_close(guided, without + 4.0 * (with_prompt - without), atol=1e-4, rtol=1e-4)
@@ -73,9 +98,13 @@ def test_guidance_goes_from_the_empty_prompt_through_the_prompt(policy: Policy) 
 def test_gradients_reach_the_adapter_alone(policy: Policy) -> None:
     trajectory = policy.sample(IDS)
     embeds = policy.table.conditioning[trajectory.prompt_ids]
-    mean = step_mean(policy.unet, policy.kernel, trajectory.latents[:, 1], 1, embeds, policy.table.negative, 5.0)
+    mean = step_mean(
+        policy.unet, policy.kernel, trajectory.latents[:, 1], 1, embeds, policy.table.negative, 5.0
+    )
     policy.kernel.log_prob(trajectory.latents[:, 2], mean, 1).sum().backward()
-    graded = {name for name, p in policy.unet.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    graded = {
+        name for name, p in policy.unet.named_parameters() if p.grad is not None and p.grad.abs().max() > 0
+    }
     # While B is zero A has no gradient: all B matrices and nothing else.
     assert graded == {name for name, _ in policy.unet.named_parameters() if "lora_B" in name}
 
@@ -85,7 +114,9 @@ def test_kl_to_the_base_is_zero_before_and_has_a_gradient_once_the_adapter_moved
     embeds = policy.table.conditioning[trajectory.prompt_ids]
 
     def mean(step: int) -> torch.Tensor:
-        return step_mean(policy.unet, policy.kernel, trajectory.latents[:, step], step, embeds, policy.table.negative, 5.0)
+        return step_mean(
+            policy.unet, policy.kernel, trajectory.latents[:, step], step, embeds, policy.table.negative, 5.0
+        )
 
     with base_policy(policy.unet), torch.no_grad():
         reference = [mean(step) for step in range(policy.kernel.num_steps)]
@@ -121,14 +152,18 @@ def test_how_many_are_sampled_together_does_not_change_what_is_sampled(policy: P
     for batch_size in (3, 1):
         generator = torch.Generator().manual_seed(5)
         parts = rollout(policy.unet, policy.kernel, policy.table, IDS, 5.0, generator, batch_size=batch_size)
-        assert torch.equal(parts.latents[:, 0], whole.latents[:, 0]) and torch.equal(parts.prompt_ids, whole.prompt_ids)
+        assert torch.equal(parts.latents[:, 0], whole.latents[:, 0]) and torch.equal(
+            parts.prompt_ids, whole.prompt_ids
+        )
         torch.testing.assert_close(parts.latents, whole.latents, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(parts.log_probs, whole.log_probs, atol=1e-4, rtol=1e-4)
 
 
 def test_a_share_of_a_rollout_is_that_share_of_the_whole(policy: Policy) -> None:
     whole, share = (
-        rollout(policy.unet, policy.kernel, policy.table, IDS, 5.0, torch.Generator().manual_seed(4), rows=rows)
+        rollout(
+            policy.unet, policy.kernel, policy.table, IDS, 5.0, torch.Generator().manual_seed(4), rows=rows
+        )
         for rows in (slice(None), slice(1, 3))
     )
     assert len(share) == 2 and share.prompt_ids.tolist() == IDS[1:3].tolist()

@@ -48,7 +48,10 @@ def update(
         policy.unet,
         policy.kernel,
         policy.table,
-        [Experience(trajectory, advantages, torch.full((len(trajectory),), len(policy.table.prompts) - 1)), *replayed],
+        [
+            Experience(trajectory, advantages, torch.full((len(trajectory),), len(policy.table.prompts) - 1)),
+            *replayed,
+        ],
         retain,
         accelerator.prepare(optimizer),
         accelerator,
@@ -69,7 +72,15 @@ def log_probs(policy: Policy, trajectory: Trajectory) -> torch.Tensor:
         [
             policy.kernel.log_prob(
                 trajectory.latents[:, step + 1],
-                step_mean(policy.unet, policy.kernel, trajectory.latents[:, step], step, embeds, policy.table.negative, 5.0),
+                step_mean(
+                    policy.unet,
+                    policy.kernel,
+                    trajectory.latents[:, step],
+                    step,
+                    embeds,
+                    policy.table.negative,
+                    5.0,
+                ),
                 step,
             )
             for step in range(policy.kernel.num_steps)
@@ -80,11 +91,19 @@ def log_probs(policy: Policy, trajectory: Trajectory) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "dtypes",
-    [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float16, torch.float32)],
+    [
+        (torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+    ],
     ids=str,
 )
-def test_the_ratio_is_exactly_1_until_something_moves(policy: Policy, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
-    """Over all steps and two batches, in the base's and the storage's precision alike: a learning rate of 0 keeps it so."""
+def test_the_ratio_is_exactly_1_until_something_moves(
+    policy: Policy, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    """Over all steps and two batches, in the base's and the storage's precision alike: a learning rate of
+    0 keeps it so."""
     base, storage = dtypes
     for p in policy.unet.parameters():
         if not p.requires_grad:
@@ -92,25 +111,60 @@ def test_the_ratio_is_exactly_1_until_something_moves(policy: Policy, dtypes: tu
     assert policy.unet.dtype == base
     trajectory = Trajectory.cat([policy.sample(FORGET, seed, storage_dtype=storage) for seed in (1, 2)])
     retain = policy.sample(RETAIN, 3, storage_dtype=storage)
-    stats = update(policy, trajectory, torch.randn(8, 5), retain, sgd(policy, 0.0), batch_size=4, masked_steps=0, inner_epochs=2, accumulation=2)
+    stats = update(
+        policy,
+        trajectory,
+        torch.randn(8, 5),
+        retain,
+        sgd(policy, 0.0),
+        batch_size=4,
+        masked_steps=0,
+        inner_epochs=2,
+        accumulation=2,
+    )
     assert (stats.first_ratio_deviation, stats.first_clip_fraction) == (0.0, 0.0)
-    asked = update(policy, trajectory, torch.randn(8, 5), retain, sgd(policy, 0.0), batch_size=4, anchor_kl_coef=1.0, adversarial_radius=0.5)
+    asked = update(
+        policy,
+        trajectory,
+        torch.randn(8, 5),
+        retain,
+        sgd(policy, 0.0),
+        batch_size=4,
+        anchor_kl_coef=1.0,
+        adversarial_radius=0.5,
+    )
     assert asked.first_ratio_deviation == 0.0
-    assert set(stats.by_step) == set(range(5)) and all(row == (1.0, 0.0, 0.0) for rows in stats.by_step.values() for row in rows)
+    assert set(stats.by_step) == set(range(5)) and all(
+        row == (1.0, 0.0, 0.0) for rows in stats.by_step.values() for row in rows
+    )
     assert all(kl == 0.0 for kl in stats.approx_kl) and all(clip == 0.0 for clip in stats.clip_fraction)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_step_moves_the_log_prob_of_a_sample_with_its_advantage(policy: Policy, sign: float) -> None:
     trajectory = policy.sample(FORGET[:1])
-    update(policy, trajectory, torch.full((1, 5), sign), policy.sample(RETAIN), sgd(policy, 0.003), masked_steps=0)
+    update(
+        policy,
+        trajectory,
+        torch.full((1, 5), sign),
+        policy.sample(RETAIN),
+        sgd(policy, 0.003),
+        masked_steps=0,
+    )
     change = (log_probs(policy, trajectory) - trajectory.log_probs).sum()
     assert sign * change > 1e-6
 
 
 def test_the_better_of_two_samples_gains_on_the_worse(policy: Policy) -> None:
     trajectory = policy.sample(FORGET[:2])
-    update(policy, trajectory, torch.tensor([[1.0], [-1.0]]).expand(2, 5), policy.sample(RETAIN), sgd(policy, 0.003), masked_steps=0)
+    update(
+        policy,
+        trajectory,
+        torch.tensor([[1.0], [-1.0]]).expand(2, 5),
+        policy.sample(RETAIN),
+        sgd(policy, 0.003),
+        masked_steps=0,
+    )
     change = (log_probs(policy, trajectory) - trajectory.log_probs).sum(dim=1)
     assert change[0] > change[1]
 
@@ -128,14 +182,18 @@ def test_the_kl_to_the_base_starts_at_zero_and_pulls_a_moved_adapter_back(policy
     assert max(at_base.retain_kl) < 1e-9
     policy.move()
     adam = torch.optim.Adam(policy.parameters, lr=0.03)
-    stats = update(policy, trajectory, torch.zeros(4, 5), retain, adam, kl_coef=1.0, inner_epochs=6, accumulation=4)
+    stats = update(
+        policy, trajectory, torch.zeros(4, 5), retain, adam, kl_coef=1.0, inner_epochs=6, accumulation=4
+    )
     assert stats.retain_kl[0] > 1e-4
     assert sum(stats.retain_kl[-3:]) < 0.5 * sum(stats.retain_kl[:3])
 
 
 def test_only_the_adapter_moves(policy: Policy) -> None:
     before = {name: p.detach().clone() for name, p in policy.unet.named_parameters()}
-    update(policy, policy.sample(FORGET), torch.randn(4, 5), policy.sample(RETAIN), sgd(policy, 0.1), kl_coef=1.0)
+    update(
+        policy, policy.sample(FORGET), torch.randn(4, 5), policy.sample(RETAIN), sgd(policy, 0.1), kl_coef=1.0
+    )
     moved = {name for name, p in policy.unet.named_parameters() if not torch.equal(p, before[name])}
     assert moved and all("lora_" in name for name in moved)
     assert all(p.grad is None for p in policy.unet.parameters())
@@ -145,35 +203,73 @@ def test_masked_steps_are_never_trained_and_a_fraction_is_a_fraction(policy: Pol
     trajectory, retain, advantages = policy.sample(FORGET), policy.sample(RETAIN), torch.randn(4, 5)
     stats = update(policy, trajectory, advantages, retain, sgd(policy, 0.0), masked_steps=2, inner_epochs=3)
     assert {step: len(rows) for step, rows in stats.by_step.items()} == {0: 3, 1: 3, 2: 3}
-    stats = update(policy, trajectory, advantages, retain, sgd(policy, 0.0), batch_size=2, timestep_fraction=0.5)
+    stats = update(
+        policy, trajectory, advantages, retain, sgd(policy, 0.0), batch_size=2, timestep_fraction=0.5
+    )
     assert sum(len(rows) for rows in stats.by_step.values()) == 2  # two of four steps, of all trajectories
 
 
 def test_terms_are_gathered_into_optimizer_steps_and_counted(policy: Policy) -> None:
     trajectory, retain = policy.sample(FORGET), policy.sample(RETAIN)
-    stats = update(policy, trajectory, torch.randn(4, 5), retain, sgd(policy, 0.0), kl_coef=1.0, accumulation=3, inner_epochs=2)
-    assert [len(values) for values in (stats.grad_norm, stats.approx_kl, stats.clip_fraction, stats.retain_kl)] == [3] * 4  # 8 terms
+    stats = update(
+        policy,
+        trajectory,
+        torch.randn(4, 5),
+        retain,
+        sgd(policy, 0.0),
+        kl_coef=1.0,
+        accumulation=3,
+        inner_epochs=2,
+    )
+    assert [
+        len(values) for values in (stats.grad_norm, stats.approx_kl, stats.clip_fraction, stats.retain_kl)
+    ] == [3] * 4  # 8 terms
     assert stats.unet_samples == 8 * (2 * 4 + 2 * 4)
 
 
 def test_the_gradient_is_clipped_and_its_norm_before_that_is_kept(policy: Policy) -> None:
     before = [p.detach().clone() for p in policy.parameters]
-    stats = update(policy, policy.sample(FORGET), torch.randn(4, 5), policy.sample(RETAIN), sgd(policy, 1.0), max_grad_norm=1e-3)
-    moved = math.sqrt(sum((p - b).square().sum().item() for p, b in zip(policy.parameters, before, strict=True)))
+    stats = update(
+        policy,
+        policy.sample(FORGET),
+        torch.randn(4, 5),
+        policy.sample(RETAIN),
+        sgd(policy, 1.0),
+        max_grad_norm=1e-3,
+    )
+    moved = math.sqrt(
+        sum((p - b).square().sum().item() for p, b in zip(policy.parameters, before, strict=True))
+    )
     assert stats.grad_norm[0] > 2e-3
     assert moved == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_the_inner_loop_stops_once_the_policy_has_gone_too_far(policy: Policy) -> None:
     trajectory, retain = policy.sample(FORGET), policy.sample(RETAIN)
-    stats = update(policy, trajectory, torch.randn(4, 5), retain, sgd(policy, 5.0), accumulation=1, inner_epochs=20, target_kl=1e-3)
+    stats = update(
+        policy,
+        trajectory,
+        torch.randn(4, 5),
+        retain,
+        sgd(policy, 5.0),
+        accumulation=1,
+        inner_epochs=20,
+        target_kl=1e-3,
+    )
     assert stats.stopped_early and len(stats.approx_kl) < 80
     assert stats.approx_kl[-1] > 1e-3 and all(kl <= 1e-3 for kl in stats.approx_kl[:-1])
 
 
 def test_a_gradient_that_is_no_number_is_skipped(policy: Policy) -> None:
     before = [p.detach().clone() for p in policy.parameters]
-    stats = update(policy, policy.sample(FORGET), torch.full((4, 5), math.nan), policy.sample(RETAIN), sgd(policy, 0.1), accumulation=2)
+    stats = update(
+        policy,
+        policy.sample(FORGET),
+        torch.full((4, 5), math.nan),
+        policy.sample(RETAIN),
+        sgd(policy, 0.1),
+        accumulation=2,
+    )
     assert stats.skipped == len(stats.grad_norm) > 0
     assert all(torch.equal(p, b) for p, b in zip(policy.parameters, before, strict=True))
 
@@ -182,29 +278,58 @@ def test_the_anchor_kl_pulls_forget_states_to_the_base_under_the_anchor_prompt(p
     trajectory = policy.sample(FORGET, seed=3)
     advantages = torch.zeros_like(trajectory.log_probs)
     optimizer = torch.optim.Adam(policy.parameters, lr=1e-2)
-    kls = [sum(update(policy, trajectory, advantages, trajectory, optimizer, anchor_kl_coef=1.0).anchor_kl) for _ in range(8)]
+    kls = [
+        sum(update(policy, trajectory, advantages, trajectory, optimizer, anchor_kl_coef=1.0).anchor_kl)
+        for _ in range(8)
+    ]
     assert kls[0] > 0 and kls[-1] < 0.9 * kls[0]
     assert all(p.requires_grad for p in policy.parameters)
 
 
 def test_around_a_prompt_the_kl_is_larger_and_comes_down_where_it_is_trained(policy: Policy) -> None:
-    """Among as many gradients of the same states: what one pass less of the UNet learns leaves the text around the prompt where it was."""
+    """Among as many gradients of the same states: what one pass less of the UNet learns leaves the text
+    around the prompt where it was."""
     trajectory, start = policy.sample(FORGET, seed=3), [p.detach().clone() for p in policy.parameters]
     nothing = torch.zeros_like(trajectory.log_probs)
 
     def around(radius: float) -> tuple[UpdateStats, UpdateStats, float]:
-        """Statistics of the first update with this radius, of the last, and the KL around the prompts after it."""
+        """Statistics of the first update with this radius, of the last, and the KL around the prompts
+        after it."""
         with torch.no_grad():
             for p, value in zip(policy.parameters, start, strict=True):
                 p.copy_(value)
         optimizer = torch.optim.Adam(policy.parameters, lr=1e-2)
-        stats = [update(policy, trajectory, nothing, trajectory, optimizer, anchor_kl_coef=1.0, adversarial_radius=radius) for _ in range(8)]
-        after = update(policy, trajectory, nothing, trajectory, sgd(policy, 0.0), anchor_kl_coef=1.0, adversarial_radius=0.5)
+        stats = [
+            update(
+                policy,
+                trajectory,
+                nothing,
+                trajectory,
+                optimizer,
+                anchor_kl_coef=1.0,
+                adversarial_radius=radius,
+            )
+            for _ in range(8)
+        ]
+        after = update(
+            policy,
+            trajectory,
+            nothing,
+            trajectory,
+            sgd(policy, 0.0),
+            anchor_kl_coef=1.0,
+            adversarial_radius=0.5,
+        )
         return stats[0], stats[-1], sum(after.worst_anchor_kl)
 
     first, last, trained = around(0.5)
-    assert first.worst_anchor_kl[0] > first.anchor_kl[0] > 0 and last.worst_anchor_kl[0] < first.worst_anchor_kl[0]
-    assert first.unet_samples == 4 * (2 * 4 * 3)  # every state under its prompt, around it, and under its anchor
+    assert (
+        first.worst_anchor_kl[0] > first.anchor_kl[0] > 0
+        and last.worst_anchor_kl[0] < first.worst_anchor_kl[0]
+    )
+    assert first.unet_samples == 4 * (
+        2 * 4 * 3
+    )  # every state under its prompt, around it, and under its anchor
     plain, _, left = around(0.0)
     assert set(plain.worst_anchor_kl) == {0.0} and trained < left
 
@@ -214,7 +339,16 @@ def test_replayed_trajectories_are_weighed_by_what_the_policy_has_become(policy:
     policy.move(0.05)
     fresh, retain = policy.sample(FORGET, seed=2), policy.sample(RETAIN)
     nothing, anchors = torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64)
-    stats = update(policy, fresh, nothing, retain, sgd(policy, 0.0), [Experience(old, nothing, anchors)], accumulation=4, masked_steps=1)
+    stats = update(
+        policy,
+        fresh,
+        nothing,
+        retain,
+        sgd(policy, 0.0),
+        [Experience(old, nothing, anchors)],
+        accumulation=4,
+        masked_steps=1,
+    )
     assert len(stats.grad_norm) == 2  # four trained steps of the fresh ones, then four of the replayed
     assert stats.first_ratio_deviation == 0.0 and stats.approx_kl[0] == 0.0 and stats.approx_kl[1] > 0.0
 
@@ -222,13 +356,24 @@ def test_replayed_trajectories_are_weighed_by_what_the_policy_has_become(policy:
 def test_replayed_advantages_move_the_policy_too(policy: Policy) -> None:
     old, retain = policy.sample(FORGET[:1], seed=1), policy.sample(RETAIN)
     replayed = Experience(old, torch.ones(1, 5), torch.zeros(1, dtype=torch.int64))
-    update(policy, policy.sample(FORGET[:1], seed=2), torch.zeros(1, 5), retain, sgd(policy, 0.003), [replayed], masked_steps=0)
+    update(
+        policy,
+        policy.sample(FORGET[:1], seed=2),
+        torch.zeros(1, 5),
+        retain,
+        sgd(policy, 0.003),
+        [replayed],
+        masked_steps=0,
+    )
     assert (log_probs(policy, old) - old.log_probs).sum() > 1e-6
 
 
 @pytest.mark.parametrize("by_slopes", [False, True], ids=["likelihood ratio", "slopes"])
-def test_how_many_go_through_the_unet_together_does_not_change_the_update(policy: Policy, by_slopes: bool) -> None:
-    """Seven trajectories and five retain states, in passes of all, of three, of two and of one: the same optimizer steps, gradients and figures."""
+def test_how_many_go_through_the_unet_together_does_not_change_the_update(
+    policy: Policy, by_slopes: bool
+) -> None:
+    """Seven trajectories and five retain states, in passes of all, of three, of two and of one: the same
+    optimizer steps, gradients and figures."""
     trajectory = policy.sample(torch.tensor([0, 1, 0, 1, 0, 1, 1]))
     retain = policy.sample(torch.tensor([2, 2, 2, 2, 2, 2]), seed=1)
     policy.move(0.1)
@@ -256,7 +401,12 @@ def test_how_many_go_through_the_unet_together_does_not_change_the_update(policy
         return [p.detach().clone() for p in policy.parameters], stats
 
     whole, stats = learn(7)
-    assert len(stats.grad_norm) == 2 and min(stats.grad_norm) > 1e-3 and min(stats.retain_kl) > 0 and 0 < max(stats.clip_fraction) < 1
+    assert (
+        len(stats.grad_norm) == 2
+        and min(stats.grad_norm) > 1e-3
+        and min(stats.retain_kl) > 0
+        and 0 < max(stats.clip_fraction) < 1
+    )
     assert max((p - value).abs().max().item() for p, value in zip(whole, start, strict=True)) > 1e-3
     for batch_size in (3, 2, 1):
         parts, others = learn(batch_size)
@@ -270,9 +420,16 @@ def test_how_many_go_through_the_unet_together_does_not_change_the_update(policy
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0**10, 2.0**126], ids=["none", "usual", "one that overflows"])
-def test_a_gradient_scaler_changes_no_step_and_leaves_out_what_overflows(policy: Policy, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As accelerate has one on a GPU in half precision: through both KLs, the worst case and the clip of the gradient's norm."""
-    trajectory, retain, advantages = policy.sample(FORGET, 1), policy.sample(RETAIN, 3), torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+def test_a_gradient_scaler_changes_no_step_and_leaves_out_what_overflows(
+    policy: Policy, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As accelerate has one on a GPU in half precision: through both KLs, the worst case and the clip of
+    the gradient's norm."""
+    trajectory, retain, advantages = (
+        policy.sample(FORGET, 1),
+        policy.sample(RETAIN, 3),
+        torch.randn(4, 5, generator=torch.Generator().manual_seed(0)),
+    )
     terms = {"kl_coef": 1.0, "anchor_kl_coef": 1.0, "adversarial_radius": 0.5}
     before = [p.detach().clone() for p in policy.parameters]
     expected = update(policy, trajectory, advantages, retain, sgd(policy, 0.1), **terms)

@@ -7,7 +7,12 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from transformers import AutoModelForImageClassification, TimmWrapperConfig, TimmWrapperForImageClassification, ViTImageProcessor
+from transformers import (
+    AutoModelForImageClassification,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+    ViTImageProcessor,
+)
 
 import canvas
 from benchmarks.classifier import main, parse_args
@@ -23,7 +28,20 @@ from reward.train import parse_args as parse_reward_args
 def classifier_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("classifier")
     main(
-        parse_args(["--domain", "object", "--output_dir", str(directory), "--num_images", "64", "--max_train_steps", "3", "--train_batch_size", "8"])
+        parse_args(
+            [
+                "--domain",
+                "object",
+                "--output_dir",
+                str(directory),
+                "--num_images",
+                "64",
+                "--max_train_steps",
+                "3",
+                "--train_batch_size",
+                "8",
+            ]
+        )
     )
     return directory
 
@@ -33,7 +51,9 @@ def teacher(classifier_dir: Path) -> ClassifierTeacher:
     return ClassifierTeacher.from_pretrained(str(classifier_dir), "Cat")
 
 
-def test_an_images_vector_is_its_centred_logits_as_transformers_computes_them(teacher: ClassifierTeacher, classifier_dir: Path) -> None:
+def test_an_images_vector_is_its_centred_logits_as_transformers_computes_them(
+    teacher: ClassifierTeacher, classifier_dir: Path
+) -> None:
     pictures = [Image.effect_noise((32, 32), s).convert("RGB") for s in (20.0, 90.0)]
     model = AutoModelForImageClassification.from_pretrained(classifier_dir)
     inputs = ViTImageProcessor.from_pretrained(classifier_dir)(pictures, return_tensors="pt")
@@ -47,14 +67,19 @@ def test_a_texts_vector_reads_its_label_or_anything_but_the_target(teacher: Clas
     assert teacher.target == "cat"
     rows = teacher.encode_text(["a CAR image in Mosaic style", "a dragon"])
     cat, car = teacher.labels.index("cat"), teacher.labels.index("car")
-    assert rows[0].tolist() == [float(i == car) for i in range(8)] and rows[1].tolist() == [-float(i == cat) for i in range(8)]
+    assert rows[0].tolist() == [float(i == car) for i in range(8)] and rows[1].tolist() == [
+        -float(i == cat) for i in range(8)
+    ]
     assert teacher.encode_targets(["my kitten", "a cat"]).argmax(1).tolist() == [cat, cat]
 
 
 def test_the_longest_label_in_a_text_is_meant(teacher: ClassifierTeacher) -> None:
     teacher = ClassifierTeacher(teacher.model, teacher.preprocess, None, "x")
     teacher.labels = ["shark", "great white shark", "?"]
-    assert teacher.named_in("a great white shark in the sea") == "great white shark" and teacher.named_in("a whale") is None
+    assert (
+        teacher.named_in("a great white shark in the sea") == "great white shark"
+        and teacher.named_in("a whale") is None
+    )
 
 
 def test_a_label_it_does_not_have_is_refused_with_the_nearest_first(classifier_dir: Path) -> None:
@@ -104,28 +129,64 @@ def arguments(*given: str) -> argparse.Namespace:
 
 
 @pytest.fixture(scope="module")
-def distilled(classifier_dir: Path, tiny_pipeline_dir: Path, tiny_prompts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def distilled(
+    classifier_dir: Path,
+    tiny_pipeline_dir: Path,
+    tiny_prompts: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     directory = tmp_path_factory.mktemp("distilled")
     (directory / "prompts.txt").write_text("\n".join(tiny_prompts))
-    given = ["--classifier_name_or_path", str(classifier_dir), "--pretrained_model_name_or_path", str(tiny_pipeline_dir)]
-    given += ["--prompts", str(directory / "prompts.txt"), "--output_dir", str(directory), "--num_images", "12", "--max_train_steps", "4"]
-    train_reward(parse_reward_args([*given, "--width", "8", "--train_batch_size", "4", "--num_inference_steps", "3"]))
+    given = [
+        "--classifier_name_or_path",
+        str(classifier_dir),
+        "--pretrained_model_name_or_path",
+        str(tiny_pipeline_dir),
+    ]
+    given += [
+        "--prompts",
+        str(directory / "prompts.txt"),
+        "--output_dir",
+        str(directory),
+        "--num_images",
+        "12",
+        "--max_train_steps",
+        "4",
+    ]
+    train_reward(
+        parse_reward_args([*given, "--width", "8", "--train_batch_size", "4", "--num_inference_steps", "3"])
+    )
     return directory
 
 
-def test_an_environment_is_rewarded_by_the_classifier(distilled: Path, classifier_dir: Path, tiny_pipeline_dir: Path) -> None:
+def test_an_environment_is_rewarded_by_the_classifier(
+    distilled: Path, classifier_dir: Path, tiny_pipeline_dir: Path
+) -> None:
     predictor = RewardPredictor.from_pretrained(distilled)
-    assert predictor.config["unit_length"] is False and predictor.config["embed_dim"] == 8 and "/" not in str(predictor.config["clip_model"])
-    base = ["--pretrained_model_name_or_path", str(tiny_pipeline_dir), "--reward_model_name_or_path", str(distilled)]
+    assert (
+        predictor.config["unit_length"] is False
+        and predictor.config["embed_dim"] == 8
+        and "/" not in str(predictor.config["clip_model"])
+    )
+    base = [
+        "--pretrained_model_name_or_path",
+        str(tiny_pipeline_dir),
+        "--reward_model_name_or_path",
+        str(distilled),
+    ]
     base += ["--reward_type", "classifier", "--classifier_name_or_path", str(classifier_dir)]
     env = build_environment(arguments("--target_label", "cat", *base), torch.device("cpu"))
     assert env.spec.concepts == ["cat"] and len(env.spec.forget_prompts) == 3
     trajectory = env.collect(env.forget_ids, torch.Generator().manual_seed(0))
     env.calibrate(trajectory, env.collect(env.retain_ids, torch.Generator().manual_seed(1)))
     score = env.score_forget(trajectory)
-    cat = env.teacher.encode_images(env.pipe.vae.decode(trajectory.latents[:, -1] / env.pipe.vae.config.scaling_factor).sample)
+    cat = env.teacher.encode_images(
+        env.pipe.vae.decode(trajectory.latents[:, -1] / env.pipe.vae.config.scaling_factor).sample
+    )
     column = env.teacher.labels.index("cat")
-    torch.testing.assert_close(env.reward.target_score(cat[:, None], trajectory.prompt_ids).squeeze(1), cat[:, column])
+    torch.testing.assert_close(
+        env.reward.target_score(cat[:, None], trajectory.prompt_ids).squeeze(1), cat[:, column]
+    )
     assert score.potentials.isfinite().all()
 
 
@@ -136,12 +197,36 @@ def test_a_predictor_of_another_teacher_is_refused(
     by_classifier = ["--reward_type", "classifier", "--classifier_name_or_path", str(classifier_dir)]
     clip = ["--clip_model", f"local-dir:{canvas.CLIP}"]
     with pytest.raises(CheckpointError, match="distilled from a classifier"):
-        build_environment(arguments(*base, *clip, "--reward_model_name_or_path", str(distilled)), torch.device("cpu"))
+        build_environment(
+            arguments(*base, *clip, "--reward_model_name_or_path", str(distilled)), torch.device("cpu")
+        )
     other = tmp_path / "other"
-    main(parse_args(["--domain", "style", "--output_dir", str(other), "--num_images", "64", "--max_train_steps", "1", "--train_batch_size", "8"]))
+    main(
+        parse_args(
+            [
+                "--domain",
+                "style",
+                "--output_dir",
+                str(other),
+                "--num_images",
+                "64",
+                "--max_train_steps",
+                "1",
+                "--train_batch_size",
+                "8",
+            ]
+        )
+    )
     given = ["--reward_type", "classifier", "--classifier_name_or_path", str(other), "--target_label", "Neon"]
     with pytest.raises(CheckpointError, match=r"knows the labels house, .*has Van Gogh, "):
-        build_environment(arguments(*base, *given, "--reward_model_name_or_path", str(distilled)), torch.device("cpu"))
-    for flags, message in ((by_classifier[:2], "needs --classifier_name_or_path"), (by_classifier[2:], "need --reward_type classifier")):
+        build_environment(
+            arguments(*base, *given, "--reward_model_name_or_path", str(distilled)), torch.device("cpu")
+        )
+    for flags, message in (
+        (by_classifier[:2], "needs --classifier_name_or_path"),
+        (by_classifier[2:], "need --reward_type classifier"),
+    ):
         with pytest.raises(ValueError, match=message):
-            build_environment(arguments(*base, *flags, "--reward_model_name_or_path", str(distilled)), torch.device("cpu"))
+            build_environment(
+                arguments(*base, *flags, "--reward_model_name_or_path", str(distilled)), torch.device("cpu")
+            )

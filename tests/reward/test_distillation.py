@@ -33,7 +33,9 @@ def learnable(count: int, seed: int) -> Latents:
     generator = torch.Generator().manual_seed(seed)
     means = torch.randn(count, 4, generator=generator)
     latents = means[:, :, None, None] + 0.3 * torch.randn(count, 4, 8, 8, generator=generator)
-    return Latents.without_states(latents, F.normalize(torch.cat([means, means[:, :2] * means[:, 2:]], dim=1), dim=-1))
+    return Latents.without_states(
+        latents, F.normalize(torch.cat([means, means[:, :2] * means[:, 2:]], dim=1), dim=-1)
+    )
 
 
 def weights(predictor: RewardPredictor) -> torch.Tensor:
@@ -44,7 +46,12 @@ def test_distilling_learns_on_new_latents_and_knows_less_under_noise() -> None:
     predictor, scheduler = new_predictor(), DDIMScheduler()
     held_out = learnable(128, seed=2)
     before = cosine_by_noise(predictor, held_out, scheduler, torch.Generator().manual_seed(0))
-    distil(predictor, learnable(512, seed=1), scheduler, DistilConfig(steps=150, batch_size=64, learning_rate=3e-3, ema_decay=0.99))
+    distil(
+        predictor,
+        learnable(512, seed=1),
+        scheduler,
+        DistilConfig(steps=150, batch_size=64, learning_rate=3e-3, ema_decay=0.99),
+    )
     after = cosine_by_noise(predictor, held_out, scheduler, torch.Generator().manual_seed(0))
     assert list(after) == sorted(after) and after.keys() == before.keys()
     first, last = min(after), max(after)
@@ -66,9 +73,17 @@ def test_the_averaged_weights_are_kept_and_training_is_reproducible() -> None:
 
 
 @pytest.mark.parametrize("use_8bit_adam", [False, True])
-def test_an_interrupted_distillation_that_is_resumed_is_the_uninterrupted_one(use_8bit_adam: bool, tmp_path: Path) -> None:
-    config, data, scheduler = replace(BRIEF, use_8bit_adam=use_8bit_adam), learnable(64, seed=1), DDIMScheduler()
-    whole = new_predictor(width=16)  # bitsandbytes leaves tensors of less than 4,096 numbers in full precision
+def test_an_interrupted_distillation_that_is_resumed_is_the_uninterrupted_one(
+    use_8bit_adam: bool, tmp_path: Path
+) -> None:
+    config, data, scheduler = (
+        replace(BRIEF, use_8bit_adam=use_8bit_adam),
+        learnable(64, seed=1),
+        DDIMScheduler(),
+    )
+    whole = new_predictor(
+        width=16
+    )  # bitsandbytes leaves tensors of less than 4,096 numbers in full precision
     distil(whole, data, scheduler, config, checkpoints=Checkpointing(tmp_path, every=5))
     assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-10"]
     for name in ("latest", "checkpoint-5"):
@@ -81,7 +96,9 @@ def test_eight_bit_moments_train_other_weights_but_train() -> None:
     trained = []
     for eight in (False, True):
         predictor = new_predictor()
-        distil(predictor, learnable(64, seed=1), DDIMScheduler(), replace(BRIEF, use_8bit_adam=eight, steps=40))
+        distil(
+            predictor, learnable(64, seed=1), DDIMScheduler(), replace(BRIEF, use_8bit_adam=eight, steps=40)
+        )
         trained.append(weights(predictor))
     start = weights(new_predictor())
     assert not torch.equal(*trained)
@@ -89,15 +106,26 @@ def test_eight_bit_moments_train_other_weights_but_train() -> None:
 
 
 def test_the_oldest_checkpoints_are_dropped(tmp_path: Path) -> None:
-    distil(new_predictor(), learnable(16, seed=1), DDIMScheduler(), BRIEF, checkpoints=Checkpointing(tmp_path, every=3, total_limit=1))
+    distil(
+        new_predictor(),
+        learnable(16, seed=1),
+        DDIMScheduler(),
+        BRIEF,
+        checkpoints=Checkpointing(tmp_path, every=3, total_limit=1),
+    )
     assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-9"]
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [({"learning_rate": 1e-3}, "learning_rate: 0.003 there, 0.001 now"), ({"noise_levels": "clean"}, "noise_levels: all there, clean now")],
+    [
+        ({"learning_rate": 1e-3}, "learning_rate: 0.003 there, 0.001 now"),
+        ({"noise_levels": "clean"}, "noise_levels: all there, clean now"),
+    ],
 )
-def test_a_checkpoint_of_other_settings_is_refused(change: dict[str, object], says: str, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_settings_is_refused(
+    change: dict[str, object], says: str, tmp_path: Path
+) -> None:
     data = learnable(16, seed=1)
     distil(new_predictor(), data, DDIMScheduler(), BRIEF, checkpoints=Checkpointing(tmp_path, every=6))
     resume = Checkpointing(tmp_path, resume="latest")
@@ -108,7 +136,13 @@ def test_a_checkpoint_of_other_settings_is_refused(change: dict[str, object], sa
     with pytest.raises(ValueError, match="network"):
         distil(new_predictor(timestep_conditioning=False), data, DDIMScheduler(), BRIEF, checkpoints=resume)
     with pytest.raises(ValueError, match=r"no checkpoint in .* to resume from"):
-        distil(new_predictor(), data, DDIMScheduler(), BRIEF, checkpoints=Checkpointing(tmp_path / "empty", resume="latest"))
+        distil(
+            new_predictor(),
+            data,
+            DDIMScheduler(),
+            BRIEF,
+            checkpoints=Checkpointing(tmp_path / "empty", resume="latest"),
+        )
 
 
 def test_batches_hold_all_noise_levels_or_none() -> None:
@@ -116,18 +150,26 @@ def test_batches_hold_all_noise_levels_or_none() -> None:
     noisy, t, embeddings = noisy_batch(data, scheduler, 4000, "all", torch.Generator().manual_seed(0))
     rows = torch.cdist(embeddings, data.embeddings).argmin(dim=1)
     clean = (noisy == data.latents[rows]).all(dim=(1, 2, 3))
-    assert 0.07 < clean.float().mean() < 0.13 and (t[clean] == 0).all() and set(rows.tolist()) == set(range(5))
+    assert (
+        0.07 < clean.float().mean() < 0.13 and (t[clean] == 0).all() and set(rows.tolist()) == set(range(5))
+    )
     assert t.min() == 0 and t.max() == 999 and 400 < t[~clean].float().mean() < 600
     alpha = scheduler.alphas_cumprod[t[~clean]][:, None, None, None]
     noise = (noisy[~clean] - alpha.sqrt() * data.latents[rows[~clean]]) / (1 - alpha).sqrt()
     assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
     noisy, t, embeddings = noisy_batch(data, scheduler, 50, "clean", torch.Generator().manual_seed(0))
-    assert not t.any() and torch.equal(noisy, data.latents[torch.cdist(embeddings, data.embeddings).argmin(dim=1)])
+    assert not t.any() and torch.equal(
+        noisy, data.latents[torch.cdist(embeddings, data.embeddings).argmin(dim=1)]
+    )
 
 
 def test_half_of_a_batch_are_states_of_rollouts_where_there_are_any() -> None:
     plain = learnable(5, seed=1)
-    states = 100 * torch.arange(1, 6)[:, None, None, None, None] + torch.arange(3)[:, None, None, None] + torch.zeros(5, 3, 4, 8, 8)
+    states = (
+        100 * torch.arange(1, 6)[:, None, None, None, None]
+        + torch.arange(3)[:, None, None, None]
+        + torch.zeros(5, 3, 4, 8, 8)
+    )
     data = replace(plain, states=states.half(), timesteps=torch.tensor([900, 500, 100]))
     noisy, t, embeddings = noisy_batch(data, DDIMScheduler(), 1000, "all", torch.Generator().manual_seed(0))
     rolled = noisy[:, 0, 0, 0] > 50
@@ -135,15 +177,25 @@ def test_half_of_a_batch_are_states_of_rollouts_where_there_are_any() -> None:
     rows = torch.cdist(embeddings[rolled], plain.embeddings).argmin(dim=1)
     steps = (noisy[rolled] - 100 * (rows[:, None, None, None] + 1))[:, 0, 0, 0].long()
     away = t[rolled] - data.timesteps[steps]
-    assert set(steps.tolist()) == {0, 1, 2} and away.abs().max() <= 167 and len(away.unique()) > 100 and 0 <= t.min() <= t.max() <= 999
-    assert not (noisy_batch(data, DDIMScheduler(), 100, "clean", torch.Generator().manual_seed(0))[0] > 50).any()
+    assert (
+        set(steps.tolist()) == {0, 1, 2}
+        and away.abs().max() <= 167
+        and len(away.unique()) > 100
+        and 0 <= t.min() <= t.max() <= 999
+    )
+    assert not (
+        noisy_batch(data, DDIMScheduler(), 100, "clean", torch.Generator().manual_seed(0))[0] > 50
+    ).any()
 
 
 def test_a_clean_twin_knows_clean_latents_and_a_blind_one_treats_all_timesteps_alike() -> None:
     config = DistilConfig(steps=80, batch_size=64, learning_rate=3e-3, ema_decay=0.9, noise_levels="clean")
     clean, blind = new_predictor(), new_predictor(timestep_conditioning=False)
     distil(clean, learnable(256, seed=1), DDIMScheduler(), config)
-    assert cosine_by_noise(clean, learnable(64, seed=2), DDIMScheduler(), torch.Generator().manual_seed(0))[0] > 0.7
+    assert (
+        cosine_by_noise(clean, learnable(64, seed=2), DDIMScheduler(), torch.Generator().manual_seed(0))[0]
+        > 0.7
+    )
     distil(blind, learnable(64, seed=1), DDIMScheduler(), BRIEF)
     x = torch.randn(3, 4, 8, 8)
     with torch.no_grad():
@@ -154,14 +206,18 @@ def test_a_clean_twin_knows_clean_latents_and_a_blind_one_treats_all_timesteps_a
 def test_scores_of_a_trajectory_are_those_of_its_states() -> None:
     predictor = new_predictor().eval()
     latents, timesteps = torch.randn(3, 5, 4, 8, 8), torch.tensor([800, 600, 400, 200, 0])
-    torch.nn.init.normal_(predictor.trunk.blocks[0].film1.to_scale_shift.weight)  # so that the timestep matters
+    torch.nn.init.normal_(
+        predictor.trunk.blocks[0].film1.to_scale_shift.weight
+    )  # so that the timestep matters
     scores = predictor.score_trajectory(latents, timesteps, batch_size=4)
     assert scores.shape == (3, 5, 6)
     torch.testing.assert_close(scores.norm(dim=-1), torch.ones(3, 5))
     with torch.no_grad():
         for i in range(3):
             torch.testing.assert_close(scores[i], predictor(latents[i], timesteps), atol=1e-5, rtol=1e-4)
-        assert (predictor(latents[:, 0], torch.full((3,), 0)) - predictor(latents[:, 0], torch.full((3,), 900))).abs().max() > 1e-3
+        assert (
+            predictor(latents[:, 0], torch.full((3,), 0)) - predictor(latents[:, 0], torch.full((3,), 900))
+        ).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(("size", "stages"), [(64, 5), (128, 6)])
@@ -175,7 +231,14 @@ def test_the_same_settings_build_for_the_latents_of_large_bases(size: int, stage
 
 def tiny_arguments(pipeline: Path, prompts: Path, output_dir: Path) -> list[str]:
     return [
-        *("--pretrained_model_name_or_path", str(pipeline), "--prompts", str(prompts), "--output_dir", str(output_dir)),
+        *(
+            "--pretrained_model_name_or_path",
+            str(pipeline),
+            "--prompts",
+            str(prompts),
+            "--output_dir",
+            str(output_dir),
+        ),
         *("--num_images", "8", "--num_inference_steps", "2", "--sample_batch_size", "4"),
         *("--max_train_steps", "3", "--train_batch_size", "4", "--width", "8"),
     ]
@@ -188,13 +251,20 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-def test_from_prompts_to_a_checkpoint(tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_prompts_to_a_checkpoint(
+    tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / "reward")
     main(parse_args(arguments))
     predictor = RewardPredictor.from_pretrained(tmp_path / "reward")
     config = predictor.config
     assert config["prompts"] == ["a cat", "a tree"]
-    assert (config["in_channels"], config["sample_size"], config["embed_dim"], config["width"]) == (4, 8, 64, 8)
+    assert (config["in_channels"], config["sample_size"], config["embed_dim"], config["width"]) == (
+        4,
+        8,
+        64,
+        8,
+    )
     assert config["clip_model"] is None  # a local directory means nothing on another machine
     origin = config["origin"]
     assert origin["base"] == {
@@ -203,10 +273,20 @@ def test_from_prompts_to_a_checkpoint(tiny_pipeline_dir: Path, prompts: Path, tm
         "pipeline_class": "StableDiffusionPipeline",
         "latent_shape": [4, 8, 8],
     }
-    assert origin["data"] == {"kind": "base rollouts", "num_inference_steps": 2, "guidance_scale": 7.5, "seed": 0, "count": 8}
+    assert origin["data"] == {
+        "kind": "base rollouts",
+        "num_inference_steps": 2,
+        "guidance_scale": 7.5,
+        "seed": 0,
+        "count": 8,
+    }
     assert origin["training"]["steps"] == 3 and "torch" in origin["versions"]
     text = (tmp_path / "reward" / "config.json").read_text()
-    assert str(canvas.CLIP) not in text and str(tmp_path) not in text and str(tiny_pipeline_dir.parent) not in text
+    assert (
+        str(canvas.CLIP) not in text
+        and str(tmp_path) not in text
+        and str(tiny_pipeline_dir.parent) not in text
+    )
     assert "cosine to the teacher" in capsys.readouterr().out
 
     with pytest.raises(ValueError, match="already holds a predictor"):
@@ -220,13 +300,27 @@ def test_too_little_memory_is_a_sentence_and_what_is_drawn_is_kept(
     tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(parse_args([*tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / "reward"), "--train_batch_size", str(10**15)]))
+        main(
+            parse_args(
+                [
+                    *tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / "reward"),
+                    "--train_batch_size",
+                    str(10**15),
+                ]
+            )
+        )
     error = capsys.readouterr().err.splitlines()[-1]
-    assert caught.value.code == 1 and "memory; try" in error and "--sample_batch_size 2, --train_batch_size 500000000000000" in error
+    assert (
+        caught.value.code == 1
+        and "memory; try" in error
+        and "--sample_batch_size 2, --train_batch_size 500000000000000" in error
+    )
     assert len(list((tmp_path / "reward").rglob("*.safetensors"))) == 2
 
 
-def test_it_learns_from_rollouts_unless_told_not_to(tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path) -> None:
+def test_it_learns_from_rollouts_unless_told_not_to(
+    tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path
+) -> None:
     made = {}
     for name, flags in (("default", []), ("without", ["--no-learn_from_rollouts"])):
         main(parse_args([*tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / name), *flags]))
@@ -235,20 +329,42 @@ def test_it_learns_from_rollouts_unless_told_not_to(tiny_pipeline_dir: Path, pro
     assert not torch.equal(weights(made["default"]), weights(made["without"]))
 
 
-def test_an_interrupted_command_goes_on_where_it_was(tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path) -> None:
+def test_an_interrupted_command_goes_on_where_it_was(
+    tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path
+) -> None:
     cache = ["--cache_dir", str(tmp_path / "cache"), "--checkpointing_steps", "2"]
     for name in ("whole", "resumed"):
         main(parse_args([*tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / name), *cache]))
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "resumed" / name).unlink()
-    main(parse_args([*tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / "resumed"), *cache, "--resume_from_checkpoint", "latest"]))
+    main(
+        parse_args(
+            [
+                *tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / "resumed"),
+                *cache,
+                "--resume_from_checkpoint",
+                "latest",
+            ]
+        )
+    )
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert json.loads((tmp_path / "whole" / "checkpoint-2" / "state.json").read_text())["iteration"] == 2
 
 
-def test_mixed_precision_trains_full_precision_weights(tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path) -> None:
-    main(parse_args([*tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / "reward"), "--mixed_precision", "bf16", "--use_8bit_adam"]))
+def test_mixed_precision_trains_full_precision_weights(
+    tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path
+) -> None:
+    main(
+        parse_args(
+            [
+                *tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / "reward"),
+                "--mixed_precision",
+                "bf16",
+                "--use_8bit_adam",
+            ]
+        )
+    )
     predictor = RewardPredictor.from_pretrained(tmp_path / "reward")
     assert predictor(torch.randn(2, 4, 8, 8), torch.tensor([1, 900])).dtype == torch.float32
     assert weights(predictor).isfinite().all()
@@ -263,17 +379,26 @@ BAD = {
     "one image": (["--num_images", "1"], "at least 2"),
     "two sources": (["--train_data_dir", "a", "--dataset_name", "b"], "not both"),
     "no folder": (["--train_data_dir", "/nowhere"], "is not a directory"),
-    "rollouts of images": (["--train_data_dir", "a", "--learn_from_rollouts"], "is for the base's own samples"),
+    "rollouts of images": (
+        ["--train_data_dir", "a", "--learn_from_rollouts"],
+        "is for the base's own samples",
+    ),
     "no checkpoint": (["--resume_from_checkpoint", "latest"], "no checkpoint in"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_sentence_and_exit_code_2(
-    case: str, tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    case: str,
+    tiny_pipeline_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text({"prompts": "# none\n", "long prompt": "supercalifragilistic " * 60}.get(case, "a cat\n"))
+    prompts.write_text(
+        {"prompts": "# none\n", "long prompt": "supercalifragilistic " * 60}.get(case, "a cat\n")
+    )
     pipeline = tmp_path / "absent" / "pipeline" if case == "pipeline" else tiny_pipeline_dir
     arguments, says = BAD[case]
     arguments = [*tiny_arguments(pipeline, prompts, tmp_path / "reward"), *arguments]
@@ -288,11 +413,25 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 
 
 def test_without_a_prompt_file_a_base_is_asked_for_what_it_is_known_to_draw(tiny_pipeline_dir: Path) -> None:
-    assert known_prompts(parse_args(["--output_dir", "x"])) == RewardPredictor.from_pretrained(canvas.REWARD).config["prompts"]
-    assert known_prompts(parse_args(["--output_dir", "x", "--pretrained_model_name_or_path", str(tiny_pipeline_dir)])) == general_prompts()
+    assert (
+        known_prompts(parse_args(["--output_dir", "x"]))
+        == RewardPredictor.from_pretrained(canvas.REWARD).config["prompts"]
+    )
+    assert (
+        known_prompts(
+            parse_args(["--output_dir", "x", "--pretrained_model_name_or_path", str(tiny_pipeline_dir)])
+        )
+        == general_prompts()
+    )
 
 
-def test_a_concept_is_drawn_for_beside_the_prompts(tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path) -> None:
-    main(parse_args([*tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / "reward"), "--concept", "Mickey Mouse"]))
+def test_a_concept_is_drawn_for_beside_the_prompts(
+    tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path
+) -> None:
+    main(
+        parse_args(
+            [*tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / "reward"), "--concept", "Mickey Mouse"]
+        )
+    )
     recorded = RewardPredictor.from_pretrained(tmp_path / "reward").config["prompts"]
     assert recorded == [*read_prompts(prompts), *asking_for("identity", "Mickey Mouse")]

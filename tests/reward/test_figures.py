@@ -33,8 +33,13 @@ def test_auc_is_the_share_of_pairs_in_the_right_order(levels: int) -> None:
 def test_auc_is_one_half_for_a_constant_and_nothing_for_one_class() -> None:
     labels = torch.tensor([True, False, True, False])
     assert auc(torch.zeros(4), labels) == 0.5
-    assert auc(torch.tensor([2.0, 1.0, 4.0, 0.0]), labels) == 1.0 and auc(torch.tensor([0.0, 1.0, 0.0, 2.0]), labels) == 0.0
-    assert math.isnan(auc(torch.zeros(4), torch.ones(4, dtype=torch.bool))) and math.isnan(auc(torch.zeros(4), torch.zeros(4, dtype=torch.bool)))
+    assert (
+        auc(torch.tensor([2.0, 1.0, 4.0, 0.0]), labels) == 1.0
+        and auc(torch.tensor([0.0, 1.0, 0.0, 2.0]), labels) == 0.0
+    )
+    assert math.isnan(auc(torch.zeros(4), torch.ones(4, dtype=torch.bool))) and math.isnan(
+        auc(torch.zeros(4), torch.zeros(4, dtype=torch.bool))
+    )
 
 
 def test_spearman_sees_order_and_pearson_lines() -> None:
@@ -44,7 +49,9 @@ def test_spearman_sees_order_and_pearson_lines() -> None:
     assert abs(spearman(a, drawn(50, seed=1))) < 0.4
     assert math.isnan(spearman(a, torch.ones(50)))
     # Ties: the value that the textbook formula of Pearson's coefficient on mid-ranks gives.
-    assert math.isclose(spearman(torch.tensor([1.0, 2.0, 2.0, 3.0]), torch.tensor([1.0, 3.0, 2.0, 4.0])), 0.9486832980505138)
+    assert math.isclose(
+        spearman(torch.tensor([1.0, 2.0, 2.0, 3.0]), torch.tensor([1.0, 3.0, 2.0, 4.0])), 0.9486832980505138
+    )
 
 
 def test_what_is_undefined_is_left_out_of_means() -> None:
@@ -55,7 +62,11 @@ def test_what_is_undefined_is_left_out_of_means() -> None:
 def test_foresight_is_perfect_for_the_truth_and_chance_for_noise() -> None:
     texts, truth = F.normalize(drawn(5, 16), dim=1), F.normalize(drawn(400, 16, seed=1), dim=1)
     perfect = foresight(truth, truth, texts)
-    assert perfect["auc"] > 0.9 and math.isclose(perfect["spearman"], 1.0) and math.isclose(perfect["cosine"], 1.0, abs_tol=1e-5)
+    assert (
+        perfect["auc"] > 0.9
+        and math.isclose(perfect["spearman"], 1.0)
+        and math.isclose(perfect["cosine"], 1.0, abs_tol=1e-5)
+    )
     chance = foresight(F.normalize(drawn(400, 16, seed=2), dim=1), truth, texts)
     assert abs(chance["auc"] - 0.5) < 0.05 and abs(chance["spearman"]) < 0.1 and abs(chance["cosine"]) < 0.1
     between = foresight(F.normalize(truth + 0.25 * drawn(400, 16, seed=2), dim=1), truth, texts)

@@ -31,7 +31,11 @@ def test_it_is_positive_once_an_anchor_clearly_wins_and_negative_on_the_target()
 
 def test_with_one_anchor_it_is_twice_its_cosine_less_the_targets() -> None:
     for angle in (0.0, 0.4, 1.2):
-        assert math.isclose(reward(NEAR).margin(between(angle), ROW).item(), 2 * math.sin(angle) - math.cos(angle), abs_tol=1e-6)
+        assert math.isclose(
+            reward(NEAR).margin(between(angle), ROW).item(),
+            2 * math.sin(angle) - math.cos(angle),
+            abs_tol=1e-6,
+        )
 
 
 def test_what_has_no_name_is_worth_less_than_an_anchor_that_still_resembles_the_target() -> None:
@@ -41,7 +45,9 @@ def test_what_has_no_name_is_worth_less_than_an_anchor_that_still_resembles_the_
 
 
 def test_nothing_is_gained_by_less_of_the_target_than_an_anchor_has_by_nature() -> None:
-    related = 0.6 * TARGET + 0.8 * NEAR  # an anchor that shares something with the target, as a tree does with a tree
+    related = (
+        0.6 * TARGET + 0.8 * NEAR
+    )  # an anchor that shares something with the target, as a tree does with a tree
     natural = reward(related).margin(related[None, None], ROW)
     for lost in (0.3, 0.0, -0.5):  # the same nearness to the anchor, bought by losing what they share
         toward_near = (0.36 - 0.6 * lost + 0.64) / 0.8
@@ -50,7 +56,12 @@ def test_nothing_is_gained_by_less_of_the_target_than_an_anchor_has_by_nature() 
 
 
 def test_it_rises_all_the_way_from_the_target_to_an_anchor() -> None:
-    margins = torch.stack([reward(NEAR, FAR).margin(between(a), ROW).squeeze() for a in torch.linspace(0, math.pi / 2, 50).tolist()])
+    margins = torch.stack(
+        [
+            reward(NEAR, FAR).margin(between(a), ROW).squeeze()
+            for a in torch.linspace(0, math.pi / 2, 50).tolist()
+        ]
+    )
     assert (margins.diff() > 0).all()
 
 
@@ -81,7 +92,12 @@ def test_each_row_has_its_own_target_and_anchors() -> None:
 
 def test_rows_of_fewer_anchors_are_padded_without_effect() -> None:
     teacher = Teacher.from_pretrained(f"local-dir:{canvas.CLIP}")
-    spec = ConceptSpec(["cat"], ["a cat", "cats"], ["a tree", "a car", "a house"], [["a tree"], ["a tree", "a car", "a house"]])
+    spec = ConceptSpec(
+        ["cat"],
+        ["a cat", "cats"],
+        ["a tree", "a car", "a house"],
+        [["a tree"], ["a tree", "a car", "a house"]],
+    )
     made = ConceptReward.from_spec(spec, teacher)
     assert made.target.shape == (2, 64) and made.anchors.shape == (2, 3, 64)
     one = ConceptReward.from_embeddings(teacher.encode_text(["a cat"]), teacher.encode_text(["a tree"])[None])
@@ -108,55 +124,80 @@ def test_calibration_takes_what_the_base_draws_for_the_anchors_as_natural() -> N
 
 
 def test_without_an_image_of_its_anchors_a_row_takes_all_other_images() -> None:
-    made = reward(NEAR).calibrated(CONCEPT_IMAGES, torch.zeros(2, dtype=torch.int64), OTHER_IMAGES, torch.zeros(1, 3, dtype=torch.bool))
+    made = reward(NEAR).calibrated(
+        CONCEPT_IMAGES, torch.zeros(2, dtype=torch.int64), OTHER_IMAGES, torch.zeros(1, 3, dtype=torch.bool)
+    )
     torch.testing.assert_close(made.natural, OTHER_IMAGES[:, 0].mean()[None])
 
 
 def test_where_texts_lie_far_from_images_only_a_calibrated_reward_sees_the_target() -> None:
-    """In a real CLIP two texts have a cosine of 0.8, a text and its image one of 0.3: measured on texts, every image would be natural."""
-    texts = torch.nn.functional.normalize(torch.cat([0.45 * torch.eye(3), torch.ones(3, 1)], dim=1), dim=1)  # the last axis is what images lack
+    """In a real CLIP two texts have a cosine of 0.8, a text and its image one of 0.3: measured on texts,
+    every image would be natural."""
+    texts = torch.nn.functional.normalize(
+        torch.cat([0.45 * torch.eye(3), torch.ones(3, 1)], dim=1), dim=1
+    )  # the last axis is what images lack
     images = torch.nn.functional.pad(torch.cat([CONCEPT_IMAGES, OTHER_IMAGES]), (0, 1))
     by_text = ConceptReward.from_embeddings(texts[:1], texts[None, 1:2])
     assert by_text.natural.item() > 0.8 and (images @ texts.T).max() < 0.45
-    more = torch.stack([images[2] + 0.3 * TARGET_4, images[2] + 0.4 * TARGET_4])[None]  # the same anchor's image with more of the target
+    more = torch.stack([images[2] + 0.3 * TARGET_4, images[2] + 0.4 * TARGET_4])[
+        None
+    ]  # the same anchor's image with more of the target
     assert by_text.margin(more, ROW).diff().abs() < 1e-6
-    assert by_text.calibrated(images[:2], torch.zeros(2, dtype=torch.int64), images[2:], IS_ANCHOR).margin(more, ROW).diff() < -0.01
+    assert (
+        by_text.calibrated(images[:2], torch.zeros(2, dtype=torch.int64), images[2:], IS_ANCHOR)
+        .margin(more, ROW)
+        .diff()
+        < -0.01
+    )
 
 
 TARGET_4 = torch.eye(4)[0]
 
 
 def test_exemplars_are_put_on_the_scale_of_the_text() -> None:
-    """Whatever the cosines between images are, the means on images of the concept and on others are those of the text."""
+    """Whatever the cosines between images are, the means on images of the concept and on others are those
+    of the text."""
     shown = Exemplars.from_images(torch.stack([unit(1.0, 0.5, 0.5), unit(1.0, 0.4, 0.6)]), text_share=0.0)
     plain = reward(NEAR)
-    by_images = replace(plain, exemplars=shown).calibrated(CONCEPT_IMAGES, torch.zeros(2, dtype=torch.int64), OTHER_IMAGES, IS_ANCHOR)
+    by_images = replace(plain, exemplars=shown).calibrated(
+        CONCEPT_IMAGES, torch.zeros(2, dtype=torch.int64), OTHER_IMAGES, IS_ANCHOR
+    )
     for images in (CONCEPT_IMAGES, OTHER_IMAGES):
         rows = torch.zeros(len(images), dtype=torch.int64)
-        torch.testing.assert_close(by_images.target_score(images[:, None], rows).mean(), plain.target_score(images[:, None], rows).mean())
+        torch.testing.assert_close(
+            by_images.target_score(images[:, None], rows).mean(),
+            plain.target_score(images[:, None], rows).mean(),
+        )
 
 
 def test_exemplars_join_the_text_by_its_share() -> None:
     shown = Exemplars(unit(0.0, 1.0, 0.0), scale=0.5, shift=0.1, text_share=0.25)
     both = replace(reward(FAR), exemplars=shown)
     image = unit(0.6, 0.8, 0.0)
-    assert math.isclose(both.target_score(image[None, None], ROW).item(), 0.25 * 0.6 + 0.75 * (0.5 * 0.8 + 0.1), abs_tol=1e-6)
+    assert math.isclose(
+        both.target_score(image[None, None], ROW).item(), 0.25 * 0.6 + 0.75 * (0.5 * 0.8 + 0.1), abs_tol=1e-6
+    )
 
 
 def test_exemplars_that_tell_nothing_apart_are_not_blown_up() -> None:
     shown = Exemplars.from_images(torch.ones(1, 3), text_share=0.0)
     same = torch.ones(2, 3) / math.sqrt(3)
-    made = replace(reward(NEAR), exemplars=shown).calibrated(same, torch.zeros(2, dtype=torch.int64), same, torch.ones(1, 2, dtype=torch.bool))
+    made = replace(reward(NEAR), exemplars=shown).calibrated(
+        same, torch.zeros(2, dtype=torch.int64), same, torch.ones(1, 2, dtype=torch.bool)
+    )
     assert made.exemplars is not None and made.exemplars.scale == 1.0 and made.contrast > 0
 
 
 def test_the_shortfall_goes_from_images_of_the_concept_to_images_of_its_anchors() -> None:
     rows = torch.zeros(2, dtype=torch.int64)
     made = reward(NEAR).calibrated(CONCEPT_IMAGES, rows, OTHER_IMAGES, IS_ANCHOR)
-    concept, anchors = (made.margin(images[:, None], rows).squeeze(1) for images in (CONCEPT_IMAGES, OTHER_IMAGES[:2]))
+    concept, anchors = (
+        made.margin(images[:, None], rows).squeeze(1) for images in (CONCEPT_IMAGES, OTHER_IMAGES[:2])
+    )
     ends = torch.stack([concept.mean(), anchors.mean()])
     torch.testing.assert_close(
-        made.shortfall(torch.cat([ends, ends.mean()[None], ends[:1] - 1, ends[1:] + 1])), torch.tensor([1.0, 0.0, 0.5, 1.0, 0.0])
+        made.shortfall(torch.cat([ends, ends.mean()[None], ends[:1] - 1, ends[1:] + 1])),
+        torch.tensor([1.0, 0.0, 0.5, 1.0, 0.0]),
     )
 
 

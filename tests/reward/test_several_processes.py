@@ -12,8 +12,24 @@ from reward.train import main, parse_args
 def test_two_processes_share_the_drawing_and_the_batch(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a cat\na tree\n")
     arguments = [
-        *("--pretrained_model_name_or_path", str(tiny_pipeline_dir), "--prompts", str(tmp_path / "prompts.txt")),
-        *("--num_images", "14", "--num_inference_steps", "2", "--sample_batch_size", "4", "--max_train_steps", "6", "--train_batch_size", "8"),
+        *(
+            "--pretrained_model_name_or_path",
+            str(tiny_pipeline_dir),
+            "--prompts",
+            str(tmp_path / "prompts.txt"),
+        ),
+        *(
+            "--num_images",
+            "14",
+            "--num_inference_steps",
+            "2",
+            "--sample_batch_size",
+            "4",
+            "--max_train_steps",
+            "6",
+            "--train_batch_size",
+            "8",
+        ),
         *("--width", "8", "--checkpointing_steps", "4", "--output_dir"),
     ]
     run_in_two_processes(lambda given: main(parse_args(given)), [*arguments, str(tmp_path / "two")])

@@ -10,7 +10,15 @@ from canvas.build import prompts
 from canvas.draw import OBJECTS, PROMPT, STYLES
 from reward.spec import ConceptSpec, SpecError, make_spec, read_prompts, read_spec, spec_to_yaml
 from reward.spec.automatic import apart_from, choose_retain, kind_of
-from reward.spec.vocabulary import KINDS, asking_for, general_prompts, plain_name, vocabulary, with_article, without_concept
+from reward.spec.vocabulary import (
+    KINDS,
+    asking_for,
+    general_prompts,
+    plain_name,
+    vocabulary,
+    with_article,
+    without_concept,
+)
 from reward.spec.words import contains_concept, shared_words
 from reward.teacher import Teacher
 
@@ -108,7 +116,10 @@ def test_a_concept_that_few_prompts_name_is_asked_for_in_more_wordings() -> None
 
 def test_one_prompt_is_enough_where_few_are_known() -> None:
     """A base that knows ten prompts would be asked for ceilings and kelpies it cannot draw."""
-    known = [f"a photo of a {name}" for name in ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")]
+    known = [
+        f"a photo of a {name}"
+        for name in ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    ]
     spec = make_spec(["frog"], known, encode_text)
     assert spec.forget_prompts == ["a photo of a frog"] and set(spec.retain_prompts) < set(known)
 
@@ -128,7 +139,12 @@ def test_general_prompts_are_enough_for_any_concept_and_every_text_is_encoded_on
 
 def test_lists_that_are_given_are_used_as_they_are() -> None:
     spec = make_spec(
-        ["cat"], KNOWN, encode_text, forget_prompts=["my kitten", "a cat"], retain_prompts=["a dog", "a cow"], anchor_prompts=["an animal"]
+        ["cat"],
+        KNOWN,
+        encode_text,
+        forget_prompts=["my kitten", "a cat"],
+        retain_prompts=["a dog", "a cow"],
+        anchor_prompts=["an animal"],
     )
     assert spec.forget_prompts == ["my kitten", "a cat"]
     assert spec.retain_prompts == ["a dog", "a cow"]
@@ -199,7 +215,9 @@ def test_a_word_of_no_vocabulary_is_what_its_neighbours_are() -> None:
 
     def encode(texts: list[str]) -> torch.Tensor:
         near = set(vocabulary("identity")) | {"zyx"}
-        return torch.stack([torch.tensor([1.0, 0.0]) if t in near else torch.tensor([0.0, 1.0]) for t in texts])
+        return torch.stack(
+            [torch.tensor([1.0, 0.0]) if t in near else torch.tensor([0.0, 1.0]) for t in texts]
+        )
 
     assert kind_of("zyx", encode) == "identity"
 
@@ -220,7 +238,12 @@ def test_a_name_is_what_is_left_without_the_words_around_it(concept: str, name: 
 
 
 def test_names_take_an_article_unless_they_bring_one() -> None:
-    assert [with_article(n) for n in ("cat", "owl", "the sea", "An apple")] == ["a cat", "an owl", "the sea", "An apple"]
+    assert [with_article(n) for n in ("cat", "owl", "the sea", "An apple")] == [
+        "a cat",
+        "an owl",
+        "the sea",
+        "An apple",
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -234,11 +257,17 @@ def test_every_prompt_of_a_kind_names_the_concept_and_has_anchors_that_do_not(ki
 def test_vocabularies_hold_each_name_once_and_nothing_blank() -> None:
     for kind in (*KINDS, "safe", "scenes"):
         names = vocabulary(kind)
-        assert len(names) >= 12 and len({n.casefold() for n in names}) >= 0.98 * len(names) and all(n.strip() == n and n for n in names)
+        assert (
+            len(names) >= 12
+            and len({n.casefold() for n in names}) >= 0.98 * len(names)
+            and all(n.strip() == n and n for n in names)
+        )
     assert len(general_prompts()) > 1000 and not any("naked" in p for p in general_prompts())
 
 
-@pytest.mark.parametrize("concept", ["Claude Monet style", "paintings by Picasso", "Mickey Mouse", "dragon", "nudity"])
+@pytest.mark.parametrize(
+    "concept", ["Claude Monet style", "paintings by Picasso", "Mickey Mouse", "dragon", "nudity"]
+)
 def test_a_concept_is_neither_retained_nor_an_anchor_of_itself_under_another_name(concept: str) -> None:
     spec = make_spec([concept], KNOWN, encode_text)
     name = plain_name(concept).split()[-1]
@@ -279,13 +308,19 @@ def test_texts_too_near_to_be_told_apart_are_set_aside_and_named() -> None:
         return torch.stack([angle.cos(), angle.sin()], dim=1)
 
     assert apart_from(["cat"], ["kitty", "dog", "cow", "car"], encode) == (["dog", "cow", "car"], ["kitty"])
-    spec = make_spec(["cat"], ["a cat", "my cat", "two cats", "a kitty", "a dog", "a cow", "a car"], encode, kind="object")
+    spec = make_spec(
+        ["cat"], ["a cat", "my cat", "two cats", "a kitty", "a dog", "a cow", "a car"], encode, kind="object"
+    )
     assert spec.retain_prompts == ["a dog", "a cow", "a car"] and spec.confusable == {"cat": ["a kitty"]}
 
 
 @pytest.mark.parametrize(
     "given",
-    [{"retain_prompts": ["a tree", "a fat cat"]}, {"anchor_prompts": ["a cat"]}, {"retain_prompts": ["my pet"], "forget_prompts": ["my pet"]}],
+    [
+        {"retain_prompts": ["a tree", "a fat cat"]},
+        {"anchor_prompts": ["a cat"]},
+        {"retain_prompts": ["my pet"], "forget_prompts": ["my pet"]},
+    ],
 )
 def test_a_prompt_that_is_to_be_forgotten_and_kept_is_refused(given: dict[str, list[str]]) -> None:
     with pytest.raises(SpecError, match="asks for what is to be forgotten"):
@@ -293,7 +328,10 @@ def test_a_prompt_that_is_to_be_forgotten_and_kept_is_refused(given: dict[str, l
 
 
 def test_the_words_that_most_texts_share_name_them() -> None:
-    assert shared_words([PROMPT.format(style="Van Gogh", object=o) for o in OBJECTS], KNOWN) == ["van", "gogh"]
+    assert shared_words([PROMPT.format(style="Van Gogh", object=o) for o in OBJECTS], KNOWN) == [
+        "van",
+        "gogh",
+    ]
     assert shared_words([PROMPT.format(style=s, object="cat") for s in STYLES] + ["a dog"], KNOWN) == ["cat"]
     assert shared_words(KNOWN, KNOWN) == [] and shared_words([], KNOWN) == []
 
@@ -317,7 +355,9 @@ def test_a_spec_survives_its_yaml(concept: str, tmp_path: Path) -> None:
 
 
 def test_a_name_cannot_break_out_of_its_comment(tmp_path: Path) -> None:
-    spec = ConceptSpec(["cat"], ["a cat"], ["a dog"], [["a dog"]], ["object"], [], {"cat\nretain: [x]": ["y\nz: 1"]})
+    spec = ConceptSpec(
+        ["cat"], ["a cat"], ["a dog"], [["a dog"]], ["object"], [], {"cat\nretain: [x]": ["y\nz: 1"]}
+    )
     path = tmp_path / "spec.yaml"
     path.write_text(spec_to_yaml(spec), encoding="utf-8")
     assert read_spec(path).retain_prompts == ["a dog"]
@@ -325,8 +365,15 @@ def test_a_name_cannot_break_out_of_its_comment(tmp_path: Path) -> None:
 
 def test_a_short_spec_finds_its_anchors_by_words(tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
-    path.write_text("concepts: [cat]\nforget: [a cat on a sofa, {prompt: a cat, anchors: [an animal]}]\nretain: [a dog on a sofa, a tree]\n")
-    assert read_spec(path) == ConceptSpec(["cat"], ["a cat on a sofa", "a cat"], ["a dog on a sofa", "a tree"], [["a dog on a sofa"], ["an animal"]])
+    path.write_text(
+        "concepts: [cat]\nforget: [a cat on a sofa, {prompt: a cat, anchors: [an animal]}]\nretain: [a dog on a sofa, a tree]\n"
+    )
+    assert read_spec(path) == ConceptSpec(
+        ["cat"],
+        ["a cat on a sofa", "a cat"],
+        ["a dog on a sofa", "a tree"],
+        [["a dog on a sofa"], ["an animal"]],
+    )
 
 
 def test_prompt_files_of_leco_are_read(tmp_path: Path) -> None:
@@ -336,7 +383,12 @@ def test_prompt_files_of_leco_are_read(tmp_path: Path) -> None:
         "- target: starry night\n  positive: van gogh\n  neutral: a night sky\n"
     )
     spec = read_spec(path)
-    assert spec == ConceptSpec(["van gogh"], ["van gogh", "starry night"], ["a painting", "a night sky"], [["a painting"], ["a night sky"]])
+    assert spec == ConceptSpec(
+        ["van gogh"],
+        ["van gogh", "starry night"],
+        ["a painting", "a night sky"],
+        [["a painting"], ["a night sky"]],
+    )
 
 
 @pytest.mark.parametrize(
@@ -363,7 +415,9 @@ def test_prompt_files_of_leco_are_read(tmp_path: Path) -> None:
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
     ],
 )
-def test_a_spec_that_cannot_be_used_is_refused_in_a_sentence(content: str, message: str, tmp_path: Path) -> None:
+def test_a_spec_that_cannot_be_used_is_refused_in_a_sentence(
+    content: str, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "spec.yaml"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(SpecError, match=message) as caught:

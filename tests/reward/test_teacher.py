@@ -24,7 +24,9 @@ def teacher() -> Teacher:
 @pytest.fixture(scope="module")
 def drawings() -> torch.Tensor:
     """One fresh drawing of every combination, (64, 3, 32, 32) in [-1, 1]."""
-    images = np.stack([draw(*combination, np.random.default_rng([77, i])) for i, combination in enumerate(COMBINATIONS)])
+    images = np.stack(
+        [draw(*combination, np.random.default_rng([77, i])) for i, combination in enumerate(COMBINATIONS)]
+    )
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -44,12 +46,16 @@ def test_a_drawing_is_nearest_to_its_own_prompt(teacher: Teacher, drawings: torc
 def test_batches_and_other_resolutions_change_little(teacher: Teacher, drawings: torch.Tensor) -> None:
     embeddings = teacher.encode_images(drawings)
     torch.testing.assert_close(teacher.encode_images(drawings, batch_size=5), embeddings, atol=1e-4, rtol=0)
-    torch.testing.assert_close(teacher.encode_text(prompts(), batch_size=7), teacher.encode_text(prompts()), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        teacher.encode_text(prompts(), batch_size=7), teacher.encode_text(prompts()), atol=1e-4, rtol=0
+    )
     large = teacher.encode_images(F.interpolate(drawings, scale_factor=2))
     assert (large * embeddings).sum(-1).mean() > 0.9
 
 
-def test_the_reward_of_an_anchor_is_far_above_that_of_the_concept(teacher: Teacher, drawings: torch.Tensor) -> None:
+def test_the_reward_of_an_anchor_is_far_above_that_of_the_concept(
+    teacher: Teacher, drawings: torch.Tensor
+) -> None:
     spec = make_spec(["Neon style"], prompts(), teacher.encode_text)
     reward, embeddings = ConceptReward.from_spec(spec, teacher), teacher.encode_images(drawings)
     rows = torch.arange(len(spec.forget_prompts))
@@ -69,7 +75,9 @@ def test_the_reward_of_an_anchor_is_far_above_that_of_the_concept(teacher: Teach
         ("no-such-architecture", "no-such-tag", "no-such-architecture"),
     ],
 )
-def test_a_clip_that_cannot_be_had_is_refused(clip_model: str, clip_pretrained: str | None, says: str) -> None:
+def test_a_clip_that_cannot_be_had_is_refused(
+    clip_model: str, clip_pretrained: str | None, says: str
+) -> None:
     with pytest.raises(ValueError, match=says) as caught:
         Teacher.from_pretrained(clip_model, clip_pretrained)
     assert "\n" not in str(caught.value)

@@ -27,7 +27,13 @@ STEPS = 3
 
 def new_critic(seed: int) -> Critic:
     torch.manual_seed(seed)
-    return Critic(ValueNetwork(4, 8, 6, width=8, condition_dim=16), num_prompts=2, num_steps=STEPS, learning_rate=1e-2, buffer_iterations=2)
+    return Critic(
+        ValueNetwork(4, 8, 6, width=8, condition_dim=16),
+        num_prompts=2,
+        num_steps=STEPS,
+        learning_rate=1e-2,
+        buffer_iterations=2,
+    )
 
 
 def batch(seed: int) -> tuple[Trajectory, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -35,8 +41,19 @@ def batch(seed: int) -> tuple[Trajectory, torch.Tensor, torch.Tensor, torch.Tens
     g = torch.Generator().manual_seed(seed)
     latents = torch.randn(5, STEPS + 1, 4, 8, 8, generator=g)
     log_probs = torch.randn(5, STEPS, generator=g)
-    trajectory = Trajectory(latents, latents[:, 1:], log_probs, torch.tensor([900, 600, 300, 0]), torch.zeros(5, dtype=torch.int64))
-    return trajectory, torch.randn(5, 6, generator=g), torch.randn(5, STEPS + 1, generator=g), torch.randn(5, STEPS, generator=g)
+    trajectory = Trajectory(
+        latents,
+        latents[:, 1:],
+        log_probs,
+        torch.tensor([900, 600, 300, 0]),
+        torch.zeros(5, dtype=torch.int64),
+    )
+    return (
+        trajectory,
+        torch.randn(5, 6, generator=g),
+        torch.randn(5, STEPS + 1, generator=g),
+        torch.randn(5, STEPS, generator=g),
+    )
 
 
 def trained_critic() -> Critic:
@@ -93,7 +110,10 @@ def test_an_optimizer_comes_back_exactly(kind: type[torch.optim.Optimizer], tmp_
 
 def test_numbers_tensors_and_names_come_back(tmp_path: Path) -> None:
     shared = torch.arange(6.0).reshape(2, 3)
-    groups = {"lora": {"a.b/c": shared, "view": shared[:, 1]}, "good": {"half": torch.ones(2, dtype=torch.bfloat16), "ids": torch.tensor([2**40])}}
+    groups = {
+        "lora": {"a.b/c": shared, "view": shared[:, 1]},
+        "good": {"half": torch.ones(2, dtype=torch.bfloat16), "ids": torch.tensor([2**40])},
+    }
     path = save_checkpoint(tmp_path, 7, groups, {"progress": {"images": 3, "why": "é"}, "lr": 1e-3}, None)
     assert path == tmp_path / "checkpoint-7"
     for name in ("latest", "checkpoint-7", str(path)):
@@ -105,7 +125,9 @@ def test_numbers_tensors_and_names_come_back(tmp_path: Path) -> None:
 
 
 def save(directory: Path, iteration: int, limit: int | None = None) -> Path:
-    return save_checkpoint(directory, iteration, {"lora": {"x": torch.full((2,), float(iteration))}}, {}, limit)
+    return save_checkpoint(
+        directory, iteration, {"lora": {"x": torch.full((2,), float(iteration))}}, {}, limit
+    )
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
@@ -113,7 +135,10 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     (tmp_path / "pytorch_lora_weights.safetensors").write_text("not ours")
     for iteration in (2, 8, 9, 10, 11):
         save(tmp_path, iteration, limit=2)
-    assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-11"]  # by number, not by letter
+    assert [p.name for p in list_checkpoints(tmp_path)] == [
+        "checkpoint-10",
+        "checkpoint-11",
+    ]  # by number, not by letter
     assert load_checkpoint(tmp_path, "latest")[1]["iteration"] == 11
     left = sorted(p.name for p in tmp_path.iterdir())
     assert left == ["checkpoint-10", "checkpoint-11", "checkpoint-notes", "pytorch_lora_weights.safetensors"]
@@ -135,7 +160,9 @@ def test_a_checkpoint_replaces_one_of_its_own_number(tmp_path: Path) -> None:
 def test_a_write_that_was_cut_off_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 1)
     with monkeypatch.context() as patch:
-        patch.setattr("training.checkpoints.json.dumps", lambda *a, **k: (_ for _ in ()).throw(OSError("no space left")))
+        patch.setattr(
+            "training.checkpoints.json.dumps", lambda *a, **k: (_ for _ in ()).throw(OSError("no space left"))
+        )
         with pytest.raises(OSError, match="no space"):
             save(tmp_path, 2)
     assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-1"]
@@ -170,13 +197,17 @@ def test_a_damaged_checkpoint_is_a_sentence_and_the_latest_is_the_one_before(
         load_checkpoint(tmp_path, "checkpoint-2")
     assert "\n" not in str(caught.value)
     assert load_checkpoint(tmp_path, "latest").numbers["iteration"] == 1
-    assert ("the one before it is taken" in caplog.text) == (path.name != "manifest.json" or content is not None)  # without it there is no checkpoint
+    assert ("the one before it is taken" in caplog.text) == (
+        path.name != "manifest.json" or content is not None
+    )  # without it there is no checkpoint
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True
+    ).returncode:
         pytest.skip("a small file system can be mounted by root alone")
     try:
         save(disk, 1)
@@ -189,7 +220,9 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
 
 
 def test_replayed_experience_comes_back_in_its_order(tmp_path: Path) -> None:
-    saved = deque([Experience(batch(seed)[0], torch.randn(5, STEPS), torch.arange(5)) for seed in range(2)], maxlen=3)
+    saved = deque(
+        [Experience(batch(seed)[0], torch.randn(5, STEPS), torch.arange(5)) for seed in range(2)], maxlen=3
+    )
     save_checkpoint(tmp_path, 1, {"replay": replay_tensors(saved)}, {}, None)
     loaded: deque[Experience] = deque(maxlen=3)
     load_replay_tensors(loaded, load_checkpoint(tmp_path, "latest")[0]["replay"], torch.device("cpu"))

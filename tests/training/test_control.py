@@ -9,7 +9,16 @@ from training.control import Brake, StopSignal, adapt_coefficient
 
 def test_it_stops_once_the_images_of_the_last_iterations_are_at_the_target() -> None:
     stop = StopSignal(target=0.9, patience=3)
-    assert [stop.update(x) for x in (1.0, 1.0, 0.5, 0.9, 1.0, 0.8, 0.9, 1.0)] == [False, False, False, False, False, True, True, True]
+    assert [stop.update(x) for x in (1.0, 1.0, 0.5, 0.9, 1.0, 0.8, 0.9, 1.0)] == [
+        False,
+        False,
+        False,
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_a_figure_that_is_no_number_is_not_the_target() -> None:
@@ -43,11 +52,15 @@ HEALTHY = {"retain_drop": 0.0, "retain_kl": 0.0, "step_kl": 0.0, "contrast": 0.4
         ({"contrast": math.nan}, "blank", "--anchor_kl_coef"),
     ],
 )
-def test_the_brake_names_what_was_destroyed_and_the_flag_to_turn(changes: dict[str, float], reason: str | None, flag: str) -> None:
+def test_the_brake_names_what_was_destroyed_and_the_flag_to_turn(
+    changes: dict[str, float], reason: str | None, flag: str
+) -> None:
     said = BRAKE.reason(**HEALTHY | changes)
     assert said is None if reason is None else said is not None and reason in said and flag in said
 
 
-@pytest.mark.parametrize(("kl", "expected"), [(0.2, 8.0), (0.13, 4.0), (0.1, 4.0), (0.07, 4.0), (0.05, 2.0), (math.nan, 4.0)])
+@pytest.mark.parametrize(
+    ("kl", "expected"), [(0.2, 8.0), (0.13, 4.0), (0.1, 4.0), (0.07, 4.0), (0.05, 2.0), (math.nan, 4.0)]
+)
 def test_the_coefficient_follows_the_kl_to_its_target(kl: float, expected: float) -> None:
     assert adapt_coefficient(4.0, kl, target=0.1) == expected

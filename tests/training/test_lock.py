@@ -12,7 +12,9 @@ HOLDER = "import sys, pathlib, time\nfrom training.lock import only_run\nwith on
 
 
 def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path / "out"], stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, tmp_path / "out"], stdout=subprocess.PIPE, text=True
+    ) as holder:
         try:
             assert holder.stdout is not None and holder.stdout.readline() == "held\n"
             with pytest.raises(ValueError, match="Another run is writing"), only_run(tmp_path / "out"):

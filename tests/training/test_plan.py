@@ -6,18 +6,28 @@ import torch
 
 from training.plan import Amounts, Costs, costs_in_words, duration, listing, probe
 
-AMOUNTS = Amounts(before=128, drawn=48, learnt=32, iterations=40, cooldown=3, evaluated=96, evaluation_steps=30, steps=15)
+AMOUNTS = Amounts(
+    before=128, drawn=48, learnt=32, iterations=40, cooldown=3, evaluated=96, evaluation_steps=30, steps=15
+)
 COSTS = Costs(draw=0.5, learn=1.0, memory=3000.0)
 
 
 def test_the_seconds_of_every_stage() -> None:
-    assert AMOUNTS.seconds(COSTS) == {"before": 64.0, "iteration": 24.0 + 32.0, "cooldown": 96.0, "evaluation": 96.0}
+    assert AMOUNTS.seconds(COSTS) == {
+        "before": 64.0,
+        "iteration": 24.0 + 32.0,
+        "cooldown": 96.0,
+        "evaluation": 96.0,
+    }
 
 
 def test_in_words() -> None:
     words = costs_in_words(AMOUNTS, COSTS)
     assert words["Images"] == "128 before training, 48 an iteration, 96 in the evaluation"
-    assert words["Time"].startswith("0:01:04 before training, 0:00:56 an iteration") and "0:41:36 if it takes all 40" in words["Time"]
+    assert (
+        words["Time"].startswith("0:01:04 before training, 0:00:56 an iteration")
+        and "0:41:36 if it takes all 40" in words["Time"]
+    )
     assert words["Memory"].startswith("3.0 GB")
     assert duration(0.2) == "0:00:01"
 

@@ -41,7 +41,15 @@ def make_subject(pipeline_dir: Path, adapter_dir: Path, judge: Judge) -> Subject
     name = load_adapter(pipe, adapter_dir)
     pipe.unet.eval()  # the LoRA's layers too, which peft leaves in training
     examination = JudgeExamination(judge, ["Van Gogh style"], "tiny-judge")
-    return Subject(pipe, name, ["Van Gogh style"], examination, num_inference_steps=2, adapter_dir=adapter_dir, progress=False)
+    return Subject(
+        pipe,
+        name,
+        ["Van Gogh style"],
+        examination,
+        num_inference_steps=2,
+        adapter_dir=adapter_dir,
+        progress=False,
+    )
 
 
 @pytest.fixture
@@ -59,9 +67,22 @@ def state() -> Callable[[Subject], tuple]:
         for module in Backbone.of(pipe).modules:
             for name, tensor in module.state_dict().items():
                 digest.update(name.encode() + tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-            layers.append([(name, type(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in module.named_modules()])
+            layers.append(
+                [
+                    (name, type(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks))
+                    for name, m in module.named_modules()
+                ]
+            )
             layers.append([(name, p.requires_grad, p.grad is None) for name, p in module.named_parameters()])
         tokens = [sorted(tokenizer.get_vocab().items()) for tokenizer in Backbone.of(pipe).tokenizers]
-        return digest.hexdigest(), layers, tokens, pipe.scheduler, pipe.get_active_adapters(), pipe.get_list_adapters(), str(pipe.config)
+        return (
+            digest.hexdigest(),
+            layers,
+            tokens,
+            pipe.scheduler,
+            pipe.get_active_adapters(),
+            pipe.get_list_adapters(),
+            str(pipe.config),
+        )
 
     return of

@@ -30,20 +30,38 @@ def error(pipe, examples: Examples, prompt: str) -> float:
     latents = examples.latents.repeat(16, 1, 1, 1)
     timesteps = torch.randint(1000, (len(latents),), generator=generator)
     noise = torch.randn(latents.shape, generator=generator)
-    return denoising_loss(backbone, ddim(pipe), latents, timesteps, noise, backbone.encode([prompt]).expand(len(latents))).mean().item()
+    return (
+        denoising_loss(
+            backbone, ddim(pipe), latents, timesteps, noise, backbone.encode([prompt]).expand(len(latents))
+        )
+        .mean()
+        .item()
+    )
 
 
 def test_relearning_lowers_the_loss_on_its_images_more_than_on_others(subject: Subject) -> None:
     concept, control = constant(subject, 8.0), constant(subject, -8.0)
     subject._drawn = {(True, 4): concept}
-    settings = Settings(concept_images=4, batch_size=4, relearning_steps=(60,), relearning_rank=4, relearning_learning_rate=1e-2, least_images=1)
+    settings = Settings(
+        concept_images=4,
+        batch_size=4,
+        relearning_steps=(60,),
+        relearning_rank=4,
+        relearning_learning_rate=1e-2,
+        least_images=1,
+    )
     prompt = subject.prompt(subject.forget[0])
     before = [error(subject.pipe, images, prompt) for images in (concept, control)]
     tuned = twin(subject.pipe)
     with frozen(tuned):
         parameters = add_tuned(tuned, settings, [subject.adapter])
-        assert error(tuned, concept, prompt) == before[0]  # begins as the identity, on top of the erased model
-        optimizer, generator = torch.optim.AdamW(parameters, lr=settings.relearning_learning_rate), torch.Generator().manual_seed(0)
+        assert (
+            error(tuned, concept, prompt) == before[0]
+        )  # begins as the identity, on top of the erased model
+        optimizer, generator = (
+            torch.optim.AdamW(parameters, lr=settings.relearning_learning_rate),
+            torch.Generator().manual_seed(0),
+        )
         for _ in range(60):
             tuning_step(tuned, optimizer, concept, [prompt] * 4, settings.batch_size, generator)
         after = [error(tuned, images, prompt) for images in (concept, control)]
@@ -59,7 +77,13 @@ def test_inversion_lowers_the_loss_on_its_images_more_than_on_others(subject: Su
     words = whole_words(subject.backbone, subject.examination.prompts + subject.concepts)[-2:]
     prompt = f"a cat image in {' '.join(words)} style"
     with frozen(subject.pipe):
-        vectors, losses = invert(subject, dataclasses.replace(settings, inversion_steps=1, inversion_learning_rate=0.0), words, Budget(), "")
+        vectors, losses = invert(
+            subject,
+            dataclasses.replace(settings, inversion_steps=1, inversion_learning_rate=0.0),
+            words,
+            Budget(),
+            "",
+        )
         with standing_in(subject.backbone, words, vectors):
             before = [error(subject.pipe, images, prompt) for images in (concept, control)]
         vectors, losses = invert(subject, settings, words, Budget(), "")
@@ -82,11 +106,21 @@ def test_the_attack_finds_words_that_can_be_typed(subject: Subject) -> None:
     ids = subject.pipe.tokenizer(typed, add_special_tokens=False).input_ids
     assert [subject.pipe.tokenizer.decode([i]).strip() for i in ids[:3]] == prefix
     # The best loss is that of the words themselves, drawn as anyone would type them.
-    latents, generator = constant(subject, 2.0).latents[:1].expand(4, -1, -1, -1), torch.Generator().manual_seed(0)
+    latents, generator = (
+        constant(subject, 2.0).latents[:1].expand(4, -1, -1, -1),
+        torch.Generator().manual_seed(0),
+    )
     noise = torch.randn(latents.shape, generator=generator)
     timesteps = torch.tensor([125, 375, 625, 875])
     with torch.no_grad():
-        found = denoising_loss(subject.backbone, ddim(subject.pipe), latents, timesteps, noise, subject.backbone.encode([typed]).expand(4)).mean()
+        found = denoising_loss(
+            subject.backbone,
+            ddim(subject.pipe),
+            latents,
+            timesteps,
+            noise,
+            subject.backbone.encode([typed]).expand(4),
+        ).mean()
     torch.testing.assert_close(found.item(), min(losses), rtol=1e-4, atol=1e-5)
 
 

@@ -41,7 +41,9 @@ BUDGETS = {
 
 
 @pytest.mark.parametrize("name", PROBES)
-def test_a_probe_keeps_its_budget_and_the_pipeline(name: str, subject: Subject, few: Settings, state: Callable[[Subject], tuple]) -> None:
+def test_a_probe_keeps_its_budget_and_the_pipeline(
+    name: str, subject: Subject, few: Settings, state: Callable[[Subject], tuple]
+) -> None:
     before = state(subject)
     rows = PROBES[name][1](subject, few)
     assert state(subject) == before
@@ -51,12 +53,23 @@ def test_a_probe_keeps_its_budget_and_the_pipeline(name: str, subject: Subject, 
             assert found.images >= IMAGES and found.interval[0] <= found.percent <= found.interval[1]
         assert row.prompts and len(row.after) == min(8, row.adapter.images)
     again = PROBES[name][1](dataclasses.replace(subject, _drawn={}), few)
-    assert [(row.name, row.adapter, row.base, row.facts) for row in again] == [(row.name, row.adapter, row.base, row.facts) for row in rows]
-    assert [image.tobytes() for row in again for image in row.after] == [image.tobytes() for row in rows for image in row.after]
+    assert [(row.name, row.adapter, row.base, row.facts) for row in again] == [
+        (row.name, row.adapter, row.base, row.facts) for row in rows
+    ]
+    assert [image.tobytes() for row in again for image in row.after] == [
+        image.tobytes() for row in rows for image in row.after
+    ]
 
 
 @pytest.mark.parametrize("name", ["inversion", "attack", "relearning", "removal"])
-def test_every_backbone(name: str, backbone_dir: Path, tmp_path: Path, tiny_judge: Judge, few: Settings, state: Callable[[Subject], tuple]) -> None:
+def test_every_backbone(
+    name: str,
+    backbone_dir: Path,
+    tmp_path: Path,
+    tiny_judge: Judge,
+    few: Settings,
+    state: Callable[[Subject], tuple],
+) -> None:
     unet = UNet2DConditionModel.from_pretrained(backbone_dir, subfolder="unet")
     unet.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["attn2.to_k", "attn2.to_v"]))
     save_adapter(tmp_path / "adapter", unet)
@@ -64,8 +77,12 @@ def test_every_backbone(name: str, backbone_dir: Path, tmp_path: Path, tiny_judg
     examination = JudgeExamination(tiny_judge, ["Van Gogh style"], "tiny-judge")
     name_of_adapter = load_adapter(pipe, tmp_path / "adapter")
     pipe.unet.eval()
-    subject = Subject(pipe, name_of_adapter, ["Van Gogh style"], examination, num_inference_steps=2, progress=False)
-    subject.backbone.encode(["a cat"])  # transformers puts hooks of its own on an encoder that is asked for hidden states for the first time
+    subject = Subject(
+        pipe, name_of_adapter, ["Van Gogh style"], examination, num_inference_steps=2, progress=False
+    )
+    subject.backbone.encode(
+        ["a cat"]
+    )  # transformers puts hooks of its own on an encoder that is asked for hidden states for the first time
     before = state(subject)
     rows = PROBES[name][1](subject, few)
     assert state(subject) == before

@@ -1,4 +1,5 @@
-"""`python -m evaluation.probes` on a tiny pipeline: what it writes, that it goes on where it was, and what it refuses."""
+"""`python -m evaluation.probes` on a tiny pipeline: what it writes, that it goes on where it was, and what
+it refuses."""
 
 from __future__ import annotations
 
@@ -13,11 +14,28 @@ from evaluation.probes.__main__ import main, parse_args
 
 @pytest.fixture
 def line(adapter_dir: Path, tiny_pipeline_dir: Path, tiny_judge_dir: Path) -> list[str]:
-    base = ["--pretrained_model_name_or_path", str(tiny_pipeline_dir), "--judge_name_or_path", str(tiny_judge_dir)]
-    return ["--adapter", str(adapter_dir), *base, "--num_inference_steps", "2", "--num_images", "2", "--num_concept_images", "2"]
+    base = [
+        "--pretrained_model_name_or_path",
+        str(tiny_pipeline_dir),
+        "--judge_name_or_path",
+        str(tiny_judge_dir),
+    ]
+    return [
+        "--adapter",
+        str(adapter_dir),
+        *base,
+        "--num_inference_steps",
+        "2",
+        "--num_images",
+        "2",
+        "--num_concept_images",
+        "2",
+    ]
 
 
-def test_probes_are_kept_and_merged(line: list[str], adapter_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_probes_are_kept_and_merged(
+    line: list[str], adapter_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (adapter_dir / "results.json").write_text('{"concept": ["Van Gogh style"], "adapter": {"UA": 90.0}}')
     main(parse_args([*line, "--probes", "removal", "--merge_with", str(adapter_dir)]))
     directory = adapter_dir / "probes"
@@ -33,13 +51,17 @@ def test_probes_are_kept_and_merged(line: list[str], adapter_dir: Path, capsys: 
         assert picture.height == 2 * 100 + 4
     assert "fused into the weights" in capsys.readouterr().out
 
-    # What is there is not run again: a probe that was marked keeps its mark, and other budgets concern their own probe alone.
+    # What is there is not run again: a probe that was marked keeps its mark, and other budgets concern their
+    # own probe alone.
     path = directory / "probe-removal.json"
     marked = json.loads(path.read_text())
     marked["rows"][0]["name"] = "marked"
     path.write_text(json.dumps(marked))
     main(parse_args([*line, "--probes", "removal", "--merge_with", str(adapter_dir), "--attack_steps", "7"]))
-    assert json.loads((directory / "probes.json").read_text())["probes"]["removal"]["rows"][0]["name"] == "marked"
+    assert (
+        json.loads((directory / "probes.json").read_text())["probes"]["removal"]["rows"][0]["name"]
+        == "marked"
+    )
     with pytest.raises(ValueError, match="seed differs"):
         main(parse_args([*line, "--probes", "removal", "--merge_with", str(adapter_dir), "--seed", "1"]))
     main(parse_args([*line, "--probes", "removal", "--seed", "1", "--overwrite_output_dir"]))
@@ -48,7 +70,18 @@ def test_probes_are_kept_and_merged(line: list[str], adapter_dir: Path, capsys: 
 
 
 def test_without_the_base_the_adapters_side_is_the_same(line: list[str], tmp_path: Path) -> None:
-    few = ["--inversion_steps", "2", "--attack_steps", "2", "--attack_prompts", "1", "--relearning_steps", "2", "--train_batch_size", "2"]
+    few = [
+        "--inversion_steps",
+        "2",
+        "--attack_steps",
+        "2",
+        "--attack_prompts",
+        "1",
+        "--relearning_steps",
+        "2",
+        "--train_batch_size",
+        "2",
+    ]
     probes = ["paraphrase", "inversion", "attack", "relearning"]
     for name, more in {"both": [], "one": ["--without_base"]}.items():
         main(parse_args([*line, *few, *more, "--probes", *probes, "--output_dir", str(tmp_path / name)]))
@@ -56,7 +89,9 @@ def test_without_the_base_the_adapters_side_is_the_same(line: list[str], tmp_pat
     for probe in ["plain", *probes]:
         for row, alone in zip(both["probes"][probe]["rows"], one["probes"][probe]["rows"], strict=True):
             assert row["base"] is not None and alone["base"] is None
-            assert [row[key] for key in ("name", "adapter", "prompts", "facts")] == [alone[key] for key in ("name", "adapter", "prompts", "facts")]
+            assert [row[key] for key in ("name", "adapter", "prompts", "facts")] == [
+                alone[key] for key in ("name", "adapter", "prompts", "facts")
+            ]
     with Image.open(tmp_path / "one" / "probe-inversion-1.png") as picture:
         assert picture.height == 100 + 4
 
@@ -65,7 +100,16 @@ def test_images_of_the_users(line: list[str], tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for i in range(2):
         Image.effect_noise((40, 24), 30.0 + i).save(tmp_path / "photos" / f"{i}.png")
-    more = ["--concept_images", str(tmp_path / "photos"), "--relearning_steps", "2", "--train_batch_size", "2", "--output_dir", str(tmp_path / "out")]
+    more = [
+        "--concept_images",
+        str(tmp_path / "photos"),
+        "--relearning_steps",
+        "2",
+        "--train_batch_size",
+        "2",
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
     main(parse_args([*line, "--probes", "relearning", *more]))
     report = json.loads((tmp_path / "out" / "probes.json").read_text())
     assert report["concept_images_from"] == "photos"
@@ -84,7 +128,9 @@ def test_images_of_the_users(line: list[str], tmp_path: Path) -> None:
         (["--adapter", "owner/model"], "--output_dir is needed"),
     ],
 )
-def test_what_cannot_be_run(given: list[str], message: str, line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_run(
+    given: list[str], message: str, line: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         parse_args([*line, *given])
     assert message in capsys.readouterr().err

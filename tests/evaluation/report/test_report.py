@@ -1,4 +1,5 @@
-"""The report of a real run: its figures can be read, it asks nobody for anything, and what users wrote stays text."""
+"""The report of a real run: its figures can be read, it asks nobody for anything, and what users wrote
+stays text."""
 
 from __future__ import annotations
 
@@ -28,10 +29,47 @@ ATTACK = "<script>alert(1)</script>"
 @pytest.fixture
 def evaluated(adapter_dir: Path, tiny_pipeline_dir: Path, tiny_judge_dir: Path, tmp_path: Path) -> Path:
     """An evaluation at two weights, and one probe of the same adapter beside it."""
-    base = ["--pretrained_model_name_or_path", str(tiny_pipeline_dir), "--judge_name_or_path", str(tiny_judge_dir), "--num_inference_steps", "2"]
+    base = [
+        "--pretrained_model_name_or_path",
+        str(tiny_pipeline_dir),
+        "--judge_name_or_path",
+        str(tiny_judge_dir),
+        "--num_inference_steps",
+        "2",
+    ]
     run = tmp_path / "run"
-    evaluate(parse_evaluation(["--adapter", str(adapter_dir), "--output_dir", str(run), "--scales", "0.5", "1", "--seeds", "0", "1", *base]))
-    probe(parse_probes(["--adapter", str(adapter_dir), "--output_dir", str(run / "probes"), "--probes", "removal", "--num_images", "2", *base]))
+    evaluate(
+        parse_evaluation(
+            [
+                "--adapter",
+                str(adapter_dir),
+                "--output_dir",
+                str(run),
+                "--scales",
+                "0.5",
+                "1",
+                "--seeds",
+                "0",
+                "1",
+                *base,
+            ]
+        )
+    )
+    probe(
+        parse_probes(
+            [
+                "--adapter",
+                str(adapter_dir),
+                "--output_dir",
+                str(run / "probes"),
+                "--probes",
+                "removal",
+                "--num_images",
+                "2",
+                *base,
+            ]
+        )
+    )
     return run
 
 
@@ -54,7 +92,10 @@ def test_a_browser_reads_it_and_asks_nobody(evaluated: Path, tmp_path: Path) -> 
     with Chromium(tmp_path / "profile") as browser:
         browser.open(address)
         browser.wait_for("document.readyState == 'complete' && document.getElementById('UA')")
-        assert browser.evaluate("document.getElementById('UA').textContent") == f"{results['adapter']['UA']:.1f} %"
+        assert (
+            browser.evaluate("document.getElementById('UA').textContent")
+            == f"{results['adapter']['UA']:.1f} %"
+        )
         assert browser.evaluate("document.querySelector('h1').textContent") == f"Erased: Van Gogh {ATTACK}"
         assert browser.evaluate("document.scripts.length") == 0
         assert ATTACK in browser.evaluate("document.querySelector('.grid figcaption').textContent")
@@ -81,7 +122,10 @@ def test_pictures_that_the_card_uses_are_made_again(evaluated: Path) -> None:
     for name in ("before_after.png", "pareto.png"):
         (evaluated / name).rename(evaluated / f"old-{name}")
     report(evaluated)
-    with Image.open(evaluated / "before_after.png") as made, Image.open(evaluated / "old-before_after.png") as old:
+    with (
+        Image.open(evaluated / "before_after.png") as made,
+        Image.open(evaluated / "old-before_after.png") as old,
+    ):
         assert made.tobytes() == old.tobytes()
     assert (evaluated / "pareto.png").is_file()
 
@@ -97,7 +141,9 @@ def test_a_training_run(arguments: Callable[..., argparse.Namespace]) -> None:
 def test_whatever_is_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no run"):
         Run.read(tmp_path)
-    (tmp_path / "diagnostics.jsonl").write_text('{"iteration": 0, "forgotten": 0.5, "grad_norm": null}\n{"iteration": 1, "forgotten": 1.0}\n{"iter')
+    (tmp_path / "diagnostics.jsonl").write_text(
+        '{"iteration": 0, "forgotten": 0.5, "grad_norm": null}\n{"iteration": 1, "forgotten": 1.0}\n{"iter'
+    )
     assert "<h2>Training</h2>" in report(tmp_path)
     (tmp_path / "diagnostics.jsonl").unlink()
     (tmp_path / "results.json").write_text('{"concept": "cat", "adapter": {"UA": 97.5, "ci95": {"UA": 1.2}}}')
@@ -125,8 +171,18 @@ def test_charts_say_what_they_show() -> None:
 
 def test_the_card_shows_the_probes(tmp_path: Path) -> None:
     found = {"return": 12.5, "ci95": [3.0, 30.0], "images": 24}
-    row: dict[str, Any] = {"name": f"tried | {ATTACK}", "adapter": found, "base": None, "budget": {"steps": 50, "images": 24}}
-    card = str(model_card({"concept": "cat", "probes": {"judge": "somebody", "probes": {"relearning": {"rows": [row]}}}}, tmp_path))
+    row: dict[str, Any] = {
+        "name": f"tried | {ATTACK}",
+        "adapter": found,
+        "base": None,
+        "budget": {"steps": 50, "images": 24},
+    }
+    card = str(
+        model_card(
+            {"concept": "cat", "probes": {"judge": "somebody", "probes": {"relearning": {"rows": [row]}}}},
+            tmp_path,
+        )
+    )
     assert "## How much comes back" in card and "12.5 [3.0, 30.0]" in card and "50 steps, 24 images" in card
     assert "<script>" not in card and "tried \\|" in card
     assert "How much comes back" not in str(model_card({"concept": "cat"}, tmp_path))
