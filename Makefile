@@ -28,7 +28,7 @@ lint: install
 
 # Rebuilds the bundled world from its seeds: about an hour and a half on two cores.
 canvas: install
-	$(BIN)/python -m canvas.build
+	$(BIN)/python -m benchmarks.worlds.canvas
 
 clean:
 	rm -rf $(VENV) runs

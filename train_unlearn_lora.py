@@ -34,40 +34,42 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 import canvas
+from common.checkpoints import Checkpoint, list_checkpoints, load_checkpoint
+from common.command_line import DiscreetParser, number, positive_int, whole_number
+from common.errors import Unsound, friendly_errors, friendly_interrupts, friendly_memory
+from common.files import write_aside
+from common.memory import flags_to_try, out_of_memory, peak_memory_mb
+from common.names import hub_id, public_name
+from common.network import cached_revision
+from common.processes import all_rows, anywhere, keep_in_step, own_batches, processes
+from common.versions import versions
 from critic.advantages import centre_within, explained_variance, normalize
 from critic.critic import CRITICS, Critic
 from critic.estimators import ADVANTAGES, SIGNALS, Estimator
 from critic.network import ValueNetwork
 from critic.pathwise import linear_advantages, scaled, slope_scale, value_slopes
-from environment.arguments import add_environment_arguments, build_environment
-from environment.command_line import DiscreetParser, number, positive_int, whole_number
-from environment.concept_arguments import uses_bundled_base
+from environment.build import add_environment_arguments, build_environment
 from environment.environment import Environment, ForgetScore, RetainScore
-from environment.errors import Unsound, friendly_errors, friendly_interrupts, friendly_memory
-from environment.memory import DTYPES, add_memory_arguments, memory_options, read_quantization
 from evaluation.examination import Examination, JudgeExamination, TeacherExamination
-from evaluation.generate import adapter_disabled, evaluation_mode, generate
 from evaluation.grid import Pair, before_after
 from evaluation.judge import Judge
-from evaluation.protocol import evaluate, grid_title, list_jobs, public_name, table
+from evaluation.protocol import evaluate, grid_title, list_jobs, table
 from hub.access import check_push
 from hub.adapter import save_adapter, update_adapter_metadata
-from hub.card import hub_id, save_model_card
+from hub.card import save_model_card
 from hub.header import base_header, results_header
 from hub.kohya import save_kohya
 from hub.push import CRITIC_FILES, push_adapter, push_command
-from networks.checkpoint import cached_revision, write_aside
-from networks.versions import versions
-from policy.adapter import ADAPTER, add_lora, base_policy, is_identity, load_lora_state, lora_state
-from policy.processes import all_rows, anywhere, keep_in_step, own_batches, processes
+from pipelines.generate import adapter_disabled, evaluation_mode, generate
+from pipelines.memory import DTYPES, add_memory_arguments, memory_options, read_quantization
+from policy.lora import ADAPTER, add_lora, base_policy, is_identity, load_lora_state, lora_state
 from policy.trajectory import Experience, Trajectory
 from policy.update import UpdateConfig, UpdateStats, update_policy
-from training.checkpoints import Checkpoint, list_checkpoints, load_checkpoint
+from reward.arguments import uses_bundled_base
 from training.control import RECOGNISABLE, Brake, StopSignal, adapt_coefficient
 from training.diagnostics import Diagnostics
 from training.interruption import Interruption, leave
 from training.lock import LOCK_NAME, only_run
-from training.memory import flags_to_try, out_of_memory, peak_memory_mb
 from training.plan import Amounts, costs_in_words, listing, probe
 from training.run_state import AFTER_A_BRAKE, Progress, RunState
 from training.soundness import what_is_no_number

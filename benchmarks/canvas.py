@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.jobs import Job, run_jobs
-from canvas.draw import OBJECTS, STYLES, draw
+from benchmarks.worlds.canvas.draw import OBJECTS, STYLES, draw
 from evaluation.metrics import HEADLINE, summarize
 
 EXEMPLAR_SEED = 7

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
-from canvas.build import STYLE_NAMES, drawings, labels
-from canvas.draw import OBJECTS
+from benchmarks.worlds.canvas.build import STYLE_NAMES, drawings, labels
+from benchmarks.worlds.canvas.draw import OBJECTS
 
 DRAWINGS_SEED = 6
 NAMES = {"style": STYLE_NAMES, "object": OBJECTS}

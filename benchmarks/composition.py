@@ -25,13 +25,13 @@ import benchmarks.canvas as erasers
 import benchmarks.style as styles
 import canvas
 from benchmarks.jobs import run_job
-from environment.base import load_pipeline
+from common.files import write_aside
 from evaluation.examination import JudgeExamination
-from evaluation.generate import evaluation_mode, generate
 from evaluation.judge import Judge, to_pixels
 from hub.adapter import load_adapter
 from hub.merge import merge_adapters
-from networks.checkpoint import write_aside
+from pipelines.base import load_pipeline
+from pipelines.generate import evaluation_mode, generate
 
 PAIRS = ["Van Gogh style + cat", "Neon style + Mosaic style"]
 STYLE_PAIRS = ["Van Gogh style + Blueprint", "cat + Blueprint", "Neon style + Neon"]

@@ -23,11 +23,11 @@ from tqdm.auto import tqdm
 import train_unlearn_lora as script
 from benchmarks.canvas import CONCEPTS
 from benchmarks.frozen import quiet_arguments
+from common.files import write_aside
 from critic.advantages import centre_within, explained_variance
 from critic.critic import Critic
 from critic.estimators import SIGNALS, Estimator
 from critic.network import ValueNetwork
-from networks.checkpoint import write_aside
 
 STARTS = ("from scratch", "the reward predictor's trunk", "the critic of another concept")
 Found = dict[str, dict[str, dict[str, list[float]]]]

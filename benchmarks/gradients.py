@@ -29,10 +29,10 @@ from tqdm.auto import tqdm
 
 import train_unlearn_lora as script
 from benchmarks.frozen import quiet_arguments
+from common.files import write_aside
 from critic.advantages import normalize
 from critic.pathwise import slope_scale
-from networks.checkpoint import write_aside
-from policy.adapter import load_lora_state
+from policy.lora import load_lora_state
 from policy.trajectory import Experience
 from policy.update import UpdateConfig, update_policy
 

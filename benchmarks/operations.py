@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.memory.models import TOKENS
 from benchmarks.stopwatch import now
-from policy.backbone import latent_shape
+from pipelines.backbone import latent_shape
 
 
 def forward_operations(unet: UNet2DConditionModel, tokens: int = TOKENS) -> int:

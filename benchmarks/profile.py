@@ -28,10 +28,10 @@ import train_unlearn_lora as script
 from benchmarks.memory.models import MODELS, saved, short_run
 from benchmarks.operations import forward_operations, matrix_peak
 from benchmarks.stopwatch import Stopwatch, now
+from common.errors import friendly_errors
 from critic.critic import Critic
 from environment.environment import Environment
-from environment.errors import friendly_errors
-from environment.memory import DTYPES
+from pipelines.memory import DTYPES
 
 FORWARD, LEARNING, BACKWARD = "UNet, forward", "UNet, forward with a graph", "UNet, backward"
 UNET = (FORWARD, LEARNING, BACKWARD)

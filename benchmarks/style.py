@@ -21,11 +21,11 @@ from peft.utils import get_peft_model_state_dict
 from tqdm.auto import tqdm
 
 import canvas
-from canvas.build import WORDINGS
-from canvas.draw import OBJECTS, PROMPT, STYLES, draw
-from canvas.models import encode
-from environment.base import load_pipeline
-from policy.backbone import Backbone
+from benchmarks.worlds.canvas.build import WORDINGS
+from benchmarks.worlds.canvas.draw import OBJECTS, PROMPT, STYLES, draw
+from benchmarks.worlds.canvas.models import encode
+from pipelines.backbone import Backbone
+from pipelines.base import load_pipeline
 
 DRAWINGS_SEED = 8
 TRIGGER = "sks"

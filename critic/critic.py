@@ -4,15 +4,18 @@ learns from."""
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 
+from common.checkpoints import entries_of, load_optimizer_tensors, numbered, optimizer_tensors, under
 from critic.advantages import centre_within
 from critic.network import ValueNetwork
 from policy.trajectory import Trajectory
 
 CRITICS = ("film", "timestep_blind", "clean_only", "none")
+STATISTICS = ("baseline", "seen", "scale", "trust")
 BATCH_NUMBERS = 2**19
 """Latent numbers that are valued together: 2048 states of 4x8x8, 32 of 4x64x64."""
 
@@ -153,3 +156,28 @@ class Critic:
             losses.append(loss.detach())
         self.network.eval()
         return torch.stack(losses[-50:]).mean().item() if losses else float("nan")
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Network, optimizer, baselines and buffer, by name, for a checkpoint."""
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"optimizer.{name}": value for name, value in optimizer_tensors(self.optimizer).items()}
+        tensors |= {name: getattr(self, name) for name in STATISTICS}
+        buffered = numbered(
+            {"text": text, "potentials": potentials, "residual": residual} | vars(trajectory)
+            for trajectory, text, potentials, residual in self.buffer
+        )
+        return tensors | {f"buffer.{name}": value for name, value in buffered.items()}
+
+    def load_state_dict(self, tensors: Mapping[str, torch.Tensor], offload: bool = False) -> None:
+        """Put back what `state_dict` returned; if told to `offload`, its trajectories stay in main memory."""
+        self.network.load_state_dict(under("network.", tensors))
+        load_optimizer_tensors(self.optimizer, under("optimizer.", tensors))
+        for name in STATISTICS:
+            setattr(self, name, tensors[name].to(self.device))
+        self.buffer.clear()
+        for entry in entries_of(under("buffer.", tensors)):
+            text, potentials, residual = (
+                entry[name].to(self.device) for name in ("text", "potentials", "residual")
+            )
+            trajectory = Trajectory.from_state_dict(entry, self.device, offload)
+            self.buffer.append((trajectory, text, potentials, residual))

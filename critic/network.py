@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from networks.checkpoint import Checkpoint, CheckpointError
-from networks.film import FiLMTrunk, shape_text, size_of, timestep_embedding, widths_for
+from common.film import FiLMTrunk, shape_text, size_of, timestep_embedding, widths_for
+from common.network import Checkpoint, CheckpointError
 
 if TYPE_CHECKING:
     from reward.predictor import RewardPredictor

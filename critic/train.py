@@ -14,13 +14,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from common.command_line import number, positive_int, whole_number
+from common.errors import Unsound, friendly_errors
 from critic.advantages import centre_within, explained_variance
 from critic.critic import Critic
 from critic.estimators import SIGNALS, Estimator
 from critic.network import ValueNetwork
-from environment.arguments import add_environment_arguments, build_environment
-from environment.command_line import number, positive_int, whole_number
-from environment.errors import Unsound, friendly_errors
+from environment.build import add_environment_arguments, build_environment
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from environment.errors import Unsound
-from policy.backbone import Backbone
+from common.errors import Unsound
+from common.processes import all_rows, own_batches, own_rows
+from pipelines.backbone import Backbone
+from pipelines.conditioning import PromptTable
 from policy.kernel import ReverseKernel
-from policy.processes import all_rows, all_trajectories, own_batches, own_rows
-from policy.rollout import rollout
-from policy.trajectory import PromptTable, Trajectory
+from policy.rollout import all_trajectories, rollout
+from policy.trajectory import Trajectory
+from reward.concept import ConceptSpec
 from reward.margin import ConceptReward
 from reward.predictor import RewardPredictor
-from reward.spec import ConceptSpec
 from reward.teacher import Teacher
 
 INDISTINCT = 1e-6

@@ -23,8 +23,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 
-from environment.command_line import weight
-from environment.errors import friendly_errors, friendly_interrupts
+from common.command_line import weight
+from common.errors import friendly_errors, friendly_interrupts
+from common.memory import advised
+from common.names import public_name
 from evaluation.choice import add_examination_arguments, choose
 from evaluation.examination import Examination
 from evaluation.grid import before_after
@@ -39,21 +41,12 @@ from evaluation.measures import (
 )
 from evaluation.observation import Store
 from evaluation.pareto import pareto
-from evaluation.protocol import (
-    default_guidance,
-    evaluate,
-    grid_title,
-    list_jobs,
-    pareto_title,
-    public_name,
-    table,
-)
+from evaluation.protocol import default_guidance, evaluate, grid_title, list_jobs, pareto_title, table
 from evaluation.shards import Side
 from hub.adapter import load_adapter
 from hub.provenance import RESULTS_NAME
-from policy.backbone import Backbone
+from pipelines.backbone import Backbone
 from reward.teacher import Teacher
-from training.memory import advised
 
 GRID_NAME, PARETO_NAME, IMAGES = "before_after.png", "pareto.png", "images"
 

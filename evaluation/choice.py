@@ -12,18 +12,18 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 import canvas
-from environment.base import BY_LATENTS, add_base_arguments, base_options, load_pipeline
-from environment.command_line import number, positive_int
+from common.command_line import number, positive_int
+from common.names import BUNDLED_PIPELINE, public_name
+from common.network import resolve_directory
 from evaluation.examination import Examination, JudgeExamination, TeacherExamination
 from evaluation.judge import ImageJudge
 from evaluation.judges import load_judge, zero_shot_judge
 from evaluation.prompt_file import FileExamination, read_prompt_file
-from evaluation.protocol import BUNDLED_PIPELINE, public_name
 from evaluation.unlearncanvas import LITE, NAME, UnlearnCanvasExamination, UnlearnCanvasJudge
 from hub.adapter import find_adapter
 from hub.provenance import RESULTS_NAME, find_base, read_results, what_adapter_says
-from networks.checkpoint import resolve_directory
-from reward.spec import make_spec, read_prompts
+from pipelines.base import BY_LATENTS, add_base_arguments, base_options, load_pipeline
+from reward.concept import make_spec, read_prompts
 from reward.teacher import Teacher
 
 CANVAS, GRID, CLIP_JUDGE = "canvas", "grid", "clip"

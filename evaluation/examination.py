@@ -27,7 +27,7 @@ from evaluation.metrics import (
 )
 
 if TYPE_CHECKING:
-    from reward.spec import ConceptSpec
+    from reward.concept import ConceptSpec
     from reward.teacher import Teacher
 
 TEACHER_AS_JUDGE = "teacher (the reward's own CLIP; not independent)"

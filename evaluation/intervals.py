@@ -6,7 +6,7 @@ then, within each prompt drawn, its images with replacement (Davison & Hinkley, 
 Application, 1997, section 3.8). It speaks of prompts like these and of other noise; with a single prompt it
 speaks of other noise alone. It errs on the wide side where the prompts do not differ. A seed is no cluster of
 its own: the noise of an image comes from prompt and seed together
-    (`evaluation.generate.image_seed`), so
+    (`pipelines.generate.image_seed`), so
 that two prompts share none.
 
 Where all images agree a bootstrap has nothing to resample and would claim that nothing else can happen.

@@ -13,8 +13,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from evaluation.examination import Examination
-from evaluation.generate import adapter_at, draw
 from evaluation.shards import SHARD_SIZE, Job, Seen, Side, split
+from pipelines.generate import adapter_at, draw
 
 if TYPE_CHECKING:
     from evaluation.measures import Measures

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from networks.checkpoint import write_aside
+from common.files import write_aside
 
 KEPT = {"IRA": "#1b6e4b", "CRA": "#1f5fa8"}
 KEPT_AS = {"IRA": "its kind is still drawn right", "CRA": "all else is still drawn right"}

@@ -6,22 +6,20 @@ import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-import canvas
+from common.versions import versions
 from evaluation.examination import Examination, default_seeds
-from evaluation.generate import evaluation_mode
 from evaluation.grid import Pair
 from evaluation.metrics import HEADLINE, Verdict
 from evaluation.observation import BASE, CHANGED, Observer, Store
 from evaluation.shards import Job, Seen
-from networks.versions import versions
-from policy.backbone import Backbone
+from pipelines.backbone import Backbone
+from pipelines.generate import evaluation_mode
 
 if TYPE_CHECKING:
     from evaluation.measures import Measures
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
 Observed = tuple[dict[float, list[Seen]], dict[float, dict[Job, Image.Image]]]
 """What a process has seen of its shards, and those of the images to show that it has drawn, both by weight
 of the adapter."""
-
-BUNDLED_PIPELINE, BUNDLED_JUDGE = "bundled canvas", "bundled canvas judge"
 
 
 @dataclass
@@ -162,16 +158,6 @@ def list_jobs(examination: Examination, seeds: Sequence[int] | None = None) -> l
         seed for of_prompt in sorted(of_prompts, key=len, reverse=True) for seed in of_prompt
     )
     return [(i, seed) for seed in ordered for i, of_prompt in enumerate(of_prompts) if seed in of_prompt]
-
-
-def public_name(name_or_path: str | Path) -> str:
-    """How results name a model: the bundled ones as such, a local directory by its last part, a Hub id as
-    it is."""
-    path = Path(name_or_path)
-    for bundled, name in ((canvas.PIPELINE, BUNDLED_PIPELINE), (canvas.JUDGE, BUNDLED_JUDGE)):
-        if str(name_or_path) == name or path.resolve() == bundled.resolve():
-            return name
-    return path.resolve().name if path.exists() or path.is_absolute() else str(name_or_path)
 
 
 def default_guidance(pipe: DiffusionPipeline) -> float | None:

@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from networks.checkpoint import write_aside
+from common.files import write_aside
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from environment.command_line import DiscreetParser
-from environment.errors import friendly_errors
+from common.command_line import DiscreetParser
+from common.errors import friendly_errors
 from hub.commands import card, convert, fuse, merge, pull, push, space
 
 

@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from networks.checkpoint import require_hub_access
+from common.network import require_hub_access
 
 REASONS = {
     401: "the Hub does not accept the token (401), so run `hf auth login` again",

@@ -22,9 +22,9 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
+from common.network import resolve_directory
 from hub.checks import find_fault, loaded_adapters
 from hub.files import HASH_KEY, read_file, read_header, write_file
-from networks.checkpoint import resolve_directory
 
 KOHYA_NAME = "pytorch_lora_weights_kohya.safetensors"
 """The same adapter in kohya's format, beside the one in diffusers'."""

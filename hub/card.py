@@ -12,17 +12,15 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
+from common.names import BUNDLED_PIPELINE, file_name, hub_id, without_path
 from hub.notes import notes_section, read_notes
 
 CARD_NAME, GRID_NAME = "README.md", "before_after.png"
-BUNDLED = "bundled canvas"
 TAGS = [
     "lora",
     "text-to-image",
@@ -47,7 +45,7 @@ FIGURES = {
     "NRA": "neighbour retain accuracy: IRA over the classes nearest to the concept alone",
 }
 LICENCES = {
-    BUNDLED: "apache-2.0",
+    BUNDLED_PIPELINE: "apache-2.0",
     "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
     "runwayml/stable-diffusion-v1-5": "creativeml-openrail-m",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
@@ -98,7 +96,7 @@ def model_card(results: Mapping[str, Any], output_dir: str | Path, notes: str = 
         license_link=results.get("license_link") or licence_link,
         tags=TAGS + (XL_TAGS if results.get("pipeline_class") == XL else []),
         widget=[{"text": ", ".join(concepts) or "-", "output": {"url": GRID_NAME}}] if picture else None,
-        model_name=_file_name(output_dir),
+        model_name=file_name(output_dir),
         eval_results=_eval_results(results),
     )
     erased = escape(", ".join(concepts)) or "a concept"
@@ -137,15 +135,6 @@ def addressed(card: str, repo_id: str, revision: str | None = None) -> str:
         lambda _: f"pipe.load_lora_weights({json.dumps(repo_id)}{given})  # a folder or an id on the Hub",
         card,
     )
-
-
-def hub_id(name: str) -> str | None:
-    """`name` if it is a Hub id of the form owner/model and no local path, else None."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return None
-    return name if "/" in name and not Path(name).exists() else None
 
 
 def escape(text: str) -> str:
@@ -267,13 +256,13 @@ def _use_section(
     given = f", revision={json.dumps(revision)}" if base_id and revision else ""
     prompt = json.dumps(concepts[0] if concepts else "a prompt", ensure_ascii=False)
     loader, method = "DiffusionPipeline", "from_pretrained"
-    if base == BUNDLED:
+    if base == BUNDLED_PIPELINE:
         header, source = ["import canvas  # in the root of this project's repository"], "canvas.PIPELINE"
     elif base_id:
         header, source = [], json.dumps(base_id)
     elif base.endswith(".safetensors"):
         loader, method = str(results.get("pipeline_class") or "StableDiffusionPipeline"), "from_single_file"
-        header, source = [], json.dumps(f"path/to/{_file_name(base)}")
+        header, source = [], json.dumps(f"path/to/{file_name(base)}")
     else:
         header, source = [], json.dumps("path/to/the/base/pipeline")
     code = [
@@ -361,13 +350,13 @@ def _eval_results(results: Mapping[str, Any]) -> list[EvalResult] | None:
 
 
 def _base_text(base: str, revision: str | None) -> str:
-    if base == BUNDLED:
+    if base == BUNDLED_PIPELINE:
         return "the pipeline bundled with this project (the canvas)"
     if hub_id(base):
         return f"[{escape(base)}](https://huggingface.co/{base})" + (
             f" at revision {escape(revision)}" if revision else ""
         )
-    return f"a local pipeline ({escape(_file_name(base))})" if base else "a Stable Diffusion pipeline"
+    return f"a local pipeline ({escape(file_name(base))})" if base else "a Stable Diffusion pipeline"
 
 
 def _cell(side: Mapping[str, Any], name: str) -> str:
@@ -414,26 +403,6 @@ def _value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return escape(without_path(str(value)))
-
-
-def without_path(text: str) -> str:
-    """A local path cut to its last part; any other text as it is."""
-    prefix = "local-dir:" if text.startswith("local-dir:") else ""
-    path = text.removeprefix(prefix)
-    local = (
-        path.startswith(("/", "~", "."))
-        or PureWindowsPath(path).drive
-        or ("/" in path and Path(path).exists())
-    )
-    return prefix + _file_name(path) if local else text
-
-
-def _file_name(path: str | Path) -> str:
-    """The last part of a local path, whichever system wrote it."""
-    return (
-        PureWindowsPath(Path(path).resolve() if isinstance(path, Path) or path.startswith(".") else path).name
-        or "adapter"
-    )
 
 
 def _shown_path(path: str | Path) -> str:

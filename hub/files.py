@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save, save_file
 
-from networks.checkpoint import give_usual_mode
+from common.files import give_usual_mode
 
 HASH_KEY = "modelspec.hash_sha256"
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from hub.card import FIGURES, LICENCES, listed, without_path
+from common.names import without_path
+from hub.card import FIGURES, LICENCES, listed
 
 METHOD = "critic-guided reinforcement unlearning (arXiv 2601.03213)"
 ARCHITECTURES = {

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
+from common.files import write_aside
+from common.versions import versions
 from hub.adapter import read_adapter_metadata, write_adapter
 from hub.card import save_model_card
 from hub.factors import Factors, lora_config, read_factors
 from hub.files import read_file, require_empty
 from hub.header import BASE_KEYS, results_header
 from hub.provenance import RESULTS_NAME, what_adapter_says
-from networks.checkpoint import write_aside
-from networks.versions import versions
 
 METHOD = "merging adapters into one"
 

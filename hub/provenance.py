@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import canvas
+from common.names import BUNDLED_PIPELINE
 from hub.adapter import read_adapter_metadata
-from hub.card import BUNDLED, FIGURES
+from hub.card import FIGURES
 
 RESULTS_NAME = "results.json"
 
@@ -160,7 +161,7 @@ def find_base(given: str | None, recorded: str | None) -> str | Path:
         raise ValueError(
             "The adapter does not say which base it is for; name it with --pretrained_model_name_or_path."
         )
-    if name == BUNDLED:
+    if name == BUNDLED_PIPELINE:
         return canvas.PIPELINE
     if given is None and "/" not in name and not Path(name).is_dir():
         raise ValueError(

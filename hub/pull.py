@@ -12,10 +12,10 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 
+from common.network import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, check_token
 from hub.access import HubError, hub_errors
 from hub.files import read_file, require_empty
 from hub.push import ADAPTER_FILES
-from networks.checkpoint import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, check_token
 
 CHECKPOINT_FILES = (CONFIG_NAME, WEIGHTS_NAME, CARD_NAME)
 

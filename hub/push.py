@@ -12,13 +12,13 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RevisionNotFoundError
 from huggingface_hub.hf_api import ModelInfo, SpaceInfo
 
+from common.network import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
 from hub.access import HubError, hub_errors
 from hub.adapter import KOHYA_NAME
 from hub.card import CARD_NAME, GRID_NAME, addressed, model_card
 from hub.files import read_header
 from hub.notes import merge_notes, read_notes, with_notes
 from hub.provenance import RESULTS_NAME, read_results, what_adapter_says
-from networks.checkpoint import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
 
 CRITIC_FILES = (f"critic/{CONFIG_NAME}", f"critic/{WEIGHTS_NAME}")
 ADAPTER_FILES = (LORA_WEIGHT_NAME_SAFE, KOHYA_NAME, CARD_NAME, RESULTS_NAME, GRID_NAME, *CRITIC_FILES)

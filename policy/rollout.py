@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from diffusers import UNet2DConditionModel
 
-from policy.backbone import latent_shape
+from common.processes import all_rows
+from pipelines.backbone import latent_shape
+from pipelines.conditioning import Conditioning, PromptTable, batches
 from policy.kernel import ReverseKernel
-from policy.trajectory import Conditioning, PromptTable, Trajectory, batches
+from policy.trajectory import Trajectory
 
 
 def guided_output(
@@ -128,3 +130,11 @@ def _sample(
         kernel.timesteps,
         prompt_ids,
     )
+
+
+def all_trajectories(mine: Trajectory, prompt_ids: torch.Tensor) -> Trajectory:
+    """This process's trajectories -> those of all processes, one for each of `prompt_ids`."""
+    latents, means, log_probs = (
+        all_rows(part, len(prompt_ids)) for part in (mine.latents, mine.means, mine.log_probs)
+    )
+    return Trajectory(latents, means, log_probs, mine.timesteps, prompt_ids)

@@ -2,94 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 import torch
-
-
-def batches(count: int, size: int) -> list[slice]:
-    """0 to `count` in parts of `size`."""
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What the UNet is told of N prompts.
-
-    Attributes:
-        states: (N, L, E) text-encoder states; those of two encoders side by side.
-        pooled: (N, P) pooled text embedding, and
-        time_ids: (N, 6) original size, crop and target size of the image, where the UNet is told these too
-            (SDXL); else None.
-    """
-
-    states: torch.Tensor
-    pooled: torch.Tensor | None = None
-    time_ids: torch.Tensor | None = None
-
-    @classmethod
-    def cat(cls, parts: list[Conditioning]) -> Conditioning:
-        """Join conditionings of one backbone."""
-        columns = zip(*(part._tensors() for part in parts), strict=True)
-        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))
-
-    def __len__(self) -> int:
-        return len(self.states)
-
-    def __getitem__(self, index: slice | torch.Tensor) -> Conditioning:
-        """The prompts at `index`."""
-        return self._each(lambda tensor: tensor[index])
-
-    def expand(self, count: int) -> Conditioning:
-        """One prompt's conditioning, `count` times, without a copy."""
-        return self._each(lambda tensor: tensor.expand(count, *tensor.shape[1:]))
-
-    def to(self, dtype: torch.dtype) -> Conditioning:
-        return self._each(lambda tensor: tensor.to(dtype))
-
-    @property
-    def added(self) -> dict[str, torch.Tensor] | None:
-        """What the UNet takes beside the states, by diffusers' names (`added_cond_kwargs`)."""
-        return (
-            None
-            if self.pooled is None or self.time_ids is None
-            else {"text_embeds": self.pooled, "time_ids": self.time_ids}
-        )
-
-    @property
-    def vector(self) -> torch.Tensor:
-        """(N, P) or (N, E), float32: a prompt in one vector, its pooled embedding, or else the states
-        averaged over the tokens."""
-        return self.states.float().mean(dim=1) if self.pooled is None else self.pooled.float()
-
-    def _tensors(self) -> tuple[torch.Tensor | None, ...]:
-        return self.states, self.pooled, self.time_ids
-
-    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Conditioning:
-        return Conditioning(*(None if tensor is None else change(tensor) for tensor in self._tensors()))
-
-
-@dataclass
-class PromptTable:
-    """N prompts and what the UNet needs of them.
-
-    Attributes:
-        prompts: N texts.
-        conditioning: of the N prompts.
-        negative: of no prompt, length 1, for classifier-free guidance.
-        forget: (N,) bool, whether the prompt asks for the concept.
-    """
-
-    prompts: list[str]
-    conditioning: Conditioning
-    negative: Conditioning
-    forget: torch.Tensor
-
-    @property
-    def pooled(self) -> torch.Tensor:
-        """(N, P or E): each prompt in one vector (`Conditioning.vector`)."""
-        return self.conditioning.vector
 
 
 @dataclass
@@ -134,6 +50,19 @@ class Trajectory:
         """With latents and means, nearly all of it, in main memory; what is small stays where it is."""
         return replace(self, latents=self.latents.cpu(), means=self.means.cpu())
 
+    @classmethod
+    def from_state_dict(
+        cls, tensors: Mapping[str, torch.Tensor], device: torch.device, offload: bool = False
+    ) -> Trajectory:
+        """From its fields by name, on `device`; if told to `offload`, what is large stays in main memory."""
+        waiting = ("latents", "means") if offload else ()
+        return cls(
+            **{
+                f.name: tensors[f.name] if f.name in waiting else tensors[f.name].to(device)
+                for f in fields(cls)
+            }
+        )
+
     @staticmethod
     def cat(parts: list[Trajectory]) -> Trajectory:
         """Join batches that share their timesteps."""
@@ -161,3 +90,20 @@ class Experience:
     advantages: torch.Tensor
     anchor_ids: torch.Tensor
     slopes: torch.Tensor | None = None
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """All tensors by name, for a checkpoint."""
+        slopes = {} if self.slopes is None else {"slopes": self.slopes}
+        own = {"advantages": self.advantages, "anchor_ids": self.anchor_ids}
+        return own | vars(self.trajectory) | slopes
+
+    @classmethod
+    def from_state_dict(
+        cls, tensors: Mapping[str, torch.Tensor], device: torch.device, offload: bool = False
+    ) -> Experience:
+        """What `state_dict` returned, on `device`; with `offload` what is large stays in main memory."""
+        own = {name: tensors[name].to(device) for name in ("advantages", "anchor_ids")}
+        slopes = tensors.get("slopes")
+        if slopes is not None and not offload:
+            slopes = slopes.to(device)
+        return cls(Trajectory.from_state_dict(tensors, device, offload), **own, slopes=slopes)

@@ -12,13 +12,14 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from diffusers import UNet2DConditionModel
 
-from policy.adapter import base_policy
+from common.processes import all_rows, own_batches, sum_gradients
+from pipelines.conditioning import Conditioning, PromptTable
 from policy.adversary import worst_case
 from policy.kernel import ReverseKernel
-from policy.processes import all_rows, own_batches, sum_gradients
+from policy.lora import base_policy
 from policy.rollout import step_mean
 from policy.surrogate import Movement, clipped_surrogate, pathwise_surrogate
-from policy.trajectory import Conditioning, Experience, PromptTable, Trajectory
+from policy.trajectory import Experience, Trajectory
 
 
 @dataclass(frozen=True)

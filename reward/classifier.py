@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
-from reward.spec.words import words
+from reward.concept.words import words
 from reward.teacher import Teacher
 
 LOGIT_SCALE = 0.1

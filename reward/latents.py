@@ -28,9 +28,9 @@ from safetensors.torch import save_file
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from tqdm.auto import tqdm
 
-from environment.errors import Unsound
-from networks.checkpoint import write_aside
-from policy.backbone import Backbone
+from common.errors import Unsound
+from common.files import write_aside
+from pipelines.backbone import Backbone
 from policy.kernel import ReverseKernel
 from policy.rollout import rollout
 from reward.images import IMAGE_SUFFIXES, read_image

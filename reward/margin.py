@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from reward.spec import ConceptSpec
+from reward.concept import ConceptSpec
 from reward.teacher import Teacher
 
 FIDELITY_WEIGHT = 2.0

@@ -14,9 +14,9 @@ import torch
 from diffusers import DDIMScheduler, SchedulerMixin
 from torch import nn
 
-from networks.checkpoint import CheckpointError
-from networks.film import shape_text, size_of
-from networks.versions import versions
+from common.film import shape_text, size_of
+from common.network import CheckpointError
+from common.versions import versions
 from reward.predictor import RewardPredictor
 from reward.teacher import Teacher
 

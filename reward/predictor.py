@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from networks.checkpoint import Checkpoint
-from networks.film import FiLMTrunk, timestep_embedding, widths_for
+from common.film import FiLMTrunk, timestep_embedding, widths_for
+from common.network import Checkpoint
 
 BATCH_NUMBERS = 2**19
 """Latent numbers that are scored together: 2048 states of 4x8x8, 32 of 4x64x64. Their activations are

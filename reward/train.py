@@ -9,173 +9,46 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 import canvas
-from environment.base import BY_LATENTS, add_base_arguments, base_options, load_pipeline
-from environment.command_line import DiscreetParser, number, positive_int, whole_number
-from environment.errors import friendly_errors, friendly_interrupts
-from evaluation.protocol import public_name
-from networks.checkpoint import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
-from networks.film import MAX_WIDTH, size_of
+from common.checkpoints import list_checkpoints, load_checkpoint
+from common.command_line import DiscreetParser, number, positive_int, whole_number
+from common.errors import friendly_errors, friendly_interrupts
+from common.memory import advised
+from common.names import public_name
+from common.network import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
+from pipelines.base import BY_LATENTS, add_base_arguments, base_options, load_pipeline
 from reward.classifier import ClassifierTeacher
-from reward.distil import NOISE_LEVELS, Checkpointing, DistilConfig, cosine_by_noise, distil
+from reward.concept import read_prompts
+from reward.concept.automatic import kind_of
+from reward.concept.vocabulary import asking_for, general_prompts
+from reward.distil import (
+    CACHE_NAME,
+    DEFAULT_IMAGES,
+    NOISE_LEVELS,
+    Checkpointing,
+    add_distillation_arguments,
+    check_width,
+    distil_config,
+    fit_predictor,
+)
 from reward.latents import (
     BaseRollouts,
     BaseSamples,
     DatasetImages,
     EncodedImages,
     ImageFolder,
-    Latents,
     Source,
     collect,
 )
-from reward.origin import describe_origin
 from reward.predictor import RewardPredictor
-from reward.spec import read_prompts
-from reward.spec.automatic import kind_of
-from reward.spec.vocabulary import asking_for, general_prompts
 from reward.teacher import Teacher
-from training.checkpoints import list_checkpoints, load_checkpoint
-from training.memory import advised
-
-CACHE_NAME = "latents"
-DEFAULT_IMAGES = 4096
-
-
-def train_predictor(
-    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline,
-    teacher: Teacher,
-    prompts: list[str],
-    *,
-    num_images: int = DEFAULT_IMAGES,
-    num_inference_steps: int = 16,
-    guidance_scale: float = 7.5,
-    batch_size: int | None = None,
-    steps: int = 4000,
-    train_batch_size: int = 128,
-    learning_rate: float = 2e-3,
-    width: int = 48,
-    seed: int = 0,
-    learn_from_rollouts: bool = True,
-    clip_model: str | None = None,
-    base_name: str | Path | None = None,
-    revision: str | None = None,
-    cache_dir: Path | None = None,
-) -> RewardPredictor:
-    """Draw, embed, distil on the base's own samples; says at the end how well the predictor does on
-    latents it was not trained on."""
-    source = (BaseRollouts if learn_from_rollouts else BaseSamples)(
-        pipe, prompts, num_inference_steps, guidance_scale, batch_size, seed
-    )
-    data = collect(source, teacher, num_images, cache_dir)
-    config = DistilConfig(steps=steps, batch_size=train_batch_size, learning_rate=learning_rate, seed=seed)
-    base = {"name": base_name and public_name(base_name), "revision": revision}
-    return fit_predictor(
-        pipe, teacher, source, data, config, prompts=prompts, width=width, clip_model=clip_model, base=base
-    )
-
-
-def fit_predictor(
-    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline,
-    teacher: Teacher,
-    source: Source,
-    data: Latents,
-    config: DistilConfig,
-    *,
-    prompts: list[str],
-    base: dict[str, Any],
-    width: int = 48,
-    timestep_conditioning: bool = True,
-    clip_model: str | None = None,
-    accelerator: Accelerator | None = None,
-    checkpoints: Checkpointing | None = None,
-) -> RewardPredictor:
-    """A predictor for this base, distilled from `data` but for a tenth that is held out; on the CPU, in
-    evaluation mode.
-
-    Args:
-        prompts: what the config records as drawn by the base.
-        base: its public name and revision, for the record.
-        timestep_conditioning: False is the twin that is not told the timestep.
-        clip_model: the teacher's name as it was given.
-    """
-    accelerator = accelerator or Accelerator()
-    train, held_out = data.held_out()
-    shape = tuple(data.latents.shape[1:])
-    predictor = new_predictor(
-        shape[0],
-        size_of(shape),
-        data.embeddings.shape[1],
-        seed=config.seed,
-        width=width,
-        # A local directory means nothing on another machine: only names that anyone can load are recorded.
-        clip_model=None if clip_model is None or clip_model.startswith("local-dir:") else clip_model,
-        prompts=prompts,
-        timestep_conditioning=timestep_conditioning,
-        unit_length=teacher.unit_length,
-        origin=describe_origin(
-            base | {"pipeline_class": source.backbone.pipeline_class, "latent_shape": list(shape)},
-            pipe.scheduler,
-            teacher,
-            source.public() | {"count": len(data)},
-            asdict(config),
-        ),
-    )
-    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    distil(predictor.to(accelerator.device), train, scheduler, config, accelerator, checkpoints)
-    cosines = cosine_by_noise(
-        predictor.cpu(), held_out, scheduler, torch.Generator().manual_seed(config.seed)
-    )
-    accelerator.print(
-        "cosine to the teacher on held-out latents: "
-        + ", ".join(f"t={t}: {c:.3f}" for t, c in cosines.items())
-    )
-    return predictor
-
-
-def new_predictor(*shape: Any, seed: int, **settings: Any) -> RewardPredictor:
-    """An untrained predictor whose weights the seed decides, whatever was drawn before."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return RewardPredictor(*shape, **settings)
-
-
-def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of the distillation that `python -m reward.evaluate` shares, for the twins it trains."""
-    parser.add_argument("--max_train_steps", type=positive_int, default=4000, help="Optimizer steps.")
-    parser.add_argument(
-        "--train_batch_size",
-        type=positive_int,
-        default=128,
-        help="Noised latents in an optimizer step, over all processes.",
-    )
-    parser.add_argument(
-        "--learning_rate", type=number, default=2e-3, help="Peak of the one-cycle learning rate."
-    )
-    parser.add_argument(
-        "--ema_decay",
-        type=number,
-        default=0.999,
-        help="Decay of the averaged weights, which are what is saved; 0 saves the last ones.",
-    )
-    parser.add_argument(
-        "--max_grad_norm", type=number, default=1.0, help="Norm that the gradient is clipped to."
-    )
-    parser.add_argument(
-        "--width",
-        type=positive_int,
-        default=48,
-        help=f"Channels of the predictor's first stage, a multiple of 8, at most {MAX_WIDTH}.",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="Seed of images, noise and weights.")
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
@@ -265,7 +138,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         "--timestep_conditioning",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="Tell the predictor the timestep; one that is not told is the timestep-blind twin of `python -m reward.evaluate`.",
+        help="Tell the predictor the timestep; one that is not told is the timestep-blind twin of `python -m evaluation.predictor`.",
     )
     parser.add_argument(
         "--noise_levels",
@@ -382,28 +255,6 @@ def known_prompts(args: argparse.Namespace) -> list[str]:
     if Path(args.pretrained_model_name_or_path).resolve() == canvas.PIPELINE.resolve():
         return list(RewardPredictor.from_pretrained(canvas.REWARD).config["prompts"])
     return general_prompts()
-
-
-def check_width(width: int) -> None:
-    """
-    Raises:
-        ValueError: the network cannot have it.
-    """
-    if not 8 <= width <= MAX_WIDTH or width % 8:
-        raise ValueError(f"--width must be a multiple of 8 from 8 to {MAX_WIDTH}, got {width}.")
-
-
-def distil_config(args: argparse.Namespace, **changes: Any) -> DistilConfig:
-    """The settings that the flags of `add_distillation_arguments` give, with `changes`."""
-    settings = {
-        "steps": args.max_train_steps,
-        "batch_size": args.train_batch_size,
-        "learning_rate": args.learning_rate,
-        "ema_decay": args.ema_decay,
-        "max_grad_norm": args.max_grad_norm,
-        "seed": args.seed,
-    }
-    return DistilConfig(**(settings | changes))
 
 
 @advised("sample_batch_size", "train_batch_size")

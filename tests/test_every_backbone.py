@@ -18,15 +18,15 @@ from tiny_pipelines import TINY_PROMPTS, save_sd1, save_sdxl
 import canvas
 import critic.train
 import evaluation.__main__ as evaluation
+import evaluation.predictor.__main__
 import hub.__main__ as hub
-import reward.evaluate
 import reward.train
 import train_unlearn_lora as script
+from common.network import CheckpointError
 from critic.network import ValueNetwork
-from environment.base import load_pipeline
-from evaluation.generate import evaluation_mode
 from hub.adapter import load_adapter
-from networks.checkpoint import CheckpointError
+from pipelines.base import load_pipeline
+from pipelines.generate import evaluation_mode
 from reward.predictor import RewardPredictor
 
 CLIP = ["--clip_model", f"local-dir:{canvas.CLIP}"]
@@ -134,8 +134,10 @@ def test_every_command_knows_every_backbone(
     rewarded = [*base, "--reward_model_name_or_path", str(tmp_path / "reward")]
 
     few = ["--num_latents", "9", "--eval_batch_size", "4", "--num_inference_steps", "2"]
-    reward.evaluate.main(
-        reward.evaluate.parse_args([*rewarded, *CLIP, *few, "--output_dir", str(tmp_path / "proof")])
+    evaluation.predictor.__main__.main(
+        evaluation.predictor.__main__.parse_args(
+            [*rewarded, *CLIP, *few, "--output_dir", str(tmp_path / "proof")]
+        )
     )
     proof = json.loads((tmp_path / "proof" / "reward_predictor.json").read_text())
     assert all(

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 import train_unlearn_lora as script
-from training.checkpoints import list_checkpoints, save_checkpoint
+from common.checkpoints import list_checkpoints, save_checkpoint
 from training.lock import only_run
 
 PROCESSES = multiprocessing.get_context("forkserver")

@@ -21,9 +21,9 @@ from accelerate.tracking import TensorBoardTracker
 from safetensors.torch import load_file
 
 import train_unlearn_lora as script
+from common.checkpoints import list_checkpoints, load_checkpoint
 from environment.environment import Environment
 from reward.predictor import RewardPredictor
-from training.checkpoints import list_checkpoints, load_checkpoint
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 Arguments = Callable[..., argparse.Namespace]

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from tiny_pipelines import random_unet, random_vae, save_sd
 
 import train_unlearn_lora as script
-from canvas.models import build_scheduler, build_text_encoder, build_tokenizer
-from evaluation.generate import adapter_disabled, draw
+from benchmarks.worlds.canvas.models import build_scheduler, build_text_encoder, build_tokenizer
 from hub.adapter import load_adapter
+from pipelines.generate import adapter_disabled, draw
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 QUANTISED = {"8 bits": {"load_in_8bit": True}, "4 bits": {"load_in_4bit": True, "mixed_precision": "bf16"}}

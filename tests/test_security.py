@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 import canvas
 import hub.files
 import train_unlearn_lora as script
+from common.checkpoints import load_checkpoint
 from critic.network import ValueNetwork
-from environment.base import load_pipeline
 from evaluation.judges import load_judge
 from evaluation.weights import read_state
 from hub.__main__ import parse_args as parse_hub_command
@@ -35,12 +35,12 @@ from hub.files import read_file, write_file
 from hub.pull import files_to_pull
 from hub.push import ADAPTER_FILES
 from hub.space.about import About, figures, introduction
+from pipelines.base import load_pipeline
 from reward.classifier import ClassifierTeacher
 from reward.latents import read_shard
 from reward.predictor import RewardPredictor
 from reward.teacher import Teacher
 from reward.train import parse_args as parse_reward_training
-from training.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(

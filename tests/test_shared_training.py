@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from two_processes import run_in_two_processes, start_two_processes
 
 import train_unlearn_lora as script
-from policy.processes import all_rows, anywhere, keep_in_step, own_rows, processes, sum_gradients
+from common.processes import all_rows, anywhere, keep_in_step, own_rows, processes, sum_gradients
 
 Arguments = Callable[..., argparse.Namespace]
 ADAPTER = "pytorch_lora_weights.safetensors"

@@ -27,7 +27,7 @@ import canvas
 import train_unlearn_lora as script
 from critic.network import ValueNetwork
 from evaluation.judge import Judge
-from policy.adapter import lora_state
+from policy.lora import lora_state
 from policy.update import UpdateStats
 from training.run_state import AFTER_A_BRAKE
 

@@ -18,7 +18,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from canvas.models import build_scheduler, build_text_encoder, build_tokenizer
+from benchmarks.worlds.canvas.models import build_scheduler, build_text_encoder, build_tokenizer
 
 TINY_PROMPTS = [
     f"a {thing} image in {style} style"

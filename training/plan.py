@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from training.memory import peak_memory_mb
+from common.memory import peak_memory_mb
 
 SHOWN = 4
 """How many texts of a list are shown."""
@@ -22,7 +22,7 @@ class Costs:
     Attributes:
         draw: seconds for an image of a rollout.
         learn: seconds to update the policy by an image.
-        memory: peak in MB (`training.memory`), if the system says.
+        memory: peak in MB (`common.memory`), if the system says.
     """
 
     draw: float

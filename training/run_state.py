@@ -11,19 +11,17 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from critic.critic import Critic
-from policy.adapter import load_lora_state, lora_state
-from policy.trajectory import Experience
-from training.checkpoints import (
+from common.checkpoints import (
     Checkpoint,
-    critic_tensors,
-    load_critic_tensors,
+    entries_of,
     load_optimizer_tensors,
-    load_replay_tensors,
+    numbered,
     optimizer_tensors,
-    replay_tensors,
     save_checkpoint,
 )
+from critic.critic import Critic
+from policy.lora import load_lora_state, lora_state
+from policy.trajectory import Experience
 
 
 @dataclass
@@ -89,8 +87,8 @@ class RunState:
             "lora": lora_state(self.unet),
             "good": self.good,
             "optimizer": optimizer_tensors(self.optimizer),
-            "critic": critic_tensors(self.critic),
-            "replay": replay_tensors(self.replay),
+            "critic": self.critic.state_dict(),
+            "replay": numbered(experience.state_dict() for experience in self.replay),
         }
         numbers = {
             "progress": asdict(self.progress),
@@ -105,8 +103,12 @@ class RunState:
         groups, numbers = checkpoint
         load_lora_state(self.unet, groups["lora"])
         load_optimizer_tensors(self.optimizer, groups["optimizer"])
-        load_critic_tensors(self.critic, groups["critic"], offload)
-        load_replay_tensors(self.replay, groups.get("replay", {}), device, offload)
+        self.critic.load_state_dict(groups["critic"], offload)
+        self.replay.clear()
+        self.replay.extend(
+            Experience.from_state_dict(entry, device, offload)
+            for entry in entries_of(groups.get("replay", {}))
+        )
         self.lr_scheduler.load_state_dict(numbers["lr_scheduler"])
         for group in self.optimizer.param_groups:
             group["lr"] = numbers["learning_rate"]

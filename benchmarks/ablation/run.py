@@ -12,11 +12,11 @@ from diffusers import StableDiffusionPipeline
 
 import train_unlearn_lora as script
 from benchmarks.ablation.variants import VARIANTS
+from common.checkpoints import list_checkpoints, load_checkpoint
+from common.files import write_aside
 from evaluation.examination import Examination
-from evaluation.generate import evaluation_mode, generate
-from networks.checkpoint import write_aside
-from policy.adapter import base_policy, load_lora_state
-from training.checkpoints import list_checkpoints, load_checkpoint
+from pipelines.generate import evaluation_mode, generate
+from policy.lora import base_policy, load_lora_state
 
 JUDGED_STEPS = 16
 """Denoising steps of the images that are judged on the way: as many as a rollout's."""

@@ -25,8 +25,8 @@ import torch.nn.functional as F
 
 from benchmarks.baselines.task import Prompts, Task, draw
 from benchmarks.baselines.trainer import Training, Watch, train_lora
-from reward.spec import ConceptSpec
-from reward.spec.words import contains_concept
+from reward.concept import ConceptSpec
+from reward.concept.words import contains_concept
 
 TITLE = "ESD-x (arXiv 2303.07345)"
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 from benchmarks.baselines.task import Prompts, Task, draw
 from benchmarks.baselines.trainer import Training, Watch, train_lora
-from reward.spec import ConceptSpec
+from reward.concept import ConceptSpec
 
 TITLE = "LECO (github.com/p1atdev/LECO)"
 

@@ -20,9 +20,9 @@ from typing import Any
 from benchmarks.baselines.trial import SEED
 from benchmarks.canvas import slug
 from benchmarks.jobs import Job, run_jobs
-from environment.errors import friendly_errors
+from common.errors import friendly_errors
+from common.files import write_aside
 from evaluation.metrics import HEADLINE
-from networks.checkpoint import write_aside
 
 Run = Mapping[str, Any]
 

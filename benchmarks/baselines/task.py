@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-from evaluation.generate import ddim
-from policy.adapter import base_policy
-from policy.backbone import Backbone, latent_shape
+from pipelines.backbone import Backbone, latent_shape
+from pipelines.conditioning import Conditioning
+from pipelines.generate import ddim
+from policy.lora import base_policy
 from policy.rollout import guided_output
-from policy.trajectory import Conditioning
-from reward.spec import ConceptSpec
+from reward.concept import ConceptSpec
 
 T = TypeVar("T")
 

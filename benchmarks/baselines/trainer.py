@@ -10,7 +10,7 @@ from diffusers.optimization import get_scheduler
 from tqdm.auto import tqdm
 
 from benchmarks.baselines.task import Task
-from policy.adapter import add_lora
+from policy.lora import add_lora
 
 Watch = Callable[[int], None]
 """Called with the number of steps taken after each of them."""

@@ -10,10 +10,10 @@ from typing import Any
 
 from benchmarks.ablation.run import judged
 from benchmarks.baselines import METHODS
-from benchmarks.baselines.__main__ import add_task_arguments, choose_examination, prepare
-from environment.errors import friendly_errors
+from benchmarks.baselines.command import add_task_arguments, choose_examination, prepare
+from common.errors import friendly_errors
+from common.files import write_aside
 from evaluation.metrics import HEADLINE
-from networks.checkpoint import write_aside
 
 SEED = 100
 """Of the judged images: none that the comparison draws."""

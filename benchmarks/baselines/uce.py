@@ -34,7 +34,7 @@ from benchmarks.baselines.task import Task
 from benchmarks.baselines.trainer import Watch
 from hub.factors import Factors
 from hub.merge import truncate
-from policy.adapter import ADAPTER
+from policy.lora import ADAPTER
 
 TITLE = "UCE (arXiv 2308.14761)"
 

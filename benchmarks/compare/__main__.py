@@ -25,11 +25,11 @@ from benchmarks.compare.methods import NAMES
 from benchmarks.compare.probes import probe_all, sections
 from benchmarks.compare.report import plot, table
 from benchmarks.compare.runs import Erasure, World, run_all
-from environment.base import load_pipeline
-from environment.errors import friendly_errors
+from common.errors import friendly_errors
+from common.files import write_aside
 from evaluation.examination import JudgeExamination
 from evaluation.judge import Judge
-from networks.checkpoint import write_aside
+from pipelines.base import load_pipeline
 
 
 def write_text(path: Path, text: str) -> None:

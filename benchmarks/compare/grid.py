@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from evaluation.examination import Examination
-from evaluation.generate import evaluation_mode, generate
 from hub.adapter import load_adapter
+from pipelines.generate import evaluation_mode, generate
 
 FORGET, RETAIN = "#b3261e", "#1b6e4b"
 SHOWN = 6

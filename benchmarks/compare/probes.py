@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.compare.methods import BASE, NAMES
 from benchmarks.compare.runs import Erasure, World
 from benchmarks.jobs import Job, run_jobs
-from evaluation.probes.__main__ import PROBES_NAME, cell
+from evaluation.probes.rows import PROBES_NAME, cell
 
 Rows = Sequence[Mapping[str, Any]]
 """Of one adapter: what each attempt found with it and in the base, as probes.json has it."""

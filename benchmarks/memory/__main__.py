@@ -22,8 +22,8 @@ from benchmarks.jobs import Job, run_jobs
 from benchmarks.memory.computed import FLAG_SETS, components, table, weigh
 from benchmarks.memory.models import MODELS, PROMPTS, saved, short_run
 from benchmarks.memory.peaks import peaks
-from environment.errors import friendly_errors
-from networks.checkpoint import write_aside
+from common.errors import friendly_errors
+from common.files import write_aside
 
 BF16 = ["--mixed_precision", "bf16"]
 SPARING = ["--gradient_checkpointing", "--offload_models", "--offload_trajectories"]

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from benchmarks.memory.models import TOKENS, Model
-from environment.memory import DTYPES
-from policy.adapter import add_lora
+from pipelines.memory import DTYPES
+from policy.lora import add_lora
 
 BLOCK = 64
 """Weights of a 4-bit layer that share a float32 scale."""

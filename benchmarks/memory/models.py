@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from canvas.models import build_tokenizer
+from benchmarks.worlds.canvas.models import build_tokenizer
 from reward.predictor import RewardPredictor
 
 TOKENS, VOCABULARY = 77, 49408

@@ -24,12 +24,13 @@ import train_unlearn_lora as script
 from benchmarks.memory.computed import Weights, components
 from benchmarks.memory.models import TOKENS, Model
 from critic.pathwise import value_slopes
-from environment.memory import DTYPES
-from policy.adapter import add_lora
-from policy.backbone import Backbone, usual_batch_size
+from pipelines.backbone import Backbone, usual_batch_size
+from pipelines.conditioning import Conditioning, PromptTable
+from pipelines.memory import DTYPES
 from policy.kernel import ReverseKernel
+from policy.lora import add_lora
 from policy.rollout import rollout
-from policy.trajectory import Conditioning, Experience, PromptTable, Trajectory
+from policy.trajectory import Experience, Trajectory
 from policy.update import Objective
 from reward.teacher import Teacher
 

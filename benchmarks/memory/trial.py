@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import train_unlearn_lora as script
-from networks.checkpoint import write_aside
+from common.files import write_aside
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:

@@ -9,8 +9,8 @@ import train_unlearn_lora as script
 from benchmarks.ablation.run import add_run_arguments, train_and_judge
 from benchmarks.peers.settings import MATCHED
 from benchmarks.stopwatch import Stopwatch
+from common.files import write_aside
 from environment.environment import Environment
-from networks.checkpoint import write_aside
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import train_unlearn_lora as script
 from benchmarks.ablation.run import add_run_arguments, judged
 from benchmarks.peers.settings import ADVANTAGE_CLIP, CLIP_RANGE, GUIDANCE_SCALE, IMAGES, STEPS
 from benchmarks.stopwatch import Stopwatch
-from networks.checkpoint import write_aside
+from common.files import write_aside
 
 
 def train_and_judge(

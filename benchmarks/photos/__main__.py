@@ -1,7 +1,7 @@
 """Forget each class of CIFAR-10, by our default and by published methods: `python -m benchmarks.photos --base
 runs/photos`.
 
-The base is what `python -m benchmarks.photos.build` has written. Every method erases every class with every
+The base is what `python -m benchmarks.worlds.photos` has written. Every method erases every class with every
 seed, with the settings it has on the canvas, and the base's judge decides. For one training seed the
 class-wise protocol of the literature is measured too (`benchmarks/photos/forgetting.py`), and where a
 pipeline lies beside the base that never saw the class (`build --without`), on that as well. What has its
@@ -28,16 +28,16 @@ from benchmarks.compare.probes import probe_all, sections
 from benchmarks.compare.report import plot, table
 from benchmarks.compare.runs import Erasure, World, run_all
 from benchmarks.jobs import Job, run_jobs
-from benchmarks.photos.build import PROMPT, pipeline_name
-from benchmarks.photos.data import CLASSES, load_photos
 from benchmarks.photos.forgetting import NUM_IMAGES
 from benchmarks.photos.report import WITHOUT, by_class, forgetting_table
-from environment.base import load_pipeline
-from environment.command_line import positive_int
-from environment.errors import friendly_errors
+from benchmarks.worlds.photos.build import PROMPT, pipeline_name
+from benchmarks.worlds.photos.data import CLASSES, load_photos
+from common.command_line import positive_int
+from common.errors import friendly_errors
+from common.files import write_aside
 from evaluation.examination import JudgeExamination
 from evaluation.judge import Judge
-from networks.checkpoint import write_aside
+from pipelines.base import load_pipeline
 
 PARTS = ("pipeline", "clip", "reward", "judge")
 EVALUATION_SEEDS = 20
@@ -69,7 +69,7 @@ def world(base: Path, photographs: Path) -> World:
     missing = [part for part in PARTS if not (base / part).is_dir()]
     if missing:
         raise ValueError(
-            f"{base} holds no {' and no '.join(missing)}: run `python -m benchmarks.photos.build --output_dir {base}` first."
+            f"{base} holds no {' and no '.join(missing)}: run `python -m benchmarks.worlds.photos --output_dir {base}` first."
         )
     pipeline, clip, reward, judge = (str(base / part) for part in PARTS)
     both = ["--pretrained_model_name_or_path", pipeline, "--clip_model", f"local-dir:{clip}"]
@@ -164,7 +164,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         default=Path("runs/photos"),
         metavar="DIR",
-        help="What `python -m benchmarks.photos.build` has written.",
+        help="What `python -m benchmarks.worlds.photos` has written.",
     )
     parser.add_argument(
         "--methods", nargs="+", choices=list(NAMES), default=list(NAMES), help="Which methods to compare."

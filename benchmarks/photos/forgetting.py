@@ -20,17 +20,17 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from benchmarks.photos.build import PROMPT
-from benchmarks.photos.data import CLASSES, Photos, load_photos
-from canvas.models import pixels
-from environment.base import load_pipeline
-from environment.command_line import positive_int
-from environment.errors import friendly_errors
-from evaluation.generate import evaluation_mode, generate
+from benchmarks.worlds.canvas.models import pixels
+from benchmarks.worlds.photos.build import PROMPT
+from benchmarks.worlds.photos.data import CLASSES, Photos, load_photos
+from common.command_line import positive_int
+from common.errors import friendly_errors
+from common.files import write_aside
 from evaluation.judge import Judge
 from evaluation.measures import frechet_distance
 from hub.adapter import load_adapter
-from networks.checkpoint import write_aside
+from pipelines.base import load_pipeline
+from pipelines.generate import evaluation_mode, generate
 
 NUM_IMAGES, SHARE_OF_OTHERS = 500, 10
 """Images of the class, and for how many of them there is one of each other class."""
@@ -118,7 +118,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         required=True,
         metavar="DIR",
-        help="What `python -m benchmarks.photos.build` has written.",
+        help="What `python -m benchmarks.worlds.photos` has written.",
     )
     parser.add_argument(
         "--pipeline", type=Path, metavar="DIR", help="A pipeline in place of the base's, with the same judge."

@@ -13,29 +13,30 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from environment.command_line import number, positive_int
-from environment.errors import friendly_errors, friendly_interrupts
+from common.command_line import number, positive_int
+from common.errors import friendly_errors, friendly_interrupts
+from common.files import write_aside
+from common.memory import advised
+from common.names import public_name
+from common.versions import versions
 from evaluation.choice import Choice, add_examination_arguments, choose
 from evaluation.probes import attack, composition, inversion, paraphrase, relearning, removal
-from evaluation.probes.rows import Row, save_samples
+from evaluation.probes.rows import PROBES_NAME, Row, cell, save_samples
 from evaluation.probes.settings import Settings
 from evaluation.probes.subject import Subject
-from evaluation.protocol import default_guidance, public_name
+from evaluation.protocol import default_guidance
 from hub.adapter import load_adapter
 from hub.provenance import RESULTS_NAME, read_results
-from networks.checkpoint import write_aside
-from networks.versions import versions
-from policy.backbone import Backbone
-from reward.spec.exemplars import read_images
-from training.memory import advised
+from pipelines.backbone import Backbone
+from reward.concept.exemplars import read_images
 
-PROBES_NAME, PLAIN = "probes.json", "plain"
+PLAIN = "plain"
 PROBES: dict[str, tuple[str, Callable[[Subject, Settings], list[Row]]]] = {
     PLAIN: (
         "plain prompts",
@@ -353,11 +354,6 @@ def table(report: dict[str, Any]) -> str:
             spent = f"{budget['steps']:>6} {budget['unet_samples']:>13} {budget['seconds']:>8}"
             lines.append(f"{row['name']:46} {cell(row['adapter']):>22} {cell(row['base']):>22} {spent}")
     return "\n".join([*lines, f"judge: {report['judge']}; in brackets 95 % intervals"])
-
-
-def cell(found: Mapping[str, Any] | None) -> str:
-    """What an attempt found, with its interval."""
-    return "-" if found is None else f"{found['return']:.1f} [{found['ci95'][0]:.1f}, {found['ci95'][1]:.1f}]"
 
 
 if __name__ == "__main__":

@@ -25,13 +25,13 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from evaluation.generate import ddim
 from evaluation.probes.denoising import denoising_loss
 from evaluation.probes.pipeline import embedding_scale, frozen
 from evaluation.probes.rows import SAMPLES, Budget, Row, metered
 from evaluation.probes.settings import Settings
 from evaluation.probes.subject import Subject, Variant
 from evaluation.probes.words import standing_in, token_ids, vocabularies, whole_words
+from pipelines.generate import ddim
 
 
 def run(subject: Subject, settings: Settings) -> list[Row]:

@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 from diffusers import DDIMScheduler
 
-from policy.backbone import Backbone
+from pipelines.backbone import Backbone
+from pipelines.conditioning import Conditioning
 from policy.rollout import guided_output
-from policy.trajectory import Conditioning
 
 
 def denoising_loss(

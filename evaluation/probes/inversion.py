@@ -16,7 +16,6 @@ from collections.abc import Sequence
 import torch
 from tqdm.auto import tqdm
 
-from evaluation.generate import ddim
 from evaluation.probes.denoising import denoising_loss, draw_noise
 from evaluation.probes.naming import renamed
 from evaluation.probes.pipeline import embedding_scale, frozen
@@ -24,6 +23,7 @@ from evaluation.probes.rows import SAMPLES, Budget, Row, metered
 from evaluation.probes.settings import Settings
 from evaluation.probes.subject import Subject
 from evaluation.probes.words import standing_in, token_ids, vocabularies, whole_words
+from pipelines.generate import ddim
 
 BEGINNING = "image"
 """The word whose embedding the learnt ones begin as: the name of the judge's domain ("style", "object"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from reward.spec.vocabulary import plain_name
-from reward.spec.words import FUNCTION_WORDS, GENERIC_WORDS
+from reward.concept.vocabulary import plain_name
+from reward.concept.words import FUNCTION_WORDS, GENERIC_WORDS
 
 
 def find_name(prompt: str, concepts: Sequence[str]) -> str | None:

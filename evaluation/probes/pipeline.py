@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from diffusers import StableDiffusionPipeline
 
-from policy.backbone import Backbone
+from pipelines.backbone import Backbone
 
 
 def twin(pipe: StableDiffusionPipeline) -> StableDiffusionPipeline:

@@ -17,13 +17,13 @@ from peft import LoraConfig
 from PIL import Image
 from tqdm.auto import tqdm
 
-from evaluation.generate import ddim
 from evaluation.probes.denoising import denoising_loss, draw_noise
 from evaluation.probes.pipeline import frozen, twin
 from evaluation.probes.rows import SAMPLES, Budget, Return, Row, metered
 from evaluation.probes.settings import Settings
 from evaluation.probes.subject import Examples, Subject
-from policy.backbone import Backbone
+from pipelines.backbone import Backbone
+from pipelines.generate import ddim
 
 TUNED = "relearning"
 """Name of the adapter that is fine-tuned."""

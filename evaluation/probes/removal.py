@@ -7,7 +7,6 @@ from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
 
-from evaluation.generate import adapter_at
 from evaluation.probes.pipeline import twin
 from evaluation.probes.rows import SAMPLES, Row
 from evaluation.probes.settings import Settings
@@ -15,6 +14,7 @@ from evaluation.probes.subject import Subject
 from hub.adapter import load_adapter
 from hub.fuse import fuse_adapter
 from hub.merge import merge_adapters
+from pipelines.generate import adapter_at
 
 HALF = 0.5
 

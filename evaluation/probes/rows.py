@@ -4,7 +4,7 @@ images."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +13,10 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
+from common.files import write_aside
 from evaluation.intervals import Interval, proportion_interval
-from networks.checkpoint import write_aside
+
+PROBES_NAME = "probes.json"
 
 CELL, GAP, SAMPLES = 96, 4, 8
 """Side of a sample and the gap between two in pixels, and how many of a row's images are kept."""
@@ -146,3 +148,8 @@ def save_samples(row: Row, path: Path) -> None:
                 (GAP + x * (CELL + GAP), GAP + y * (CELL + GAP)),
             )
     write_aside(path, lambda aside: sheet.save(aside, "PNG"))
+
+
+def cell(found: Mapping[str, Any] | None) -> str:
+    """What an attempt found, with its interval."""
+    return "-" if found is None else f"{found['return']:.1f} [{found['ci95'][0]:.1f}, {found['ci95'][1]:.1f}]"

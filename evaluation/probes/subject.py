@@ -15,11 +15,11 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from evaluation.examination import Examination
-from evaluation.generate import adapter_disabled, draw, evaluation_mode
 from evaluation.judge import to_pixels
 from evaluation.metrics import FORGET
 from evaluation.probes.rows import SAMPLES, Budget, Return, Row
-from policy.backbone import Backbone
+from pipelines.backbone import Backbone
+from pipelines.generate import adapter_disabled, draw, evaluation_mode
 
 ATTACKER_SEEDS = 10_000
 """Images that are learnt from have seeds from here on, so that none of them is judged."""

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from policy.backbone import Backbone
+from pipelines.backbone import Backbone
 
 WORD_END = "</w>"
 """How CLIP's vocabulary marks a token that ends a word."""

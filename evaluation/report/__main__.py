@@ -12,7 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from environment.errors import friendly_errors
+from common.errors import friendly_errors
+from common.files import write_aside
 from evaluation.grid import Pair, before_after
 from evaluation.pareto import pareto
 from evaluation.protocol import grid_title, pareto_title
@@ -20,7 +21,6 @@ from evaluation.report.page import page
 from evaluation.report.run import Run
 from evaluation.report.sections import SECTIONS
 from hub.card import GRID_NAME, listed
-from networks.checkpoint import write_aside
 
 REPORT_NAME, PARETO_NAME = "report.html", "pareto.png"
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from PIL import Image
 
+from common.names import without_path
 from evaluation.report.page import table
 from evaluation.report.run import Run, data_uri
 from evaluation.report.svg import Bar, Point, bars, lines, pareto
-from hub.card import FIGURES, GRID_NAME, UNLOADABLE, listed, suffered, without_path
+from hub.card import FIGURES, GRID_NAME, UNLOADABLE, listed, suffered
 
 CURVES = {
     "Forgotten: share of forget images": ("forgotten", "replaced"),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from environment.base import add_base_arguments, base_options, load_pipeline
-from environment.command_line import number
+from common.command_line import number
+from common.names import hub_id
 from hub.adapter import load_adapter
-from hub.card import hub_id
 from hub.files import require_empty
 from hub.fuse import fuse_adapter, save_pipeline
 from hub.provenance import find_base, what_adapter_says
+from pipelines.base import add_base_arguments, base_options, load_pipeline
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -9,13 +9,13 @@ import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from safetensors.torch import load_file
 
+from common.network import WEIGHTS_NAME, Checkpoint, CheckpointError
 from hub.access import HubError
 from hub.pull import checkpoint_kind
 from hub.push import push_adapter, push_command
 from hub.space.about import read_about
 from hub.space.bundle import check_base
 from hub.space.push import push_space
-from networks.checkpoint import WEIGHTS_NAME, Checkpoint, CheckpointError
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from PIL import Image
 
+from common.names import BUNDLED_PIPELINE, hub_id
 from hub.adapter import read_adapter_metadata
-from hub.card import BUNDLED, FIGURES, UNLOADABLE, escape, hub_id, listed
+from hub.card import FIGURES, UNLOADABLE, escape, listed
 from hub.provenance import check_results, read_results, what_adapter_says
 from hub.space.studio import MAX_GUIDANCE, MAX_STEPS
 
@@ -132,7 +133,7 @@ def figures(about: About | None) -> str:
 
 def base_name(base: str) -> str:
     """A base in markdown, linked where it is on the Hub."""
-    if base == BUNDLED:
+    if base == BUNDLED_PIPELINE:
         return "the bundled canvas"
     return f"[{escape(base)}](https://huggingface.co/{base})" if hub_id(base) else escape(base)
 

@@ -9,44 +9,21 @@ from pathlib import Path
 from huggingface_hub import SpaceCardData
 
 import canvas
+from common.names import BUNDLED_PIPELINE, hub_id
 from hub.access import HubError
-from hub.card import BUNDLED, LICENCES, OTHER_LICENCES, escape, hub_id
+from hub.card import LICENCES, OTHER_LICENCES, escape
 from hub.notes import notes_section
 from hub.space.about import About, base_name, introduction, title
 
 ROOT = Path(__file__).parents[2]
-CODE = (
-    *(
-        "canvas/__init__.py",
-        "environment/__init__.py",
-        "environment/base.py",
-        "environment/errors.py",
-        "environment/supported.py",
-        "evaluation/__init__.py",
-        "evaluation/generate.py",
-    ),
-    *(
-        "hub/__init__.py",
-        "hub/adapter.py",
-        "hub/card.py",
-        "hub/checks.py",
-        "hub/files.py",
-        "hub/names.py",
-        "hub/notes.py",
-        "hub/provenance.py",
-    ),
-    *("hub/space/__init__.py", "hub/space/about.py", "hub/space/page.py", "hub/space/studio.py"),
-    *(
-        "networks/__init__.py",
-        "networks/checkpoint.py",
-        "policy/__init__.py",
-        "policy/backbone.py",
-        "policy/trajectory.py",
-    ),
+ROOMS = ("canvas", "common", "pipelines", "hub")
+"""Rooms of this project that a Space carries, unchanged: that of the page, and all that it may import."""
+CODE = tuple(
+    path.relative_to(ROOT).as_posix() for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))
 )
-"""Modules of the page and what they import of this project, at the places they have here."""
 APP_NAME, REQUIREMENTS_NAME, SHOWN_NAME = "app.py", "requirements.txt", "space.json"
-OWN_FOLDERS = ("canvas", "environment", "evaluation", "hub", "networks", "policy")
+OWN_FOLDERS = (*ROOMS, "environment", "evaluation", "networks", "policy")
+"""Folders of a Space that are this project's: those of today, and those of Spaces that were made before."""
 GRADIO, PYTHON = "6.31.0", "3.11"
 """The versions that the page is tested with; the Hub installs these."""
 
@@ -63,7 +40,7 @@ def space_files(about: About, adapter: str, commit: str) -> dict[str, Path | byt
     files: dict[str, Path | bytes] = {name: ROOT / name for name in CODE}
     files |= {APP_NAME: here / APP_NAME, REQUIREMENTS_NAME: here / REQUIREMENTS_NAME}
     files[SHOWN_NAME] = (json.dumps(shown, indent=2) + "\n").encode()
-    if about.base == BUNDLED:
+    if about.base == BUNDLED_PIPELINE:
         files |= {
             path.relative_to(ROOT).as_posix(): path
             for path in sorted(canvas.PIPELINE.rglob("*"))
@@ -88,7 +65,7 @@ def space_card(about: About, adapter: str) -> str:
         license=about.results.get("license") or LICENCES.get(about.base),
         license_name=about.results.get("license_name") or licence_name,
         license_link=about.results.get("license_link") or licence_link,
-        models=[adapter] if about.base == BUNDLED else [about.base, adapter],
+        models=[adapter] if about.base == BUNDLED_PIPELINE else [about.base, adapter],
         tags=["text-to-image", "lora", "concept-erasure", "unlearning"],
         pinned=False,
     )
@@ -109,7 +86,7 @@ def check_base(about: About) -> None:
     Raises:
         HubError: it is not on the Hub.
     """
-    if about.base != BUNDLED and not hub_id(about.base):
+    if about.base != BUNDLED_PIPELINE and not hub_id(about.base):
         base = f"a local pipeline called {about.base!r}" if about.base else "a base that it does not name"
         raise HubError(
             f"The adapter is for {base}, and a Space loads its base from the Hub; push without --space, or have results.json say what the base is "

@@ -17,7 +17,8 @@ import gradio as gr
 from PIL import Image
 
 import canvas
-from hub.card import BUNDLED, escape, without_path
+from common.names import BUNDLED_PIPELINE, without_path
+from hub.card import escape
 from hub.provenance import find_base, what_adapter_says
 from hub.space.about import About, enlarged, figures, introduction, read_about, sampling, spread, title
 from hub.space.studio import (
@@ -67,13 +68,17 @@ def make_page(
     said = (
         what_adapter_says(fetch_adapter(adapter, revision).parent)
         if adapter
-        else {"base": BUNDLED, "revision": None}
+        else {"base": BUNDLED_PIPELINE, "revision": None}
     )
     source = find_base(base, said["base"])
     studio = Studio(source, base_revision or (None if base else said["revision"]), variant)
     about = read_about(studio.wear(adapter, revision).parent) if adapter else None
     return build_page(
-        studio, BUNDLED if source == canvas.PIPELINE else without_path(str(source)), adapter, about, fixed
+        studio,
+        BUNDLED_PIPELINE if source == canvas.PIPELINE else without_path(str(source)),
+        adapter,
+        about,
+        fixed,
     )
 
 

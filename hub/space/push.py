@@ -6,13 +6,13 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+from common.network import require_hub_access
 from hub.access import HubError, hub_errors
 from hub.card import CARD_NAME
 from hub.notes import read_notes, with_notes
 from hub.push import fetch_card, push_command
 from hub.space.about import read_about
 from hub.space.bundle import APP_NAME, OWN_FOLDERS, SHOWN_NAME, check_base, space_card, space_files
-from networks.checkpoint import require_hub_access
 
 
 def push_space(

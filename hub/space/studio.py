@@ -14,12 +14,12 @@ import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from PIL import Image
 
-from environment.base import load_pipeline
-from evaluation.generate import adapter_disabled, ddim, image_seed
+from common.network import resolve_directory
 from hub.adapter import find_adapter, load_adapter
 from hub.provenance import RESULTS_NAME
-from networks.checkpoint import resolve_directory
-from policy.backbone import Backbone
+from pipelines.backbone import Backbone
+from pipelines.base import load_pipeline
+from pipelines.generate import adapter_disabled, ddim, image_seed
 
 MAX_SCALE, MAX_STEPS, MAX_GUIDANCE, MAX_SEED = 1.5, 100, 20.0, 2**32 - 1
 KEPT_IMAGES = 64
@@ -100,7 +100,7 @@ class Studio:
     """Draws for one page after another; `drawn` counts the images that were not at hand.
 
     Args:
-        base, revision, variant: as `environment.base.load_pipeline` takes them.
+        base, revision, variant: as `pipelines.base.load_pipeline` takes them.
 
     Raises:
         ValueError: there is no such pipeline.

@@ -1,53 +1,8 @@
-"""Print the spec that a concept is turned into, as YAML to be edited: `python -m reward.spec --concept TEXT >
-spec.yaml`.
+"""The former name of `python -m reward.concept`."""
 
-The prompts the base is known to draw come from its reward predictor or from a file; without either, for the
-bundled base, from the bundled predictor, and for another CLIP from general vocabularies.
-"""
-
-from __future__ import annotations
-
-import argparse
-from pathlib import Path
-
-import canvas
-from environment.concept_arguments import add_concept_arguments, load_teachers, read_given, resolve_spec
-from environment.errors import friendly_errors
-from reward.predictor import RewardPredictor
-from reward.spec import read_prompts, spec_to_yaml
-from reward.spec.vocabulary import general_prompts
-
-
-def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m reward.spec",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_concept_arguments(parser)
-    parser.add_argument(
-        "--prompts",
-        type=Path,
-        help="Prompts the base draws, one a line, in place of those its reward predictor was trained on.",
-    )
-    return parser.parse_args(input_args)
-
-
-def main(args: argparse.Namespace) -> None:
-    given = read_given(args)
-    if args.prompts:
-        known = read_prompts(args.prompts)
-    elif args.reward_model_name_or_path or not args.clip_model:
-        known = RewardPredictor.from_pretrained(args.reward_model_name_or_path or canvas.REWARD).config[
-            "prompts"
-        ]
-    else:
-        known = general_prompts()
-    _, text_teacher = load_teachers(args, given)
-    spec, _ = resolve_spec(args, given, text_teacher, known)
-    print(spec_to_yaml(spec), end="")
-
+import runpy
+import sys
 
 if __name__ == "__main__":
-    with friendly_errors():
-        main(parse_args())
+    print("reward.spec is now reward.concept", file=sys.stderr)
+    runpy.run_module("reward.concept", run_name="__main__", alter_sys=True)

@@ -14,13 +14,14 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 import canvas
 from benchmarks.baselines import METHODS, ca, esd, leco, spm, uce
-from benchmarks.baselines.__main__ import changed, counted, main, parse_args
+from benchmarks.baselines.__main__ import counted, main, parse_args
+from benchmarks.baselines.command import changed
 from benchmarks.baselines.task import Prompts, Task, draw
-from environment.base import load_pipeline
 from evaluation.judge import Judge
 from hub.adapter import load_adapter, read_adapter_metadata
-from policy.adapter import add_lora, base_policy
-from reward.spec import ConceptSpec
+from pipelines.base import load_pipeline
+from policy.lora import add_lora, base_policy
+from reward.concept import ConceptSpec
 
 QUICK = {
     "esd": ["steps=12", "batch_size=4", "num_inference_steps=3", "learning_rate=0.02"],

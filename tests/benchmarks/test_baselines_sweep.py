@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.baselines import METHODS
-from benchmarks.baselines.__main__ import changed
+from benchmarks.baselines.command import changed
 from benchmarks.baselines.sweep import GRID, main, parse_args, ranked, table
 
 

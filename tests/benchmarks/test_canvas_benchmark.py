@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.canvas import CONCEPTS, main, parse_args, slug, summary, table, what_to_erase
-from reward.spec import read_spec
+from reward.concept import read_spec
 
 
 def results(ua: float, ira: float, seconds: float) -> dict:

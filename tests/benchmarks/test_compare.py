@@ -20,9 +20,9 @@ from benchmarks.compare.grid import draw_rows
 from benchmarks.compare.methods import BASE, NAMES, command
 from benchmarks.compare.probes import sections
 from benchmarks.compare.report import figures, plot, table
-from environment.base import load_pipeline
 from evaluation.judge import Judge
 from hub.adapter import save_adapter
+from pipelines.base import load_pipeline
 
 
 def run(method: str, concept: str, ua: float, ira: float, cra: float, **more: Any) -> dict[str, Any]:

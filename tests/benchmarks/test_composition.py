@@ -19,9 +19,9 @@ from benchmarks.composition import (
     table_of_erasers,
     table_of_styles,
 )
-from environment.base import load_pipeline
 from evaluation.judge import Judge
 from hub.adapter import load_adapter, save_adapter
+from pipelines.base import load_pipeline
 
 SMALL = ["--num_images", "8", "--max_train_steps", "2", "--train_batch_size", "4"]
 

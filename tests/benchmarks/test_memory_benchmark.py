@@ -20,7 +20,7 @@ from benchmarks.memory.computed import COLUMNS, FLAG_SETS, components, count, li
 from benchmarks.memory.models import MODELS, Model, short_run
 from benchmarks.memory.peaks import Allocations, activations, peaks
 from benchmarks.memory.trial import measure, parse_args
-from policy.quantization import quantize
+from pipelines.quantization import quantize
 from policy.trajectory import Trajectory
 
 MILLIONS = {"sd15": (859.5, 123.1, 83.7), "sdxl": (2567.5, 817.7, 83.7)}

@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 
 import benchmarks.photos.__main__ as comparison
 from benchmarks.compare.methods import BASE
-from benchmarks.photos import build, forgetting, report
-from benchmarks.photos.data import CLASSES, DataError, Photos, load_photos, read_zip
-from canvas import models
+from benchmarks.photos import forgetting, report
+from benchmarks.worlds.canvas import models
+from benchmarks.worlds.photos import build
+from benchmarks.worlds.photos.data import CLASSES, DataError, Photos, load_photos, read_zip
 from evaluation.judge import to_pixels
 from evaluation.probes.__main__ import parse_args as parse_probes
 from reward import train as reward_train
-from reward.spec.exemplars import read_images
+from reward.concept.exemplars import read_images
 
 
 def jpeg(colour: tuple[int, int, int], side: int = 32) -> bytes:

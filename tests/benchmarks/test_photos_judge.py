@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from benchmarks.photos.data import CLASSES, Photos
-from benchmarks.photos.judge import pass_order, train_judge, whitening
-from benchmarks.photos.muon import Muon, orthogonalised
+from benchmarks.worlds.photos.data import CLASSES, Photos
+from benchmarks.worlds.photos.judge import pass_order, train_judge, whitening
+from benchmarks.worlds.photos.muon import Muon, orthogonalised
 from evaluation.judge import Judge
 
 

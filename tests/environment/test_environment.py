@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 import canvas
-from canvas.draw import OBJECTS, draw
-from environment.arguments import add_environment_arguments, build_environment
+from benchmarks.worlds.canvas.draw import OBJECTS, draw
+from common.network import CheckpointError
+from environment.build import add_environment_arguments, build_environment
 from environment.environment import Environment
-from networks.checkpoint import CheckpointError
 from reward.predictor import RewardPredictor
 
 CPU = torch.device("cpu")
@@ -262,7 +262,7 @@ def test_prompt_files_replace_what_the_concept_would_give(
 def test_a_reward_can_be_trained_first(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import environment.arguments as module
+    import environment.build as module
 
     train = module.train_predictor
     monkeypatch.setattr(

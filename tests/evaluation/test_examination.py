@@ -17,7 +17,7 @@ from evaluation.examination import (
     target_classes,
 )
 from evaluation.judge import Judge
-from reward.spec import ConceptSpec
+from reward.concept import ConceptSpec
 
 DOMAINS = {
     "style": ["Van Gogh", "Mosaic", "Pop Art", "Sketch", "Pencil Sketch"],

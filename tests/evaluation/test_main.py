@@ -11,14 +11,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import canvas
-from environment.base import load_pipeline
-from environment.errors import friendly_errors
+from common.errors import friendly_errors
+from common.names import public_name
 from evaluation.__main__ import main, parse_args
 from evaluation.examination import JudgeExamination
-from evaluation.generate import adapter_at, draw
 from evaluation.judge import Judge
-from evaluation.protocol import evaluate, public_name
+from evaluation.protocol import evaluate
 from hub.adapter import load_adapter
+from pipelines.base import load_pipeline
+from pipelines.generate import adapter_at, draw
 
 QUICK = ["--num_inference_steps", "2", "--seeds", "0", "1"]
 

@@ -12,7 +12,6 @@ from diffusers import StableDiffusionPipeline
 
 import evaluation.observation as observation
 import evaluation.shards as shards
-from environment.base import load_pipeline
 from evaluation.examination import JudgeExamination
 from evaluation.judge import Judge
 from evaluation.measures import Measures, judge_features
@@ -20,6 +19,7 @@ from evaluation.observation import Store
 from evaluation.protocol import evaluate, list_jobs, table
 from evaluation.shards import Side
 from hub.adapter import load_adapter
+from pipelines.base import load_pipeline
 
 SEEDS, SCALES, SHARD = [0, 1, 2], [0.5, 1.0], 4
 

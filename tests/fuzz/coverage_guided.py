@@ -20,8 +20,8 @@ with atheris.instrument_imports(include=["evaluation", "hub", "reward", "trainin
     from hub.notes import read_notes, with_notes
     from hub.provenance import read_results, what_adapter_says
     from hub.space.about import read_about
+    from reward.concept import read_prompts, read_spec
     from reward.latents import read_shard
-    from reward.spec import read_prompts, read_spec
 
 from fuzzing import put, refused_or_read, tried  # noqa: E402
 

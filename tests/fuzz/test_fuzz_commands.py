@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 
 import critic.train
 import evaluation.__main__
+import evaluation.predictor.__main__
 import hub.__main__
-import reward.evaluate
-import reward.spec.__main__
+import reward.concept.__main__
 import reward.train
 import train_unlearn_lora as script
-from environment.errors import friendly_errors
+from common.errors import friendly_errors
 
 
 def under_friendly_errors(module: Any) -> Callable[[list[str]], None]:
@@ -43,11 +43,11 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], list[str]]] = {
         ["--concept", "x", "--output_dir", "out", *NOWHERE],
     ),
     "reward.train": (under_friendly_errors(reward.train), ["--output_dir", "out", *NOWHERE]),
-    "reward.spec": (
-        under_friendly_errors(reward.spec.__main__),
+    "reward.concept": (
+        under_friendly_errors(reward.concept.__main__),
         ["--concept", "x", "--prompts", "nowhere.txt"],
     ),
-    "reward.evaluate": (under_friendly_errors(reward.evaluate), [*NOWHERE]),
+    "evaluation.predictor.__main__": (under_friendly_errors(evaluation.predictor.__main__), [*NOWHERE]),
     "evaluation": (
         under_friendly_errors(evaluation.__main__),
         ["--adapter", "nowhere", "--output_dir", "out"],

@@ -20,7 +20,7 @@ from hub.notes import BEGIN, END, merge_notes, read_notes, with_notes
 from hub.provenance import read_results
 from hub.push import local_card
 from hub.space.about import About, figures, introduction, sampling
-from reward.spec import read_prompts, read_spec
+from reward.concept import read_prompts, read_spec
 
 SPEC = {
     "concepts": ["Van Gogh style"],

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
+from common.checkpoints import MANIFEST, NUMBERS, TENSORS, load_checkpoint, save_checkpoint
 from critic.network import ValueNetwork
-from environment.supported import class_of_checkpoint
 from evaluation.judge import Judge
 from evaluation.judges import load_judge
 from evaluation.shards import Side
@@ -29,9 +29,9 @@ from hub.kohya import save_kohya
 from hub.provenance import what_adapter_says
 from hub.pull import checkpoint_kind
 from hub.space.about import read_about
+from pipelines.supported import class_of_checkpoint
 from reward.latents import Latents, read_shard, write_shard
 from reward.predictor import RewardPredictor
-from training.checkpoints import MANIFEST, NUMBERS, TENSORS, load_checkpoint, save_checkpoint
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 LAYERS = {"unet.a.to_q.lora.down.weight": torch.ones(2, 3), "unet.a.to_q.lora.up.weight": torch.ones(3, 2)}

@@ -17,10 +17,10 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from environment.base import load_pipeline
 from hub.adapter import KOHYA_NAME, load_adapter, read_adapter_metadata, save_adapter, update_adapter_metadata
 from hub.files import read_file
 from hub.kohya import save_kohya
+from pipelines.base import load_pipeline
 
 Output = Callable[[UNet2DConditionModel], torch.Tensor]
 NAME = "pytorch_lora_weights.safetensors"

@@ -15,9 +15,10 @@ from huggingface_hub import ModelCard
 from peft import LoraConfig
 from PIL import Image
 
+from common.names import hub_id
 from hub.__main__ import main, parse_args
 from hub.adapter import save_adapter
-from hub.card import addressed, escape, hub_id, model_card, save_model_card
+from hub.card import addressed, escape, model_card, save_model_card
 from hub.notes import read_notes, with_notes
 
 HOSTILE = "<script>alert(1)</script> | **x** `y`\n# z ``` [a](http://b) {{ c }}"

@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPImageProcessor
 
 import canvas
-from environment.base import load_pipeline
-from environment.errors import friendly_errors
+from common.errors import friendly_errors
 from hub.__main__ import main, parse_args
 from hub.adapter import KOHYA_NAME, load_adapter, save_adapter
 from hub.files import read_file
+from pipelines.base import load_pipeline
 
 
 def run(*arguments: str | Path) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 
-from environment.base import load_pipeline
 from hub.adapter import read_adapter_metadata, save_adapter, update_adapter_metadata
 from hub.header import architecture, base_header, results_header
+from pipelines.base import load_pipeline
 
 MODELSPEC = {
     "sai_model_spec",

@@ -14,12 +14,12 @@ from original_layout import save_original
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from environment.base import load_pipeline
 from hub.adapter import KOHYA_NAME, load_adapter, save_adapter
 from hub.files import read_file
 from hub.kohya import kohya_header, save_kohya, to_kohya
 from hub.names import original_name
-from policy.backbone import Backbone
+from pipelines.backbone import Backbone
+from pipelines.base import load_pipeline
 
 Output = Callable[[UNet2DConditionModel], torch.Tensor]
 NAME = "pytorch_lora_weights.safetensors"

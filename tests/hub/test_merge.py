@@ -16,8 +16,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from environment.base import load_pipeline
-from environment.errors import friendly_errors
+from common.errors import friendly_errors
 from hub.__main__ import main, parse_args
 from hub.adapter import load_adapter, read_adapter_metadata, save_adapter
 from hub.factors import Factors, read_factors
@@ -25,6 +24,7 @@ from hub.files import read_file
 from hub.kohya import save_kohya
 from hub.merge import merge_adapters, merge_factors, to_file, truncate
 from hub.provenance import what_adapter_says
+from pipelines.base import load_pipeline
 
 Output = Callable[[UNet2DConditionModel], torch.Tensor]
 NAME = "pytorch_lora_weights.safetensors"

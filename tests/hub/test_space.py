@@ -23,14 +23,14 @@ from served import Server, serve
 from transformers import CLIPConfig, CLIPImageProcessor
 
 import canvas
-from environment.base import load_pipeline
-from evaluation.generate import ddim, image_seed
 from hub.__main__ import main, parse_args
 from hub.adapter import save_adapter
 from hub.header import results_header
 from hub.space import studio as studio_module
 from hub.space.about import About, enlarged, figures, introduction, read_about, sampling, spread, title
 from hub.space.studio import Settings, Studio, read_settings
+from pipelines.base import load_pipeline
+from pipelines.generate import ddim, image_seed
 
 SETTINGS = Settings("a cat", 3, 4, 5.0)
 

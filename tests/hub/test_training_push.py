@@ -18,10 +18,10 @@ from loopback import LoopbackHub
 
 import canvas
 import train_unlearn_lora as script
+from common.network import cached_revision
 from critic.network import ValueNetwork
 from hub.__main__ import main, parse_args
 from hub.adapter import read_adapter_metadata
-from networks.checkpoint import cached_revision
 from reward.predictor import RewardPredictor
 
 QUICK = shlex.split("""--num_inference_steps 4 --train_batch_size 4 --images_per_iteration 4 --max_train_iterations 1 --masked_steps 1 --rank 2 --retain_rollouts 4

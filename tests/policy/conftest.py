@@ -7,9 +7,9 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from small_policy import TARGETS, Policy
 
-from policy.adapter import add_lora
+from pipelines.conditioning import Conditioning, PromptTable
 from policy.kernel import ReverseKernel
-from policy.trajectory import Conditioning, PromptTable
+from policy.lora import add_lora
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from diffusers import UNet2DConditionModel
 
+from pipelines.conditioning import PromptTable
 from policy.kernel import ReverseKernel
 from policy.rollout import rollout
-from policy.trajectory import PromptTable, Trajectory
+from policy.trajectory import Trajectory
 
 TARGETS = ["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from policy.adapter import add_lora, base_policy, load_lora_state, lora_state
+from policy.lora import add_lora, base_policy, load_lora_state, lora_state
 
 
 @torch.no_grad()

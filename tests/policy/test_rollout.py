@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_policy import Policy
 
-from policy.adapter import base_policy
+from policy.lora import base_policy
 from policy.rollout import rollout, step_mean
 from policy.trajectory import Trajectory
 

@@ -16,8 +16,8 @@ from transformers import (
 
 import canvas
 from benchmarks.classifier import main, parse_args
-from environment.arguments import add_environment_arguments, build_environment
-from networks.checkpoint import CheckpointError
+from common.network import CheckpointError
+from environment.build import add_environment_arguments, build_environment
 from reward.classifier import LOGIT_SCALE, ClassifierTeacher, find_label, preprocessing
 from reward.predictor import RewardPredictor
 from reward.train import main as train_reward

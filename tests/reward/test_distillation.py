@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler
 
 import canvas
+from common.checkpoints import list_checkpoints
+from reward.concept import read_prompts
+from reward.concept.vocabulary import asking_for, general_prompts
 from reward.distil import Checkpointing, DistilConfig, cosine_by_noise, distil, noisy_batch
 from reward.latents import Latents
 from reward.predictor import RewardPredictor
-from reward.spec import read_prompts
-from reward.spec.vocabulary import asking_for, general_prompts
 from reward.train import known_prompts, main, parse_args
-from training.checkpoints import list_checkpoints
 
 BRIEF = DistilConfig(steps=12, batch_size=8, learning_rate=3e-3, ema_decay=0.9)
 

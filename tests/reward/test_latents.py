@@ -11,8 +11,8 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipe
 from PIL import Image
 
 import canvas
-from environment.base import load_pipeline
-from policy.backbone import Backbone
+from pipelines.backbone import Backbone
+from pipelines.base import load_pipeline
 from reward.latents import (
     BaseRollouts,
     BaseSamples,

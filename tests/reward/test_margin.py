@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 
 import canvas
+from reward.concept import ConceptSpec
 from reward.margin import ConceptReward, Exemplars
-from reward.spec import ConceptSpec
 from reward.teacher import Teacher
 
 TARGET, NEAR, FAR = torch.eye(3)

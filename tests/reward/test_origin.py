@@ -7,8 +7,8 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 import canvas
-from environment.base import load_pipeline
-from networks.checkpoint import CheckpointError
+from common.network import CheckpointError
+from pipelines.base import load_pipeline
 from reward.origin import check_fit, describe_origin, fingerprint, key_of
 from reward.predictor import RewardPredictor
 from reward.teacher import Teacher

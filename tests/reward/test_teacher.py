@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 import canvas
-from canvas.build import COMBINATIONS, prompts
-from canvas.draw import draw
+from benchmarks.worlds.canvas.build import COMBINATIONS, prompts
+from benchmarks.worlds.canvas.draw import draw
+from reward.concept import make_spec
 from reward.margin import ConceptReward
-from reward.spec import make_spec
 from reward.teacher import Teacher
 
 

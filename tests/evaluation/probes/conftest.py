@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from environment.base import load_pipeline
 from evaluation.examination import JudgeExamination
 from evaluation.judge import Judge
 from evaluation.probes.settings import Settings
 from evaluation.probes.subject import Subject
 from hub.adapter import load_adapter
-from policy.backbone import Backbone
+from pipelines.backbone import Backbone
+from pipelines.base import load_pipeline
 
 FEW = Settings(
     least_images=4,

@@ -6,7 +6,6 @@ import dataclasses
 
 import torch
 
-from evaluation.generate import ddim
 from evaluation.probes.attack import find_prefix
 from evaluation.probes.denoising import denoising_loss
 from evaluation.probes.inversion import invert
@@ -16,7 +15,8 @@ from evaluation.probes.rows import Budget
 from evaluation.probes.settings import Settings
 from evaluation.probes.subject import Examples, Subject
 from evaluation.probes.words import standing_in, whole_words
-from policy.backbone import Backbone
+from pipelines.backbone import Backbone
+from pipelines.generate import ddim
 
 
 def constant(subject: Subject, value: float) -> Examples:

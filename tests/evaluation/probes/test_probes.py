@@ -12,7 +12,6 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from torch import nn
 
-from environment.base import load_pipeline
 from evaluation.examination import JudgeExamination
 from evaluation.judge import Judge
 from evaluation.probes.__main__ import PROBES
@@ -20,6 +19,7 @@ from evaluation.probes.rows import Budget, Return, metered
 from evaluation.probes.settings import Settings
 from evaluation.probes.subject import Subject
 from hub.adapter import load_adapter, save_adapter
+from pipelines.base import load_pipeline
 
 STEPS, BRANCHES, IMAGES = 2, 2, 4
 

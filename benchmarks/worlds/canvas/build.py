@@ -1,0 +1,164 @@
+"""The stages of the build: `python -m benchmarks.worlds.canvas` runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+
+from benchmarks.worlds.canvas import models
+from benchmarks.worlds.canvas.draw import OBJECTS, PROMPT, STYLES, draw
+from evaluation.judge import Judge, to_pixels
+from pipelines.base import load_pipeline
+from reward.distil import train_predictor
+from reward.teacher import Teacher
+
+STYLE_NAMES = list(STYLES)
+COMBINATIONS = [(style, obj) for style in STYLE_NAMES for obj in OBJECTS]
+WORDINGS = [
+    "an image in {style} style",
+    "{style} style",
+    "{style}",
+    "a {object} image",
+    "a {object}",
+    "{object}",
+    "a {object} in {style} style",
+    "{object}, {style} style",
+    "a {style} style picture of a {object}",
+]
+PIPELINE_SEED, TEACHER_SEED, JUDGE_SEED, FRESH_SEED, REWARD_SEED = 1, 2, 3, 4, 5
+
+
+def _draw_many(job: tuple[int, int, int]) -> np.ndarray:
+    seed, start, count = job
+    return np.stack(
+        [
+            draw(*COMBINATIONS[i % len(COMBINATIONS)], np.random.default_rng([seed, i]))
+            for i in range(start, start + count)
+        ]
+    )
+
+
+def drawings(count: int, seed: int, cache: Path | None = None) -> torch.Tensor:
+    """`count` drawings (count, 3, 32, 32) uint8; drawing i is of combination i modulo their number."""
+    if cache and cache.exists():
+        return load_file(cache)["images"]
+    jobs = [(seed, start, min(256, count - start)) for start in range(0, count, 256)]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        chunks = list(tqdm(pool.map(_draw_many, jobs), total=len(jobs), desc=f"drawings (seed {seed})"))
+    images = torch.from_numpy(np.concatenate(chunks)).permute(0, 3, 1, 2).contiguous()
+    if cache:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"images": images}, cache)
+    return images
+
+
+def labels(count: int) -> dict[str, torch.Tensor]:
+    combination = torch.arange(count) % len(COMBINATIONS)
+    return {"style": combination // len(OBJECTS), "object": combination % len(OBJECTS)}
+
+
+def captions(index: torch.Tensor, generator: torch.Generator) -> list[str]:
+    """The usual prompt seven times in ten, one of the other wordings otherwise."""
+    wording = torch.randint(len(WORDINGS), index.shape, generator=generator).tolist()
+    usual = (torch.rand(index.shape, generator=generator) < 0.7).tolist()
+    pairs = [COMBINATIONS[i % len(COMBINATIONS)] for i in index.tolist()]
+    return [
+        (PROMPT if u else WORDINGS[w]).format(style=s, object=o)
+        for (s, o), w, u in zip(pairs, wording, usual, strict=True)
+    ]
+
+
+def prompts() -> list[str]:
+    return [PROMPT.format(style=style, object=obj) for style, obj in COMBINATIONS]
+
+
+def build_pipeline(work: Path, output_dir: Path, scale: float) -> None:
+    images = drawings(24576, PIPELINE_SEED, work / "pipeline_drawings.safetensors")
+    vae = models.train_autoencoder(images, steps=int(2000 * scale), state_dir=work, seed=PIPELINE_SEED)
+    tokenizer = models.build_tokenizer()
+    latents = models.encode(vae, images)
+    unet, text_encoder = models.train_denoiser(
+        latents, captions, tokenizer, steps=int(6000 * scale), state_dir=work, seed=PIPELINE_SEED
+    )
+    models.save_pipeline(output_dir, vae, unet, text_encoder, tokenizer)
+
+
+def build_teacher(work: Path, output_dir: Path, scale: float) -> None:
+    images = drawings(12288, TEACHER_SEED, work / "teacher_drawings.safetensors")
+    models.train_clip(
+        images,
+        captions,
+        models.build_tokenizer(),
+        output_dir,
+        steps=int(1000 * scale),
+        state_dir=work,
+        seed=TEACHER_SEED,
+    )
+
+
+def build_judge(work: Path, output_dir: Path, scale: float) -> None:
+    images = drawings(12288, JUDGE_SEED, work / "judge_drawings.safetensors")
+    torch.manual_seed(JUDGE_SEED)
+    judge = Judge({"style": STYLE_NAMES, "object": OBJECTS}, PROMPT, images.shape[-1])
+    models.train_judge(
+        images, labels(len(images)), judge, steps=int(1200 * scale), state_dir=work, seed=JUDGE_SEED
+    )
+    judge.save_pretrained(output_dir)
+
+
+def build_reward(work: Path, output_dir: Path, scale: float) -> None:
+    weights = output_dir.parent
+    teacher = Teacher.from_pretrained(f"local-dir:{weights / 'clip'}")
+    predictor = train_predictor(
+        load_pipeline(weights / "pipeline"),
+        teacher,
+        prompts(),
+        num_images=2560,
+        steps=int(4000 * scale),
+        seed=REWARD_SEED,
+    )
+    predictor.save_pretrained(output_dir, dtype=torch.float16)
+
+
+@torch.no_grad()
+def report(weights: Path, images_per_prompt: int = 8) -> dict[str, float]:
+    """Judge on fresh drawings; pipeline (30 DDIM steps, its default guidance) by the judge; a contact
+    sheet."""
+    judge = Judge.from_pretrained(weights / "judge")
+    fresh = drawings(2048, FRESH_SEED)
+    truth = labels(len(fresh))
+    verdict = judge.predict(models.pixels(fresh))
+    figures = {f"judge_{d}": 100 * (verdict[d] == truth[d]).float().mean().item() for d in verdict}
+    pipe = StableDiffusionPipeline.from_pretrained(weights / "pipeline")
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    reconstruction = pipe.vae(models.pixels(fresh[:512])).sample.clamp(-1, 1)
+    figures["reconstruction_psnr_db"] = (
+        -10 * ((reconstruction - models.pixels(fresh[:512])) / 2).square().mean().log10().item()
+    )
+    images: list[Image.Image] = []
+    for i in tqdm(range(images_per_prompt), desc="judging the pipeline"):
+        images += pipe(prompts(), num_inference_steps=30, generator=torch.Generator().manual_seed(i)).images
+    verdict = judge.predict(to_pixels(images))
+    truth = labels(len(images))
+    figures |= {f"pipeline_{d}": 100 * (verdict[d] == truth[d]).float().mean().item() for d in verdict}
+    side = images[0].width
+    sheet = Image.new("RGB", (side * len(OBJECTS), side * len(STYLES)))
+    for i in range(len(COMBINATIONS)):
+        sheet.paste(images[i], (side * (i % len(OBJECTS)), side * (i // len(OBJECTS))))
+    sheet.resize((sheet.width * 3, sheet.height * 3), Image.Resampling.NEAREST).save(
+        weights / "contact_sheet.png"
+    )
+    (weights / "quality.json").write_text(
+        json.dumps({k: round(v, 2) for k, v in figures.items()}, indent=2) + "\n"
+    )
+    return figures

@@ -1,0 +1,23 @@
+"""Files that are complete or absent: written aside and renamed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_aside(path: Path, write: Any) -> None:
+    """Call `write(temporary_path)` and rename the result to `path`, so that a kill leaves the old file or
+    the new one."""
+    aside = path.with_name(f".{path.name}.tmp")
+    write(aside)
+    give_usual_mode(aside)
+    os.replace(aside, path)
+
+
+def give_usual_mode(path: Path) -> None:
+    """Let those read a file whom the umask lets read; safetensors writes for its owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)

@@ -1,0 +1,1 @@
+"""How good a reward predictor is: `python -m evaluation.predictor`."""

@@ -1,0 +1,296 @@
+"""What the classes of pipelines do differently: how a prompt becomes what the UNet is told, and how latents
+become pixels.
+
+Each is done as the pipeline's own `__call__` does it, so that a rollout is what the pipeline would draw.
+Nothing else knows which class it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pipelines.conditioning import Conditioning, PromptTable, batches
+
+TILE = 512
+"""Pixels of a side beyond which an image is decoded in tiles where memory is to be saved."""
+SLICED = 512 * 512
+"""Pixels of an image from which on images are decoded one by one: each keeps a device busy, and many take
+more memory than an update does."""
+
+
+def latent_shape(unet: UNet2DConditionModel) -> tuple[int, int, int]:
+    """(C, H, W) of the latents that the UNet was trained on."""
+    size = unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return unet.config.in_channels, height, width
+
+
+TOGETHER = 8 * 64 * 64
+"""Numbers of a channel that go through the UNet together: eight latents of Stable Diffusion 1.5, which
+keep a GPU busy and leave most of it free."""
+
+
+def usual_batch_size(latent_shape: tuple[int, int, int]) -> int:
+    """How many latents (C, H, W) go through the UNet together where nothing else is asked for."""
+    _, height, width = latent_shape
+    return max(1, min(64, TOGETHER // (height * width)))
+
+
+class Backbone:
+    """Stable Diffusion 1.x and 2.x."""
+
+    def __init__(self, pipe: StableDiffusionPipeline) -> None:
+        self.pipe = pipe
+
+    @staticmethod
+    def of(pipe: StableDiffusionPipeline | StableDiffusionXLPipeline) -> Backbone:
+        """The backbone of a pipeline."""
+        return XLBackbone(pipe) if isinstance(pipe, StableDiffusionXLPipeline) else Backbone(pipe)
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        return self.pipe.unet
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        return self.pipe.vae
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the UNet, which never waits elsewhere; the pipeline's own `device` is that of
+        whatever it lists first."""
+        return self.unet.device
+
+    @property
+    def pipeline_class(self) -> str:
+        """The class whose latents and texts networks are made for, by diffusers' name."""
+        return StableDiffusionPipeline.__name__
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return latent_shape(self.unet)
+
+    @property
+    def usual_batch_size(self) -> int:
+        return usual_batch_size(self.latent_shape)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        _, height, width = self.latent_shape
+        return height * self.pipe.vae_scale_factor, width * self.pipe.vae_scale_factor
+
+    @property
+    def text_encoders(self) -> list[PreTrainedModel]:
+        return [self.pipe.text_encoder]
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Everything that decides what is drawn: UNet, VAE, text encoders."""
+        return [self.unet, self.vae, *self.text_encoders]
+
+    @property
+    def tokenizers(self) -> list[PreTrainedTokenizerBase]:
+        return [self.pipe.tokenizer]
+
+    @contextmanager
+    def at_hand(self, *modules: nn.Module) -> Iterator[None]:
+        """Within, the modules are on the UNet's device; after, those that were brought there are back
+        where they waited."""
+        waiting = [
+            (module, place)
+            for module in modules
+            if (place := next(module.parameters()).device) != self.device
+        ]
+        for module, _ in waiting:
+            module.to(self.device)
+        try:
+            yield
+        finally:
+            for module, place in waiting:
+                module.to(place)
+
+    def decode_one_by_one(self) -> None:
+        """From now on the VAE decodes one image at a time, the pipeline's own calls included, if they are
+        large enough for that to cost nothing."""
+        height, width = self.image_size
+        if height * width >= SLICED:
+            self.vae.enable_slicing()
+
+    def decode_sparingly(self) -> None:
+        """From now on the VAE decodes one image at a time, and one of more than `TILE` pixels in tiles of
+        that size, which overlap and are blended."""
+        self.vae.enable_slicing()
+        self.vae.enable_tiling()
+        # diffusers' tiles are as large as the images that the VAE was trained on: SDXL's would be one of 1024
+        # pixels.
+        self.vae.tile_sample_min_size = min(TILE, self.vae.tile_sample_min_size)
+        self.vae.tile_latent_min_size = self.vae.tile_sample_min_size // self.pipe.vae_scale_factor
+
+    def check_window(self, text: str) -> None:
+        """Refuse a text that a tokenizer would cut off.
+
+        Raises:
+            ValueError: it needs more tokens than the window holds.
+        """
+        for tokenizer in self.tokenizers:
+            used, window = len(tokenizer(text, truncation=False).input_ids), tokenizer.model_max_length
+            if used > window:
+                shown = text if len(text) < 80 else text[:77] + "..."
+                raise ValueError(
+                    f'"{shown}" needs {used} tokens and the base model\'s tokenizer holds {window}; use fewer words.'
+                )
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str], batch_size: int = 64) -> Conditioning:
+        """What the UNet is told of each prompt, in the text encoder's precision.
+
+        Raises:
+            ValueError: a prompt does not fit into the tokenizer's window.
+        """
+        for prompt in prompts:
+            self.check_window(prompt)
+        with self.at_hand(*self.text_encoders):
+            return Conditioning.cat(
+                [self.encode(prompts[rows]) for rows in batches(len(prompts), batch_size)]
+            )
+
+    @torch.no_grad()
+    def encode_no_prompt(self) -> Conditioning:
+        """What the UNet is told in the other branch of classifier-free guidance where the user gives no
+        negative prompt; length 1."""
+        with self.at_hand(*self.text_encoders):
+            return self.encode([""])
+
+    def prompt_table(self, prompts: list[str], forget: torch.Tensor | None = None) -> PromptTable:
+        """The prompts with what the UNet is told of them; `forget` (N,) bool, by default none.
+
+        Raises:
+            ValueError: a prompt does not fit into the tokenizer's window.
+        """
+        forget = torch.zeros(len(prompts), dtype=torch.bool, device=self.device) if forget is None else forget
+        with self.at_hand(*self.text_encoders):
+            return PromptTable(prompts, self.encode_prompts(prompts), self.encode_no_prompt(), forget)
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
+        """Latents (B, C, h, w) as the UNet knows them, wherever they lie -> pixels (B, 3, H, W) in [-1,
+        1], float32."""
+        with self.at_hand(self.vae), self._vae_ready():
+            unscaled = self._unscale(latents.to(self.vae.device, self.vae.dtype))
+            return torch.cat(
+                [self.vae.decode(chunk).sample.float() for chunk in unscaled.split(batch_size)]
+            ).clamp(-1, 1)
+
+    @torch.no_grad()
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, 3, H, W) in [-1, 1] -> the mode of their latents (B, C, h, w) as the UNet knows them,
+        float32."""
+        with self.at_hand(self.vae), self._vae_ready():
+            return self._scale(
+                self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mode().float()
+            )
+
+    def encode(self, prompts: list[str]) -> Conditioning:
+        """What the UNet is told of prompts of which it is known that they fit, in one batch; with gradient
+        if it is enabled."""
+        return Conditioning(
+            self.pipe.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)[0]
+        )
+
+    @contextmanager
+    def _vae_ready(self) -> Iterator[None]:
+        yield
+
+    def _unscale(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents / self.vae.config.scaling_factor
+
+    def _scale(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents * self.vae.config.scaling_factor
+
+
+class XLBackbone(Backbone):
+    """SDXL: two text encoders, a pooled text embedding, the image's sizes, and a VAE that may overflow in
+    float16."""
+
+    pipe: StableDiffusionXLPipeline
+
+    @property
+    def pipeline_class(self) -> str:
+        return StableDiffusionXLPipeline.__name__
+
+    @property
+    def text_encoders(self) -> list[PreTrainedModel]:
+        return [self.pipe.text_encoder, self.pipe.text_encoder_2]
+
+    @property
+    def tokenizers(self) -> list[PreTrainedTokenizerBase]:
+        return [self.pipe.tokenizer, self.pipe.tokenizer_2]
+
+    @torch.no_grad()
+    def encode_no_prompt(self) -> Conditioning:
+        """Zeros, or the states of the empty prompt, as the pipeline's `force_zeros_for_empty_prompt` says;
+        length 1."""
+        with self.at_hand(*self.text_encoders):
+            _, states, _, pooled = self.pipe.encode_prompt(
+                [""], device=self.device, do_classifier_free_guidance=True
+            )
+        return self._with_sizes(states, pooled)
+
+    def encode(self, prompts: list[str]) -> Conditioning:
+        states, _, pooled, _ = self.pipe.encode_prompt(
+            prompts, device=self.device, do_classifier_free_guidance=False
+        )
+        return self._with_sizes(states, pooled)
+
+    def _with_sizes(self, states: torch.Tensor, pooled: torch.Tensor) -> Conditioning:
+        """The sizes are those of an image of the pipeline's own size that was never cropped, the
+        pipeline's defaults."""
+        size, dim = self.image_size, self.pipe.text_encoder_2.config.projection_dim
+        ids = self.pipe._get_add_time_ids(
+            size, (0, 0), size, dtype=states.dtype, text_encoder_projection_dim=dim
+        )
+        return Conditioning(states, pooled, ids.to(states.device).expand(len(states), -1))
+
+    @contextmanager
+    def _vae_ready(self) -> Iterator[None]:
+        """In float32 while it works if it would overflow in float16 (`force_upcast`); from float16 and
+        back, no weight changes."""
+        upcast = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
+        if upcast:
+            self.vae.to(torch.float32)
+        try:
+            yield
+        finally:
+            if upcast:
+                self.vae.to(torch.float16)
+
+    def _unscale(self, latents: torch.Tensor) -> torch.Tensor:
+        mean, std = self._statistics(latents)
+        return (
+            latents / self.vae.config.scaling_factor
+            if mean is None
+            else latents * std / self.vae.config.scaling_factor + mean
+        )
+
+    def _scale(self, latents: torch.Tensor) -> torch.Tensor:
+        mean, std = self._statistics(latents)
+        return (
+            latents * self.vae.config.scaling_factor
+            if mean is None
+            else (latents - mean) * self.vae.config.scaling_factor / std
+        )
+
+    def _statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+        """(1, C, 1, 1) mean and standard deviation of the VAE's latents, if its config has both."""
+        mean, std = (getattr(self.vae.config, name, None) for name in ("latents_mean", "latents_std"))
+        if mean is None or std is None:
+            return None, None
+        return tuple(latents.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std))

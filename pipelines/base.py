@@ -1,0 +1,207 @@
+"""The base pipeline: the flags that name it, and loading it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+
+from common.errors import is_out_of_memory
+from pipelines.backbone import Backbone
+from pipelines.supported import Unsupported, check_unet, choose_class, class_of_checkpoint
+
+BY_LATENTS = "Default: by the size of the base's latents, 64 for the bundled canvas, 8 for Stable Diffusion 1.5 and 2 for SDXL."
+"""For the help of what `Backbone.usual_batch_size` decides."""
+
+
+def add_base_arguments(parser: argparse.ArgumentParser, default: str = "the bundled canvas") -> None:
+    """Add the flags that name a base; `default` says in the help what is used without the first of them."""
+    parser.add_argument(
+        "--pretrained_model_name_or_path",
+        help=f"Base pipeline: a diffusers directory, a Hub id, or a .safetensors checkpoint in one file. Default: {default}.",
+    )
+    parser.add_argument(
+        "--pretrained_vae_model_name_or_path",
+        help="VAE in place of the base's own, for example one that does not overflow in fp16: a diffusers directory or a Hub id.",
+    )
+    parser.add_argument(
+        "--config_name_or_path",
+        help="For a .safetensors checkpoint: a diffusers directory or a Hub id of the same architecture, whose configs and tokenizers are used. "
+        "Default: the one that diffusers infers, from the Hub.",
+    )
+    parser.add_argument("--revision", help="Revision of the base pipeline on the Hub.")
+    parser.add_argument("--variant", help="Variant of the base pipeline's weight files, for example fp16.")
+
+
+def base_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `load_pipeline` takes of these flags beside name and revision."""
+    return {
+        "variant": args.variant,
+        "vae": args.pretrained_vae_model_name_or_path,
+        "config": args.config_name_or_path,
+    }
+
+
+def load_pipeline(
+    name_or_path: str | Path,
+    revision: str | None = None,
+    variant: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    safety_checker: bool = False,
+    vae: str | None = None,
+    config: str | None = None,
+) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    """A Stable Diffusion 1.x, 2.x or XL pipeline: safetensors only, no code of its own, its safety checker
+    left out unless asked for.
+
+    Args:
+        name_or_path: a diffusers directory, a Hub id, or a .safetensors checkpoint in the original layout.
+        vae: a VAE in place of the base's own: a diffusers directory or a Hub id.
+        config: for a checkpoint in one file: the diffusers directory or Hub id whose configs and tokenizers
+            are used.
+
+    Raises:
+        ValueError: there is no such pipeline, or it is none that is supported.
+    """
+    if Path(name_or_path).is_file():
+        pipe = _from_file(Path(name_or_path), config, vae, dtype, safety_checker)
+    elif config is not None:
+        raise ValueError(
+            f"--config_name_or_path is for a checkpoint in one file, which {name_or_path} is not; leave it out."
+        )
+    else:
+        pipe = _from_directory(str(name_or_path), revision, variant, vae, dtype, safety_checker)
+    made, drawn = pipe.vae.config.latent_channels, pipe.unet.config.in_channels
+    if made != drawn:
+        raise ValueError(
+            f"The VAE {vae or f'of {name_or_path}'} has {made} channels and the UNet of {name_or_path} draws {drawn}; give another VAE."
+        )
+    pipe.set_progress_bar_config(disable=True)
+    Backbone.of(pipe).decode_one_by_one()
+    return pipe
+
+
+def _from_directory(
+    name: str,
+    revision: str | None,
+    variant: str | None,
+    vae: str | None,
+    dtype: torch.dtype,
+    safety_checker: bool,
+) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    """From a diffusers directory or the Hub."""
+    if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
+        raise ValueError(f"{name} is not a diffusers pipeline: it holds no model_index.json.")
+    with _one_line(
+        f"The pipeline {name} could not be loaded (a diffusers directory or Hub id with safetensors)"
+    ):
+        cls = choose_class(name, DiffusionPipeline.load_config(name, revision=revision))
+        check_unet(name, UNet2DConditionModel.load_config(name, subfolder="unet", revision=revision), cls)
+    given = _given(cls, name, revision, vae, dtype, safety_checker)
+    with _one_line(
+        f"The pipeline {name} could not be loaded (a diffusers directory or Hub id with safetensors)"
+    ):
+        return cls.from_pretrained(
+            name, revision=revision, variant=variant, dtype=dtype, use_safetensors=True, **given
+        )
+
+
+def _from_file(
+    path: Path, config: str | None, vae: str | None, dtype: torch.dtype, safety_checker: bool
+) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    """From a checkpoint in one file."""
+    cls = class_of_checkpoint(path)
+    if config is not None:
+        with _one_line(f"The configs of {config} could not be loaded"):
+            described = choose_class(config, DiffusionPipeline.load_config(config))
+        if described is not cls:
+            raise Unsupported(
+                f"{path} is a {cls.__name__} and {config} describes a {described.__name__}; name another with --config_name_or_path."
+            )
+    given = _given(cls, config, None, vae, dtype, safety_checker) | (
+        {} if config is None else {"config": config}
+    )
+    advice = "name a diffusers directory or a Hub id of its architecture with --config_name_or_path"
+    with _one_line(f"The checkpoint {path} could not be loaded ({advice})"):
+        pipe = cls.from_single_file(str(path), dtype=dtype, **given)
+        check_unet(path, pipe.unet.config, cls)
+        return pipe
+
+
+def _given(
+    cls: type,
+    configs: str | None,
+    revision: str | None,
+    vae: str | None,
+    dtype: torch.dtype,
+    safety_checker: bool,
+) -> dict[str, Any]:
+    """What a pipeline gets in place of its own: another VAE, no safety checker, no watermark, which else
+    hangs on an installed package.
+
+    Args:
+        configs: the directory or Hub id with the configs of the base's own parts, if there is one.
+    """
+    given: dict[str, Any] = (
+        {"add_watermarker": False}
+        if cls is StableDiffusionXLPipeline
+        else {}
+        if safety_checker
+        else {"safety_checker": None}
+    )
+    if vae is None:
+        return given
+    # A VAE by itself, or that of a pipeline.
+    subfolder = "vae" if (Path(vae) / "vae" / "config.json").is_file() else None
+    with _one_line(f"The VAE {vae} could not be loaded (a diffusers directory or Hub id with safetensors)"):
+        loaded = AutoencoderKL.from_pretrained(vae, subfolder=subfolder, dtype=dtype, use_safetensors=True)
+        scale = loaded.config.scaling_factor
+        usual = (
+            scale
+            if configs is None
+            else AutoencoderKL.load_config(configs, subfolder="vae", revision=revision).get(
+                "scaling_factor", 0.18215
+            )
+        )
+    if scale != usual:
+        raise ValueError(
+            f"The VAE {vae} scales its latents by {scale:g}, that of the base by {usual:g}: it is for another kind of base."
+        )
+    return given | {"vae": loaded}
+
+
+@contextmanager
+def _one_line(beginning: str) -> Iterator[None]:
+    """The loaders' errors as a ValueError of one line; what is said of an unsupported base is said
+    already."""
+    try:
+        yield
+    except Unsupported:
+        raise
+    except (
+        OSError,
+        ValueError,
+        HFValidationError,
+        AttributeError,
+        TypeError,
+        KeyError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{beginning}: {reason}") from error

@@ -1,0 +1,140 @@
+"""Images from a stock pipeline, the same for everyone: deterministic sampler, noise that depends on prompt
+and seed alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+from PIL import Image
+from tqdm.auto import tqdm
+
+from pipelines.backbone import Backbone
+
+
+def ddim(pipe: DiffusionPipeline) -> DDIMScheduler:
+    """The pipeline's noise schedule under the deterministic DDIM sampler; latents are clipped only if the
+    pipeline says so."""
+    config = pipe.scheduler.config
+    return DDIMScheduler.from_config(config, clip_sample=config.get("clip_sample", False))
+
+
+@contextmanager
+def evaluation_mode(pipe: DiffusionPipeline) -> Iterator[None]:
+    """Within: DDIM sampler, UNet in eval mode, no inner progress bars. After: sampler, mode and bars as
+    before."""
+    scheduler, training, bars = pipe.scheduler, pipe.unet.training, getattr(pipe, "_progress_bar_config", {})
+    pipe.scheduler = ddim(pipe)
+    pipe.unet.eval()
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        yield
+    finally:
+        pipe.scheduler = scheduler
+        pipe.unet.train(training)
+        pipe.set_progress_bar_config(**bars)
+
+
+@contextmanager
+def adapter_disabled(pipe: DiffusionPipeline) -> Iterator[None]:
+    """Within: the base model, bit for bit. After: the adapter as before, trainable where it was trainable."""
+    trainable = {name: p.requires_grad for name, p in pipe.unet.named_parameters()}
+    pipe.disable_lora()
+    try:
+        yield
+    finally:
+        pipe.enable_lora()
+        for name, parameter in pipe.unet.named_parameters():
+            parameter.requires_grad_(trainable[name])
+
+
+@contextmanager
+def adapter_at(pipe: DiffusionPipeline, scale: float) -> Iterator[None]:
+    """Within: the pipeline's adapter at this weight; 0 is the base, bit for bit. After: at weight 1, as
+    `load_lora_weights` leaves it."""
+    if scale == 0:
+        with adapter_disabled(pipe):
+            yield
+    elif scale == 1:
+        yield
+    else:
+        adapters = pipe.get_active_adapters()
+        pipe.set_adapters(adapters, [scale] * len(adapters))
+        try:
+            yield
+        finally:
+            pipe.set_adapters(adapters, [1.0] * len(adapters))
+
+
+def image_seed(prompt: str, seed: int) -> int:
+    """The seed of an image's noise: a hash of prompt and seed, so that no two prompts share noise and no
+    list of prompts matters."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()[:4], "big")
+
+
+@torch.no_grad()
+def draw(
+    pipe: DiffusionPipeline,
+    jobs: Sequence[tuple[str, int]],
+    num_inference_steps: int = 30,
+    guidance_scale: float | None = None,
+    batch_size: int | None = None,
+) -> list[Image.Image]:
+    """An image for each (prompt, seed).
+
+    Each gets the same noise whatever batch it is in, whichever device draws it, with or without an adapter.
+
+    Args:
+        guidance_scale: None is the pipeline's own default.
+        batch_size: images drawn at a time; None goes by the size of the latents.
+    """
+    guidance = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+    height, width = Backbone.of(pipe).image_size
+    batch_size = batch_size or Backbone.of(pipe).usual_batch_size
+    images: list[Image.Image] = []
+    for start in range(0, len(jobs), batch_size):
+        batch = jobs[start : start + batch_size]
+        images += pipe(
+            [prompt for prompt, _ in batch],
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            generator=[torch.Generator().manual_seed(image_seed(prompt, seed)) for prompt, seed in batch],
+            **guidance,
+        ).images
+    return images
+
+
+def generate(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    num_inference_steps: int = 30,
+    guidance_scale: float | None = None,
+    batch_size: int | None = None,
+    progress: str | None = None,
+) -> Iterator[tuple[int, int, Image.Image]]:
+    """Draw every prompt once a seed; yields (prompt index, seed, image), seed after seed. Images as `draw`
+    makes them.
+
+    Args:
+        progress: the label of the progress bar; None shows none.
+    """
+    jobs = [(i, seed) for seed in seeds for i in range(len(prompts))]
+    batch_size = batch_size or Backbone.of(pipe).usual_batch_size
+    with tqdm(total=len(jobs), desc=progress, disable=progress is None, unit="image", leave=False) as bar:
+        for start in range(0, len(jobs), batch_size):
+            batch = jobs[start : start + batch_size]
+            images = draw(
+                pipe,
+                [(prompts[i], seed) for i, seed in batch],
+                num_inference_steps,
+                guidance_scale,
+                batch_size,
+            )
+            bar.update(len(batch))
+            for (i, seed), image in zip(batch, images, strict=True):
+                yield i, seed, image

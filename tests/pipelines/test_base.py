@@ -1,0 +1,341 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants
+from original_layout import save_original
+from safetensors.torch import load_file, save_file
+from tiny_pipelines import BACKBONES, random_vae
+
+from common.errors import friendly_errors, friendly_interrupts
+from pipelines.backbone import Backbone
+from pipelines.base import load_pipeline
+from pipelines.supported import Unsupported
+
+
+def test_a_directory_without_a_pipeline_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no model_index\.json"):
+        load_pipeline(tmp_path)
+
+
+def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="could not be loaded") as caught:
+        load_pipeline(tmp_path / "absent" / "pipeline")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pipeline_of_another_class_is_refused(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "pipeline"
+    shutil.copytree(tiny_pipeline_dir, directory)
+    index = json.loads((directory / "model_index.json").read_text())
+    index["_class_name"] = "DDPMPipeline"
+    kept = ("_class_name", "_diffusers_version", "unet", "scheduler")
+    (directory / "model_index.json").write_text(json.dumps({k: v for k, v in index.items() if k in kept}))
+    with pytest.raises(ValueError, match="DDPMPipeline"):
+        load_pipeline(directory)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_damaged_weights_are_refused(part: str, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "pipeline"
+    shutil.copytree(tiny_pipeline_dir, directory)
+    path = next((directory / part).glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match="could not be loaded") as caught:
+        load_pipeline(directory)
+    assert "\n" not in str(caught.value)
+
+
+def test_pickled_weights_are_not_read(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "pipeline"
+    shutil.copytree(tiny_pipeline_dir, directory)
+    path = next((directory / "unet").glob("*.safetensors"))
+    path.rename(path.with_name("diffusion_pytorch_model.bin"))
+    with pytest.raises(ValueError, match="could not be loaded"):
+        load_pipeline(directory)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (ValueError("the concept is empty"), 2, "error: the concept is empty"),
+        (
+            OSError(28, "No space left on device", "/full/file"),
+            1,
+            "error: No space left on device: /full/file",
+        ),
+        (KeyboardInterrupt(), 130, "error: interrupted."),
+    ],
+)
+def test_errors_of_users_and_disks_are_one_sentence(
+    error: BaseException, code: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught, friendly_errors():
+        raise error
+    assert caught.value.code == code
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1
+
+
+def test_our_own_mistakes_keep_their_traceback() -> None:
+    with pytest.raises(TypeError), friendly_errors():
+        raise TypeError("a bug")
+
+
+def test_an_interrupted_run_says_where_it_can_go_on_and_its_bugs_keep_their_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with (
+        pytest.raises(SystemExit) as caught,
+        friendly_interrupts("go on with --resume_from_checkpoint latest"),
+    ):
+        raise KeyboardInterrupt
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "error: interrupted. go on with --resume_from_checkpoint latest\n"
+    with pytest.raises(ValueError), friendly_interrupts():
+        raise ValueError("a bug")
+
+
+# --- which bases are supported
+# ------------------------------------------------------------------------------------
+
+
+def copied(
+    source: Path, directory: Path, index: dict[str, Any] | None = None, unet: dict[str, Any] | None = None
+) -> Path:
+    """A copy of a pipeline with other entries in model_index.json and in its UNet's config."""
+    shutil.copytree(source, directory)
+    for path, changes in (
+        (directory / "model_index.json", index),
+        (directory / "unet" / "config.json", unet),
+    ):
+        if changes:
+            path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return directory
+
+
+def test_the_class_is_the_bases_own(backbone_dir: Path) -> None:
+    pipe = load_pipeline(backbone_dir)
+    assert type(pipe).__name__ == json.loads((backbone_dir / "model_index.json").read_text())["_class_name"]
+    assert {p.dtype for p in load_pipeline(backbone_dir, dtype=torch.bfloat16).unet.parameters()} == {
+        torch.bfloat16
+    }
+
+
+@pytest.mark.parametrize("backbone", ["sd1", "sdxl"])
+@pytest.mark.parametrize(
+    "name", ["SomeCommunityPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionXLPAGPipeline"]
+)
+def test_pipelines_of_other_names_that_are_made_of_the_same_parts_are_loaded(
+    backbone: str, name: str, pipeline_dirs: dict[str, Path], tmp_path: Path
+) -> None:
+    pipe = load_pipeline(copied(pipeline_dirs[backbone], tmp_path / "base", {"_class_name": name}))
+    assert type(pipe) is type(load_pipeline(pipeline_dirs[backbone]))
+
+
+UNSUPPORTED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
+    "inpainting": (
+        "sd1",
+        {"_class_name": "StableDiffusionInpaintPipeline"},
+        {"in_channels": 9},
+        "an inpainting UNet",
+    ),
+    "instruct-pix2pix": (
+        "sd1",
+        {"_class_name": "StableDiffusionInstructPix2PixPipeline"},
+        {"in_channels": 8},
+        "an instruct-pix2pix UNet",
+    ),
+    "depth": ("sd1", {}, {"in_channels": 5}, "a depth-to-image UNet"),
+    "upscaling": ("sd1", {}, {"in_channels": 7, "num_class_embeds": 1000}, "an upscaling UNet"),
+    "video": ("sd1", {}, {"in_channels": 12}, "12 input channels and 4 output channels"),
+    "latent consistency": ("sd1", {}, {"time_cond_proj_dim": 256}, "told the guidance scale"),
+    "unCLIP": ("sd1", {}, {"class_embed_type": "projection"}, "class_embed_type is projection, not None"),
+    "SDXL's conditioning without its encoders": (
+        "sd1",
+        {},
+        {"addition_embed_type": "text_time"},
+        "addition_embed_type is text_time, not None",
+    ),
+    "SDXL's encoders without its conditioning": (
+        "sdxl",
+        {},
+        {"addition_embed_type": None},
+        "addition_embed_type is None, not text_time",
+    ),
+    "refiner": ("sdxl", {"text_encoder": [None, None], "tokenizer": [None, None]}, {}, "an SDXL refiner"),
+    "ControlNet": (
+        "sd1",
+        {"_class_name": "StableDiffusionControlNetPipeline", "controlnet": ["diffusers", "ControlNetModel"]},
+        {},
+        "a controlnet",
+    ),
+    "Stable Diffusion 3": (
+        "sd1",
+        {
+            "_class_name": "StableDiffusion3Pipeline",
+            "unet": [None, None],
+            "transformer": ["diffusers", "SD3Transformer2DModel"],
+        },
+        {},
+        "is a StableDiffusion3Pipeline without a unet",
+    ),
+    "another text encoder": (
+        "sd1",
+        {"_class_name": "AltDiffusionPipeline", "text_encoder": ["x", "RobertaSeriesModel"]},
+        {},
+        "AltDiffusionPipeline",
+    ),
+    "a tiny autoencoder": (
+        "sd1",
+        {"vae": ["diffusers", "AutoencoderTiny"]},
+        {},
+        "is a StableDiffusionPipeline with a vae of the class AutoencoderTiny",
+    ),
+    "code of its own": (
+        "sd1",
+        {"_class_name": ["my_pipeline", "MyPipeline"]},
+        {},
+        "needs code from its own repository (my_pipeline.py), which is never",
+    ),
+}
+
+
+@pytest.mark.parametrize(("backbone", "index", "unet", "says"), UNSUPPORTED.values(), ids=UNSUPPORTED.keys())
+def test_other_bases_are_refused_with_the_reason_and_the_list_of_those_that_are_not(
+    backbone: str,
+    index: dict[str, Any],
+    unet: dict[str, Any],
+    says: str,
+    pipeline_dirs: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    directory = copied(pipeline_dirs[backbone], tmp_path / "base", index, unet)
+    with pytest.raises(Unsupported) as caught:
+        load_pipeline(directory)
+    message = str(caught.value)
+    assert says in message and "\n" not in message
+    assert (
+        "StableDiffusionPipeline (Stable Diffusion 1.x and 2.x)" in message
+        and "StableDiffusionXLPipeline (SDXL base)" in message
+    )
+
+
+# --- another VAE, variants
+# ----------------------------------------------------------------------------------------
+
+
+def test_another_vae_takes_the_place_of_the_bases_own(pipeline_dirs: dict[str, Path], tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    random_vae(8).save_pretrained(tmp_path / "vae")
+    own = load_pipeline(pipeline_dirs["sd1"]).vae.decoder.conv_in.weight
+    given = load_pipeline(pipeline_dirs["sd1"], vae=str(tmp_path / "vae"), dtype=torch.bfloat16).vae
+    assert given.dtype == torch.bfloat16 and not torch.equal(
+        given.decoder.conv_in.weight.float(), own.bfloat16().float()
+    )
+    of_a_pipeline = load_pipeline(pipeline_dirs["sd1"], vae=str(pipeline_dirs["sd2"])).vae
+    theirs = load_pipeline(pipeline_dirs["sd2"]).vae
+    assert torch.equal(of_a_pipeline.decoder.conv_in.weight, theirs.decoder.conv_in.weight)
+
+
+def test_a_vae_of_other_latents_is_refused(pipeline_dirs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"scales its latents by 0\.13025, that of the base by 0\.18215"):
+        load_pipeline(pipeline_dirs["sd1"], vae=str(pipeline_dirs["sdxl"]))
+    random_vae(8, latent_channels=16).save_pretrained(tmp_path / "vae")
+    with pytest.raises(ValueError, match=r"has 16 channels and the UNet of .* draws 4"):
+        load_pipeline(pipeline_dirs["sd1"], vae=str(tmp_path / "vae"))
+    with pytest.raises(ValueError, match=r"The VAE .*absent could not be loaded"):
+        load_pipeline(pipeline_dirs["sd1"], vae=str(tmp_path / "absent"))
+
+
+def test_a_variant_of_the_weights_is_loaded(pipeline_dirs: dict[str, Path], tmp_path: Path) -> None:
+    load_pipeline(pipeline_dirs["sdxl"], dtype=torch.float16).save_pretrained(
+        tmp_path, variant="fp16", safe_serialization=True
+    )
+    assert load_pipeline(tmp_path, variant="fp16").unet.dtype == torch.float32
+    with pytest.raises(ValueError, match="could not be loaded"):
+        load_pipeline(tmp_path)
+
+
+# --- checkpoints in one file
+# --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_checkpoint_in_one_file_is_the_pipeline_it_was_made_of(
+    backbone: str, pipeline_dirs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Its configs and tokenizers come from a diffusers directory whose weights are others."""
+    directory = copied(pipeline_dirs[backbone], tmp_path / "configs")
+    for weights in directory.rglob("*.safetensors"):
+        weights.unlink()
+    whole = load_pipeline(pipeline_dirs[backbone])
+    save_original(whole, tmp_path / "model.safetensors")
+    pipe = load_pipeline(tmp_path / "model.safetensors", config=str(directory))
+    assert type(pipe) is type(whole)
+    for module, theirs in zip(Backbone.of(pipe).modules, Backbone.of(whole).modules, strict=True):
+        ours = module.state_dict()
+        assert ours.keys() == theirs.state_dict().keys()
+        assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.state_dict().items())
+    assert dict(pipe.scheduler.config) == dict(whole.scheduler.config)
+    assert (
+        load_pipeline(tmp_path / "model.safetensors", config=str(directory), dtype=torch.bfloat16).unet.dtype
+        == torch.bfloat16
+    )
+
+
+def test_files_that_are_no_checkpoint_of_a_supported_base_are_refused(
+    pipeline_dirs: dict[str, Path], tmp_path: Path
+) -> None:
+    save_original(load_pipeline(pipeline_dirs["sdxl"]), tmp_path / "xl.safetensors")
+    state = load_file(tmp_path / "xl.safetensors")
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    (tmp_path / "model.ckpt").write_bytes(b"pickle")
+    (tmp_path / "broken.safetensors").write_bytes(b"half a file")
+    save_file({"transformer.weight": torch.ones(1)}, tmp_path / "flux.safetensors")
+    save_file(state | {first: torch.ones(8, 9, 3, 3)}, tmp_path / "inpainting.safetensors")
+    save_file(
+        {name: tensor for name, tensor in state.items() if "embedders" not in name},
+        tmp_path / "unet.safetensors",
+    )
+    refiner = {
+        name.replace("embedders.1.", "embedders.0."): tensor
+        for name, tensor in state.items()
+        if "embedders.0." not in name
+    }
+    save_file(refiner, tmp_path / "refiner.safetensors")
+    for name, says in {
+        "model.ckpt": "may be a pickle",
+        "broken.safetensors": "is not a readable safetensors file",
+        "flux.safetensors": "no UNet of Stable Diffusion in the original layout; supported are StableDiffusionPipeline",
+        "inpainting.safetensors": "an inpainting UNet",
+        "unet.safetensors": "without its text encoder",
+        "refiner.safetensors": "an SDXL refiner",
+    }.items():
+        with pytest.raises(ValueError, match=says) as caught:
+            load_pipeline(tmp_path / name, config=str(pipeline_dirs["sdxl"]))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(
+        ValueError,
+        match=r"is a StableDiffusionXLPipeline and .* describes a StableDiffusionPipeline; name another with --config_name",
+    ):
+        load_pipeline(tmp_path / "xl.safetensors", config=str(pipeline_dirs["sd1"]))
+    with pytest.raises(ValueError, match="--config_name_or_path is for a checkpoint in one file"):
+        load_pipeline(pipeline_dirs["sd1"], config=str(pipeline_dirs["sd1"]))
+    with pytest.raises(ValueError, match=r"could not be loaded"):
+        load_pipeline(tmp_path / "absent.safetensors")
+
+
+def test_a_checkpoint_without_configs_says_how_to_name_them(
+    pipeline_dirs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    save_original(load_pipeline(pipeline_dirs["sd1"]), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="with --config_name_or_path") as caught:
+        load_pipeline(tmp_path / "model.safetensors")
+    assert "\n" not in str(caught.value)
