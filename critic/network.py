@@ -3,16 +3,12 @@ come."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
 from common.film import FiLMTrunk, shape_text, size_of, timestep_embedding, widths_for
 from common.network import Checkpoint, CheckpointError
-
-if TYPE_CHECKING:
-    from reward.predictor import RewardPredictor
+from reward.predictor import RewardPredictor
 
 
 class ValueNetwork(Checkpoint):
@@ -39,6 +35,7 @@ class ValueNetwork(Checkpoint):
         in_channels: int,
         sample_size: int | list[int],
         text_dim: int,
+        *,
         width: int = 32,
         condition_dim: int = 64,
         concepts: list[str] | None = None,
@@ -77,6 +74,7 @@ class ValueNetwork(Checkpoint):
         predictor: RewardPredictor,
         text_dim: int,
         concepts: list[str] | None = None,
+        *,
         timestep_conditioning: bool = True,
         pipeline_class: str | None = None,
     ) -> ValueNetwork:

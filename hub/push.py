@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
@@ -12,6 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RevisionNotFoundError
 from huggingface_hub.hf_api import ModelInfo, SpaceInfo
 
+from common.flags import flag
 from common.network import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
 from hub.access import HubError, hub_errors
 from hub.adapter import KOHYA_NAME
@@ -23,6 +25,26 @@ from hub.provenance import RESULTS_NAME, read_results, what_adapter_says
 CRITIC_FILES = (f"critic/{CONFIG_NAME}", f"critic/{WEIGHTS_NAME}")
 ADAPTER_FILES = (LORA_WEIGHT_NAME_SAFE, KOHYA_NAME, CARD_NAME, RESULTS_NAME, GRID_NAME, *CRITIC_FILES)
 """All that is ever uploaded of an adapter's directory, and all that is fetched back."""
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """Hugging Face Hub."""
+
+    push_to_hub: bool = flag(
+        False, help="Upload the adapter to the Hub once everything is written.", published=None
+    )
+    hub_model_id: str | None = flag(
+        None,
+        help="Repository to upload to, made if there is none. Default: the last part of --output_dir.",
+        published=None,
+    )
+    hub_private_repo: bool = flag(False, help="Make a new repository private.", published=None)
+    hub_token: str | None = flag(
+        None,
+        help="Token to upload with. Default: the one of `hf auth login`, which no process list shows.",
+        secret=True,
+    )
 
 
 def push_adapter(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from diffusers import (
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
+import canvas
 from common.errors import is_out_of_memory
+from common.flags import by_name, flag
 from pipelines.backbone import Backbone
 from pipelines.supported import Unsupported, check_unet, choose_class, class_of_checkpoint
 
@@ -27,37 +29,65 @@ BY_LATENTS = "Default: by the size of the base's latents, 64 for the bundled can
 """For the help of what `Backbone.usual_batch_size` decides."""
 
 
-def add_base_arguments(parser: argparse.ArgumentParser, default: str = "the bundled canvas") -> None:
-    """Add the flags that name a base; `default` says in the help what is used without the first of them."""
-    parser.add_argument(
-        "--pretrained_model_name_or_path",
-        help=f"Base pipeline: a diffusers directory, a Hub id, or a .safetensors checkpoint in one file. Default: {default}.",
+@dataclass(frozen=True)
+class BaseConfig:
+    """Base model."""
+
+    pretrained_model_name_or_path: str | None = flag(
+        None,
+        help="Base pipeline: a diffusers directory, a Hub id, or a .safetensors checkpoint in one file. "
+        "Default: the bundled canvas.",
+        published=by_name,
     )
-    parser.add_argument(
-        "--pretrained_vae_model_name_or_path",
-        help="VAE in place of the base's own, for example one that does not overflow in fp16: a diffusers directory or a Hub id.",
+    pretrained_vae_model_name_or_path: str | None = flag(
+        None,
+        help="VAE in place of the base's own, for example one that does not overflow in fp16: a diffusers "
+        "directory or a Hub id.",
+        published=by_name,
     )
-    parser.add_argument(
-        "--config_name_or_path",
-        help="For a .safetensors checkpoint: a diffusers directory or a Hub id of the same architecture, whose configs and tokenizers are used. "
-        "Default: the one that diffusers infers, from the Hub.",
+    config_name_or_path: str | None = flag(
+        None,
+        help="For a .safetensors checkpoint: a diffusers directory or a Hub id of the same architecture, whose "
+        "configs and tokenizers are used. Default: the one that diffusers infers, from the Hub.",
+        published=by_name,
     )
-    parser.add_argument("--revision", help="Revision of the base pipeline on the Hub.")
-    parser.add_argument("--variant", help="Variant of the base pipeline's weight files, for example fp16.")
+    revision: str | None = flag(None, help="Revision of the base pipeline on the Hub.")
+    variant: str | None = flag(None, help="Variant of the base pipeline's weight files, for example fp16.")
+
+    @property
+    def is_bundled(self) -> bool:
+        """Whether the base is the bundled canvas."""
+        return is_bundled(self.pretrained_model_name_or_path)
+
+    @property
+    def name(self) -> str | Path:
+        """What `load_pipeline` loads."""
+        return self.pretrained_model_name_or_path or canvas.PIPELINE
 
 
-def base_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `load_pipeline` takes of these flags beside name and revision."""
-    return {
-        "variant": args.variant,
-        "vae": args.pretrained_vae_model_name_or_path,
-        "config": args.config_name_or_path,
-    }
+def is_bundled(name_or_path: str | Path | None) -> bool:
+    """Whether a base is the bundled canvas, which is also what no name stands for."""
+    return name_or_path is None or Path(name_or_path).resolve() == canvas.PIPELINE.resolve()
+
+
+def load_base(
+    config: BaseConfig, dtype: torch.dtype = torch.float32
+) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    """The base that settings name, by `load_pipeline`."""
+    return load_pipeline(
+        config.name,
+        config.revision,
+        variant=config.variant,
+        dtype=dtype,
+        vae=config.pretrained_vae_model_name_or_path,
+        config=config.config_name_or_path,
+    )
 
 
 def load_pipeline(
     name_or_path: str | Path,
     revision: str | None = None,
+    *,
     variant: str | None = None,
     dtype: torch.dtype = torch.float32,
     safety_checker: bool = False,
