@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,10 +96,11 @@ def _settings_in(path: Path | None) -> dict[str, Any] | None:
 class MemoryConfig:
     """Precision, memory and speed."""
 
-    mixed_precision: str = flag(
-        "no",
+    mixed_precision: str | None = flag(
+        None,
         choices=tuple(DTYPES),
-        help="Precision of the frozen base; the adapter stays float32.",
+        help="Precision of the frozen base; the adapter stays float32. Default: that of `accelerate launch`, else "
+        "no.",
     )
     allow_tf32: bool = flag(False, help="Allow TF32 matrix products on NVIDIA GPUs.")
     gradient_checkpointing: bool = flag(
@@ -141,6 +143,11 @@ class MemoryConfig:
     )
 
     @property
+    def precision(self) -> str:
+        """The precision that was asked for here or of the launcher."""
+        return self.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+
+    @property
     def quantized(self) -> bool:
         """Whether the frozen UNet is quantized."""
         return bool(self.load_in_8bit or self.load_in_4bit or self.bnb_quantization_config_path)
@@ -152,7 +159,11 @@ def memory_options(config: MemoryConfig, device: torch.device) -> MemoryOptions:
     Raises:
         ValueError: two of them exclude one another, the device cannot do it, or the file cannot be used.
     """
-    precision = config.mixed_precision
+    precision = config.precision
+    if precision not in DTYPES:
+        raise ValueError(
+            f"`accelerate launch --mixed_precision {precision}` is not supported; take one of {', '.join(DTYPES)}."
+        )
     if precision == "fp16" and device.type == "cpu":
         raise ValueError("--mixed_precision fp16 needs a GPU; on a CPU take bf16, or leave it out.")
     names = ("load_in_8bit", "load_in_4bit", "bnb_quantization_config_path")
@@ -180,7 +191,7 @@ def _quantization(config: MemoryConfig) -> BitsAndBytesConfig | None:
         }
     else:
         return None
-    return BitsAndBytesConfig(**({"bnb_4bit_compute_dtype": DTYPES[config.mixed_precision]} | settings))
+    return BitsAndBytesConfig(**({"bnb_4bit_compute_dtype": DTYPES[config.precision]} | settings))
 
 
 def flags_to_try(config: MemoryConfig, batch_size: int | None, on_gpu: bool) -> list[str]:
@@ -192,7 +203,7 @@ def flags_to_try(config: MemoryConfig, batch_size: int | None, on_gpu: bool) -> 
     """
     size = batch_size or 1
     steps = [
-        ("--mixed_precision bf16", config.mixed_precision == "no"),
+        ("--mixed_precision bf16", config.precision == "no"),
         (f"--train_batch_size {size // 2}", size > 4),
         ("--gradient_checkpointing", not config.gradient_checkpointing),
         ("--offload_models", on_gpu and not config.offload_models),

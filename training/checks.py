@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 from accelerate.utils import parse_flag_from_env
@@ -12,6 +13,7 @@ from common.flags import settings_of
 from common.names import hub_id
 from common.processes import processes
 from training.config import RunConfig
+from training.inputs import what_differs
 from training.lock import LOCK_NAME
 
 
@@ -25,6 +27,7 @@ def check(config: RunConfig) -> None:
     check_steps(config)
     check_objective(config)
     check_hub(config)
+    check_launcher()
     check_processes(config)
 
 
@@ -83,6 +86,17 @@ def check_hub(config: RunConfig) -> None:
         )
 
 
+def check_launcher() -> None:
+    """Refuse the launcher's gradient accumulation, which would scale losses that are whole already."""
+    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps != "1":
+        raise ValueError(
+            f"`accelerate launch --gradient_accumulation_steps {steps}` is not supported: an optimizer step here "
+            "covers so many timesteps of all trajectories. Leave it out, and give --gradient_accumulation_steps "
+            "behind the script's name."
+        )
+
+
 def check_processes(config: RunConfig) -> None:
     """Refuse to shard a model over processes, and less work than there are processes."""
     for plugin in ("DeepSpeed", "FSDP", "Megatron_LM"):
@@ -114,20 +128,25 @@ def fixed_settings(config: RunConfig) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in may_change}
 
 
-def check_same_run(config: RunConfig, checkpoint: Checkpoint) -> None:
-    """Refuse to go on from a checkpoint of another run."""
+def check_same_run(config: RunConfig, checkpoint: Checkpoint, inputs: dict[str, str | None]) -> None:
+    """Refuse to go on from a checkpoint of another run.
+
+    Args:
+        inputs: of this run, by `training.inputs.describe_inputs`.
+    """
     if "settings" not in checkpoint.numbers or "lora" not in checkpoint.groups:
         raise ValueError(
             f"--resume_from_checkpoint {config.output.resume_from_checkpoint} is not a checkpoint of this script."
         )
     now, then = fixed_settings(config), checkpoint.numbers["settings"]
-    changed = [
+    changed = what_differs(checkpoint.numbers.get("inputs", {}), inputs)
+    changed += [
         f"--{name} was {then.get(name)} and is {value}"
         for name, value in now.items()
         if then.get(name) != value
     ]
     if changed:
         raise ValueError(
-            f"The checkpoint is of a run with other settings ({'; '.join(changed)}); resume with those, or start "
-            "anew without it."
+            f"The checkpoint is of another run ({'; '.join(changed)}); resume with what that had, or start anew "
+            "without it."
         )

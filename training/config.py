@@ -149,7 +149,8 @@ class RunConfig:
 
     def public_settings(self) -> dict[str, Any]:
         """The settings as results and card show them: nothing that is local to this machine."""
-        return public_values(self) | {"lora_alpha": self.adapter.alpha}
+        resolved = {"lora_alpha": self.adapter.alpha, "mixed_precision": self.memory.precision}
+        return public_values(self) | resolved
 
 
 def parse_config(arguments: Sequence[str] | None = None) -> RunConfig:

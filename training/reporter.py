@@ -10,7 +10,6 @@ from tqdm.auto import tqdm
 
 from common.memory import peak_memory_mb
 from common.processes import anywhere
-from training.checks import fixed_settings
 from training.collect import Batch
 from training.diagnostics import Diagnostics
 from training.interruption import leave
@@ -63,9 +62,7 @@ class Reporter:
         interrupted = anywhere(run.interruption.received is not None)
         every = config.output.checkpointing_steps
         if run.is_main and (interrupted or (every and progress.iteration % every == 0)):
-            self.state.save(
-                config.output.output_dir, fixed_settings(config), config.output.checkpoints_total_limit
-            )
+            self.state.save(run.inputs)
         run.accelerator.wait_for_everyone()
         if interrupted:
             run.tracking.end()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from accelerate.utils import gather_object
@@ -31,7 +32,9 @@ CONFIG_NAME = "config.yaml"
 
 
 def save_config(config: RunConfig) -> None:
-    """Write the file by which `--config` repeats the run: settings as they were given, no token."""
+    """Write the file by which `--config` repeats the run from its beginning: settings as they were given, no
+    token."""
+    config = replace(config, output=replace(config.output, resume_from_checkpoint=None))
     text = "# Repeats this run: --config config.yaml\n" + to_yaml(config)
     path = config.output.output_dir / CONFIG_NAME
     write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))

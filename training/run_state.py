@@ -9,7 +9,6 @@ import shutil
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ from policy.lora import is_identity, load_lora_state, lora_state
 from policy.trajectory import Experience
 from policy.update import UpdateStats
 from training.baseline import Baseline
+from training.checks import fixed_settings
 from training.config import RunConfig
 from training.control import RollbackRule, StopSignal, Verdict, adapt_coefficient
 from training.progress import Progress
@@ -165,9 +165,8 @@ class RunState:
             "--learning_rate: what is too much is rolled back."
         )
 
-    def save(self, output_dir: Path, settings: dict[str, Any], total_limit: int | None) -> None:
-        """Write a checkpoint of this iteration, with the settings that a run which goes on from it must
-        share.
+    def save(self, inputs: dict[str, str | None]) -> None:
+        """Write a checkpoint of this iteration, with what a run that goes on from it must share.
 
         Raises:
             OSError: it could not be written.
@@ -183,9 +182,13 @@ class RunState:
             "progress": asdict(self.progress),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "settings": settings,
+            "settings": fixed_settings(self.config),
+            "inputs": inputs,
         }
-        save_checkpoint(output_dir, self.progress.iteration, groups, numbers, total_limit)
+        output = self.config.output
+        save_checkpoint(
+            output.output_dir, self.progress.iteration, groups, numbers, output.checkpoints_total_limit
+        )
 
     def restore(self, checkpoint: Checkpoint, device: torch.device, offload: bool) -> None:
         """Put back what `save` wrote; trajectories stay in main memory if told to `offload`."""

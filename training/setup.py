@@ -28,6 +28,7 @@ from policy.lora import add_lora, load_lora_state
 from policy.policy import Policy
 from training.checks import check, check_same_run
 from training.config import RunConfig
+from training.inputs import describe_inputs
 from training.interruption import Interruption
 from training.optimizer import create_optimizer
 from training.tracking import Tracking
@@ -52,6 +53,11 @@ class Run:
     optimizer: Any
     critic: Critic
     checkpoint: Checkpoint | None
+
+    @cached_property
+    def inputs(self) -> dict[str, str | None]:
+        """Digests of what it was given; the weights of a large base take a while to read."""
+        return describe_inputs(self.config)
 
     @property
     def policy(self) -> Policy:
@@ -90,7 +96,7 @@ def prepare(config: RunConfig) -> Run:
     if output.resume_from_checkpoint:
         checkpoint = load_checkpoint(output.output_dir, output.resume_from_checkpoint)
     accelerator = Accelerator(
-        mixed_precision=config.memory.mixed_precision,
+        mixed_precision=config.memory.precision,
         log_with=None if output.report_to == "none" else output.report_to,
         project_config=ProjectConfiguration(
             project_dir=str(output.output_dir), logging_dir=str(output.output_dir / output.logging_dir)
@@ -125,7 +131,7 @@ def prepare(config: RunConfig) -> Run:
     unet, adapter = env.policy.unet, config.adapter
     parameters = add_lora(unet, adapter.rank, adapter.alpha, adapter.lora_target_modules)
     if checkpoint:
-        check_same_run(config, checkpoint)
+        check_same_run(config, checkpoint, describe_inputs(config))
         load_lora_state(unet, checkpoint.groups["lora"])  # one that does not fit is refused here
     if config.memory.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
