@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint canvas clean
+ROOMS := common pipelines policy reward environment critic hub evaluation training train_unlearn_lora.py
+
+.PHONY: install demo test lint types canvas clean
 
 install: $(VENV)/.installed
 
@@ -25,6 +27,11 @@ test: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) types
+
+# Everything but tests and benchmarks.
+types: install
+	$(BIN)/mypy $(ROOMS)
 
 # Rebuilds the bundled world from its seeds: about an hour and a half on two cores.
 canvas: install

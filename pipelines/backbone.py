@@ -273,24 +273,22 @@ class XLBackbone(Backbone):
                 self.vae.to(torch.float16)
 
     def _unscale(self, latents: torch.Tensor) -> torch.Tensor:
-        mean, std = self._statistics(latents)
-        return (
-            latents / self.vae.config.scaling_factor
-            if mean is None
-            else latents * std / self.vae.config.scaling_factor + mean
-        )
+        factor, statistics = self.vae.config.scaling_factor, self._statistics(latents)
+        if statistics is None:
+            return latents / factor
+        mean, std = statistics
+        return latents * std / factor + mean
 
     def _scale(self, latents: torch.Tensor) -> torch.Tensor:
-        mean, std = self._statistics(latents)
-        return (
-            latents * self.vae.config.scaling_factor
-            if mean is None
-            else (latents - mean) * self.vae.config.scaling_factor / std
-        )
+        factor, statistics = self.vae.config.scaling_factor, self._statistics(latents)
+        if statistics is None:
+            return latents * factor
+        mean, std = statistics
+        return (latents - mean) * factor / std
 
-    def _statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+    def _statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(1, C, 1, 1) mean and standard deviation of the VAE's latents, if its config has both."""
         mean, std = (getattr(self.vae.config, name, None) for name in ("latents_mean", "latents_std"))
         if mean is None or std is None:
-            return None, None
-        return tuple(latents.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+            return None
+        return latents.new_tensor(mean).view(1, -1, 1, 1), latents.new_tensor(std).view(1, -1, 1, 1)

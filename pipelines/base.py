@@ -107,13 +107,15 @@ def load_pipeline(
         ValueError: there is no such pipeline, or it is none that is supported.
     """
     if Path(name_or_path).is_file():
-        pipe = _from_file(Path(name_or_path), config, vae, dtype, safety_checker)
+        pipe = _from_file(Path(name_or_path), config, vae=vae, dtype=dtype, safety_checker=safety_checker)
     elif config is not None:
         raise ValueError(
             f"--config_name_or_path is for a checkpoint in one file, which {name_or_path} is not; leave it out."
         )
     else:
-        pipe = _from_directory(str(name_or_path), revision, variant, vae, dtype, safety_checker)
+        pipe = _from_directory(
+            str(name_or_path), revision, variant=variant, vae=vae, dtype=dtype, safety_checker=safety_checker
+        )
     made, drawn = pipe.vae.config.latent_channels, pipe.unet.config.in_channels
     if made != drawn:
         raise ValueError(
@@ -127,6 +129,7 @@ def load_pipeline(
 def _from_directory(
     name: str,
     revision: str | None,
+    *,
     variant: str | None,
     vae: str | None,
     dtype: torch.dtype,
@@ -140,7 +143,7 @@ def _from_directory(
     ):
         cls = choose_class(name, DiffusionPipeline.load_config(name, revision=revision))
         check_unet(name, UNet2DConditionModel.load_config(name, subfolder="unet", revision=revision), cls)
-    given = _given(cls, name, revision, vae, dtype, safety_checker)
+    given = _given(cls, name, revision, vae=vae, dtype=dtype, safety_checker=safety_checker)
     with _one_line(
         f"The pipeline {name} could not be loaded (a diffusers directory or Hub id with safetensors)"
     ):
@@ -150,7 +153,7 @@ def _from_directory(
 
 
 def _from_file(
-    path: Path, config: str | None, vae: str | None, dtype: torch.dtype, safety_checker: bool
+    path: Path, config: str | None, *, vae: str | None, dtype: torch.dtype, safety_checker: bool
 ) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
     """From a checkpoint in one file."""
     cls = class_of_checkpoint(path)
@@ -161,9 +164,8 @@ def _from_file(
             raise Unsupported(
                 f"{path} is a {cls.__name__} and {config} describes a {described.__name__}; name another with --config_name_or_path."
             )
-    given = _given(cls, config, None, vae, dtype, safety_checker) | (
-        {} if config is None else {"config": config}
-    )
+    given = _given(cls, config, None, vae=vae, dtype=dtype, safety_checker=safety_checker)
+    given |= {} if config is None else {"config": config}
     advice = "name a diffusers directory or a Hub id of its architecture with --config_name_or_path"
     with _one_line(f"The checkpoint {path} could not be loaded ({advice})"):
         pipe = cls.from_single_file(str(path), dtype=dtype, **given)
@@ -175,6 +177,7 @@ def _given(
     cls: type,
     configs: str | None,
     revision: str | None,
+    *,
     vae: str | None,
     dtype: torch.dtype,
     safety_checker: bool,

@@ -238,6 +238,7 @@ class Objective:
         self.accelerator.backward(loss * len(batch) * share)
         if self.adversarial:
             radius = config.adversarial_radius
+            assert prompts.states.grad is not None
             states = worst_case(prompts.states, prompts.states.grad, anchors.states, radius)
             worst_kl = kernel.kl(policy.mean(x, step, replace(prompts, states=states)), reference, step)
             self.accelerator.backward(config.anchor_kl_coef * worst_kl.mean() * len(batch) * share)

@@ -227,6 +227,7 @@ def load_teachers(
             raise ValueError(NO_TEACHER)
         return clip, clip
     named = inputs.concept or (inputs.spec.concepts if inputs.spec else [])
+    assert config.classifier_name_or_path  # `read_inputs` has refused anything else
     label = config.target_label or plain_name(named[0])
     classifier = ClassifierTeacher.from_pretrained(config.classifier_name_or_path, label, device)
     return classifier, clip or classifier

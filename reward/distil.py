@@ -211,7 +211,15 @@ def distil(
     model, prepared = accelerator.prepare(predictor, optimizer)
     start = lost = 0
     if checkpoints and checkpoints.resume:
-        start = _resume(checkpoints, config, data, predictor, optimizer, schedule, average)
+        start = _resume(
+            checkpoints,
+            config,
+            data,
+            predictor=predictor,
+            optimizer=optimizer,
+            schedule=schedule,
+            average=average,
+        )
     model.train()
     bar = tqdm(
         range(start, config.steps),
@@ -251,10 +259,18 @@ def distil(
             and step + 1 < config.steps
         ):
             if accelerator.is_main_process:
-                _save(checkpoints, config, data, step + 1, predictor, optimizer, average)
+                _save(
+                    checkpoints,
+                    config,
+                    data,
+                    step + 1,
+                    predictor=predictor,
+                    optimizer=optimizer,
+                    average=average,
+                )
             accelerator.wait_for_everyone()
     with torch.no_grad():
-        torch._foreach_copy_(parameters, average)
+        torch._foreach_copy_(list[torch.Tensor](parameters), average)
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     predictor.eval()
 
@@ -278,6 +294,7 @@ def _save(
     config: DistilConfig,
     data: Latents,
     step: int,
+    *,
     predictor: RewardPredictor,
     optimizer: torch.optim.Optimizer,
     average: list[torch.Tensor],
@@ -300,6 +317,7 @@ def _resume(
     checkpoints: Checkpointing,
     config: DistilConfig,
     data: Latents,
+    *,
     predictor: RewardPredictor,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,

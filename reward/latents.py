@@ -99,7 +99,9 @@ class Source(Protocol):
 
     backbone: Backbone
     shard_size: int
-    available: int | None
+
+    @property
+    def available(self) -> int | None: ...
 
     def description(self) -> dict[str, Any]:
         """Everything that decides what the latents are, JSON; `kind` says what it is."""

@@ -70,14 +70,15 @@ def probe(
     draw: Callable[[], object], learn: Callable[[], object], images: int, device: torch.device
 ) -> Costs:
     """Time `draw` and then `learn`, each of which is about so many images."""
-    seconds = []
-    for act in (draw, learn):
+
+    def seconds(act: Callable[[], object]) -> float:
         started = time.perf_counter()
         act()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        seconds.append((time.perf_counter() - started) / images)
-    return Costs(*seconds, memory=peak_memory_mb())
+        return (time.perf_counter() - started) / images
+
+    return Costs(seconds(draw), seconds(learn), memory=peak_memory_mb())
 
 
 def costs_in_words(amounts: Amounts, costs: Costs) -> dict[str, str]:
