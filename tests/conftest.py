@@ -3,8 +3,10 @@ predictors for them."""
 
 from __future__ import annotations
 
-import argparse
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,12 @@ from accelerate.state import AcceleratorState
 from tiny_pipelines import BACKBONES, TINY_PROMPTS, save_sd1
 
 import canvas
-import train_unlearn_lora as script
+from pipelines.generate import generate
+from policy.policy import Policy
+from policy.update import UpdateStats
 from reward.predictor import RewardPredictor
+from training import previews
+from training.config import RunConfig, parse_config
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another
 
@@ -45,15 +51,16 @@ QUICK = {
     "critic_batch_size": 16,
     "critic_buffer_iterations": 2,
     "validation_steps": 0,
+    "num_validation_images": 2,
     "evaluation_seeds": None,
     "checkpointing_steps": 0,
     "report_to": "none",
-    # Random pictures are neither forgotten nor retained: nothing stops or brakes unless a test says so.
+    # Random pictures are neither forgotten nor retained: nothing stops or is undone unless a test says so.
     "target_unlearning_accuracy": 1.1,
     "max_retain_drop": 10.0,
     "max_retain_kl": 1e9,
 }
-"""Arguments of the training script under which a run takes seconds."""
+"""Flags of the training script under which a run takes seconds."""
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +69,14 @@ def fresh_accelerator() -> Iterator[None]:
     next one's."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def previews_of_few_steps() -> Iterator[None]:
+    """Previews are pictures to look at: of a random base they are as good after two steps as after thirty."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(previews, "generate", partial(generate, num_inference_steps=2))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -118,32 +133,94 @@ def wide_reward_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture
-def command_line(tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path) -> Callable[..., list[str]]:
+def quick_line(named: dict[str, Any], changes: dict[str, Any]) -> list[str]:
     """The command line of a quick run; a list is several values, None none, True a flag, False leaves the
     argument out."""
-
-    def make(**changes: Any) -> list[str]:
-        named = {
-            "concept": "Van Gogh style",
-            "pretrained_model_name_or_path": tiny_pipeline_dir,
-            "reward_model_name_or_path": tiny_reward_dir,
-            "clip_model": f"local-dir:{canvas.CLIP}",
-            "output_dir": tmp_path / "out",
-        }
-        line: list[str] = []
-        for name, value in (named | QUICK | changes).items():
-            if value is False:
-                continue
-            line.append(f"--{name}")
-            if value is not None and value is not True:
-                line += [str(v) for v in value] if isinstance(value, list) else [str(value)]
-        return line
-
-    return make
+    line: list[str] = []
+    known = {"concept": "Van Gogh style", "clip_model": f"local-dir:{canvas.CLIP}"}
+    for name, value in (known | named | QUICK | changes).items():
+        if value is False:
+            continue
+        line.append(f"--{name}")
+        if value is not None and value is not True:
+            line += [str(v) for v in value] if isinstance(value, list) else [str(value)]
+    return line
 
 
 @pytest.fixture
-def arguments(command_line: Callable[..., list[str]]) -> Callable[..., argparse.Namespace]:
-    """Its arguments."""
-    return lambda **changes: script.parse_args(command_line(**changes))
+def command_line(tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """The command line of a quick run into tmp_path / "out", with changes as `quick_line` takes them."""
+    named = {
+        "pretrained_model_name_or_path": tiny_pipeline_dir,
+        "reward_model_name_or_path": tiny_reward_dir,
+        "output_dir": tmp_path / "out",
+    }
+    return lambda **changes: quick_line(named, changes)
+
+
+@pytest.fixture
+def arguments(command_line: Callable[..., list[str]]) -> Callable[..., RunConfig]:
+    """Its settings."""
+    return lambda **changes: parse_config(command_line(**changes))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A whole quick run that has ended well. Its directory is for reading: a test that goes on in it takes a
+    copy.
+
+    Attributes:
+        rates: the learning rate of every update.
+        updates: what every update came to.
+    """
+
+    directory: Path
+    rates: list[float] = field(default_factory=list)
+    updates: list[UpdateStats] = field(default_factory=list)
+
+    @property
+    def results(self) -> dict[str, Any]:
+        return json.loads((self.directory / "results.json").read_text())
+
+    @property
+    def training(self) -> dict[str, Any]:
+        return self.results["training"]
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Finished]:
+    """The finished run of a command line, by the changes that `command_line` takes; made once a session. To
+    be asked for before a test patches anything."""
+    made: dict[str, Finished] = {}
+
+    def run(**changes: Any) -> Finished:
+        key = repr(sorted(changes.items()))
+        if key not in made:
+            made[key] = finish(changes)
+        return made[key]
+
+    def finish(changes: dict[str, Any]) -> Finished:
+        import train_unlearn_lora as script
+
+        finished, update = Finished(tmp_path_factory.mktemp("finished")), Policy.update
+
+        def recorded(policy: Policy, *given: Any, **named: Any) -> UpdateStats:
+            finished.rates.append(named["optimizer"].param_groups[0]["lr"])
+            finished.updates.append(update(policy, *given, **named))
+            return finished.updates[-1]
+
+        named = {
+            "pretrained_model_name_or_path": tiny_pipeline_dir,
+            "reward_model_name_or_path": tiny_reward_dir,
+            "output_dir": finished.directory,
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Policy, "update", recorded)
+            AcceleratorState._reset_state(reset_partial_state=True)
+            script.main(parse_config(quick_line(named, changes)))
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return finished
+
+    return run
