@@ -22,7 +22,7 @@ set's own.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,11 @@ class Measures:
         return f"{self.features.identity if self.features else ''} {clip}"
 
     def summarize(
-        self, values: Values, base: Values | None, prompt_ids: Sequence[int], forget: Sequence[bool]
+        self,
+        values: Mapping[str, np.ndarray],
+        base: Mapping[str, np.ndarray] | None,
+        prompt_ids: Sequence[int],
+        forget: Sequence[bool],
     ) -> dict[str, dict[str, Any]]:
         """Each measure as `{"mean": …, "ci95": [low, high]}`.
 

@@ -97,7 +97,8 @@ class FileExamination(Examination):
     """
 
     def __init__(self, judge: ImageJudge, rows: Sequence[Row], name: str, protocol: str) -> None:
-        cells, targets = [], {}
+        cells: list[Cell] = []
+        targets: dict[str, set[str]] = {}
         for row in rows:
             domain, label = find_class(judge, row)
             cells.append(Cell(row.prompt, {domain: label}, ((domain, GROUPS[row.group]),)))

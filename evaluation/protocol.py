@@ -243,7 +243,7 @@ def _side(
     }
     side["changed_images"] = _rounded(100 * float(np.mean(values[CHANGED])))
     if measures:
-        measured = measures.summarize(values, base and dict(base), ids, examination.forget)
+        measured = measures.summarize(values, base, ids, examination.forget)
         side["measures"] = {
             name: {"mean": round(value["mean"], 4), "ci95": [round(bound, 4) for bound in value["ci95"]]}
             for name, value in measured.items()

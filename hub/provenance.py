@@ -97,8 +97,11 @@ TEXTS = (
     "license_name",
     "license_link",
     "pipeline_class",
+    "reward_model",
+    "reward_model_revision",
+    "critic_model",
+    "critic_model_revision",
 )
-TEXTS += ("reward_model", "reward_model_revision", "critic_model", "critic_model_revision")
 LISTS = ("concept", "forget_prompts", "retain_prompts", "seeds")
 OBJECTS = ("base", "adapter", "settings", "versions", "training", "targets", "prompts")
 

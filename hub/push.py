@@ -161,6 +161,8 @@ def branch_head(api: HfApi, repo_id: str, revision: str | None) -> ModelInfo:
     try:
         return api.model_info(repo_id, revision=revision)
     except RevisionNotFoundError:
+        if revision is None:
+            raise
         api.create_branch(repo_id, branch=revision, exist_ok=True)
         return api.model_info(repo_id, revision=revision)
 

@@ -4,7 +4,9 @@ waits for one that is gone."""
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import shutil
 import signal
 import time
@@ -210,6 +212,21 @@ def test_no_process_waits_for_one_that_is_gone(
     else:
         assert codes[rank] == -number and codes[1 - rank] == 1
         assert "--resume_from_checkpoint latest" in said and "Traceback" not in said
+
+
+def test_two_processes_of_a_machine_say_everything_once(
+    arguments: Arguments, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = arguments(max_train_iterations=1)
+
+    def work(_: list[str]) -> None:
+        logging.getLogger().handlers.clear()  # pytest's own, so that the script makes its own
+        script.main(config)
+
+    run_in_two_processes(work, [])
+    logged = [line for line in capfd.readouterr().err.splitlines() if re.search(" - (INFO|WARNING) - ", line)]
+    texts = [line.split(" - ", 1)[1] for line in logged]  # without the time of day
+    assert len(texts) > 3 and sorted(texts) == sorted(set(texts))
 
 
 @pytest.mark.parametrize("plugin", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])

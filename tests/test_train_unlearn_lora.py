@@ -363,7 +363,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mc, clean critic": {"advantage": "mc", "critic_type": "clean_only", "reward_signal": "terminal"},
     "ddpo": {"advantage": "ddpo"},
     "replay": {"replay_iterations": 1, "inner_epochs": 2},
-    "adaptive KL, no critic": {"retain_kl_target": 1e-3, "critic_type": "none"},
+    "adaptive KL": {"retain_kl_target": 1e-3},
+    "gae, baselines alone": {"advantage": "gae", "critic_type": "none"},
 }
 
 
@@ -483,11 +484,15 @@ def test_a_run_that_degenerates_ends_with_the_flag_to_turn(finished: Finish) -> 
     assert all(torch.isfinite(t).all() for t in adapter(run.directory).values())
 
 
-@pytest.mark.parametrize(("advantage", "drawn"), [("pathwise", 12), ("ddpo", 12), ("step", 12 + 9)])
-def test_without_a_critic_the_first_iteration_draws_no_image(
-    advantage: str, drawn: int, finished: Finish
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [("defaults", 12), ("ddpo", 12), ("step", 12 + 9), ("gae, baselines alone", 12 + 9)],
+)
+def test_the_first_iteration_draws_no_image_if_no_value_is_asked_for(
+    name: str, drawn: int, finished: Finish
 ) -> None:
-    training = finished(**({} if advantage == "pathwise" else {"advantage": advantage})).training
+    """A critic, or a prompt's baseline, knows by heart what it has been shown of the base."""
+    training = finished(**OPTIONS[name]).training
     # Those of the second iteration, and the last that say how it came out.
     assert training["images"] == drawn + 2 * 9 and training["first_ratio_deviation"] == 0
 

@@ -529,7 +529,7 @@ def compare(
         kernel,
         table,
         guidance_scale=states.guidance_scale,
-        batch_size=states.eval_batch_size,
+        batch_size=states.eval_batch_size or backbone.usual_batch_size,
     )
     process = Process(backbone, policy)
     predictors = load_predictors(config, process, teacher, known)

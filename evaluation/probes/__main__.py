@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 
 from common.errors import friendly_errors, friendly_interrupts
 from common.files import write_json
@@ -29,7 +30,7 @@ from evaluation.choice import Choice, ExaminationConfig, choose
 from evaluation.probes import attack, composition, inversion, paraphrase, relearning, removal
 from evaluation.probes.rows import PROBES_NAME, Row, cell, save_samples
 from evaluation.probes.settings import Settings
-from evaluation.probes.subject import Pipeline, Subject
+from evaluation.probes.subject import Subject
 from evaluation.protocol import default_guidance
 from hub.adapter import load_adapter
 from hub.provenance import RESULTS_NAME, AdapterBase, read_results
@@ -138,7 +139,7 @@ def main(config: ProbesConfig) -> None:
     run(config.with_batch_size(Backbone.of(pipe).usual_batch_size))
 
 
-def run_all(config: ProbesConfig, *, chosen: Choice, pipe: Pipeline) -> None:
+def run_all(config: ProbesConfig, *, chosen: Choice, pipe: DiffusionPipeline) -> None:
     """Run the probes and write what they found."""
     given, examination = config.examination, chosen.examination
     subject = Subject(
@@ -148,7 +149,7 @@ def run_all(config: ProbesConfig, *, chosen: Choice, pipe: Pipeline) -> None:
         examination,
         num_inference_steps=given.num_inference_steps or examination.num_inference_steps,
         guidance_scale=examination.guidance_scale if given.guidance_scale is None else given.guidance_scale,
-        eval_batch_size=given.eval_batch_size,
+        eval_batch_size=given.eval_batch_size or Backbone.of(pipe).usual_batch_size,
         images=read_images(config.output.concept_images) if config.output.concept_images else None,
         adapter_dir=chosen.directory,
         merge_with=config.output.merge_with,

@@ -134,13 +134,15 @@ def find_prefix(
         for v, table in zip(vectors, rows, strict=True)
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-    best, losses = ([], float("inf")), []
+    best: tuple[list[str], float] = [], float("inf")
+    losses: list[float] = []
     with metered(backbone.unet, budget):
         for _ in range(settings.attack_steps):
-            nearest = sum(
+            cosines = [
                 F.normalize(v.detach(), dim=-1) @ F.normalize(table, dim=-1).T
                 for v, table in zip(vectors, rows, strict=True)
-            ).argmax(-1)
+            ]
+            nearest = torch.stack(cosines).sum(0).argmax(-1)
             # The model reads the words; the gradient reaches the vectors.
             read = [v + (table[nearest] - v).detach() for v, table in zip(vectors, rows, strict=True)]
             with standing_in(backbone, standing, read):

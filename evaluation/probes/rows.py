@@ -101,7 +101,7 @@ class Row:
     prompts: Sequence[str] = ()
     before: Sequence[Image.Image] = ()
     after: Sequence[Image.Image] = ()
-    facts: dict[str, float | str] = field(default_factory=dict)
+    facts: Mapping[str, float | str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         return {

@@ -24,8 +24,6 @@ from pipelines.generate import adapter_disabled, draw, evaluation_mode
 ATTACKER_SEEDS = 10_000
 """Seeds of images to learn from start here, so that none of them is judged."""
 
-Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
-
 Variant = tuple[int, str]
 """Index of a prompt of the examination that asks for the concept, and the prompt drawn in its place."""
 
@@ -61,7 +59,7 @@ class Subject:
         sides: of every attempt: with the adapter (False), and the same on the base (True), which is optional.
     """
 
-    pipe: Pipeline
+    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline
     adapter: str
     concepts: list[str]
     examination: Examination
@@ -109,7 +107,7 @@ class Subject:
         return [(row, seed) for seed in range(-(-least // len(variants))) for row in range(len(variants))]
 
     def draw(
-        self, prompts: Sequence[tuple[str, int]], label: str, pipe: Pipeline | None = None
+        self, prompts: Sequence[tuple[str, int]], label: str, pipe: StableDiffusionPipeline | None = None
     ) -> list[Image.Image]:
         """An image for each prompt and seed, by the pipeline as it is now (or by another)."""
         pipe = pipe or self.pipe
@@ -127,7 +125,7 @@ class Subject:
         return images
 
     def look(
-        self, variants: Sequence[Variant], least: int, label: str, pipe: Pipeline | None = None
+        self, variants: Sequence[Variant], least: int, label: str, pipe: StableDiffusionPipeline | None = None
     ) -> tuple[Return, list[Image.Image]]:
         """Draw the variants with the pipeline as it is now, and let the judge look for the concept: how often
         it is there, and the first images."""

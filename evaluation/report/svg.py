@@ -52,7 +52,7 @@ def lines(
     for value, anchor in ((left, "start"), (right, "end")):
         parts.append(_text(place((value, low))[0], HEIGHT - BOTTOM + 14, f"{value:g}", anchor))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - BOTTOM + 14, x_label, "middle"))
-    at = LEFT
+    at: float = LEFT
     for number, (name, points) in enumerate(series.items()):
         placed = [place(point) for point in points]
         path = " ".join(f"{x},{y}" for x, y in placed)

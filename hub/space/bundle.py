@@ -28,12 +28,12 @@ GRADIO, PYTHON = "6.31.0", "3.11"
 """Versions that the page is tested with; the Hub installs these."""
 
 
-def space_files(about: About, adapter: str, commit: str) -> dict[str, Path | bytes]:
+def space_files(about: About, adapter: str, commit: str | None) -> dict[str, Path | bytes]:
     """Every file except the card, by its path in the Space.
 
     Args:
         adapter: its id on the Hub.
-        commit: the one that the Space is to show.
+        commit: the one that the Space shows; None for the latest.
     """
     here = Path(__file__).parent
     shown = {"adapter": adapter, "revision": commit}

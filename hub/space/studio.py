@@ -164,7 +164,7 @@ class Studio:
 
     def _draw(self, settings: Settings, scale: float, on_step: OnStep | None) -> Drawing:
         Backbone.of(self.pipe).check_window(settings.prompt)
-        if scale:
+        if scale and self.loaded:
             self.pipe.set_adapters(self.loaded.name, scale)
 
         def step_done(

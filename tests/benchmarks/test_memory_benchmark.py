@@ -11,17 +11,24 @@ from tiny_pipelines import random_unet
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
-import train_unlearn_lora as script
 from benchmarks.memory import __main__ as benchmark
 from benchmarks.memory import computed
-from benchmarks.memory.__main__ import RECOMMENDED, TRIALS, measured_table, peaks_table, trial_job
-from benchmarks.memory.__main__ import parse_args as parse_benchmark
+from benchmarks.memory.__main__ import (
+    RECOMMENDED,
+    TRIALS,
+    measured_table,
+    parse_config,
+    peaks_table,
+    run_of,
+    trial_job,
+)
 from benchmarks.memory.computed import COLUMNS, FLAG_SETS, components, count, linear_bytes, table, weigh
 from benchmarks.memory.models import MODELS, Model, short_run
 from benchmarks.memory.peaks import Allocations, activations, peaks
-from benchmarks.memory.trial import measure, parse_args
+from benchmarks.memory.trial import measure, parse_trial
 from pipelines.quantization import quantize
 from policy.trajectory import Trajectory
+from training.config import parse_config as parse_run
 
 MILLIONS = {"sd15": (859.5, 123.1, 83.7), "sdxl": (2567.5, 817.7, 83.7)}
 """Parameters of UNet, text encoders and VAE, as published."""
@@ -41,32 +48,26 @@ def test_the_configs_have_the_published_numbers_of_parameters(name: str) -> None
 
 @pytest.mark.parametrize("flags", [[], ["--load_in_8bit"], ["--load_in_4bit"]], ids=str)
 def test_what_is_computed_of_a_quantised_unet_is_what_it_takes(flags: list[str]) -> None:
-    args = script.parse_args(["--concept", "cat", *flags])
+    memory = run_of(*flags).memory
     unet = random_unet(8, 64, block_out_channels=(64, 128), norm_num_groups=8)
     linear = [(m.out_features, m.in_features) for m in unet.modules() if isinstance(m, torch.nn.Linear)]
     rest = 4 * (count(unet) - sum(rows * columns for rows, columns in linear))
     scales = 0
     if flags:
-        quantize(
-            unet,
-            BitsAndBytesConfig(load_in_8bit=args.load_in_8bit, load_in_4bit=args.load_in_4bit),
-            torch.device("cpu"),
-        )
+        bits = BitsAndBytesConfig(load_in_8bit=memory.load_in_8bit, load_in_4bit=memory.load_in_4bit)
+        quantize(unet, bits, torch.device("cpu"))
         weights = [m.weight for m in unet.modules() if isinstance(m, torch.nn.Linear)]
         scales = sum(
-            4 * (w.quant_state.absmax.numel() if args.load_in_4bit else w.SCB.numel()) for w in weights
+            4 * (w.quant_state.absmax.numel() if memory.load_in_4bit else w.SCB.numel()) for w in weights
         )
     taken = sum(p.numel() * p.element_size() for p in unet.parameters())
-    assert rest + linear_bytes(linear, 4, args) == taken + scales
+    assert rest + linear_bytes(linear, 4, memory) == taken + scales
 
 
 def test_flags_take_away_what_they_promise() -> None:
     model = MODELS["sdxl"]
-    weights = weigh(model, 8, script.parse_args(["--concept", "cat"]).lora_target_modules)
-    rows = {
-        name: components(model, weights, script.parse_args(["--concept", "cat", *flags]))
-        for name, flags in FLAG_SETS.items()
-    }
+    weights = weigh(model, run_of().adapter)
+    rows = {name: components(model, weights, run_of(*flags)) for name, flags in FLAG_SETS.items()}
     assert all(set(row) == set(COLUMNS) for row in rows.values())
     assert (
         rows["none"]["UNet"]
@@ -90,9 +91,7 @@ def test_flags_take_away_what_they_promise() -> None:
 
 def test_the_trajectories_are_as_large_as_computed() -> None:
     model = Model("tiny", 8, {"cross_attention_dim": 64})
-    args = script.parse_args(
-        ["--concept", "cat", "--num_inference_steps", "5", "--retain_rollouts", "3", "--warmup_rollouts", "7"]
-    )
+    rollouts = ["--retain_rollouts", "3", "--warmup_rollouts", "7", "--images_per_iteration", "7"]
     steps, shape = 5, (4, 8, 8)
 
     def size(rollouts: int) -> int:
@@ -103,10 +102,10 @@ def test_the_trajectories_are_as_large_as_computed() -> None:
         )
         return trajectory.latents.nbytes + trajectory.means.nbytes
 
-    args.images_per_iteration = 7
     weights = computed.Weights([], 0, 0, 0, 0, 0, 0)
-    slopes = torch.zeros(7, steps, *shape).nbytes
-    assert components(model, weights, args)["trajectories"] == size(3) + size(7) + slopes
+    gradients = torch.zeros(7, steps, *shape).nbytes
+    config = run_of("--num_inference_steps", "5", *rollouts)
+    assert components(model, weights, config)["trajectories"] == size(3) + size(7) + gradients
 
 
 def passed(unet: torch.nn.Module, device: str) -> None:
@@ -164,7 +163,7 @@ SMALL = Model(
 
 def test_flags_lower_the_peaks_that_they_are_for() -> None:
     def made(*flags: str) -> dict[str, int]:
-        return activations(SMALL, script.parse_args(["--concept", "cat", "--train_batch_size", "4", *flags]))
+        return activations(SMALL, run_of("--train_batch_size", "4", *flags))
 
     plain, half = made(), made("--train_batch_size", "2")
     assert plain["rollout"] == pytest.approx(2 * half["rollout"], rel=0.02) and plain[
@@ -179,16 +178,16 @@ def test_flags_lower_the_peaks_that_they_are_for() -> None:
 
 
 def test_a_peak_is_what_is_there_and_what_a_phase_adds_to_it() -> None:
-    args = script.parse_args(["--concept", "cat", "--train_batch_size", "2", "--mixed_precision", "bf16"])
-    weights, added = weigh(SMALL, 8, args.lora_target_modules), activations(SMALL, args)
-    plain = peaks(SMALL, weights, args)
-    assert plain["there all the time"] == sum(components(SMALL, weights, args).values())
+    flags = ["--train_batch_size", "2", "--mixed_precision", "bf16"]
+    sparing = [*flags, "--offload_models", "--offload_trajectories"]
+    weights, added = weigh(SMALL, run_of().adapter), activations(SMALL, run_of(*flags))
+    plain = peaks(SMALL, weights, run_of(*flags))
+    assert plain["there all the time"] == sum(components(SMALL, weights, run_of(*flags)).values())
     assert plain["update"] - plain["there all the time"] == max(
-        added["update"], added["slopes"], added["scores"]
+        added["update"], added["value gradients"], added["scores"]
     )
-    args.offload_models = args.offload_trajectories = True
-    offloaded = peaks(SMALL, weights, args)
-    trajectories = components(SMALL, weights, script.parse_args(["--concept", "cat"]))["trajectories"]
+    offloaded = peaks(SMALL, weights, run_of(*sparing))
+    trajectories = components(SMALL, weights, run_of())["trajectories"]
     assert plain["previews, evaluation"] - offloaded["previews, evaluation"] == pytest.approx(
         trajectories, rel=0.01
     )
@@ -198,16 +197,16 @@ def test_a_peak_is_what_is_there_and_what_a_phase_adds_to_it() -> None:
         <= offloaded["previews, evaluation"]
         < plain["previews, evaluation"]
     )
-    args.load_in_4bit = True
-    assert peaks(SMALL, weights, args)["there all the time"] < offloaded["there all the time"]
+    quantized = peaks(SMALL, weights, run_of(*sparing, "--load_in_4bit"))
+    assert quantized["there all the time"] < offloaded["there all the time"]
     text = peaks_table([(RECOMMENDED[0], plain)])
     assert "| 6 GB | `--mixed_precision bf16" in text and text.count("**") == 2
 
 
 def test_the_smallest_card_has_room_for_what_is_not_computed() -> None:
     name, cap, flags = RECOMMENDED[0]
-    args = script.parse_args(["--concept", "cat", *flags])
-    found = peaks(MODELS[name], weigh(MODELS[name], args.rank, args.lora_target_modules), args)
+    config = run_of(*flags)
+    found = peaks(MODELS[name], weigh(MODELS[name], config.adapter), config)
     assert max(found.values()) > 3e9 and 1.1 * max(found.values()) + 1e9 < cap * 1e9
 
 
@@ -241,28 +240,9 @@ def test_a_saved_model_is_trained_and_what_that_took_is_written_down(tmp_path: P
     }
     model = Model("tiny", 8, unet, vae, (text | {"bos_token_id": 0, "eos_token_id": 2},), teacher="clip-nano")
     model.save(tmp_path / "tiny", torch.float32)
-    run = [
-        *short_run(tmp_path / "tiny", 2),
-        "--num_inference_steps",
-        "3",
-        "--output_dir",
-        str(tmp_path / "run"),
-    ]
-    report = measure(
-        parse_args(
-            [
-                "--cap",
-                "8",
-                "--output",
-                str(tmp_path / "out.json"),
-                "--",
-                *run,
-                "--train_batch_size",
-                "1",
-                "--load_in_4bit",
-            ]
-        )
-    )
+    run = [*short_run(tmp_path / "tiny", 2), "--num_inference_steps", "3"]
+    run += ["--output_dir", str(tmp_path / "run")]
+    report = measure([*run, "--train_batch_size", "1", "--load_in_4bit"], cap=8)
     assert (
         report["fits"]
         and report["iterations"] == 2
@@ -270,9 +250,7 @@ def test_a_saved_model_is_trained_and_what_that_took_is_written_down(tmp_path: P
         and report["peak_memory_mb"] > 50
     )
     assert len(list((tmp_path / "run" / "previews").iterdir())) == 2
-    failed = measure(
-        parse_args(["--output", "x", "--", *run, "--overwrite_output_dir", "--retain_rollouts", str(10**15)])
-    )
+    failed = measure([*run, "--overwrite_output_dir", "--retain_rollouts", str(10**15)])
     assert not failed["fits"] and failed["exit_code"] == 1
 
 
@@ -280,23 +258,20 @@ def test_without_a_gpu_nothing_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    benchmark.main(parse_benchmark(["--measure_only", "--output_dir", str(tmp_path)]))
+    benchmark.main(parse_config(["--measure_only", "--output_dir", str(tmp_path)]))
     assert "there is no GPU" in capsys.readouterr().out and "no GPU" in (tmp_path / "table.md").read_text()
 
 
 def test_every_goal_has_a_run_of_its_own(tmp_path: Path) -> None:
-    args = parse_benchmark(["--output_dir", str(tmp_path)])
-    jobs = [trial_job(*trial, args) for trial in TRIALS]
+    config = parse_config(["--output_dir", str(tmp_path)])
+    jobs = [trial_job(trial, config) for trial in TRIALS]
     assert len({job.output for job in jobs}) == len(TRIALS)
     for (name, cap, flags), job in zip(TRIALS, jobs, strict=True):
-        trial = parse_args(list(job.arguments[2:]))
-        settings = script.parse_args(trial.arguments)
-        assert (
-            trial.cap == cap
-            and settings.validation_steps == 1
-            and settings.pretrained_model_name_or_path == str(tmp_path / name / "base")
-        )
-        assert settings.mixed_precision == "bf16" and "--mixed_precision" in flags
+        trial, arguments = parse_trial(list(job.arguments[2:]))
+        settings = parse_run(arguments)
+        assert trial.cap == cap and settings.validation.validation_steps == 1
+        assert settings.base.pretrained_model_name_or_path == str(tmp_path / name / "base")
+        assert settings.memory.mixed_precision == "bf16" and "--mixed_precision" in flags
     goals = {(name, cap, "--load_in_4bit" in flags) for name, cap, flags in TRIALS}
     assert (
         goals >= {("sd15", 8, False), ("sdxl", 12, True), ("sdxl", 16, False)}

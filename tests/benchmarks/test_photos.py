@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 
 import benchmarks.photos.__main__ as comparison
 from benchmarks.compare.methods import BASE
-from benchmarks.photos import forgetting, report
+from benchmarks.photos import forgetting, tables
 from benchmarks.worlds.canvas import models
+from benchmarks.worlds.photos import __main__ as command
 from benchmarks.worlds.photos import build
 from benchmarks.worlds.photos.data import CLASSES, DataError, Photos, load_photos, read_zip
 from evaluation.judge import to_pixels
-from evaluation.probes.__main__ import parse_args as parse_probes
-from reward import train as reward_train
+from evaluation.__main__ import parse_config as parse_evaluation
+from evaluation.probes.__main__ import parse_config as parse_probes
 from reward.concept.exemplars import read_images
 
 
@@ -79,7 +80,10 @@ def test_bad_zip_is_one_sentence_and_exit_code_2(
 ) -> None:
     file = tmp_path / "photos.zip"
     make(file)
-    assert build.main(build.parse_args(["--data_zip", str(file), "--output_dir", str(tmp_path / "out")])) == 2
+    assert (
+        command.main(command.parse_config(["--data_zip", str(file), "--output_dir", str(tmp_path / "out")]))
+        == 2
+    )
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert says in message and "Traceback" not in message
     assert not (tmp_path / "out").exists()
@@ -179,11 +183,11 @@ def seen(*rows: tuple[int, list[float]]) -> forgetting.Observed:
     return forgetting.Observed(torch.tensor([said for _, said in rows]), asked[:, None].float(), asked)
 
 
-def test_class_wise_figures_of_a_known_verdict() -> None:
+def test_class_wise_metrics_of_a_known_verdict() -> None:
     sure, torn = [0.0] * 9 + [1.0], [0.5] + [0.0] * 8 + [0.5]
     others = [(label, sure) for label in range(9) for _ in range(2)]
     photographs = torch.arange(10.0).repeat(4)[:, None]
-    found = forgetting.figures(
+    found = forgetting.class_wise(
         seen(*others, (9, sure), (9, torn)), photographs, torch.arange(10).repeat(4), "truck"
     )
     # argmax takes the first of equals: of the two images one still shows a truck; entropy is 0 and ln 2
@@ -203,15 +207,15 @@ def test_tables_class_by_class() -> None:
         cost = {"iterations": 4, "images": 300, "seconds": 50.0}
         return {"concept": name, "base": side | {"UA": 10.0}, "adapter": side, "training": cost}
 
-    rows = report.by_class(
+    rows = tables.by_class(
         [run("cat", 90.0, 80.0, 70.0), run("cat", 100.0, 90.0, 60.0), run("dog", 85.0, 95.0, None)]
     ).splitlines()
     assert rows[0] == "| class | UA (base) | IRA (base) | NRA (base) | iterations | images | seconds |"
     assert rows[2] == "| cat | 95.0 (10.0) | 85.0 (85.0) | 65.0 (65.0) | 4.0 | 300 | 50 |"
     assert rows[4] == "| mean | 90.0 (10.0) | 90.0 (90.0) | 65.0 (65.0) | 4.0 | 300 | 50 |"
-    figures = {"UA": 100.0, "probability": 0.25, "entropy": 1.5, "FID": 3.0}
-    text = report.forgetting_table(
-        {"ours": {"cat": figures, "dog": figures | {"UA": 90.0}}, "nobody": {"frog": figures}}, ["cat", "dog"]
+    metrics = {"UA": 100.0, "probability": 0.25, "entropy": 1.5, "FID": 3.0}
+    text = tables.forgetting_table(
+        {"ours": {"cat": metrics, "dog": metrics | {"UA": 90.0}}, "nobody": {"frog": metrics}}, ["cat", "dog"]
     )
     assert text.splitlines()[2:] == ["| ours | 2 | 95.0 | 0.250 | 1.50 | 3.00 |"]
 
@@ -225,21 +229,19 @@ def test_an_incomplete_base_is_named(tmp_path: Path) -> None:
 def test_probes_learn_from_photographs_of_the_test_set(tmp_path: Path) -> None:
     for part in comparison.PARTS:
         (tmp_path / part).mkdir()
-    load_photos(write_zip(tmp_path / "photos.zip", train=1, test=3), tmp_path / "work" / "photos.safetensors")
+    cache = tmp_path / "work" / "photos.safetensors"
+    load_photos(write_zip(tmp_path / "photos.zip", train=1, test=3), cache)
     comparison.save_photographs(tmp_path, ["frog"], tmp_path / "photographs")
-    args = parse_probes(
-        ["--adapter", str(tmp_path), *comparison.world(tmp_path, tmp_path / "photographs").probe("frog")]
-    )
-    frogs = load_photos(None, tmp_path / "work" / "photos.safetensors")["test"].images[
-        CLASSES.index("frog") * 3 :
-    ][:3]
-    assert (
-        torch.equal(to_pixels(read_images(args.concept_images)), models.pixels(frogs))
-        and args.num_concept_images == 50
-    )
-    assert args.judge_name_or_path == str(tmp_path / "judge") and args.pretrained_model_name_or_path == str(
-        tmp_path / "pipeline"
-    )
+    world = comparison.world(tmp_path, tmp_path / "photographs")
+    config = parse_probes(["--adapter", str(tmp_path), *world.probe("frog")])
+    first = CLASSES.index("frog") * 3
+    frogs = load_photos(None, cache)["test"].images[first : first + 3]
+    assert torch.equal(to_pixels(read_images(config.output.concept_images)), models.pixels(frogs))
+    assert config.budgets.num_concept_images == 50
+    assert config.examination.judge_name_or_path == str(tmp_path / "judge")
+    assert config.base.pretrained_model_name_or_path == str(tmp_path / "pipeline")
+    evaluation = parse_evaluation(["--adapter", str(tmp_path), *world.evaluate])
+    assert len(evaluation.measures.seeds) == comparison.EVALUATION_SEEDS
 
 
 def test_from_photographs_to_the_table(
@@ -247,24 +249,23 @@ def test_from_photographs_to_the_table(
 ) -> None:
     """Everything is built in a few steps, a class is left out of one more pipeline, and one is erased in
     closed form."""
-    small = {stage: 4 for stage in build.SIZES["cpu"].steps}
-    monkeypatch.setitem(build.SIZES, "cpu", build.Size(small, 6, (8, 8, 8), (16, 16), 1))
+    small = dict.fromkeys(build.SIZES["cpu"].steps, 4)
+    few = ("--num_images", "32", "--width", "8")
+    monkeypatch.setitem(build.SIZES, "cpu", build.Size(small, 6, (8, 8, 8), (16, 16), 1, few))
     monkeypatch.setattr(build, "JUDGE_WIDTHS", (8, 8))
-    monkeypatch.setattr(
-        "reward.train.parse_args",
-        lambda given, parse=reward_train.parse_args: parse([*given, "--num_images", "32", "--width", "8"]),
-    )
     monkeypatch.setattr(comparison, "EVALUATION_SEEDS", 1)
     base, given = (
         tmp_path / "base",
         ["--size", "cpu", "--data_zip", str(write_zip(tmp_path / "photos.zip", train=8, test=2))],
     )
     stages = ["--stages", "autoencoder", "denoiser", "judge", "clip", "reward"]
-    assert build.main(build.parse_args([*given, *stages, "--output_dir", str(base)])) == 0
-    assert build.main(build.parse_args([*given, "--without", "airplane", "--output_dir", str(base)])) == 0
+    assert command.main(command.parse_config([*given, *stages, "--output_dir", str(base)])) == 0
+    assert (
+        command.main(command.parse_config([*given, "--without", "airplane", "--output_dir", str(base)])) == 0
+    )
     out = tmp_path / "out"
     wanted = ["--methods", "uce", "--classes", "airplane", "--seeds", "0", "--num_images", "2", "--jobs", "1"]
-    comparison.main(comparison.parse_args(["--base", str(base), "--output_dir", str(out), *wanted]))
+    comparison.main(comparison.parse_config(["--base", str(base), "--output_dir", str(out), *wanted]))
     assert {path.name for path in out.iterdir()} == {
         "base",
         "runs",
@@ -283,7 +284,7 @@ def test_from_photographs_to_the_table(
         if line.startswith("| ")
     ][1:] == [
         BASE,
-        report.WITHOUT,
+        tables.WITHOUT,
         "UCE",
     ]
     kept = json.loads((out / "comparison.json").read_text())

@@ -117,7 +117,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(
 
 def test_the_other_kind_is_named(tmp_path: Path) -> None:
     ValueNetwork(4, 8, 16, width=8, condition_dim=16).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="critic.*reward predictor"):
+    with pytest.raises(CheckpointError, match=r"critic.*reward predictor"):
         RewardPredictor.from_pretrained(tmp_path)
 
 

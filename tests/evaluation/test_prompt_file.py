@@ -59,9 +59,9 @@ def test_csv_and_jsonl_say_the_same(csv_file: Path) -> None:
         (
             "a.csv",
             "prompt,label\na,b\n",
-            r"a\.csv, row 1: column 'group' is missing \(there are: prompt, label\)",
+            r"a\.csv, row 1: column 'group' .*prompt, label",
         ),
-        ("a.csv", "", r"row 1: column 'prompt' is missing \(there are: none\)"),
+        ("a.csv", "", r"row 1: column 'prompt'"),
         (
             "a.csv",
             "prompt,group,label\na,forget,b\nc,in_domain\n",
@@ -76,9 +76,9 @@ def test_csv_and_jsonl_say_the_same(csv_file: Path) -> None:
         (
             "a.csv",
             "prompt,group,label\na,forget,b\na,forget,b\n",
-            r"row 3: the same prompt and label stand in a\.csv, row 2",
+            r"row 3: .*a\.csv, row 2",
         ),
-        ("a.csv", "prompt,group,label\na,in_domain,b\n", "no row is of the group 'forget'"),
+        ("a.csv", "prompt,group,label\na,in_domain,b\n", r"a\.csv: .*'forget'"),
         (
             "a.jsonl",
             '{"prompt": "a", "group": "forget", "label": "b"}\n{"prompt": "a", "label": "b"}\n',

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,34 +15,28 @@ from transformers import (
 )
 
 import canvas
-from benchmarks.classifier import main, parse_args
+from benchmarks.classifier import main, parse_config
+from common import flags
 from common.network import CheckpointError
-from environment.build import add_environment_arguments, build_environment
+from environment.build import EnvironmentConfig, build_environment
+from environment.environment import Environment
+from pipelines.base import BaseConfig
+from reward.arguments import ConceptConfig, RewardConfig
 from reward.classifier import LOGIT_SCALE, ClassifierTeacher, find_label, preprocessing
 from reward.predictor import RewardPredictor
 from reward.train import main as train_reward
-from reward.train import parse_args as parse_reward_args
+from reward.train import parse_config as parse_reward_config
+
+
+def make_classifier(domain: str, directory: Path, steps: int) -> None:
+    line = f"--domain {domain} --num_images 64 --max_train_steps {steps} --train_batch_size 8"
+    main(parse_config([*line.split(), "--output_dir", str(directory)]))
 
 
 @pytest.fixture(scope="module")
 def classifier_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("classifier")
-    main(
-        parse_args(
-            [
-                "--domain",
-                "object",
-                "--output_dir",
-                str(directory),
-                "--num_images",
-                "64",
-                "--max_train_steps",
-                "3",
-                "--train_batch_size",
-                "8",
-            ]
-        )
-    )
+    make_classifier("object", directory, steps=3)
     return directory
 
 
@@ -83,9 +77,9 @@ def test_the_longest_label_in_a_text_is_meant(teacher: ClassifierTeacher) -> Non
 
 
 def test_a_label_it_does_not_have_is_refused_with_the_nearest_first(classifier_dir: Path) -> None:
-    with pytest.raises(ValueError, match=r"no label 'cats'.*nearest first: cat, "):
+    with pytest.raises(ValueError, match=r"'cats'.*: cat, "):
         ClassifierTeacher.from_pretrained(str(classifier_dir), "cats")
-    with pytest.raises(ValueError, match="and 980 more"):
+    with pytest.raises(ValueError, match=r"\b980\b"):
         find_label("x", [f"label {i}" for i in range(1000)])
 
 
@@ -96,7 +90,7 @@ def test_what_is_no_classifier_is_refused_in_a_sentence(what: str, tmp_path: Pat
         directory.mkdir()
     if what == "broken":
         (directory / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="could not be loaded") as caught:
+    with pytest.raises(ValueError, match=str(directory)) as caught:
         ClassifierTeacher.from_pretrained(str(directory), "cat")
     assert "\n" not in str(caught.value)
 
@@ -122,10 +116,23 @@ def test_images_are_resized_cropped_and_normalised_as_the_processor_says() -> No
     assert out.shape == (1, 3, 8, 8) and torch.allclose(out, torch.ones(1))
 
 
-def arguments(*given: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_environment_arguments(parser)
-    return parser.parse_args([*given, "--num_inference_steps", "3", "--train_batch_size", "4"])
+@dataclass(frozen=True)
+class Settings:
+    """All that an environment is made of."""
+
+    base: BaseConfig
+    concept: ConceptConfig
+    reward: RewardConfig
+    environment: EnvironmentConfig
+
+
+def build(*given: str) -> Environment:
+    """The environment of a command line: few steps, small batches."""
+    line = [*given, "--num_inference_steps", "3", "--train_batch_size", "4"]
+    config = flags.parse(Settings, line, None)
+    return build_environment(
+        config.base, config.concept, config.reward, config.environment, device=torch.device("cpu")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +161,7 @@ def distilled(
         "4",
     ]
     train_reward(
-        parse_reward_args([*given, "--width", "8", "--train_batch_size", "4", "--num_inference_steps", "3"])
+        parse_reward_config([*given, "--width", "8", "--train_batch_size", "4", "--num_inference_steps", "3"])
     )
     return directory
 
@@ -175,7 +182,7 @@ def test_an_environment_is_rewarded_by_the_classifier(
         str(distilled),
     ]
     base += ["--reward_type", "classifier", "--classifier_name_or_path", str(classifier_dir)]
-    env = build_environment(arguments("--target_label", "cat", *base), torch.device("cpu"))
+    env = build("--target_label", "cat", *base)
     assert env.spec.concepts == ["cat"] and len(env.spec.forget_prompts) == 3
     trajectory = env.collect(env.forget_ids, torch.Generator().manual_seed(0))
     env.calibrate(trajectory, env.collect(env.retain_ids, torch.Generator().manual_seed(1)))
@@ -196,37 +203,16 @@ def test_a_predictor_of_another_teacher_is_refused(
     base = ["--concept", "cat", "--pretrained_model_name_or_path", str(tiny_pipeline_dir)]
     by_classifier = ["--reward_type", "classifier", "--classifier_name_or_path", str(classifier_dir)]
     clip = ["--clip_model", f"local-dir:{canvas.CLIP}"]
-    with pytest.raises(CheckpointError, match="distilled from a classifier"):
-        build_environment(
-            arguments(*base, *clip, "--reward_model_name_or_path", str(distilled)), torch.device("cpu")
-        )
+    with pytest.raises(CheckpointError, match="--reward_type classifier"):
+        build(*base, *clip, "--reward_model_name_or_path", str(distilled))
     other = tmp_path / "other"
-    main(
-        parse_args(
-            [
-                "--domain",
-                "style",
-                "--output_dir",
-                str(other),
-                "--num_images",
-                "64",
-                "--max_train_steps",
-                "1",
-                "--train_batch_size",
-                "8",
-            ]
-        )
-    )
+    make_classifier("style", other, steps=1)
     given = ["--reward_type", "classifier", "--classifier_name_or_path", str(other), "--target_label", "Neon"]
-    with pytest.raises(CheckpointError, match=r"knows the labels house, .*has Van Gogh, "):
-        build_environment(
-            arguments(*base, *given, "--reward_model_name_or_path", str(distilled)), torch.device("cpu")
-        )
-    for flags, message in (
-        (by_classifier[:2], "needs --classifier_name_or_path"),
-        (by_classifier[2:], "need --reward_type classifier"),
+    with pytest.raises(CheckpointError, match=r"house, .*Van Gogh, "):
+        build(*base, *given, "--reward_model_name_or_path", str(distilled))
+    for given, missing in (
+        (by_classifier[:2], "--classifier_name_or_path"),
+        (by_classifier[2:], "--reward_type classifier"),
     ):
-        with pytest.raises(ValueError, match=message):
-            build_environment(
-                arguments(*base, *flags, "--reward_model_name_or_path", str(distilled)), torch.device("cpu")
-            )
+        with pytest.raises(ValueError, match=missing):
+            build(*base, *given, "--reward_model_name_or_path", str(distilled))

@@ -18,7 +18,7 @@ from reward.concept.vocabulary import asking_for, general_prompts
 from reward.distil import Checkpointing, DistilConfig, cosine_by_noise, distil, noisy_batch
 from reward.latents import Latents
 from reward.predictor import RewardPredictor
-from reward.train import known_prompts, main, parse_args
+from reward.train import known_prompts, main, parse_config
 
 BRIEF = DistilConfig(steps=12, batch_size=8, learning_rate=3e-3, ema_decay=0.9)
 
@@ -117,32 +117,27 @@ def test_the_oldest_checkpoints_are_dropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "differs"),
     [
-        ({"learning_rate": 1e-3}, "learning_rate: 0.003 there, 0.001 now"),
-        ({"noise_levels": "clean"}, "noise_levels: all there, clean now"),
+        ({"learning_rate": 1e-3}, r"learning_rate.*0\.003.*0\.001"),
+        ({"noise_levels": "clean"}, r"noise_levels.*all.*clean"),
     ],
 )
 def test_a_checkpoint_of_other_settings_is_refused(
-    change: dict[str, object], says: str, tmp_path: Path
+    change: dict[str, object], differs: str, tmp_path: Path
 ) -> None:
     data = learnable(16, seed=1)
     distil(new_predictor(), data, DDIMScheduler(), BRIEF, checkpoints=Checkpointing(tmp_path, every=6))
     resume = Checkpointing(tmp_path, resume="latest")
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=differs):
         distil(new_predictor(), data, DDIMScheduler(), replace(BRIEF, **change), checkpoints=resume)
-    with pytest.raises(ValueError, match="images: 16 there, 15 now"):
+    with pytest.raises(ValueError, match=r"images.*\b16\b.*\b15\b"):
         distil(new_predictor(), data[:15], DDIMScheduler(), BRIEF, checkpoints=resume)
     with pytest.raises(ValueError, match="network"):
         distil(new_predictor(timestep_conditioning=False), data, DDIMScheduler(), BRIEF, checkpoints=resume)
-    with pytest.raises(ValueError, match=r"no checkpoint in .* to resume from"):
-        distil(
-            new_predictor(),
-            data,
-            DDIMScheduler(),
-            BRIEF,
-            checkpoints=Checkpointing(tmp_path / "empty", resume="latest"),
-        )
+    empty = Checkpointing(tmp_path / "empty", resume="latest")
+    with pytest.raises(ValueError, match="--resume_from_checkpoint"):
+        distil(new_predictor(), data, DDIMScheduler(), BRIEF, checkpoints=empty)
 
 
 def test_batches_hold_all_noise_levels_or_none() -> None:
@@ -255,7 +250,7 @@ def test_from_prompts_to_a_checkpoint(
     tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / "reward")
-    main(parse_args(arguments))
+    main(parse_config(arguments))
     predictor = RewardPredictor.from_pretrained(tmp_path / "reward")
     config = predictor.config
     assert config["prompts"] == ["a cat", "a tree"]
@@ -287,12 +282,12 @@ def test_from_prompts_to_a_checkpoint(
         and str(tmp_path) not in text
         and str(tiny_pipeline_dir.parent) not in text
     )
-    assert "cosine to the teacher" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("t=") == 5  # the cosine to the teacher at every noise level
 
-    with pytest.raises(ValueError, match="already holds a predictor"):
-        main(parse_args(arguments))
+    with pytest.raises(ValueError, match="--overwrite_output_dir"):
+        main(parse_config(arguments))
     before = (tmp_path / "reward" / "model.safetensors").read_bytes()
-    main(parse_args([*arguments, "--overwrite_output_dir"]))
+    main(parse_config([*arguments, "--overwrite_output_dir"]))
     assert (tmp_path / "reward" / "model.safetensors").read_bytes() == before
 
 
@@ -301,7 +296,7 @@ def test_too_little_memory_is_a_sentence_and_what_is_drawn_is_kept(
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         main(
-            parse_args(
+            parse_config(
                 [
                     *tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / "reward"),
                     "--train_batch_size",
@@ -310,11 +305,7 @@ def test_too_little_memory_is_a_sentence_and_what_is_drawn_is_kept(
             )
         )
     error = capsys.readouterr().err.splitlines()[-1]
-    assert (
-        caught.value.code == 1
-        and "memory; try" in error
-        and "--sample_batch_size 2, --train_batch_size 500000000000000" in error
-    )
+    assert caught.value.code == 1 and "--sample_batch_size 2, --train_batch_size 500000000000000" in error
     assert len(list((tmp_path / "reward").rglob("*.safetensors"))) == 2
 
 
@@ -323,7 +314,7 @@ def test_it_learns_from_rollouts_unless_told_not_to(
 ) -> None:
     made = {}
     for name, flags in (("default", []), ("without", ["--no-learn_from_rollouts"])):
-        main(parse_args([*tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / name), *flags]))
+        main(parse_config([*tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / name), *flags]))
         made[name] = RewardPredictor.from_pretrained(tmp_path / name)
     assert [made[name].config["origin"]["data"]["kind"] for name in made] == ["base rollouts", "base samples"]
     assert not torch.equal(weights(made["default"]), weights(made["without"]))
@@ -334,11 +325,11 @@ def test_an_interrupted_command_goes_on_where_it_was(
 ) -> None:
     cache = ["--cache_dir", str(tmp_path / "cache"), "--checkpointing_steps", "2"]
     for name in ("whole", "resumed"):
-        main(parse_args([*tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / name), *cache]))
+        main(parse_config([*tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / name), *cache]))
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "resumed" / name).unlink()
     main(
-        parse_args(
+        parse_config(
             [
                 *tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / "resumed"),
                 *cache,
@@ -356,7 +347,7 @@ def test_mixed_precision_trains_full_precision_weights(
     tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path
 ) -> None:
     main(
-        parse_args(
+        parse_config(
             [
                 *tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / "reward"),
                 "--mixed_precision",
@@ -371,19 +362,16 @@ def test_mixed_precision_trains_full_precision_weights(
 
 
 BAD = {
-    "prompts": ([], "holds no prompt"),
-    "pipeline": ([], "could not be loaded"),
-    "long prompt": ([], "use fewer words"),
-    "width": (["--width", "9"], "multiple of 8"),
-    "wide": (["--width", "1024"], "from 8 to 512"),
-    "one image": (["--num_images", "1"], "at least 2"),
-    "two sources": (["--train_data_dir", "a", "--dataset_name", "b"], "not both"),
-    "no folder": (["--train_data_dir", "/nowhere"], "is not a directory"),
-    "rollouts of images": (
-        ["--train_data_dir", "a", "--learn_from_rollouts"],
-        "is for the base's own samples",
-    ),
-    "no checkpoint": (["--resume_from_checkpoint", "latest"], "no checkpoint in"),
+    "prompts": ([], "prompts.txt"),
+    "pipeline": ([], "absent/pipeline"),
+    "long prompt": ([], "supercalifragilistic"),
+    "width": (["--width", "9"], "--width"),
+    "wide": (["--width", "1024"], "--width"),
+    "one image": (["--num_images", "1"], "--num_images"),
+    "two sources": (["--train_data_dir", "a", "--dataset_name", "b"], "--dataset_name"),
+    "no folder": (["--train_data_dir", "/nowhere"], "--train_data_dir"),
+    "rollouts of images": (["--train_data_dir", "a", "--learn_from_rollouts"], "--learn_from_rollouts"),
+    "no checkpoint": (["--resume_from_checkpoint", "latest"], "--resume_from_checkpoint"),
 }
 
 
@@ -400,26 +388,27 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
         {"prompts": "# none\n", "long prompt": "supercalifragilistic " * 60}.get(case, "a cat\n")
     )
     pipeline = tmp_path / "absent" / "pipeline" if case == "pipeline" else tiny_pipeline_dir
-    arguments, says = BAD[case]
+    arguments, names = BAD[case]
     arguments = [*tiny_arguments(pipeline, prompts, tmp_path / "reward"), *arguments]
     monkeypatch.setattr(sys, "argv", ["reward.train", *arguments])
     monkeypatch.delitem(sys.modules, "reward.train")
     with pytest.raises(SystemExit) as caught:
-        runpy.run_module("reward.train", run_name="__main__")
+        runpy.run_module("reward.train", run_name="__main__", alter_sys=True)
     assert caught.value.code == 2
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(error) == 1 and says in error[0]
+    # argparse puts the name of the command before it.
+    error = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(error) == 1 and names in error[0]
     assert not (tmp_path / "reward" / "config.json").exists() and not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_without_a_prompt_file_a_base_is_asked_for_what_it_is_known_to_draw(tiny_pipeline_dir: Path) -> None:
     assert (
-        known_prompts(parse_args(["--output_dir", "x"]))
+        known_prompts(parse_config(["--output_dir", "x"]))
         == RewardPredictor.from_pretrained(canvas.REWARD).config["prompts"]
     )
     assert (
         known_prompts(
-            parse_args(["--output_dir", "x", "--pretrained_model_name_or_path", str(tiny_pipeline_dir)])
+            parse_config(["--output_dir", "x", "--pretrained_model_name_or_path", str(tiny_pipeline_dir)])
         )
         == general_prompts()
     )
@@ -429,7 +418,7 @@ def test_a_concept_is_drawn_for_beside_the_prompts(
     tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path
 ) -> None:
     main(
-        parse_args(
+        parse_config(
             [*tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / "reward"), "--concept", "Mickey Mouse"]
         )
     )

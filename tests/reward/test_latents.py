@@ -94,10 +94,10 @@ def test_base_samples_are_not_clipped_unless_the_base_says_so(tiny_pipeline_dir:
     pipe.scheduler = EulerDiscreteScheduler.from_config(DDIMScheduler(beta_schedule="scaled_linear").config)
     config = {k: v for k, v in pipe.scheduler.config.items() if k != "clip_sample"}
     pipe.scheduler = own = EulerDiscreteScheduler.from_config(config)
-    assert BaseSamples(pipe, ["a cat"], 3, 5.0, 4).shard(0).latents.abs().max() > 1.5
+    assert BaseSamples(pipe, ["a cat"], 3, 5.0, shard_size=4).shard(0).latents.abs().max() > 1.5
     assert pipe.scheduler is own
     pipe.scheduler = DDIMScheduler(clip_sample=True)
-    assert BaseSamples(pipe, ["a cat"], 3, 5.0, 4).shard(0).latents.abs().max() < 1.5
+    assert BaseSamples(pipe, ["a cat"], 3, 5.0, shard_size=4).shard(0).latents.abs().max() < 1.5
 
 
 def test_rollouts_keep_the_states_that_end_in_each_latent(
@@ -170,7 +170,7 @@ def test_a_damaged_shard_is_made_again_and_said(
     again = samples(pipe)
     read = collect(again, teacher, 8, tmp_path)
     assert again.drawn == [1] and torch.equal(read.latents, made.latents)
-    assert f"The shard {path} is damaged and will be made again." in capsys.readouterr().out
+    assert str(path) in capsys.readouterr().out
     assert path.read_bytes() == content
 
 
@@ -218,7 +218,7 @@ def test_a_cache_that_something_else_made_is_refused(
     collect(samples(pipe), teacher, 4, tmp_path)
     path = next(tmp_path.glob("*/source.json"))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"guidance_scale": 1.0}))
-    with pytest.raises(ValueError, match="made by something else"):
+    with pytest.raises(ValueError, match=r"source\.json"):
         collect(samples(pipe), teacher, 4, tmp_path)
 
 
@@ -281,20 +281,20 @@ def test_folders_without_images_and_images_that_are_none_are_refused(
     pipe: StableDiffusionPipeline, teacher: Teacher, folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no image"):
+    with pytest.raises(ValueError, match=r"--train_data_dir .*empty"):
         ImageFolder(tmp_path / "empty")
-    with pytest.raises(ValueError, match="is not a directory"):
+    with pytest.raises(ValueError, match=r"--train_data_dir .*absent"):
         ImageFolder(tmp_path / "absent")
     (folder / "2.png").write_bytes(b"no image")
     images = ImageFolder(folder)
-    with pytest.raises(ValueError, match=r"2\.png cannot be read") as caught:
+    with pytest.raises(ValueError, match=r"2\.png") as caught:
         collect(EncodedImages(pipe, images, images.label(), "images"), teacher, None)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("datasets") is not None, reason="the package is installed")
 def test_a_missing_package_is_said() -> None:
-    with pytest.raises(ValueError, match="install it with `pip install datasets`"):
+    with pytest.raises(ValueError, match="--dataset_name"):
         DatasetImages("some/dataset", None, "train", "image")
 
 
@@ -314,11 +314,11 @@ def test_images_of_a_dataset(
     assert torch.equal(
         made.latents, collect(EncodedImages(pipe, plain, plain.label(), "images"), teacher, None).latents
     )
-    for name, split, column, says in [
-        (folder, "train", "picture", "has no column 'picture'; give one of image"),
-        (folder, "test", "image", "could not be loaded"),
-        (tmp_path / "absent", "train", "image", "could not be loaded"),
+    for name, split, column, names in [
+        (folder, "train", "picture", "--image_column"),
+        (folder, "test", "image", "test"),
+        (tmp_path / "absent", "train", "image", "absent"),
     ]:
-        with pytest.raises(ValueError, match=says) as caught:
+        with pytest.raises(ValueError, match=names) as caught:
             DatasetImages(str(name), None, split, column)
         assert "\n" not in str(caught.value)

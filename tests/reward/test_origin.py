@@ -46,30 +46,30 @@ def test_what_it_was_made_for_is_let_pass_whatever_the_sampler(
 
 
 @pytest.mark.parametrize(
-    ("channels", "size", "schedule", "says"),
+    ("channels", "size", "schedule", "names"),
     [
-        (4, 16, {}, r"\(made for some/base\) was made for 4x8x8 latents, the base has 4x16x16"),
-        (16, 8, {}, "4x8x8 latents, the base has 16x8x8"),
-        (4, 8, {"num_train_timesteps": 500}, "knows 1000 timesteps, the base has 500"),
+        (4, 16, {}, r"some/base.*4x8x8.*4x16x16"),
+        (16, 8, {}, r"4x8x8.*16x8x8"),
+        (4, 8, {"num_train_timesteps": 500}, r"\b1000\b.*\b500\b"),
         (
             4,
             8,
             {"beta_schedule": "linear"},
-            "noise schedule scaled_linear 0.00085 to 0.012 .* the base has linear 0.00085 to 0.012",
+            r"scaled_linear 0\.00085 .*0\.012.* linear 0\.00085 .*0\.012",
         ),
-        (4, 8, {"beta_end": 0.02}, "the base has scaled_linear 0.00085 to 0.02"),
-        (4, 8, {"rescale_betas_zero_snr": True}, "alpha-bar"),
+        (4, 8, {"beta_end": 0.02}, r"scaled_linear.*0\.012.*scaled_linear.*0\.02"),
+        (4, 8, {"rescale_betas_zero_snr": True}, r"t=\d+"),
     ],
 )
 def test_another_base_is_refused_by_naming_both(
     channels: int,
     size: int,
     schedule: dict[str, object],
-    says: str,
+    names: str,
     predictor: RewardPredictor,
     teacher: Teacher,
 ) -> None:
-    with pytest.raises(CheckpointError, match=says) as caught:
+    with pytest.raises(CheckpointError, match=names) as caught:
         check_fit(predictor, (channels, size, size), SD, DDIMScheduler(**(SCHEDULE | schedule)), teacher)
     assert "python -m reward.train" in str(caught.value) and "\n" not in str(caught.value)
 
@@ -79,10 +79,7 @@ def test_latents_of_the_same_shape_of_another_class_of_base_are_refused(teacher:
     origin = describe_origin(base, DDIMScheduler(**SCHEDULE), teacher, {"kind": "base samples"}, {"steps": 1})
     predictor = RewardPredictor(4, 8, 64, width=8, condition_dim=16, origin=origin)
     check_fit(predictor, (4, 8, 8), SD, DDIMScheduler(**SCHEDULE), teacher)
-    with pytest.raises(
-        CheckpointError,
-        match=f"was made for the latents of a {SD}, the base is a {XL}; train one .*reward.train",
-    ):
+    with pytest.raises(CheckpointError, match=rf"{SD}.*{XL}.*reward\.train"):
         check_fit(predictor, (4, 8, 8), XL, DDIMScheduler(**SCHEDULE), teacher)
 
 
@@ -90,23 +87,23 @@ def test_latents_that_are_not_square_are_told_from_those_that_are(teacher: Teach
     predictor = RewardPredictor(4, [8, 12], 64, width=8, condition_dim=16)
     check_fit(predictor, (4, 8, 12), SD, DDIMScheduler(**SCHEDULE), teacher)
     assert predictor(torch.randn(2, 4, 8, 12), torch.tensor([3, 500])).shape == (2, 64)
-    for shape, says in (
-        ((4, 12, 8), "4x8x12 latents, the base has 4x12x8"),
-        ((4, 12, 12), "the base has 4x12x12"),
+    for shape, names in (
+        ((4, 12, 8), r"4x8x12.*4x12x8"),
+        ((4, 12, 12), r"4x8x12.*4x12x12"),
     ):
-        with pytest.raises(CheckpointError, match=says):
+        with pytest.raises(CheckpointError, match=names):
             check_fit(predictor, shape, SD, DDIMScheduler(**SCHEDULE), teacher)
 
 
 def test_another_clip_is_refused_even_if_its_embeddings_are_as_long(
     predictor: RewardPredictor, teacher: Teacher
 ) -> None:
-    with pytest.raises(CheckpointError, match=r"length 12, the CLIP model .* of 64"):
+    with pytest.raises(CheckpointError, match=r"\b12\b.*\b64\b.*reward\.train"):
         check_fit(RewardPredictor(4, 8, 12, width=8), (4, 8, 8), SD, DDIMScheduler(**SCHEDULE), teacher)
     other = Teacher.from_pretrained(f"local-dir:{canvas.CLIP}")
     with torch.no_grad():
         other.model.text_projection.copy_(other.model.text_projection.flip(1))
-    with pytest.raises(CheckpointError, match="mean something else"):
+    with pytest.raises(CheckpointError, match=r"reward\.train"):
         check_fit(predictor, (4, 8, 8), SD, DDIMScheduler(**SCHEDULE), other)
 
 

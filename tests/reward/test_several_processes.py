@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from two_processes import run_in_two_processes
 
-from reward.train import main, parse_args
+from reward.train import main, parse_config
 
 
 def test_two_processes_share_the_drawing_and_the_batch(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
@@ -32,8 +32,8 @@ def test_two_processes_share_the_drawing_and_the_batch(tiny_pipeline_dir: Path, 
         ),
         *("--width", "8", "--checkpointing_steps", "4", "--output_dir"),
     ]
-    run_in_two_processes(lambda given: main(parse_args(given)), [*arguments, str(tmp_path / "two")])
-    main(parse_args([*arguments, str(tmp_path / "one")]))
+    run_in_two_processes(lambda given: main(parse_config(given)), [*arguments, str(tmp_path / "two")])
+    main(parse_config([*arguments, str(tmp_path / "one")]))
 
     one, two = (next((tmp_path / name / "latents").iterdir()) for name in ("one", "two"))
     assert one.name == two.name

@@ -66,19 +66,19 @@ def test_the_reward_of_an_anchor_is_far_above_that_of_the_concept(
 
 
 @pytest.mark.parametrize(
-    ("clip_model", "clip_pretrained", "says"),
+    ("clip_model", "clip_pretrained", "names"),
     [
-        ("local-dir:/nowhere/clip", None, "/nowhere/clip holds no open_clip model"),
-        ("ViT-B-32", None, "needs --clip_pretrained"),
-        ("ViT-B-32", "/tmp/weights.pt", "pickle"),
-        ("ViT-B-32", "open_clip_pytorch_model.bin", "pickle"),
+        ("local-dir:/nowhere/clip", None, "/nowhere/clip"),
+        ("ViT-B-32", None, "--clip_pretrained"),
+        ("ViT-B-32", "/tmp/weights.pt", "--clip_pretrained .*pickle"),
+        ("ViT-B-32", "open_clip_pytorch_model.bin", "--clip_pretrained .*pickle"),
         ("no-such-architecture", "no-such-tag", "no-such-architecture"),
     ],
 )
 def test_a_clip_that_cannot_be_had_is_refused(
-    clip_model: str, clip_pretrained: str | None, says: str
+    clip_model: str, clip_pretrained: str | None, names: str
 ) -> None:
-    with pytest.raises(ValueError, match=says) as caught:
+    with pytest.raises(ValueError, match=names) as caught:
         Teacher.from_pretrained(clip_model, clip_pretrained)
     assert "\n" not in str(caught.value)
 
@@ -88,5 +88,5 @@ def test_a_damaged_clip_is_refused(file: str, tmp_path: Path) -> None:
     directory = tmp_path / "clip"
     shutil.copytree(canvas.CLIP, directory)
     (directory / file).write_bytes((directory / file).read_bytes()[:100])
-    with pytest.raises(ValueError, match="could not be loaded"):
+    with pytest.raises(ValueError, match=str(directory)):
         Teacher.from_pretrained(f"local-dir:{directory}")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from training.control import Brake, StopSignal, adapt_coefficient
+from training.control import RollbackConfig, RollbackRule, StopSignal, adapt_coefficient
 
 
 def test_it_stops_once_the_images_of_the_last_iterations_are_at_the_target() -> None:
@@ -31,32 +31,48 @@ def test_a_stop_signal_goes_on_from_where_it_was() -> None:
     assert not StopSignal(target=0.9, patience=3, recent=[0.9, 1.0]).update(0.7)
 
 
-BRAKE = Brake(least_contrast=0.4, max_retain_drop=0.2, max_kl=0.3, max_step_kl=1.0, min_contrast=0.25)
+RULE = RollbackRule(least_contrast=0.4, max_retain_drop=0.2, max_kl=0.3, max_step_kl=1.0, min_contrast=0.25)
 HEALTHY = {"retain_drop": 0.0, "retain_kl": 0.0, "step_kl": 0.0, "contrast": 0.4}
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason", "flag"),
+    "changes",
     [
-        ({}, None, ""),
-        ({"retain_drop": 0.19, "retain_kl": 0.29, "step_kl": 0.99, "contrast": 0.11}, None, ""),
-        ({"retain_drop": -0.5, "contrast": 0.9}, None, ""),
-        ({"retain_drop": 0.21}, "retain reward", "--kl_coef"),
-        ({"retain_kl": 0.31}, "KL to the base", "--kl_coef"),
-        ({"step_kl": 1.1}, "moved the policy", "--learning_rate"),
-        ({"contrast": 0.09}, "blank", "--anchor_kl_coef"),
-        ({"retain_drop": math.nan}, "retain reward", "--kl_coef"),
-        ({"retain_kl": math.nan}, "KL to the base", "--kl_coef"),
-        ({"retain_kl": math.inf}, "KL to the base", "--kl_coef"),
-        ({"step_kl": math.nan}, "no finite gradient", "--learning_rate"),
-        ({"contrast": math.nan}, "blank", "--anchor_kl_coef"),
+        {},
+        {"retain_drop": 0.19, "retain_kl": 0.29, "step_kl": 0.99, "contrast": 0.11},
+        {"retain_drop": 0.2, "retain_kl": 0.3, "step_kl": 1.0, "contrast": 0.1},
+        {"retain_drop": -0.5, "contrast": 0.9},
     ],
 )
-def test_the_brake_names_what_was_destroyed_and_the_flag_to_turn(
-    changes: dict[str, float], reason: str | None, flag: str
+def test_within_its_bounds_nothing_is_rolled_back(changes: dict[str, float]) -> None:
+    assert RULE.reason(**HEALTHY | changes) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "figures", "flag"),
+    [
+        ({"retain_drop": 0.21}, ("0.21", "0.2"), "--kl_coef"),
+        ({"retain_kl": 0.31}, ("0.310", "0.3"), "--kl_coef"),
+        ({"step_kl": 1.1}, ("1.10", "1"), "--learning_rate"),
+        ({"contrast": 0.09}, ("0.090", "0.400"), "--anchor_kl_coef"),
+        ({"retain_drop": math.nan}, ("nan", "0.2"), "--kl_coef"),
+        ({"retain_kl": math.nan}, ("nan", "0.3"), "--kl_coef"),
+        ({"retain_kl": math.inf}, ("inf", "0.3"), "--kl_coef"),
+        ({"step_kl": math.nan}, (), "--learning_rate"),
+        ({"step_kl": math.inf}, (), "--learning_rate"),
+        ({"contrast": math.nan}, ("nan", "0.400"), "--anchor_kl_coef"),
+    ],
+)
+def test_the_rule_names_what_was_destroyed_and_the_flag_to_turn(
+    changes: dict[str, float], figures: tuple[str, ...], flag: str
 ) -> None:
-    said = BRAKE.reason(**HEALTHY | changes)
-    assert said is None if reason is None else said is not None and reason in said and flag in said
+    said = RULE.reason(**HEALTHY | changes)
+    assert said is not None and flag in said and all(figure in said for figure in figures)
+
+
+def test_the_rule_has_the_bounds_of_the_settings_and_the_contrast_of_the_base() -> None:
+    config = RollbackConfig(max_retain_drop=0.1, max_retain_kl=0.2, max_step_kl=0.5)
+    assert RollbackRule.of(config, 0.3) == RollbackRule(0.3, max_retain_drop=0.1, max_kl=0.2, max_step_kl=0.5)
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,7 @@ def test_bad_input_is_one_sentence(
     )
     monkeypatch.delitem(sys.modules, "evaluation.predictor.__main__")
     with pytest.raises(SystemExit) as caught:
-        runpy.run_module("evaluation.predictor.__main__", run_name="__main__")
+        runpy.run_module("evaluation.predictor.__main__", run_name="__main__", alter_sys=True)
     assert caught.value.code == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1 and says in error[0]

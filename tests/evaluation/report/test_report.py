@@ -3,7 +3,6 @@ stays text."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from evaluation.report.__main__ import main, parse_config
 from evaluation.report.run import Run
 from evaluation.report.svg import Bar, bars, lines
 from hub.card import model_card
+from training.config import RunConfig
 
 ATTACK = "<script>alert(1)</script>"
 
@@ -130,10 +130,10 @@ def test_pictures_that_the_card_uses_are_made_again(evaluated: Path) -> None:
     assert (evaluated / "pareto.png").is_file()
 
 
-def test_a_training_run(arguments: Callable[..., argparse.Namespace]) -> None:
-    args = arguments()
-    script.main(args)
-    content = report(args.output_dir)
+def test_a_training_run(arguments: Callable[..., RunConfig]) -> None:
+    config = arguments()
+    script.main(config)
+    content = report(config.output.output_dir)
     assert "<h2>Training</h2>" in content and "By timestep" in content and "<h2>Cost</h2>" in content
     assert "No probe was run" in content
 
