@@ -5,6 +5,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from benchmarks.memory.models import MODELS
+from benchmarks.operations import forward_operations, matrix_peak
 from benchmarks.profile import BACKWARD, FORWARD, LEARNING, PARTS, UNET, Profile, profile, table
 from benchmarks.stopwatch import Stopwatch
 
@@ -65,3 +71,24 @@ def test_the_table_adds_up() -> None:
     assert text.endswith(
         "1 GFLOP a sample forward, 0.25 TFLOP an iteration. A large matrix product reaches 0.1 TFLOP/s; the UNet 62 % of it, in updates 50 %."
     )
+
+
+def test_a_unet_costs_what_others_count() -> None:
+    """401 GMAC for Stable Diffusion 1.5 at 512 px is the figure that model profilers publish."""
+    with torch.device("meta"):
+        unet = MODELS["sd15"].build_unet()
+    assert forward_operations(unet) / 2e9 == pytest.approx(401, rel=0.01)
+
+
+def test_the_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 4.0, 10.0, 12.0, 20.0, 25.0])
+    monkeypatch.setattr("benchmarks.operations.now", lambda: next(clock))
+    assert matrix_peak(torch.device("cpu"), torch.float32, repeats=3) == 2 * 1024**3 / 2.0
+
+
+def test_operations_are_counted_of_latents_that_are_not_square() -> None:
+    with torch.device("meta"):
+        square, wide, tall = (
+            UNet2DConditionModel(sample_size=size, cross_attention_dim=768) for size in (8, (8, 16), (16, 8))
+        )
+    assert forward_operations(wide) == forward_operations(tall) > 1.5 * forward_operations(square)
