@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: install demo test lint canvas clean
+.PHONY: install demo test test-slow test-all lint canvas clean
 
 install: $(VENV)/.installed
 
@@ -19,8 +20,15 @@ demo: install
 		train_unlearn_lora.py --concept "Van Gogh style" --output_dir runs/demo --overwrite_output_dir
 	@echo "Look at runs/demo/before_after.png; the figures are in runs/demo/results.json."
 
+# Every room and the main job once, under four minutes on two quiet cores; tests/conftest.py says by which rule.
 test: install
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	$(PYTEST) -m "not slow"
+
+test-slow: install
+	$(PYTEST) -m slow
+
+test-all: install
+	$(PYTEST)
 
 lint: install
 	$(BIN)/ruff check .

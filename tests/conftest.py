@@ -1,11 +1,14 @@
 """Fixtures shared by all tests: random pipelines small enough to draw in milliseconds, and reward
-predictors for them."""
+predictors for them. And the rule by which a test belongs to the slow tier."""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
@@ -15,6 +18,8 @@ from tiny_pipelines import BACKBONES, TINY_PROMPTS, save_sd1
 
 import canvas
 import train_unlearn_lora as script
+from evaluation.examination import Examination
+from pipelines.generate import draw, generate
 from reward.predictor import RewardPredictor
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another
@@ -54,6 +59,63 @@ QUICK = {
     "max_retain_kl": 1e9,
 }
 """Arguments of the training script under which a run takes seconds."""
+
+
+SLOW_FOLDERS = {"fuzz", "probes", "whole"}
+"""Folders of tests that take seconds each: hostile inputs by the thousand, attacks on an erasure, and
+commands from their first file to their last."""
+SLOW_FIXTURES = {
+    "pipeline_dirs": "a pipeline of each backbone",
+    "arguments": "a run of the training script",
+    "command_line": "the same",
+    "finished": "a comparison of finished runs",
+    "small_world": "adapters that are composed",
+    "new_task": "a method of others that trains",
+    "baseline_line": "its whole command",
+}
+"""What a test asks for that takes seconds each."""
+SLOW_HELPERS = {"chromium", "served", "two_processes"}
+"""Modules that start other programs: a file that imports one is slow."""
+
+
+SLOW_CASES = {"test_flags_are_accepted"}
+"""Parametrised tests that take milliseconds a case, of which there are hundreds."""
+
+
+@cache
+def starts_programs(module: ModuleType) -> bool:
+    """Whether a file of tests has imported something from one of SLOW_HELPERS."""
+    functions = [value for value in vars(module).values() if isinstance(value, FunctionType | type)]
+    return any(function.__module__ in SLOW_HELPERS for function in functions)
+
+
+def is_slow(item: pytest.Item) -> bool:
+    """Whether a test belongs to the slow tier, by where it lies and what it asks for."""
+    if not isinstance(item, pytest.Function):
+        return False
+    folders = item.path.relative_to(Path(__file__).parent).parts[:-1]
+    return (
+        not SLOW_FOLDERS.isdisjoint(folders)
+        or not SLOW_FIXTURES.keys().isdisjoint(item.fixturenames)
+        or item.originalname in SLOW_CASES
+        or starts_programs(item.module)
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if is_slow(item):
+            item.add_marker("slow")
+
+
+@pytest.fixture(autouse=True)
+def few_drawing_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Previews and final figures take 3 denoising steps where they are asked for none in particular. The 30
+    that are the default are most of a quick run's time; `test_main_job.py` draws with them."""
+    for function in map(inspect.unwrap, (draw, generate)):
+        assert function.__defaults__ is not None and function.__defaults__[0] == 30
+        monkeypatch.setattr(function, "__defaults__", (3, *function.__defaults__[1:]))
+    monkeypatch.setattr(Examination, "num_inference_steps", 3)
 
 
 @pytest.fixture(autouse=True)

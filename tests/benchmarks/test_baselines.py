@@ -56,8 +56,13 @@ def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.fixture
-def task(tiny_pipeline_dir: Path) -> Task:
-    return Task.build(load_pipeline(tiny_pipeline_dir), SPEC)
+def new_task(tiny_pipeline_dir: Path) -> Callable[[], Task]:
+    return lambda: Task.build(load_pipeline(tiny_pipeline_dir), SPEC)
+
+
+@pytest.fixture
+def task(new_task: Callable[[], Task]) -> Task:
+    return new_task()
 
 
 def settings(method: str, *given: str) -> Any:
@@ -372,11 +377,11 @@ def test_gradients_reach_the_adapter_alone_and_all_of_it(method: str, task: Task
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_is_its_seeds(method: str, tiny_pipeline_dir: Path) -> None:
+def test_a_run_is_its_seeds(method: str, new_task: Callable[[], Task]) -> None:
     """UCE has no chance in it but the anchor, of which each prompt has one here."""
 
     def weights(seed: int) -> dict[str, torch.Tensor]:
-        task = Task.build(load_pipeline(tiny_pipeline_dir), SPEC)
+        task = new_task()
         METHODS[method].erase(task, settings(method, *([] if method == "uce" else ["steps=2"])), seed)
         return {name: p.detach().clone() for name, p in task.unet.named_parameters() if "lora" in name}
 
@@ -389,7 +394,9 @@ def test_a_run_is_its_seeds(method: str, tiny_pipeline_dir: Path) -> None:
 
 
 @pytest.fixture
-def line(tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path) -> Callable[..., argparse.Namespace]:
+def baseline_line(
+    tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path
+) -> Callable[..., argparse.Namespace]:
     """Arguments of a quick run on the tiny pipeline, judged by a random judge."""
     torch.manual_seed(0)
     Judge(
@@ -434,9 +441,9 @@ def line(tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path) -> Call
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_leaves_what_the_training_script_leaves(
-    method: str, line: Callable[..., argparse.Namespace], tiny_pipeline_dir: Path
+    method: str, baseline_line: Callable[..., argparse.Namespace], tiny_pipeline_dir: Path
 ) -> None:
-    args = line(method)
+    args = baseline_line(method)
     main(args)
     out = args.output_dir
     assert {p.name for p in out.iterdir()} == {
@@ -475,22 +482,22 @@ def test_a_run_leaves_what_the_training_script_leaves(
             assert torch.equal(pipe.unet(x, 500, states).sample, base(x, 500, states).sample)
 
 
-def test_what_is_there_is_not_written_over(line: Callable[..., argparse.Namespace]) -> None:
-    args = line("uce")
+def test_what_is_there_is_not_written_over(baseline_line: Callable[..., argparse.Namespace]) -> None:
+    args = baseline_line("uce")
     args.output_dir.mkdir()
     (args.output_dir / "notes.txt").touch()
     with pytest.raises(ValueError, match="not an empty directory"):
         main(args)
-    main(line("uce", "--overwrite_output_dir"))
+    main(baseline_line("uce", "--overwrite_output_dir"))
     assert (args.output_dir / "results.json").is_file()
 
 
 def test_a_prompt_file_of_the_user_decides_for_every_method(
-    line: Callable[..., argparse.Namespace], tmp_path: Path
+    baseline_line: Callable[..., argparse.Namespace], tmp_path: Path
 ) -> None:
     """The spec is resolved as for our own training: from the same flags."""
     (tmp_path / "forget.txt").write_text("a cat image in Van Gogh style\n")
-    results = main(line("uce", "--forget_prompts", str(tmp_path / "forget.txt")))
+    results = main(baseline_line("uce", "--forget_prompts", str(tmp_path / "forget.txt")))
     assert results["forget_prompts"] == ["a cat image in Van Gogh style"]
 
 
