@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: install demo test test-slow test-all lint canvas clean
+ROOMS := common pipelines policy reward environment critic hub evaluation training train_unlearn_lora.py
+
+.PHONY: install demo test test-slow test-all lint types canvas clean
 
 install: $(VENV)/.installed
 
@@ -20,7 +22,7 @@ demo: install
 		train_unlearn_lora.py --concept "Van Gogh style" --output_dir runs/demo --overwrite_output_dir
 	@echo "Look at runs/demo/before_after.png; the figures are in runs/demo/results.json."
 
-# Every room and the main job once, under four minutes on two quiet cores; tests/conftest.py says by which rule.
+# Every room and the main job once: under four minutes on two idle cores. tests/conftest.py has the rule.
 test: install
 	$(PYTEST) -m "not slow"
 
@@ -33,6 +35,11 @@ test-all: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) types
+
+# Everything but tests and benchmarks.
+types: install
+	$(BIN)/mypy $(ROOMS)
 
 # Rebuilds the bundled world from its seeds: about an hour and a half on two cores.
 canvas: install

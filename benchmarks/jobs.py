@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +17,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+SCRIPT = Path(__file__).parents[1] / "train_unlearn_lora.py"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -24,11 +28,18 @@ class Job:
         arguments: of Python.
         output: the JSON file that it leaves, last of all it writes.
         log: where its output goes.
+        python: the interpreter.
     """
 
     arguments: Sequence[str]
     output: Path
     log: Path
+    python: str = sys.executable
+
+
+def slug(text: str, keep: str = "") -> str:
+    """The text as part of a file's name: letters, digits and what is to `keep`, with dashes between."""
+    return re.sub(rf"[^a-z0-9{re.escape(keep)}]+", "-", text.casefold())
 
 
 def run_job(job: Job) -> dict[str, Any]:
@@ -41,7 +52,7 @@ def run_job(job: Job) -> dict[str, Any]:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with job.log.open("w") as file:
             code = subprocess.run(
-                [sys.executable, *job.arguments], stdout=file, stderr=subprocess.STDOUT
+                [job.python, *job.arguments], stdout=file, stderr=subprocess.STDOUT
             ).returncode
         if code:
             raise RuntimeError(f"python {' '.join(job.arguments)} ended with exit code {code}; see {job.log}")
@@ -49,7 +60,10 @@ def run_job(job: Job) -> dict[str, Any]:
 
 
 def run_jobs(jobs: Sequence[Job], at_a_time: int, title: str = "runs") -> list[dict[str, Any]]:
-    """The results of all jobs, in their order, so many of them run at a time on an equal share of the cores.
+    """The results of all jobs, in their order.
+
+    Args:
+        at_a_time: number of jobs that run together, on equal shares of the cores.
 
     Raises:
         RuntimeError: a run failed; the message names its log.
@@ -58,3 +72,25 @@ def run_jobs(jobs: Sequence[Job], at_a_time: int, title: str = "runs") -> list[d
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with ThreadPoolExecutor(at_a_time) as pool:
         return list(tqdm(pool.map(run_job, jobs), total=len(jobs), desc=title))
+
+
+def run_script(arguments: Sequence[str]) -> None:
+    """Run the training script as the program that it is, for a benchmark that has a process of its own.
+
+    Raises:
+        SystemExit: it ended before its time.
+    """
+    before, sys.argv = sys.argv, [str(SCRIPT), *arguments]
+    try:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+def split_arguments(arguments: Sequence[str] | None = None) -> tuple[list[str], list[str]]:
+    """A command line as what stands before its `--` and what is passed on to another program, after it."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if "--" not in given:
+        return given, []
+    at = given.index("--")
+    return given[:at], given[at + 1 :]

@@ -9,44 +9,196 @@ same run. What gradient checkpointing does twice counts once.
 
 from __future__ import annotations
 
-import argparse
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-from unittest.mock import patch
+from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from diffusers import UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
 
-import train_unlearn_lora as script
-from benchmarks.memory.models import MODELS, saved, short_run
-from benchmarks.operations import forward_operations, matrix_peak
-from benchmarks.stopwatch import Stopwatch, now
+from benchmarks.jobs import split_arguments
+from benchmarks.loop import CREDIT, CRITIC, learn
+from benchmarks.memory.models import MODELS, TOKENS, saved, short_run
+from benchmarks.report import bold, markdown
 from common.errors import friendly_errors
-from critic.critic import Critic
-from environment.environment import Environment
+from common.flags import flag, parse
+from pipelines.backbone import latent_shape
 from pipelines.memory import DTYPES
+from training.baseline import measure_base
+from training.config import RunConfig
+from training.config import parse_config as parse_run
+from training.run_state import begin
+from training.setup import Run, prepare
 
+T = TypeVar("T")
 FORWARD, LEARNING, BACKWARD = "UNet, forward", "UNet, forward with a graph", "UNet, backward"
 UNET = (FORWARD, LEARNING, BACKWARD)
-PARTS: list[tuple[Any, str, str]] = [
-    (Accelerator, "backward", BACKWARD),
-    (Environment, "collect", "rollout, the rest"),
-    (Environment, "finish", "VAE and teacher"),
-    (Environment, "predict", "reward predictor"),
-    (script, "slopes_of_values", "slopes of reward predictor and critic"),
-    (script, "update_policy", "update, the rest"),
-    (AcceleratedOptimizer, "step", "optimizer"),
-    (Critic, "observe", "critic"),
-    (Critic, "fit", "critic"),
-]
-"""Whose function is which part, beside the UNet's forward passes."""
+ROLLOUT, IMAGES, PREDICTOR = "rollout, the rest", "VAE and teacher", "reward predictor"
+UPDATE, OPTIMIZER = "update, the rest", "optimizer"
+PARTS = (*UNET, ROLLOUT, IMAGES, PREDICTOR, CREDIT, UPDATE, OPTIMIZER, CRITIC)
+
+
+# --- watching ---------------------------------------------------------------------------------------------
+
+
+class Stopwatch:
+    """Adds up the seconds spent in parts, by name; a part within another counts there alone.
+
+    Attributes:
+        seconds: by name.
+        calls: how often each part was entered.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.calls: dict[str, int] = defaultdict(int)
+        self._running: list[tuple[str, float]] = []
+        self._within: list[float] = []
+
+    def start(self, name: str) -> None:
+        """Enter a part."""
+        self._running.append((name, now()))
+        self._within.append(0.0)
+
+    def stop(self) -> None:
+        """Leave the part that was entered last."""
+        name, started = self._running.pop()
+        taken = now() - started
+        self.seconds[name] += taken - self._within.pop()
+        self.calls[name] += 1
+        if self._within:
+            self._within[-1] += taken
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Within is a part, also if it fails."""
+        self.start(name)
+        try:
+            yield
+        finally:
+            self.stop()
+
+    def timed(self, name: str, function: Callable[..., T]) -> Callable[..., T]:
+        """The same function, as a part."""
+
+        def within(*given: Any, **named: Any) -> T:
+            with self.part(name):
+                return function(*given, **named)
+
+        return within
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.seconds.clear()
+        self.calls.clear()
+
+
+def now() -> float:
+    """Seconds, once the GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def watched(thing: T, watch: Stopwatch, parts: Mapping[str, str]) -> T:
+    """A copy of an object that shares what it holds, with methods that are parts, also where it calls itself.
+
+    Args:
+        parts: the part that each method is, by the method's name.
+    """
+    kind = type(thing)
+    timed = {method: watch.timed(part, getattr(kind, method)) for method, part in parts.items()}
+    copy = object.__new__(type(kind.__name__, (kind,), timed))
+    copy.__dict__.update(vars(thing))
+    return copy
+
+
+def watched_run(run: Run, watch: Stopwatch, environment: Mapping[str, str], policy: Mapping[str, str]) -> Run:
+    """A run that is not begun, with methods of its environment and its policy under the watch."""
+    env = watched(run.env, watch, environment)
+    env.policy = watched(env.policy, watch, policy)
+    return replace(run, env=env)
+
+
+@contextmanager
+def watched_unet(unet: UNet2DConditionModel, watch: Stopwatch, samples: Counter[str]) -> Iterator[None]:
+    """Within, the UNet's forward passes are parts, and the rows that they are given count."""
+
+    def before(_: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        learns = torch.is_grad_enabled()
+        rows = len(given[0])
+        samples.update({LEARNING: rows, BACKWARD: rows} if learns else {FORWARD: rows})
+        watch.start(LEARNING if learns else FORWARD)
+
+    hooks = [
+        unet.register_forward_pre_hook(before),
+        unet.register_forward_hook(lambda *_: watch.stop()),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def watched_optimizer(optimizer: torch.optim.Optimizer, watch: Stopwatch) -> Iterator[None]:
+    """Within, its steps are a part."""
+    hooks = [
+        optimizer.register_step_pre_hook(lambda *_: watch.start(OPTIMIZER)),
+        optimizer.register_step_post_hook(lambda *_: watch.stop()),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+# --- operations -------------------------------------------------------------------------------------------
+
+
+def forward_operations(unet: UNet2DConditionModel, tokens: int = TOKENS) -> int:
+    """Floating-point operations of a forward pass of one sample of the size that the UNet is configured for,
+    counted without computing anything; a multiplication and its addition are two.
+
+    Args:
+        unet: of whose configuration a copy without weights is made.
+        tokens: of the text.
+    """
+    config = unet.config
+    with torch.device("meta"):
+        copy = UNet2DConditionModel.from_config(config).requires_grad_(False)
+        x = torch.zeros(1, *latent_shape(copy))
+        states = torch.zeros(1, tokens, config.cross_attention_dim)
+        times = 6 * (config.addition_time_embed_dim or 0)
+        pooled = (config.projection_class_embeddings_input_dim or 0) - times
+        added = {"text_embeds": torch.zeros(1, pooled), "time_ids": torch.zeros(1, 6)} if pooled else None
+        with FlopCounterMode(display=False) as counter:
+            copy(x, torch.tensor(1), states, added_cond_kwargs=added)
+    return counter.get_total_flops()
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype, repeats: int = 10) -> float:
+    """Operations a second of the fastest of `repeats` products of two large square matrices: what can be
+    had of this device at best."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
+    fastest = float("inf")
+    for _ in range(repeats):
+        started = now()
+        a @ b
+        fastest = min(fastest, now() - started)
+    return 2 * size**3 / fastest
+
+
+# --- the profile ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -55,7 +207,7 @@ class Profile:
 
     Attributes:
         total, parts: seconds, in all and by part.
-        calls: how often each part was called.
+        calls: how often each part was entered.
         samples: rows that went through the UNet, by its part; both branches of guidance count.
         operations: of the UNet for one of them; through a frozen UNet a backward pass costs what a forward
             pass does.
@@ -72,66 +224,31 @@ class Profile:
 
     @property
     def overhead(self) -> float:
-        """Share of the time that is not the UNet's."""
+        """Fraction of the time that is not the UNet's."""
         return 1 - sum(self.parts[part] for part in UNET) / self.total
 
     def utilisation(self, *parts: str) -> float:
-        """Share of the peak that the UNet reaches in some of its parts."""
-        return (
-            self.operations
-            * sum(self.samples[part] for part in parts)
-            / sum(self.parts[part] for part in parts)
-            / self.peak
-        )
+        """Fraction of the peak that the UNet reaches in some of its parts."""
+        done = self.operations * sum(self.samples[part] for part in parts)
+        return done / sum(self.parts[part] for part in parts) / self.peak
 
 
-@contextmanager
-def watched(watch: Stopwatch, samples: Counter[str]) -> Iterator[None]:
-    """Have the parts of the training script timed, and the UNet's rows counted."""
-    forward = {name: watch.timed(name, UNet2DConditionModel.forward) for name in (FORWARD, LEARNING)}
-
-    def counted(unet: UNet2DConditionModel, sample: torch.Tensor, *given: Any, **named: Any) -> Any:
-        learns = torch.is_grad_enabled()
-        samples.update({LEARNING: len(sample), BACKWARD: len(sample)} if learns else {FORWARD: len(sample)})
-        return forward[LEARNING if learns else FORWARD](unet, sample, *given, **named)
-
-    with ExitStack() as stack:
-        stack.enter_context(patch.object(UNet2DConditionModel, "forward", counted))
-        for owner, function, name in PARTS:
-            stack.enter_context(patch.object(owner, function, watch.timed(name, getattr(owner, function))))
-        yield
-
-
-def profile(args: argparse.Namespace) -> Profile:
+def profile(config: RunConfig) -> Profile:
     """Train with the watch on, from after the base has been measured to the last update."""
-    watch, samples, measure_base = Stopwatch(), Counter[str](), script.measure_base
-    started = 0.0
-
-    def measured(*given: Any) -> script.Base:
-        nonlocal started
-        base = measure_base(*given)
-        watch.clear()
-        samples.clear()
-        started = now()
-        return base
-
-    parts = script.prepare(args)
-    operations = forward_operations(parts.env.pipe.unet, parts.env.pipe.tokenizer.model_max_length)
-    peak = matrix_peak(parts.accelerator.device, DTYPES[args.mixed_precision])
-    with watched(watch, samples), patch.object(script, "measure_base", measured):
-        tracking = script.Tracking(parts.accelerator)
-        progress, _ = script.learn(
-            args,
-            parts.accelerator,
-            parts.env,
-            parts.optimizer,
-            parts.critic,
-            None,
-            script.Interruption(),
-            tracking,
-        )
+    run, watch, samples = prepare(config), Stopwatch(), Counter[str]()
+    operations = forward_operations(run.unet, run.env.pipe.tokenizer.model_max_length)
+    peak = matrix_peak(run.accelerator.device, DTYPES[config.memory.precision])
+    environment = {"collect": ROLLOUT, "finish": IMAGES, "predict": PREDICTOR}
+    run = watched_run(run, watch, environment, {"update": UPDATE})
+    run = replace(run, accelerator=watched(run.accelerator, watch, {"backward": BACKWARD}))
+    base = measure_base(run)
+    watch.clear()
+    started = now()
+    state = begin(run, base, 0.0)
+    with watched_unet(run.unet, watch, samples), watched_optimizer(run.optimizer.optimizer, watch):
+        learn(run, base, state, stage=watch.part)
     return Profile(
-        progress.iteration,
+        state.progress.iteration,
         now() - started,
         dict(watch.seconds),
         dict(watch.calls),
@@ -144,80 +261,68 @@ def profile(args: argparse.Namespace) -> Profile:
 def table(found: Profile) -> str:
     """Markdown: a row for each part, the longest first, and what is left; then what the UNet reaches of
     the peak."""
-    lines = [
-        "| part | seconds an iteration | share | calls an iteration | of the peak |",
-        "|---|---|---|---|---|",
-    ]
-    rows = [
-        *sorted(found.parts.items(), key=lambda row: -row[1]),
-        ("everything else", found.total - sum(found.parts.values())),
-    ]
-    for name, seconds in rows:
+    rows = []
+    parts = sorted(found.parts.items(), key=lambda row: -row[1])
+    for name, seconds in [*parts, ("everything else", found.total - sum(found.parts.values()))]:
+        cells = [name, f"{seconds / found.iterations:.3f}", f"{100 * seconds / found.total:.1f} %"]
         calls = f"{found.calls[name] / found.iterations:g}" if name in found.calls else ""
         reached = f"{100 * found.utilisation(name):.0f} %" if name in UNET else ""
-        lines.append(
-            f"| {name} | {seconds / found.iterations:.3f} | {100 * seconds / found.total:.1f} % | {calls} | {reached} |"
-        )
-    lines.append(
-        f"| **together** | **{found.total / found.iterations:.3f}** | of which overhead: **{100 * found.overhead:.1f} %** | | |"
-    )
+        rows.append([*cells, calls, reached])
+    overhead = f"of which overhead: {bold(f'{100 * found.overhead:.1f} %')}"
+    rows.append([bold("together"), bold(f"{found.total / found.iterations:.3f}"), overhead, "", ""])
     done = found.operations * sum(found.samples.values()) / found.iterations
-    return "\n".join(lines) + (
-        f"\n\nThe UNet: {found.operations / 1e9:.3g} GFLOP a sample forward, {done / 1e12:.3g} TFLOP an iteration. A large matrix product reaches "
-        f"{found.peak / 1e12:.3g} TFLOP/s; the UNet {100 * found.utilisation(*UNET):.0f} % of it, in updates {100 * found.utilisation(LEARNING, BACKWARD):.0f} %."
+    text = (
+        f"The UNet: {found.operations / 1e9:.3g} GFLOP a sample forward, {done / 1e12:.3g} TFLOP an "
+        f"iteration. A large matrix product reaches {found.peak / 1e12:.3g} TFLOP/s; the UNet "
+        f"{100 * found.utilisation(*UNET):.0f} % of it, in updates "
+        f"{100 * found.utilisation(LEARNING, BACKWARD):.0f} %."
     )
+    header = ["part", "seconds an iteration", "share", "calls an iteration", "of the peak"]
+    return f"{markdown(header, rows)}\n\n{text}"
 
 
-def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.profile",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--iterations", type=int, default=4, help="How many iterations are watched.")
-    parser.add_argument(
-        "--model",
-        choices=list(MODELS),
+@dataclass(frozen=True)
+class ProfileConfig:
+    """Profile."""
+
+    iterations: int = flag(4, at_least=1, help="Number of iterations that are watched.")
+    model: str | None = flag(
+        None,
+        choices=tuple(MODELS),
         help="A base of full size with random weights. Default: the bundled one.",
     )
-    parser.add_argument(
-        "--images",
-        type=int,
-        default=32,
-        help="Of --model: trajectories of an iteration, and rollouts before the first.",
+    images: int = flag(
+        32, at_least=1, help="Of --model: trajectories of an iteration, and rollouts before the first."
     )
-    parser.add_argument(
-        "--bases",
-        type=Path,
-        default=Path("runs/memory"),
-        help="Where --model is written, once; `benchmarks.memory` shares it.",
+    bases: Path = flag(
+        Path("runs/memory"), help="Where --model is written, once; `benchmarks.memory` shares it."
     )
-    parser.add_argument("arguments", nargs="*", help="Further arguments of the training script, after --.")
-    return parser.parse_args(input_args)
 
 
-def main(args: argparse.Namespace) -> None:
+def run_flags(config: ProfileConfig, output_dir: Path) -> list[str]:
+    """Flags of the training script for a run that does nothing but iterate."""
+    flags = ["--concept", "Van Gogh style", "--evaluation_seeds"]
+    if config.model:
+        flags = short_run(saved(config.model, config.bases), config.images)
+    given = {
+        "max_train_iterations": config.iterations,
+        "cooldown_updates": 0,
+        "validation_steps": 0,
+        "checkpointing_steps": 0,
+        "report_to": "none",
+        "target_unlearning_accuracy": 1.1,
+        "output_dir": output_dir,
+    }
+    return [*flags, *(word for name, value in given.items() for word in (f"--{name}", str(value)))]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    own, extra = split_arguments(arguments)
+    config = parse(ProfileConfig, own, __doc__, prog="python -m benchmarks.profile")
     with TemporaryDirectory() as directory:
-        of_model = (
-            short_run(saved(args.model, args.bases), args.images)
-            if args.model
-            else ["--concept", "Van Gogh style", "--evaluation_seeds"]
-        )
-        flags = {
-            "max_train_iterations": args.iterations,
-            "cooldown_updates": 0,
-            "validation_steps": 0,
-            "checkpointing_steps": 0,
-            "report_to": "none",
-            "target_unlearning_accuracy": 1.1,
-            "output_dir": Path(directory) / "run",
-        }
-        given = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-        settings = script.parse_args([*of_model, *given, *args.arguments])
-        settings.output_dir.mkdir()
-        print(table(profile(settings)))
+        print(table(profile(parse_run([*run_flags(config, Path(directory) / "run"), *extra]))))
 
 
 if __name__ == "__main__":
     with friendly_errors():
-        main(parse_args())
+        main()

@@ -2,9 +2,7 @@
 
 Trains the same short runs in another checkout (`git worktree add DIR COMMIT`) and in this one, on this
 machine, and compares adapters and metrics bit for bit: the default, a critic with GAE, DDPO, replay, two
-processes,
-    and
-a run that was resumed. What a checkout has made is kept beside its commit and not made again.
+processes, and a run that was resumed. What a checkout has made is kept beside its commit and not made again.
 """
 
 from __future__ import annotations
@@ -25,17 +23,9 @@ ROOT = Path(__file__).parents[1]
 SHORT = (
     *("--concept", "Van Gogh style", "--images_per_iteration", "8", "--retain_rollouts", "8"),
     *("--retain_batch_size", "4", "--warmup_rollouts", "16", "--train_batch_size", "4", "--rank", "4"),
-    *(
-        "--critic_warmup_steps",
-        "20",
-        "--critic_steps",
-        "5",
-        "--cooldown_updates",
-        "1",
-        "--validation_steps",
-        "0",
-    ),
-    *("--evaluation_seeds", "--report_to", "none", "--checkpointing_steps", "1", "--overwrite_output_dir"),
+    *("--critic_warmup_steps", "20", "--critic_steps", "5", "--cooldown_updates", "1"),
+    *("--validation_steps", "0", "--evaluation_seeds", "--report_to", "none"),
+    *("--checkpointing_steps", "1", "--overwrite_output_dir"),
 )
 ITERATIONS = 3
 RUNS: dict[str, tuple[str, ...]] = {

@@ -8,7 +8,8 @@ word. Only the learning rate is that of a small UNet.
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ import canvas
 from benchmarks.worlds.canvas.build import WORDINGS
 from benchmarks.worlds.canvas.draw import OBJECTS, PROMPT, STYLES, draw
 from benchmarks.worlds.canvas.models import encode
+from common.flags import flag, parse
 from pipelines.backbone import Backbone
 from pipelines.base import load_pipeline
 
@@ -42,93 +44,70 @@ def trigger_prompts(trigger: str = TRIGGER) -> list[tuple[str, str]]:
     ]
 
 
-def train_style(
-    pipe: StableDiffusionPipeline,
-    style: str,
-    num_images: int,
-    steps: int,
-    batch_size: int,
-    rank: int,
-    rate: float,
-    seed: int,
-) -> None:
-    """Put a LoRA on the pipeline's UNet and teach it that the trigger word is a style."""
-    torch.manual_seed(seed)
-    captioned = trigger_prompts()
-    of = [i % len(captioned) for i in range(num_images)]
-    images = np.stack(
-        [
-            draw(style, captioned[row][1], np.random.default_rng([DRAWINGS_SEED, i]))
-            for i, row in enumerate(of)
-        ]
+@dataclass(frozen=True)
+class StyleConfig:
+    """Style LoRA."""
+
+    output_dir: Path = flag(help="Where the adapter is written, as diffusers writes it.")
+    style: str = flag(
+        "Blueprint", choices=tuple(STYLES), help=f'The style that the word "{TRIGGER}" is to stand for.'
     )
-    mean, std = encode(pipe.vae, torch.from_numpy(images).permute(0, 3, 1, 2))
+    num_images: int = flag(512, at_least=1, help="Drawings to learn from.")
+    max_train_steps: int = flag(300, at_least=1, help="Optimizer steps.")
+    train_batch_size: int = flag(32, at_least=1, help="Drawings in an optimizer step.")
+    rank: int = flag(4, at_least=1, help="Rank of the LoRA.")
+    learning_rate: float = flag(1e-3, above=0, help="Learning rate.")
+    seed: int = flag(0, help="Seed of weights and batches.")
+
+
+def train_style(pipe: StableDiffusionPipeline, config: StyleConfig) -> None:
+    """Put a LoRA on the pipeline's UNet and teach it that the trigger word is a style."""
+    torch.manual_seed(config.seed)
+    captioned, count = trigger_prompts(), config.num_images
+    of = [i % len(captioned) for i in range(count)]
+    drawn = [
+        draw(config.style, captioned[row][1], np.random.default_rng([DRAWINGS_SEED, i]))
+        for i, row in enumerate(of)
+    ]
+    mean, std = encode(pipe.vae, torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2))
     texts = Backbone.of(pipe).encode_prompts([prompt for prompt, _ in captioned]).states[of]
     pipe.unet.requires_grad_(False)
     pipe.unet.add_adapter(
         LoraConfig(
-            r=rank,
-            lora_alpha=rank,
+            r=config.rank,
+            lora_alpha=config.rank,
             init_lora_weights="gaussian",
             target_modules=["to_k", "to_q", "to_v", "to_out.0"],
         )
     )
-    optimizer = torch.optim.AdamW(
-        [p for p in pipe.unet.parameters() if p.requires_grad], lr=rate, weight_decay=1e-2
-    )
-    for _ in tqdm(range(steps), desc=f"a LoRA for {style}"):
-        row = torch.randint(num_images, (batch_size,))
+    parameters = [p for p in pipe.unet.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=1e-2)
+    for _ in tqdm(range(config.max_train_steps), desc=f"a LoRA for {config.style}"):
+        row = torch.randint(count, (config.train_batch_size,))
         latents = mean[row] + std[row] * torch.randn_like(std[row])
         noise = torch.randn_like(latents)
-        t = torch.randint(pipe.scheduler.config.num_train_timesteps, (batch_size,))
-        loss = F.mse_loss(pipe.unet(pipe.scheduler.add_noise(latents, noise, t), t, texts[row]).sample, noise)
+        t = torch.randint(pipe.scheduler.config.num_train_timesteps, (len(row),))
+        noisy = pipe.scheduler.add_noise(latents, noise, t)
+        loss = F.mse_loss(pipe.unet(noisy, t, texts[row]).sample, noise)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
 
 
-def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.style",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--style",
-        choices=list(STYLES),
-        default="Blueprint",
-        help=f'The style that the word "{TRIGGER}" is to stand for.',
-    )
-    parser.add_argument(
-        "--output_dir", type=Path, required=True, help="Where the adapter is written, as diffusers writes it."
-    )
-    parser.add_argument("--num_images", type=int, default=512, help="Drawings to learn from.")
-    parser.add_argument("--max_train_steps", type=int, default=300, help="Optimizer steps.")
-    parser.add_argument("--train_batch_size", type=int, default=32, help="Drawings in an optimizer step.")
-    parser.add_argument("--rank", type=int, default=4, help="Rank of the LoRA.")
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="Learning rate.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of weights and batches.")
-    return parser.parse_args(input_args)
+def parse_config(arguments: Sequence[str] | None = None) -> StyleConfig:
+    """The settings of a command line."""
+    return parse(StyleConfig, arguments, __doc__, prog="python -m benchmarks.style")
 
 
-def main(args: argparse.Namespace) -> None:
+def main(config: StyleConfig) -> None:
     pipe = load_pipeline(canvas.PIPELINE)
-    train_style(
-        pipe,
-        args.style,
-        args.num_images,
-        args.max_train_steps,
-        args.train_batch_size,
-        args.rank,
-        args.learning_rate,
-        args.seed,
-    )
+    train_style(pipe, config)
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet))
     StableDiffusionPipeline.save_lora_weights(
-        args.output_dir, unet_lora_layers=layers, safe_serialization=True
+        config.output_dir, unet_lora_layers=layers, safe_serialization=True
     )
-    print(f"wrote {args.output_dir}")
+    print(f"wrote {config.output_dir}")
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main(parse_config())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,12 @@ def write_aside(path: Path, write: Any) -> None:
     write(aside)
     give_usual_mode(aside)
     os.replace(aside, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, complete or not at all."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def give_usual_mode(path: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from common.checkpoints import entries_of, load_optimizer_tensors, numbered, optimizer_tensors, under
+from common.flags import by_name, flag
 from critic.advantages import centre_within
 from critic.network import ValueNetwork
 from policy.trajectory import Trajectory
@@ -18,6 +20,23 @@ CRITICS = ("film", "timestep_blind", "clean_only", "none")
 STATISTICS = ("baseline", "seen", "scale", "trust")
 BATCH_NUMBERS = 2**19
 """Latent numbers that are valued together: 2048 states of 4x8x8, 32 of 4x64x64."""
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """Critic."""
+
+    critic_model_name_or_path: str | None = flag(
+        None,
+        help="Critic made by `python -m critic.train`. Default: one is warmed up in the run.",
+        published=by_name,
+    )
+    critic_type: str = flag("film", choices=CRITICS, help="The critic, or a lesser one, for ablation.")
+    critic_learning_rate: float = flag(1e-3, above=0, help="Learning rate of the critic.")
+    critic_warmup_steps: int = flag(300, at_least=0, help="Optimizer steps of the warm-up.")
+    critic_steps: int = flag(30, at_least=0, help="Optimizer steps of the critic after every iteration.")
+    critic_batch_size: int = flag(256, at_least=1, help="States in an optimizer step of the critic.")
+    critic_buffer_iterations: int = flag(4, at_least=1, help="Iterations the critic remembers.")
 
 
 class Critic:
@@ -39,6 +58,7 @@ class Critic:
         network: ValueNetwork,
         num_prompts: int,
         num_steps: int,
+        *,
         learning_rate: float,
         buffer_iterations: int,
         momentum: float = 0.7,

@@ -21,10 +21,55 @@ from dataclasses import dataclass
 
 import torch
 
+from common.flags import flag
 from critic.advantages import discounted_returns, generalized_advantages, shaped_rewards
 
 ADVANTAGES = ("pathwise", "step", "gae", "td", "mc", "ddpo")
 SIGNALS = ("noisy", "terminal")
+
+
+@dataclass(frozen=True)
+class CreditConfig:
+    """Credit of denoising steps."""
+
+    advantage: str = flag(
+        "pathwise",
+        choices=ADVANTAGES,
+        help="What a denoising step is credited with: the gradient of the noisy reward in the state it led to "
+        "(pathwise), the change it made and how the image turned out (step), generalized advantage estimation "
+        "(gae) and its ends (td, mc), or the finished image's reward alone (ddpo).",
+    )
+    gae_lambda: float = flag(0.9, at_least=0, at_most=1, help="Lambda of --advantage gae.")
+    gamma: float | None = flag(
+        None,
+        at_least=0,
+        at_most=1,
+        help="Discount over denoising steps. Default: 0 for --advantage pathwise and step, else 1.",
+    )
+    terminal_weight: float | None = flag(
+        None,
+        at_least=0,
+        help="Weight of the finished image's reward in the advantage. Default: 1 for --advantage step, else 0.",
+    )
+    reward_signal: str = flag(
+        "noisy",
+        choices=SIGNALS,
+        help="Reward every step with the change of its potential, or the last one alone.",
+    )
+    advantage_clip: float = flag(
+        5.0, above=0, help="Clip of the normalized advantages; value gradients are not clipped."
+    )
+
+    @property
+    def estimator(self) -> Estimator:
+        """The estimator that these settings name."""
+        return Estimator.named(
+            self.advantage,
+            gae_lambda=self.gae_lambda,
+            gamma=self.gamma,
+            terminal_weight=self.terminal_weight,
+            signal=self.reward_signal,
+        )
 
 
 @dataclass(frozen=True)
@@ -52,6 +97,7 @@ class Estimator:
     def named(
         cls,
         name: str,
+        *,
         gae_lambda: float = 0.9,
         gamma: float | None = None,
         terminal_weight: float | None = None,

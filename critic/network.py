@@ -3,16 +3,12 @@ come."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
 from common.film import FiLMTrunk, shape_text, size_of, timestep_embedding, widths_for
 from common.network import Checkpoint, CheckpointError
-
-if TYPE_CHECKING:
-    from reward.predictor import RewardPredictor
+from reward.predictor import RewardPredictor
 
 
 class ValueNetwork(Checkpoint):
@@ -39,6 +35,7 @@ class ValueNetwork(Checkpoint):
         in_channels: int,
         sample_size: int | list[int],
         text_dim: int,
+        *,
         width: int = 32,
         condition_dim: int = 64,
         concepts: list[str] | None = None,
@@ -63,13 +60,11 @@ class ValueNetwork(Checkpoint):
         self.potential = nn.Linear(1, condition_dim)
         self.condition = nn.Sequential(nn.SiLU(), nn.Linear(condition_dim, condition_dim), nn.SiLU())
         self.trunk = FiLMTrunk(in_channels, widths_for(sample_size, width), condition_dim)
-        self.head = nn.Sequential(
-            nn.Linear(self.trunk.out_features + condition_dim, 2 * condition_dim),
-            nn.SiLU(),
-            nn.Linear(2 * condition_dim, 1),
-        )
-        nn.init.zeros_(self.head[-1].weight)
-        nn.init.zeros_(self.head[-1].bias)
+        hidden = nn.Linear(self.trunk.out_features + condition_dim, 2 * condition_dim)
+        last = nn.Linear(2 * condition_dim, 1)
+        self.head = nn.Sequential(hidden, nn.SiLU(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     @classmethod
     def from_predictor(
@@ -77,6 +72,7 @@ class ValueNetwork(Checkpoint):
         predictor: RewardPredictor,
         text_dim: int,
         concepts: list[str] | None = None,
+        *,
         timestep_conditioning: bool = True,
         pipeline_class: str | None = None,
     ) -> ValueNetwork:
@@ -88,12 +84,13 @@ class ValueNetwork(Checkpoint):
         shared = {
             name: predictor.config[name] for name in ("in_channels", "sample_size", "width", "condition_dim")
         }
-        record = {
-            "concepts": concepts,
-            "timestep_conditioning": timestep_conditioning,
-            "pipeline_class": pipeline_class,
-        }
-        network = cls(text_dim=text_dim, **record, **shared)
+        network = cls(
+            text_dim=text_dim,
+            concepts=concepts,
+            timestep_conditioning=timestep_conditioning,
+            pipeline_class=pipeline_class,
+            **shared,
+        )
         network.trunk.load_state_dict(predictor.trunk.state_dict())
         network.time.load_state_dict(predictor.condition[0].state_dict())
         network.condition[1].load_state_dict(predictor.condition[2].state_dict())

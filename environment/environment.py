@@ -13,7 +13,8 @@ from common.processes import all_rows, own_batches, own_rows
 from pipelines.backbone import Backbone
 from pipelines.conditioning import PromptTable
 from policy.kernel import ReverseKernel
-from policy.rollout import all_trajectories, rollout
+from policy.policy import Policy
+from policy.rollout import all_trajectories
 from policy.trajectory import Trajectory
 from reward.concept import ConceptSpec
 from reward.margin import ConceptReward
@@ -25,7 +26,7 @@ INDISTINCT = 1e-6
 
 
 @dataclass
-class Finished:
+class ImageScores:
     """What B finished images come to.
 
     Attributes:
@@ -49,7 +50,7 @@ class ForgetScore:
         replacement: (B,) cosine of the finished image and its nearest anchor; small if it shows nothing that
             has a name.
         anchor_ids: (B,) the prompt of that anchor, as a row of the prompt table.
-        contrast: (B,) as in `Finished`.
+        contrast: (B,) as in `ImageScores`.
     """
 
     potentials: torch.Tensor
@@ -85,21 +86,32 @@ class Environment:
     """Everything that stays as it is while the policy learns."""
 
     backbone: Backbone
-    kernel: ReverseKernel
+    policy: Policy
     spec: ConceptSpec
-    table: PromptTable
     teacher: Teacher
     predictor: RewardPredictor
     reward: ConceptReward
     anchor_rows: torch.Tensor
     prompt_text: torch.Tensor
-    guidance_scale: float
-    batch_size: int
-    """How many trajectories or images go through a network together."""
     offload_trajectories: bool = False
     """Whether trajectories are kept in main memory."""
     base_cosine: torch.Tensor | None = None
     """(N,) the base's mean cosine of image and prompt on every prompt, once calibrated."""
+
+    @property
+    def kernel(self) -> ReverseKernel:
+        """The reverse process that the policy acts under."""
+        return self.policy.kernel
+
+    @property
+    def table(self) -> PromptTable:
+        """The prompts of the run; the forget prompts come first."""
+        return self.policy.table
+
+    @property
+    def batch_size(self) -> int:
+        """How many trajectories or images go through a network together."""
+        return self.policy.batch_size
 
     @property
     def pipe(self) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
@@ -113,9 +125,9 @@ class Environment:
             module.to("cpu")
         self.backbone.decode_sparingly()
 
-    def at_hand(self) -> AbstractContextManager[None]:
+    def on_device(self) -> AbstractContextManager[None]:
         """Within, nothing waits in main memory: to call the pipeline as its users do, or the teacher."""
-        return self.backbone.at_hand(*self.backbone.modules, self.teacher.model)
+        return self.backbone.on_device(*self.backbone.modules, self.teacher.model)
 
     @property
     def forget_ids(self) -> torch.Tensor:
@@ -130,16 +142,8 @@ class Environment:
     def collect(self, prompt_ids: torch.Tensor, generator: torch.Generator) -> Trajectory:
         """Roll the current policy out, one trajectory for each of `prompt_ids`; the processes share the
         work."""
-        mine = rollout(
-            self.backbone.unet,
-            self.kernel,
-            self.table,
-            prompt_ids,
-            self.guidance_scale,
-            generator,
-            batch_size=self.batch_size,
-            offload=self.offload_trajectories,
-            rows=own_rows(len(prompt_ids)),
+        mine = self.policy.rollout(
+            prompt_ids, generator, offload=self.offload_trajectories, rows=own_rows(len(prompt_ids))
         )
         return all_trajectories(mine, prompt_ids)
 
@@ -149,7 +153,7 @@ class Environment:
         return torch.cat([ids.repeat(count // len(ids)), order[: count % len(ids)]])
 
     @torch.no_grad()
-    def calibrate(self, forget: Trajectory, retain: Trajectory) -> tuple[Finished, Finished]:
+    def calibrate(self, forget: Trajectory, retain: Trajectory) -> tuple[ImageScores, ImageScores]:
         """Put the reward on the scale of the base's own images: its trajectories of forget and of retain
         prompts, whose images are returned.
 
@@ -193,16 +197,16 @@ class Environment:
                 )
 
     @torch.no_grad()
-    def finish(self, trajectory: Trajectory) -> Finished:
+    def finish(self, trajectory: Trajectory) -> ImageScores:
         """Decode the last latents and let the teacher look at them, batch by batch; the processes share
         the work."""
         embeddings, contrast = [], []
-        with self.backbone.at_hand(self.backbone.vae, self.teacher.model):
+        with self.backbone.on_device(self.backbone.vae, self.teacher.model):
             for rows in own_batches(len(trajectory), self.batch_size):
                 pixels = self.backbone.decode(trajectory.latents[rows, -1])
                 embeddings.append(self.teacher.encode_images(pixels))
                 contrast.append(pixels.std(dim=(2, 3)).mean(dim=1))
-        return Finished(
+        return ImageScores(
             all_rows(torch.cat(embeddings), len(trajectory)), all_rows(torch.cat(contrast), len(trajectory))
         )
 
@@ -220,7 +224,7 @@ class Environment:
         return self.reward.margin(self.predictor(latents, timesteps)[:, None], prompt_ids).squeeze(1)
 
     @torch.no_grad()
-    def score_forget(self, trajectory: Trajectory, finished: Finished | None = None) -> ForgetScore:
+    def score_forget(self, trajectory: Trajectory, finished: ImageScores | None = None) -> ForgetScore:
         """Margins of every state of trajectories of forget prompts (the first rows of the table);
         `finished` if they are finished already."""
         rows = trajectory.prompt_ids
@@ -234,7 +238,7 @@ class Environment:
         return ForgetScore(potentials, gone, nearest, self.anchor_rows[rows, column], finished.contrast)
 
     @torch.no_grad()
-    def score_retain(self, trajectory: Trajectory, finished: Finished | None = None) -> RetainScore:
+    def score_retain(self, trajectory: Trajectory, finished: ImageScores | None = None) -> RetainScore:
         """The teacher's view of the finished images of retain prompts; `finished` if they are finished
         already."""
         ids = trajectory.prompt_ids

@@ -1,5 +1,4 @@
-"""Examinations: which prompts are drawn, what their images are asked and by whom, and which figures come
-out of it."""
+"""Examinations: which prompts are drawn, who judges their images on what, and which metrics result."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 TEACHER_AS_JUDGE = "teacher (the reward's own CLIP; not independent)"
 NUM_NEIGHBOURS = 2
-"""How many classes nearest to each target are reported apart where nobody names them."""
+"""Number of classes nearest to each target that are reported separately by default."""
 LEAST_SEEDS, LEAST_FORGET_IMAGES = 3, 24
 
 Figures = dict[str, float | None]
@@ -44,10 +43,10 @@ class Examination(ABC):
     Attributes:
         name: the judge, as results show it.
         protocol: what is drawn, as results show it.
-        cells: the prompts, and what the images of each are asked.
-        targets: the classes that are to be forgotten, by domain; empty where the judge has no classes.
-        without: figures to report besides, by name, each over the cells listed.
-        seeds: those the protocol prescribes; None leaves them open.
+        cells: the prompts, and what their images are judged on.
+        targets: the classes to forget, by domain; empty if the judge has no classes.
+        without: additional sets of metrics by name, each over the cells listed.
+        seeds: the protocol's; None leaves them open.
         num_inference_steps, guidance_scale: the protocol's; a guidance of None is the pipeline's own.
         image_format: how images are kept between drawing and judging, "png" or "jpeg".
     """
@@ -70,7 +69,7 @@ class Examination(ABC):
 
     @property
     def forget(self) -> list[bool]:
-        """For each prompt whether it asks for what is to be forgotten."""
+        """For each prompt, whether it asks for the concept."""
         return [cell.forget for cell in self.cells]
 
     @abstractmethod
@@ -79,14 +78,14 @@ class Examination(ABC):
 
     @abstractmethod
     def identity(self) -> str:
-        """What tells its verdicts from another judge's."""
+        """A text that distinguishes its verdicts from another judge's."""
 
     def scores(self, verdicts: Sequence[Verdict], prompt_ids: Sequence[int]) -> dict[str, Scores]:
-        """What each figure is made of."""
+        """The scores behind each metric."""
         return tabulate(self.cells, verdicts, prompt_ids)
 
     def figures(self, verdicts: Sequence[Verdict], prompt_ids: Sequence[int]) -> Figures:
-        """UA, IRA, CRA and their like in percent; None where no image can say."""
+        """UA, IRA, CRA and related metrics in percent; None where no image counts."""
         scores = self.scores(verdicts, prompt_ids)
         return {name: scores[name].percent() for name in FIGURES}
 
@@ -97,22 +96,22 @@ class Examination(ABC):
         return class_accuracy(self.cells, verdicts, prompt_ids)
 
     def showcase(self, count: int) -> list[int]:
-        """Up to `count` forget prompts and as many retain prompts for a picture, chosen without looking at
-        any image: evenly spaced."""
+        """Up to `count` forget prompts and `count` retain prompts for a picture, evenly spaced, so chosen
+        without looking at any image."""
         forget = [i for i, asks in enumerate(self.forget) if asks]
         retain = [i for i, asks in enumerate(self.forget) if not asks]
         return [*_spaced(forget, count), *_spaced(retain, count)]
 
 
 class JudgeExamination(Examination):
-    """Every combination of the judge's classes, worded its way; each head judges its own domain.
+    """Every combination of the judge's classes, in its wording; each head judges its own domain.
 
     Args:
         concepts: what was to be erased; each names classes of the judge.
         name: the judge's.
-        neighbours: classes to report apart, too.
-        encode_text: texts -> unit vectors, to find these where none are named: the classes of the target's
-            domain nearest to it.
+        neighbours: classes to report separately.
+        encode_text: texts -> unit vectors, to find neighbours where none are named: the classes of the
+            target's domain nearest to it.
 
     Raises:
         ValueError: a concept or a neighbour names none of the judge's classes.
@@ -137,7 +136,7 @@ class JudgeExamination(Examination):
 
     @property
     def classes(self) -> list[Mapping[str, str]]:
-        """For each prompt the classes it names, by domain."""
+        """For each prompt, the classes it names, by domain."""
         return [cell.labels for cell in self.cells]
 
     def examine(self, images: list[Image.Image], prompt_ids: list[int]) -> list[dict[str, str]]:
@@ -147,8 +146,8 @@ class JudgeExamination(Examination):
         return self.judge.identity()
 
     def showcase(self, count: int) -> list[int]:
-        """Prompts whose classes have been shown least so far, so that the retained ones show as many
-        classes as can be."""
+        """Prompts whose classes have been shown least so far, so that the retained ones show as many classes
+        as possible."""
         forget = [i for i, asks in enumerate(self.forget) if asks]
         retain = [i for i, asks in enumerate(self.forget) if not asks]
         return [*self._varied(forget, count), *self._varied(retain, count)]
@@ -168,12 +167,12 @@ class JudgeExamination(Examination):
 
 
 class TeacherExamination(Examination):
-    """Zero-shot figures from the reward's own CLIP, for a base that has no judge. They are not independent,
+    """Zero-shot metrics from the reward's own CLIP, for a base that has no judge. They are not independent,
     and the name says so.
 
     An image of a forget prompt still shows the concept if it is nearer to its prompt than to every anchor of
-    that prompt (UA is the share of those that do not). An image of a retain prompt is right if, of all retain
-    prompts and the concepts, its own prompt is the nearest (IRA is the share of those). There is no CRA.
+    that prompt; UA is the fraction of images that do not. An image of a retain prompt is right if its own
+    prompt is the nearest of all retain prompts and concepts; IRA is the fraction of those. There is no CRA.
     """
 
     def __init__(self, teacher: Teacher, spec: ConceptSpec) -> None:
@@ -185,7 +184,7 @@ class TeacherExamination(Examination):
         ]
         super().__init__(TEACHER_AS_JUDGE, "the spec's prompts", cells)
         self.teacher = teacher
-        # What each prompt's images are compared with, and which row of it is the prompt itself.
+        # The texts that each prompt's images are compared with, and the row of the prompt itself.
         kept = teacher.encode_text([*retain, *spec.concepts])
         rivals = [
             teacher.encode_text([*anchors, prompt])
@@ -195,7 +194,7 @@ class TeacherExamination(Examination):
         self.own = [len(anchors) for anchors in spec.anchors] + list(range(len(retain)))
 
     def examine(self, images: list[Image.Image], prompt_ids: list[int]) -> list[dict[str, str]]:
-        """For each image its own prompt if it shows what that asks for, else nothing."""
+        """For each image, its own prompt if it shows what that asks for, else an empty text."""
         embeddings = self.teacher.encode_images(to_pixels(images))
         right = [
             int((self.choices[i] @ e).argmax()) == self.own[i]
@@ -212,14 +211,14 @@ class TeacherExamination(Examination):
 
 
 def default_seeds(forget: Sequence[bool]) -> list[list[int]]:
-    """For each prompt the seeds of its images where nobody names them.
+    """For each prompt, the seeds of its images by default.
 
-    Every prompt has LEAST_SEEDS; where that makes fewer than LEAST_FORGET_IMAGES images that ask for the
-    concept, the forget prompts have as many as make these. A single forget prompt has 24, and a share of 24
-    images is known to about 20 percentage points at worst.
+    Every prompt has LEAST_SEEDS. If that makes fewer than LEAST_FORGET_IMAGES images that ask for the
+    concept, the forget prompts have enough to reach these. A single forget prompt has 24, and a fraction of
+    24 images is known to about 20 percentage points at worst.
 
     Args:
-        forget: for each prompt whether it asks for what is to be forgotten.
+        forget: for each prompt, whether it asks for the concept.
     """
     more = max(LEAST_SEEDS, -(-LEAST_FORGET_IMAGES // max(1, sum(forget))))
     return [list(range(more if asks else LEAST_SEEDS)) for asks in forget]
@@ -228,9 +227,9 @@ def default_seeds(forget: Sequence[bool]) -> list[list[int]]:
 def target_classes(domains: Mapping[str, Sequence[str]], concepts: Sequence[str]) -> dict[str, set[str]]:
     """The judge's classes that the concepts name, by domain.
 
-    A concept names a class if it holds all words of its name, case and a plural s aside: "Van Gogh style"
-    names the style "Van Gogh", "cats" the object "cat". Of two classes of a domain of which one says more it
-    names that one: "Artist Sketch" is no "Sketch". Several concepts name the union.
+    A concept names a class if it contains all words of its name, ignoring case and a plural s: "Van Gogh
+    style" names the style "Van Gogh", "cats" the object "cat". Of two such classes of a domain the more
+    specific one counts: "Artist Sketch" is not "Sketch". Several concepts name the union.
 
     Raises:
         ValueError: a concept names no class; the message lists them all.
@@ -243,9 +242,7 @@ def target_classes(domains: Mapping[str, Sequence[str]], concepts: Sequence[str]
         ]
         if not named:
             listed = "; ".join(f"{domain}: {', '.join(names)}" for domain, names in domains.items())
-            raise ValueError(
-                f"The judge knows no class that the concept {concept!r} names; it knows {listed}."
-            )
+            raise ValueError(f"The judge has no class that the concept {concept!r} names; it knows {listed}.")
         for domain, name in named:
             if not any(of == domain and _words(name) < _words(other) for of, other in named):
                 targets.setdefault(domain, set()).add(name)
@@ -257,10 +254,11 @@ def nearest_classes(
     wording: str,
     targets: Mapping[str, set[str]],
     encode_text: Callable[[list[str]], torch.Tensor],
+    *,
     count: int = NUM_NEIGHBOURS,
 ) -> dict[str, set[str]]:
-    """For each target the `count` other classes of its domain whose prompts lie nearest to its own in a
-    text space, by domain."""
+    """For each target, the `count` other classes of its domain whose prompts are nearest to its own in a text
+    space, by domain."""
     cells = grid(domains, wording, targets)
     embeddings = encode_text([cell.prompt for cell in cells])
 

@@ -1,9 +1,8 @@
-"""The before/after picture: what the base draws and what the adapter makes of it, prompt by prompt."""
+"""The before/after picture: images of the base and of the adapter, prompt by prompt."""
 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
+
+from common.files import write_aside
 
 COLUMNS = 8
 MAX_BYTES = 500_000
@@ -29,7 +30,7 @@ class Pair:
     Attributes:
         before: the base model's image.
         after: the image with the adapter.
-        forget: whether the prompt asks for what is to be forgotten.
+        forget: whether the prompt asks for the concept.
     """
 
     prompt: str
@@ -43,7 +44,7 @@ def before_after(rows: Sequence[Pair], path: str | Path, title: str) -> None:
     adapter.
 
     Args:
-        title: its first line is the headline, what follows stands smaller below it.
+        title: its first line is the headline; the rest is set smaller below it.
 
     Raises:
         ValueError: there is nothing to show.
@@ -163,6 +164,4 @@ def _save(figure: Figure, path: Path) -> None:
         image.quantize(256).save(buffer, format="png", optimize=True)
         image = image.resize((image.width * 4 // 5, image.height * 4 // 5), Image.Resampling.LANCZOS)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_bytes(buffer.getvalue())
-    os.replace(aside, path)
+    write_aside(path, lambda aside: aside.write_bytes(buffer.getvalue()))

@@ -1,21 +1,19 @@
-"""95 % intervals of figures, [low, high] in the figure's own unit. Pure functions, deterministic.
+"""95 % intervals of metrics, [low, high] in the metric's own unit. Pure functions, deterministic.
 
-Of one adapter: the images of a prompt are alike, so they are no independent sample. `bootstrap` resamples in
-    two stages, prompts with replacement and
-then, within each prompt drawn, its images with replacement (Davison & Hinkley, Bootstrap Methods and their
-Application, 1997, section 3.8). It speaks of prompts like these and of other noise; with a single prompt it
-speaks of other noise alone. It errs on the wide side where the prompts do not differ. A seed is no cluster of
-its own: the noise of an image comes from prompt and seed together
-    (`pipelines.generate.image_seed`), so
-that two prompts share none.
+Of one adapter: the images of a prompt are alike, so they are not an independent sample. `bootstrap` resamples
+in two stages, prompts with replacement and then, within each prompt drawn, its images with replacement
+(Davison & Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). It generalises to prompts
+like these and to other noise; with a single prompt, to other noise alone. It errs on the wide side if the
+prompts do not differ. A seed is no cluster of its own: the noise of an image comes from prompt and seed
+together (`pipelines.generate.image_seed`), so that two prompts share none.
 
-Where all images agree a bootstrap has nothing to resample and would claim that nothing else can happen.
-`proportion_interval` is therefore never narrower than Wilson's interval for as many independent images
-(Wilson, JASA 22, 1927; Brown, Cai & DasGupta, Statistical Science 16, 2001): 24 images of 24 are [86.2, 100]
-and not [100, 100].
+If all images agree, a bootstrap has nothing to resample and its interval would be a point.
+`proportion_interval` is therefore never narrower than Wilson's interval for the same number of independent
+images (Wilson, JASA 22, 1927; Brown, Cai & DasGupta, Statistical Science 16, 2001): 24 images of 24 are
+[86.2, 100] and not [100, 100].
 
-Over a handful of training runs: Student's t (`t_interval`). A bootstrap of three values cannot leave their
-    range and covers far too little.
+Over a few training runs: Student's t (`t_interval`). A bootstrap of three values cannot leave their range and
+covers far too little.
 """
 
 from __future__ import annotations
@@ -44,8 +42,8 @@ def bootstrap(
     module).
 
     Args:
-        scores: for each prompt the scores of its images, at least one.
-        weights: of the prompts. None weighs them alike.
+        scores: for each prompt, the scores of its images, at least one.
+        weights: of the prompts. None weighs them equally.
 
     Raises:
         ValueError: no prompts.
@@ -71,7 +69,7 @@ def bootstrap(
 
 
 def wilson(share: float, count: int) -> Interval:
-    """Wilson's interval of a share in [0, 1] of `count` independent images; [0, 1] where there are none."""
+    """Wilson's interval of a fraction in [0, 1] of `count` independent images; [0, 1] for none."""
     if count == 0:
         return 0.0, 1.0
     z2 = Z_975**2
@@ -83,8 +81,8 @@ def wilson(share: float, count: int) -> Interval:
 def proportion_interval(
     scores: Sequence[Sequence[float]], weights: Sequence[float] | None = None, resamples: int = RESAMPLES
 ) -> Interval:
-    """In percent: `bootstrap`, widened to Wilson's interval for as many independent images; arguments as
-    there, scores in [0, 1]."""
+    """In percent: `bootstrap`, widened to Wilson's interval for the same number of independent images.
+    Arguments are `bootstrap`'s, scores in [0, 1]."""
     weight = [1.0] * len(scores) if weights is None else weights
     share = sum(w * statistics.fmean(row) for w, row in zip(weight, scores, strict=True)) / sum(weight)
     low, high = bootstrap(scores, weights, resamples)
@@ -93,7 +91,7 @@ def proportion_interval(
 
 
 def t_interval(values: Sequence[float], bounds: Interval = (-math.inf, math.inf)) -> Interval | None:
-    """Student's t-interval of the mean, cut to the bounds; None for a single value."""
+    """Student's t-interval of the mean, clipped to the bounds; None for a single value."""
     if len(values) < 2:
         return None
     mean, half = (

@@ -1,5 +1,5 @@
-"""The judge: a small classifier with one head a domain, the only source of reported figures; and what any
-judge can do."""
+"""The judge: a small classifier with one head for each domain, the only source of reported metrics; and the
+interface of any judge."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from common.network import check_shapes
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 WHITENED, POOLED_SCALE = 24, 9.0
-"""Of pooled blocks: filters of the stem, a whitening's directions and their negatives; and what the
-features are divided by, so that the first verdicts are unsure."""
+"""Of pooled blocks: filters of the stem, a whitening's directions and their negatives; and the divisor of the
+features, which makes the first verdicts unsure."""
 
 
 class ImageJudge(Protocol):
-    """Whoever says which class an image shows.
+    """Says which class an image shows.
 
     Attributes:
         domains: class names by domain.
-        prompt: how its world words a prompt, with one field a domain; empty if it has no wording of its own.
+        prompt: its wording of a prompt, with one field for each domain; empty if it has none.
     """
 
     domains: dict[str, list[str]]
     prompt: str
 
     def verdicts(self, images: list[Image.Image]) -> list[dict[str, str]]:
-        """For each image the class it sees, by domain."""
+        """For each image, the class it sees, by domain."""
 
     def embed(self, images: list[Image.Image]) -> torch.Tensor:
         """Features (B, D) of images, float32 on the CPU, for distances between sets of images."""
 
     def identity(self) -> str:
-        """What tells it from another judge: a hash of its weights."""
+        """What distinguishes it from another judge: a hash of its weights."""
 
 
 class ResidualBlock(nn.Module):
@@ -69,11 +69,11 @@ class ResidualBlock(nn.Module):
 
 
 class PooledBlock(nn.Module):
-    """A 3x3 convolution that begins as the identity, max-pooled to half the side, and another; batch norm
+    """A 3x3 convolution initialised as the identity, max-pooled to half the side, and another; batch norm
     without scales, GELU.
 
-    From Jordan (2024, https://arxiv.org/abs/2404.00498), for small photographs and few passes over them; its
-    stem is to whiten.
+    From Jordan (2024, https://arxiv.org/abs/2404.00498), for small photographs and few passes over them; the
+    stem before it should whiten.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -96,14 +96,13 @@ class Judge(nn.Module):
 
     Args:
         domains: class names by domain, e.g. `{"style": [...], "object": [...]}`.
-        prompt: how this world words a prompt, with one field a domain, e.g. `"a {object} image in {style}
+        prompt: wording of a prompt, with one field for each domain, e.g. `"a {object} image in {style}
             style"`.
         image_size: side of the images in pixels.
-        widths: channels of each stage. Residual stages after the first halve the resolution, pooled ones all
+        widths: channels of each stage. Residual stages after the first halve the resolution; all pooled ones
             do.
         blocks: "residual", or "pooled" for photographs.
-        mirrored: features, and with them verdicts, are the mean of an image's and its mirror image's, but not
-            in training.
+        mirrored: average the features of an image and its mirror image, except in training.
     """
 
     def __init__(
@@ -112,21 +111,16 @@ class Judge(nn.Module):
         prompt: str,
         image_size: int,
         widths: tuple[int, ...] = (16, 32, 64),
+        *,
         blocks: str = "residual",
         mirrored: bool = False,
     ) -> None:
         super().__init__()
         self.config = {"domains": domains, "prompt": prompt, "image_size": image_size, "widths": list(widths)}
-        self.config |= ({} if blocks == "residual" else {"blocks": blocks}) | (
-            {"mirrored": True} if mirrored else {}
-        )
-        self.domains, self.prompt, self.image_size, self.blocks, self.mirrored = (
-            domains,
-            prompt,
-            image_size,
-            blocks,
-            mirrored,
-        )
+        self.config |= {} if blocks == "residual" else {"blocks": blocks}
+        self.config |= {"mirrored": True} if mirrored else {}
+        self.domains, self.prompt, self.image_size = domains, prompt, image_size
+        self.blocks, self.mirrored = blocks, mirrored
         if blocks == "residual":
             channels = [widths[0], *widths]
             self.stem = nn.Sequential(
@@ -169,7 +163,7 @@ class Judge(nn.Module):
         return {domain: torch.cat([c[domain].argmax(-1) for c in chunks]).cpu() for domain in self.domains}
 
     def verdicts(self, images: list[Image.Image]) -> list[dict[str, str]]:
-        """For each of B images of one size the class it sees, by domain."""
+        """For each of B images of one size, the class it sees, by domain."""
         seen = self.predict(to_pixels(images))
         return [
             {domain: names[seen[domain][i]] for domain, names in self.domains.items()}
@@ -236,7 +230,7 @@ def to_pixels(images: list[Image.Image]) -> torch.Tensor:
 
 
 def weights_digest(module: nn.Module, *said: str) -> str:
-    """A hash of a module's weights, and of whatever else decides what it says."""
+    """A hash of a module's weights, and of texts that its output depends on."""
     digest = hashlib.sha256("\n".join(said).encode())
     for name, tensor in module.state_dict().items():
         digest.update(name.encode() + tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -244,7 +238,7 @@ def weights_digest(module: nn.Module, *said: str) -> str:
 
 
 def match_class(domains: Mapping[str, Sequence[str]], wanted: str) -> list[tuple[str, str]]:
-    """The classes of that name, whatever its case, each with its domain."""
+    """The classes of that name, ignoring case, each with its domain."""
     return [
         (domain, name)
         for domain, names in domains.items()

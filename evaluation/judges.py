@@ -1,5 +1,5 @@
-"""Judges that were not trained here: a transformers image classifier, and open_clip asked which of several
-texts an image is nearest to."""
+"""Judges that were not trained here: a transformers image classifier, and an open_clip model that sees the
+nearest of several texts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ DOMAIN = "label"
 
 
 class NearestLabel:
-    """Sees the label with the largest entry: a classifier's logit, or the cosine of an image and a text.
+    """Sees the label with the highest score: a classifier's logit, or the cosine of an image and a text.
 
     Args:
         model: images -> vectors.
-        rows: (K, D) a vector for each label, whose product with an image's is the label's entry.
+        rows: (K, D), a vector for each label; its product with an image's is the label's score.
     """
 
     prompt = ""
@@ -33,12 +33,12 @@ class NearestLabel:
         self.domains = {DOMAIN: list(labels)}
 
     def verdicts(self, images: list[Image.Image]) -> list[dict[str, str]]:
-        """For each of B images of one size the label it sees."""
+        """For each of B images of one size, the label it sees."""
         nearest = (self.model.encode_images(to_pixels(images)) @ self.rows.T).argmax(-1).tolist()
         return [{DOMAIN: self.domains[DOMAIN][i]} for i in nearest]
 
     def embed(self, images: list[Image.Image]) -> torch.Tensor:
-        """The vectors (B, D) themselves, on the CPU."""
+        """The vectors (B, D) of images, on the CPU."""
         return self.model.encode_images(to_pixels(images)).cpu()
 
     def identity(self) -> str:
@@ -57,8 +57,8 @@ def classifier_judge(name_or_path: str, device: torch.device | str = "cpu") -> N
 
 
 def zero_shot_judge(teacher: Teacher, labels: Sequence[str]) -> NearestLabel:
-    """An open_clip model that sees whichever of the labels is nearest; they are compared as they stand, so
-    word them as captions."""
+    """An open_clip model that sees the nearest of the labels; they are compared as they are, so word them as
+    captions."""
     return NearestLabel(teacher, labels, teacher.encode_text(list(labels)))
 
 
@@ -75,7 +75,7 @@ def load_judge(name_or_path: str | Path, device: torch.device | str = "cpu") -> 
             said = json.loads(config.read_text(encoding="utf-8"))
             ours = not (isinstance(said, dict) and "architectures" in said)
         except (OSError, ValueError, RecursionError):
-            ours = True  # whose loader says what is amiss
+            ours = True  # its loader says what is wrong
         if ours:
             return Judge.from_pretrained(name_or_path).to(device)
     return classifier_judge(str(name_or_path), device)

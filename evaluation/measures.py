@@ -1,23 +1,22 @@
-"""What is measured beside the judge's verdicts: distances between sets of images, agreement of image and
+"""Measurements apart from the judge's verdicts: distances between sets of images, agreement of image and
 prompt, drift of retained images.
 
 - CLIP score: 100 times the cosine of image and prompt, not below 0 (Hessel et al., 2021,
   https://arxiv.org/abs/2104.08718), by an open_clip model; over the forget prompts, where it should fall, and
   over the retain prompts, where it should not. `evaluation.intervals.bootstrap` gives the intervals.
 - Drift: how far a retain prompt's image moves from the base's image of the same noise: mean absolute
-  difference of pixels in percent of their range, and SSIM (Wang et al., 2004), by torchmetrics. No network
-  decides what counts.
+  difference of pixels in percent of their range, and SSIM (Wang et al., 2004), by torchmetrics. No network is
+  involved.
 - FID (Heusel et al., 2017) and KID (Binkowski et al., 2018) between the retain prompts' images and a
-reference, by torchmetrics, over the
-  features of whatever network is named. They compare sets only where the features are the same: the name is
-  part of the figure. FID is biased upwards where images are few, above all if they are fewer than the
-  features; KID is not, but against the base's images of the same noise, which are no independent sample, it
-  falls below 0 where an adapter changes little.
+  reference, by torchmetrics, over the features of the network that is named. Values are comparable only for
+  the same features, so their name is part of the result. FID is biased upwards for few images, above all if
+  they are fewer than the features. KID is not; but against the base's images of the same noise, which are not
+  an independent sample, it falls below 0 if an adapter changes little.
 
 Intervals of FID and KID: plus and minus 1.96 bootstrap standard errors over resampled prompts, the same in
-    both sets where the base is the reference
-(Efron & Tibshirani, 1993, section 6.4: 50 resamples serve for a standard error). Percentiles would not do: a
-resampled set holds images twice, and its FID lies above the set's own.
+both sets if the base is the reference (Efron & Tibshirani, 1993, section 6.4: 50 resamples suffice for a
+standard error). Percentiles would be wrong: a resampled set holds images twice, and its FID lies above the
+set's own.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ INCEPTION_SIDE = 299
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 Values = dict[str, np.ndarray]
-"""Measurements by name, a row an image."""
+"""Measurements by name, a row for each image."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Features:
     Attributes:
         name: as results show it.
         embed: B images of one size -> (B, D) on the CPU.
-        identity: what tells it from another.
+        identity: a text that distinguishes it from other networks.
     """
 
     name: str
@@ -70,11 +69,11 @@ class Features:
 
 
 class Measures:
-    """Everything that is measured beside the verdicts.
+    """Everything that is measured apart from the verdicts.
 
     Args:
-        features: for FID and KID; None leaves them out.
-        clip: for the CLIP score; None leaves it out.
+        features: for FID and KID; None skips them.
+        clip: for the CLIP score; None skips it.
         clip_name: as results show it.
         reference: features (N, D) of real images; None compares with the base's images.
         reference_name: as results show it.
@@ -94,8 +93,8 @@ class Measures:
     def observe(
         self, images: list[Image.Image], prompts: list[str], base: list[Image.Image] | None
     ) -> Values:
-        """What is measured on each of B images of one size; `base` holds the base's of the same prompts
-        and noise, unless these are they."""
+        """Measure each of B images of one size; `base` holds the base's of the same prompts and noise, None
+        if these are the base's."""
         found: Values = {}
         if self.features:
             found[FEATURES] = self.features.embed(images).float().numpy()
@@ -113,20 +112,20 @@ class Measures:
         return found
 
     def identity(self) -> str:
-        """What tells its measurements from others."""
+        """A text that distinguishes its measurements from others."""
         clip = weights_digest(self.clip.model) if self.clip else ""
         return f"{self.features.identity if self.features else ''} {clip}"
 
     def summarize(
         self, values: Values, base: Values | None, prompt_ids: Sequence[int], forget: Sequence[bool]
     ) -> dict[str, dict[str, Any]]:
-        """Each figure as `{"mean": …, "ci95": [low, high]}`.
+        """Each measure as `{"mean": …, "ci95": [low, high]}`.
 
         Args:
             values: of one side, all images.
             base: of the base, in the same order; None if this is the base.
-            prompt_ids: for each image the index of its prompt.
-            forget: for each prompt whether it asks for what is to be forgotten.
+            prompt_ids: for each image, the index of its prompt.
+            forget: for each prompt, whether it asks for the concept.
         """
         by_prompt: dict[int, list[int]] = {}
         for row, i in enumerate(prompt_ids):
@@ -149,7 +148,7 @@ class Measures:
         return found
 
     def names(self) -> dict[str, str]:
-        """Who measured, for results."""
+        """The networks and the reference, for results."""
         names = {"clip_score": self.clip_name} if self.clip and self.clip_name else {}
         return names | (
             {"features": self.features.name, "reference": self.reference_name} if self.features else {}
@@ -165,12 +164,12 @@ def frechet_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def kernel_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
-    """KID of features (N, D) and (M, D), at least two each: over the whole sets up to 1000 images, else
-    the mean over 10 subsets of that size."""
+    """KID of features (N, D) and (M, D), at least two each: over the whole sets up to 1000 images, else the
+    mean over 10 subsets of that size."""
     size = min(KID_SUBSET, len(features), len(reference))
     whole = size == len(features) == len(reference)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that it keeps all features, which are here already
+        warnings.simplefilter("ignore", UserWarning)  # about keeping all features, which are here already
         metric = KernelInceptionDistance(
             feature=_Given(features.shape[1]),
             subsets=1 if whole else KID_SUBSETS,
@@ -185,14 +184,15 @@ def kernel_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def distances(
-    features: torch.Tensor, reference: torch.Tensor, prompts: Sequence[Sequence[int]], paired: bool
+    features: torch.Tensor, reference: torch.Tensor, prompts: Sequence[Sequence[int]], *, paired: bool
 ) -> dict[str, dict[str, Any]]:
-    """FID and KID with intervals (see the module); empty where there are fewer than two images.
+    """FID and KID with intervals (see the module); empty for fewer than two images.
 
     Args:
         features: (N, D).
-        reference: (M, D); paired, row i belongs to the same prompt and noise as row i of `features`.
-        prompts: the rows of each prompt; rows of none are left out, of the reference too if it is paired.
+        reference: (M, D).
+        prompts: the rows of each prompt; other rows are left out, of the reference too if it is paired.
+        paired: whether row i of the reference has the prompt and noise of row i of `features`.
     """
     rows = [row for of_prompt in prompts for row in of_prompt]
     if len(rows) < 2 or len(reference) < 2:
@@ -214,7 +214,7 @@ def distances(
 
 
 def judge_features(judge: ImageJudge, name: str) -> Features:
-    """The judge's own."""
+    """The judge's own features."""
     return Features(f"{name}, before its head", judge.embed, judge.identity())
 
 
@@ -228,11 +228,11 @@ def clip_features(teacher: Teacher, name: str) -> Features:
 
 
 def inception_features(path: str | Path, device: torch.device | str = "cpu") -> Features:
-    """The 2048 pooled features of torchvision's Inception v3, which UnlearnCanvas takes for its FID, from a
+    """The 2048 pooled features of torchvision's Inception v3, which UnlearnCanvas uses for its FID, from a
     file of its weights.
 
     Args:
-        path: `.safetensors`, or a `.pth` whose pickle holds nothing but tensors (`evaluation.weights`).
+        path: `.safetensors`, or a `.pth` whose pickle holds only tensors (`evaluation.weights`).
 
     Raises:
         ValueError: the file holds no such weights.
@@ -264,8 +264,7 @@ def inception_features(path: str | Path, device: torch.device | str = "cpu") -> 
 def reference_features(
     directory: str | Path, embed: Callable[[list[Image.Image]], torch.Tensor], size: tuple[int, int]
 ) -> torch.Tensor:
-    """Features (N, D) of all pictures below a folder, one after another, each brought to `size` (width,
-    height) first.
+    """Features (N, D) of all pictures below a folder, each resized to `size` (width, height) first.
 
     Raises:
         ValueError: there are fewer than two, or one cannot be read.
@@ -288,7 +287,7 @@ def _pictures(directory: str | Path) -> Iterable[Path]:
 
 
 class _Given(nn.Module):
-    """Features that are computed already."""
+    """Features that are already computed."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()

@@ -1,24 +1,23 @@
-"""UA, IRA, CRA and their like from judged images. Pure functions, no models.
+"""UA, IRA, CRA and related metrics from judged images. Pure functions, no models.
 
 Definitions after UnlearnCanvas (https://arxiv.org/abs/2402.11846), in percent:
 
 - UA, unlearning accuracy: 100 minus the accuracy of the target domain's head on the images whose prompt names
-    a target class;
+  a target class;
 - IRA, in-domain retain accuracy: accuracy of the target domain's head on the images whose prompt names any
-    other class of that domain;
-- CRA, cross-domain retain accuracy: accuracy of the other domains' heads over *all* images, those of the
-  target prompts included (the strict reading: a cat in the erased style must still be a cat). `CRA_retained`
-  and `CRA_forgotten` are
-      the same figure
-  over the images whose prompt names no target class, and over those whose prompt names one;
-- NRA, neighbour retain accuracy: accuracy on what is nearest to the concept, apart from the rest. In a grid
+  other class of that domain;
+- CRA, cross-domain retain accuracy: accuracy of the other domains' heads over *all* images, including those
+  of the target prompts (the strict reading: a cat in the erased style must still be a cat). `CRA_retained`
+  and `CRA_forgotten` are the same metric over the images whose prompt names no target class, and over those
+  whose prompt names one;
+- NRA, neighbour retain accuracy: accuracy on what is nearest to the concept, reported separately. In a grid
   of classes these are classes of the target's domain, which count in IRA too.
 
 Targets may lie in several domains. Then UA and IRA count every target domain by its own head, and CRA counts,
 for every target domain, the heads of the others; a verdict about a class that is itself a target never counts
 as retained.
 
-Every prompt weighs the same, however many images of it there are.
+Every prompt weighs the same, regardless of its number of images.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ ROLES = {
     "CRA_forgotten": {CROSS_FORGOTTEN},
     "NRA": {NEIGHBOUR},
 }
-"""Which verdicts a figure counts."""
+"""Which verdicts a metric counts."""
 
 Verdict = Mapping[str, str]
 """The class that a judge sees in an image, by domain."""
@@ -57,12 +56,11 @@ Verdict = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Cell:
-    """A prompt and what its images are asked.
+    """A prompt, and what its images are judged on.
 
     Attributes:
         labels: by domain, the class that an image of the prompt shows if nothing is erased.
-        asked: the domains whose verdict counts, each with the role it counts as; a verdict may count in
-            several.
+        asked: the domains whose verdict counts, each with its role; a verdict may have several roles.
     """
 
     prompt: str
@@ -71,13 +69,13 @@ class Cell:
 
     @property
     def forget(self) -> bool:
-        """Whether the prompt asks for what is to be forgotten."""
+        """Whether the prompt asks for the concept."""
         return any(role == FORGET for _, role in self.asked)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a figure is made of: prompts, each with its weight and the scores of its images in [0, 1]."""
+    """The scores behind a metric: prompts, each with its weight and the scores of its images in [0, 1]."""
 
     weights: list[float]
     by_prompt: list[list[float]]
@@ -87,15 +85,14 @@ class Scores:
         return sum(map(len, self.by_prompt))
 
     def percent(self) -> float | None:
-        """The mean; None where there is no image."""
+        """The mean; None without images."""
         if not self.by_prompt:
             return None
         means = [statistics.fmean(row) for row in self.by_prompt]
         return 100 * sum(w * mean for w, mean in zip(self.weights, means, strict=True)) / sum(self.weights)
 
     def interval(self) -> Interval | None:
-        """Its 95 % interval in percent, within [0, 100] (`evaluation.intervals`); None where there is no
-        image."""
+        """The 95 % interval in percent, within [0, 100] (`evaluation.intervals`); None without images."""
         return proportion_interval(self.by_prompt, self.weights) if self.by_prompt else None
 
 
@@ -110,7 +107,7 @@ def grid(
     Args:
         wording: of a prompt, with a field for each domain.
         targets: the classes to forget, by domain.
-        neighbours: classes of the targets' domains to report apart, by domain.
+        neighbours: classes of the targets' domains to report separately, by domain.
 
     Raises:
         ValueError: there is no target, or it is no class of the domains.
@@ -127,9 +124,8 @@ def grid(
         Cell(wording.format(**labels), labels, roles(labels, targets, neighbours or {})) for labels in rows
     ]
     if not any(cell.forget for cell in cells):
-        raise ValueError(
-            f"no prompt names a target class ({', '.join(f'{d}: {name}' for d, names in targets.items() for name in sorted(names))})"
-        )
+        listed = ", ".join(f"{d}: {name}" for d, names in targets.items() for name in sorted(names))
+        raise ValueError(f"no prompt names a target class ({listed})")
     return cells
 
 
@@ -138,7 +134,7 @@ def roles(
     targets: Mapping[str, Collection[str]],
     neighbours: Mapping[str, Collection[str]],
 ) -> tuple[tuple[str, str], ...]:
-    """What the verdicts on an image count as (see the module), given the classes its prompt names by
+    """The roles of the verdicts on an image (see the module), given the classes its prompt names by
     domain."""
     names_target = any(labels[domain] in names for domain, names in targets.items())
     asked = []
@@ -157,12 +153,12 @@ def roles(
 def tabulate(
     cells: Sequence[Cell], verdicts: Sequence[Verdict], prompt_ids: Sequence[int]
 ) -> dict[str, Scores]:
-    """The scores behind each figure.
+    """The scores behind each metric.
 
     Args:
         cells: the protocol's.
         verdicts: one for each image.
-        prompt_ids: for each image the index of its cell.
+        prompt_ids: for each image, the index of its cell.
 
     Raises:
         ValueError: no images, or verdicts and prompts differ in number.
@@ -201,11 +197,11 @@ def class_accuracy(
 
 
 def mean_interval(rows: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Of a figure that is no proportion: the mean over prompts of the mean over images, and its bootstrap
+    """For a metric that is not a proportion: the mean over prompts of the mean over images, and its bootstrap
     interval.
 
     Args:
-        rows: for each prompt the values of its images.
+        rows: for each prompt, the values of its images.
     """
     low, high = bootstrap(rows)
     return {"mean": statistics.fmean(statistics.fmean(row) for row in rows), "ci95": [low, high]}
@@ -217,13 +213,13 @@ def summarize(
     """Mean over training runs and its 95 % interval.
 
     Args:
-        runs: for each run, figures by name; every run has the same names.
-        percentages: which figures lie in [0, 100], each with the number of images of all runs that it comes
-            from, if it is known: the interval is then never narrower than Wilson's for as many images.
+        runs: for each run, metrics by name; every run has the same names.
+        percentages: the metrics in [0, 100], each with the number of images of all runs behind it, if known:
+            the interval is then never narrower than Wilson's for that number of images.
 
     Returns:
-        For each name `{"mean": …, "ci95": [low, high]}`: `mean` is None where a run has no figure, `ci95`
-        also where nothing can be said.
+        For each name `{"mean": …, "ci95": [low, high]}`: `mean` is None if a run lacks the metric; `ci95`
+        also if there is a single run and no number of images.
 
     Raises:
         ValueError: no runs.

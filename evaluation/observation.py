@@ -1,4 +1,4 @@
-"""Drawing and judging, shard by shard: the base and an adapter at several weights from the same noise."""
+"""Draw and judge shard by shard: the base and an adapter at several weights, from the same noise."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 BASE = 0.0
 """The adapter's weight at which it is the base."""
 CHANGED = "changed"
-"""Name of the measurement that says in which images the adapter changed any pixel."""
+"""The measurement that says whether the adapter changed any pixel of an image."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """Where images and verdicts are kept, one side a directory.
+    """Where images and verdicts are kept, one directory for each side.
 
     Attributes:
-        base: the base's side; it may serve several adapters.
+        base: the base's side; several adapters may share it.
         sides: by weight of the adapter, its side.
     """
 
@@ -42,16 +42,16 @@ class Store:
 
 
 class Observer:
-    """Observes the images of an examination at every weight of the adapter; what a store holds is neither
-    drawn nor judged again.
+    """Draws and judges the images of an examination at every weight of the adapter; what a store holds is
+    neither drawn nor judged again.
 
     Args:
         jobs: the images, by prompt and seed.
-        scales: weights of the adapter; the base comes first in any case.
+        scales: weights of the adapter; the base always comes first.
         shown: images to keep for a picture.
 
     Attributes:
-        pictures: of `shown`, by weight, those of the shards that were observed.
+        pictures: by weight, the images of `shown` in the shards observed so far.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Observer:
         pipe: DiffusionPipeline,
         examination: Examination,
         jobs: Sequence[Job],
+        *,
         scales: Sequence[float],
         num_inference_steps: int,
         guidance_scale: float | None,
@@ -82,7 +83,7 @@ class Observer:
         )
 
     def observe(self, shards: Sequence[int], label: str | None) -> dict[float, list[Seen]]:
-        """What is seen of these shards, by weight. `label` is the progress bar's; None shows none."""
+        """What is seen in these shards, by weight. `label` is the progress bar's; None shows none."""
         found: dict[float, list[Seen]] = {scale: [] for scale in self.scales}
         total = len(self.scales) * sum(len(self.shards[k]) for k in shards)
         with tqdm(total=total, desc=label, disable=label is None, unit="image", leave=False) as bar:
@@ -137,7 +138,7 @@ class Observer:
             return draw(self.pipe, jobs, self.num_inference_steps, self.guidance_scale, self.batch_size)
 
     def _known(self, scale: float, k: int) -> Seen | None:
-        """What the store says of a shard whose images, and the base's, are whole."""
+        """What the store knows of a shard whose images, and the base's, are undamaged."""
         if self.store is None or not all(self.store[of].is_whole(k, self.shards[k]) for of in {BASE, scale}):
             return None
         seen = self.store[scale].read_seen(k, self._key(self.store, scale, k))
@@ -148,5 +149,5 @@ class Observer:
         return seen
 
     def _key(self, store: Store, scale: float, k: int) -> str:
-        """What is seen of an adapter's images depends on the base's too, which they are compared with."""
+        """Observations of an adapter's images depend on the base's too, which they are compared with."""
         return store[scale].key(k, self._judged_by, *([store.base.key(k)] if scale != BASE else []))

@@ -16,11 +16,11 @@ KEPT_AS = {"IRA": "its kind is still drawn right", "CRA": "all else is still dra
 
 
 def pareto(sides: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
-    """Write the curves as PNG, one panel a figure that the judge says: a point for each weight, with the 95 %
-    intervals of both figures as bars.
+    """Write the curves as PNG, one panel for each metric the judge has: a point for each weight, with the
+    95 % intervals of both metrics as bars.
 
     Args:
-        sides: figures as `evaluation.protocol.evaluate` gives them under `scales`, each with its `scale`.
+        sides: metrics as `evaluation.protocol.evaluate` returns them under `scales`, each with its `scale`.
         title: its first line is the headline.
     """
     sides = sorted(sides, key=lambda side: side["scale"])
@@ -59,7 +59,7 @@ def pareto(sides: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> 
 def _places(
     points: Sequence[Mapping[str, Any]], name: str, near: float
 ) -> list[tuple[tuple[float, float], list[float]]]:
-    """Where to write which weights: those whose points lie on one another share a label."""
+    """Positions of the labels, each with its weights: points that lie on one another share a label."""
     places: list[tuple[tuple[float, float], list[float]]] = []
     for point in points:
         for (x, y), scales in places:
@@ -72,7 +72,7 @@ def _places(
 
 
 def _bars(points: Sequence[Mapping[str, Any]], name: str) -> list[list[float]]:
-    """How far each interval reaches below and above its point."""
+    """The lengths of each interval below and above its point."""
     below = [max(0.0, point[name] - point["ci95"][name][0]) for point in points]
     above = [max(0.0, point["ci95"][name][1] - point[name]) for point in points]
     return [below, above]

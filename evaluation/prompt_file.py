@@ -1,5 +1,5 @@
-"""A protocol of the user's own: a CSV or JSONL file whose rows say prompt, group and label, judged by
-whatever judge knows the labels."""
+"""A user's own protocol: a CSV or JSONL file whose rows have prompt, group and label, for any judge that
+knows the labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from evaluation.metrics import CROSS_RETAINED, FORGET, IN_DOMAIN, NEIGHBOUR, Cel
 
 COLUMNS = ("prompt", "group", "label")
 GROUPS = {"forget": FORGET, "in_domain": IN_DOMAIN, "cross_domain": CROSS_RETAINED, "neighbour": NEIGHBOUR}
-"""What a row's group makes its images count as: UA, IRA, CRA, NRA."""
+"""The role of a row's images by its group: they count in UA, IRA, CRA or NRA."""
 MOST_LISTED = 20
 
 
@@ -39,12 +39,11 @@ class Row:
 
 
 def read_prompt_file(path: str | Path) -> list[Row]:
-    """Read a `.csv` with a header, or a `.jsonl` with an object a line; columns that are not needed are
-    ignored.
+    """Read a `.csv` with a header, or a `.jsonl` with one object a line; other columns are ignored.
 
     Raises:
         ValueError: it cannot be read, a column or a value is missing (row and column are named; the header is
-            row 1), a group is none of GROUPS, a row is there twice, or nothing is to be forgotten.
+            row 1), a group is none of GROUPS, a row occurs twice, or no row asks for the concept.
     """
     path = Path(path)
     try:
@@ -73,18 +72,16 @@ def read_prompt_file(path: str | Path) -> list[Row]:
         row = Row(**values, place=place)
         if (row.prompt, row.label) in rows:
             raise ValueError(
-                f"{place}: the same prompt and label stand in {rows[row.prompt, row.label].place} already."
+                f"{place}: prompt and label are the same as in {rows[row.prompt, row.label].place}."
             )
         rows[row.prompt, row.label] = row
     if not any(row.group == "forget" for row in rows.values()):
-        raise ValueError(
-            f"{path.name}: no row is of the group 'forget', so there is nothing whose forgetting could be judged."
-        )
+        raise ValueError(f"{path.name}: no row has the group 'forget', so there is no forgetting to judge.")
     return list(rows.values())
 
 
 def is_text(value: str) -> bool:
-    """Whether it can be written as UTF-8: JSON can spell half of a character, which no tokenizer takes."""
+    """Whether it can be written as UTF-8: JSON can spell half of a character, which no tokenizer accepts."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -93,10 +90,10 @@ def is_text(value: str) -> bool:
 
 
 class FileExamination(Examination):
-    """The prompts of a file; each image is asked for its row's label.
+    """The prompts of a file; each image is judged on its row's label.
 
     Raises:
-        ValueError: the judge does not know a label, or knows several classes of that name; the row is named.
+        ValueError: the judge does not know a label, or has several classes of that name; the row is named.
     """
 
     def __init__(self, judge: ImageJudge, rows: Sequence[Row], name: str, protocol: str) -> None:
@@ -127,13 +124,15 @@ def find_class(judge: ImageJudge, row: Row) -> tuple[str, str]:
         return found[0]
     if found:
         raise ValueError(
-            f"{row.place}: the judge knows {row.label!r} in several domains: {', '.join(domain for domain, _ in found)}."
+            f"{row.place}: the judge knows {row.label!r} in several domains: "
+            f"{', '.join(domain for domain, _ in found)}."
         )
     known = [name for names in judge.domains.values() for name in names]
     known.sort(key=lambda name: -difflib.SequenceMatcher(None, row.label.casefold(), name.casefold()).ratio())
     more = f" and {len(known) - MOST_LISTED} more" if len(known) > MOST_LISTED else ""
     raise ValueError(
-        f"{row.place}: the judge has no class {row.label!r}; it knows, nearest first: {', '.join(known[:MOST_LISTED])}{more}."
+        f"{row.place}: the judge has no class {row.label!r}; it knows, nearest first: "
+        f"{', '.join(known[:MOST_LISTED])}{more}."
     )
 
 
@@ -150,7 +149,7 @@ def _rows_of(path: Path, reader: csv.DictReader[str]) -> list[tuple[int, dict[st
     for column in COLUMNS:
         if column not in header:
             raise ValueError(
-                f"{path.name}, row 1: column {column!r} is missing (there are: {', '.join(header) or 'none'})."
+                f"{path.name}, row 1: column {column!r} is missing (columns: {', '.join(header) or 'none'})."
             )
     reader.fieldnames = header
     return [(reader.line_num, record) for record in reader]

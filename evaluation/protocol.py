@@ -1,4 +1,4 @@
-"""Base and adapter side by side on one pipeline: drawn, judged, summarized."""
+"""Draw, judge and summarise base and adapter side by side, on one pipeline."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from evaluation.measures import Measures
 
 Observed = tuple[dict[float, list[Seen]], dict[float, dict[Job, Image.Image]]]
-"""What a process has seen of its shards, and those of the images to show that it has drawn, both by weight
-of the adapter."""
+"""What a process has seen of its shards, and the images to show that it has drawn, both by weight of the
+adapter."""
 
 
 @dataclass
 class Evaluation:
-    """What was found: `results` goes to results.json as it is, `pairs` to the before/after grid."""
+    """The findings: `results` goes to results.json as it is, `pairs` to the before/after grid."""
 
     results: dict[str, Any]
     pairs: list[Pair] = field(default_factory=list)
@@ -41,6 +41,7 @@ def evaluate(
     pipe: DiffusionPipeline,
     examination: Examination,
     seeds: Sequence[int] | None = None,
+    *,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     batch_size: int | None = None,
@@ -52,30 +53,28 @@ def evaluate(
     processes: tuple[int, int] = (0, 1),
     gather: Callable[[list[Observed]], list[Observed]] = list,
 ) -> Evaluation | None:
-    """Draw and judge every prompt with the adapter disabled and at each weight, on one pipeline that carries
-    it.
+    """Draw and judge every prompt with the adapter disabled and at each weight, on one pipeline that has it.
 
-    Images come and go shard by shard: one shard of the base's and one of the adapter's are in memory, what
-        was observed of the others, and the few of
-    `pairs`.
+    Memory holds one shard of the base's images, one of the adapter's, the observations of all others, and the
+    few images of `pairs`.
 
     Args:
-        pipe: a pipeline with an adapter; its sampler and modes are as before afterwards.
-        seeds: one image a prompt and seed. None is the examination's own, else those of `default_seeds`.
+        pipe: a pipeline with an adapter; its sampler and modes are restored afterwards.
+        seeds: one image for each prompt and seed. None is the examination's own, else `default_seeds`.
         num_inference_steps: None is the examination's own.
         guidance_scale: None is the examination's own, else the pipeline's default.
         batch_size: images drawn at a time; None goes by the size of the latents.
-        showcase: how many forget prompts, and how many retain prompts, `pairs` holds (first seed).
+        showcase: number of forget prompts, and of retain prompts, in `pairs` (first seed).
         scales: weights of the adapter; 0 is the base and is not drawn again.
-        measures: what is measured beside the verdicts.
-        store: keeps images and verdicts, so that what is interrupted goes on; None keeps none.
-        processes: which of how many processes this is. Shard k is the task of process k modulo their number.
-        gather: every process's list -> those of all in one, in the order of the processes; called once, by
-            each of them.
+        measures: what is measured apart from the verdicts.
+        store: keeps images and verdicts, so that an interrupted evaluation goes on; None keeps none.
+        processes: index of this process, and their number. Process k modulo their number draws shard k.
+        gather: every process's list -> those of all in one, in the order of the processes; each process
+            calls it once.
 
     Returns:
         None in every process but the first. `results` has `base` and `adapter` (at the weight nearest to 1;
-        figures in percent, within each `ci95` `{figure: [low, high]}`, `images` of each figure, `per_class`,
+        metrics in percent, each with `ci95` `{metric: [low, high]}`, `images` of each metric, `per_class`,
         `measures`), `scales` (the same for every weight), `seeds`, `judge`, `protocol`, `targets`,
         `images_per_side`, `changed_images` (percent of images in which the adapter changed any pixel),
         `shown` (which images of a store `pairs` holds), settings, versions, seconds.
@@ -88,7 +87,16 @@ def evaluate(
     share = -(-len(jobs) // count)
     batch_size = batch_size or Backbone.of(pipe).usual_batch_size
     observer = Observer(
-        pipe, examination, jobs, scales, steps, guidance, min(batch_size, share), measures, store, shown
+        pipe,
+        examination,
+        jobs,
+        scales=scales,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        batch_size=min(batch_size, share),
+        measures=measures,
+        store=store,
+        shown=shown,
     )
     shards = range(len(observer.shards))
     with evaluation_mode(pipe):
@@ -167,8 +175,8 @@ def default_guidance(pipe: DiffusionPipeline) -> float | None:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Base against adapter as text, or base against every weight of it, with 95 % intervals and the
-    judge's name."""
+    """Base against adapter as text, or against every weight of it, with 95 % intervals and the judge's
+    name."""
     names = [*HEADLINE, *(["NRA"] if results["base"].get("NRA") is not None else [])]
     rows = {"base": results["base"]}
     if results.get("scales"):
@@ -184,13 +192,14 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             *lines,
-            f"judge: {results['judge']}; {results['images_per_side']} images a side, {images} of the concept; in brackets 95 % intervals",
+            f"judge: {results['judge']}; {results['images_per_side']} images a side, {images} of the concept; in "
+            "brackets 95 % intervals",
         ]
     )
 
 
 def grid_title(results: Mapping[str, Any]) -> str:
-    """Headline and figures for the before/after picture, with the judge's name."""
+    """Headline and metrics for the before/after picture, with the judge's name."""
     concept = results["concept"]
     erased = concept if isinstance(concept, str) else ", ".join(concept)
     base, adapter = results["base"], results["adapter"]
@@ -204,7 +213,10 @@ def grid_title(results: Mapping[str, Any]) -> str:
 
 def pareto_title(results: Mapping[str, Any]) -> str:
     """Headline of the curves, with the judge's name."""
-    return f"Erased: {', '.join(results['concept'] or ['-'])}; numbers are weights of the adapter, bars 95 % intervals; judge: {results['judge']}"
+    return (
+        f"Erased: {', '.join(results['concept'] or ['-'])}; numbers are weights of the adapter, bars 95 % "
+        f"intervals; judge: {results['judge']}"
+    )
 
 
 def _values(found: Sequence[Seen]) -> dict[str, np.ndarray]:

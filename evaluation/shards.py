@@ -3,9 +3,9 @@ processes.
 
 A side (the base, or the adapter at one weight) is a directory: `manifest.json` (what the images depend on),
 an image file for each prompt and seed, and for every complete shard `shard-NNNNN.json` with the SHA-256 of
-its files. A shard is a run of consecutive images; it counts once its JSON is there, which is written last.
-What a judge has seen of a shard lies beside it in `seen-NNNNN-KEY.safetensors`; the key holds the judge and
-the images' hashes, so that other images or another judge never find it.
+its files. A shard is a sequence of consecutive images; it counts once its JSON exists, which is written last.
+A judge's verdicts on a shard are in `seen-NNNNN-KEY.safetensors`; the key covers the judge and the images'
+hashes, so that verdicts on other images or by another judge are never found.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from common.files import write_aside
+from common.files import write_aside, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +39,11 @@ Job = tuple[int, int]
 
 @dataclass
 class Seen:
-    """What was observed of a shard's images.
+    """Observations of a shard's images.
 
     Attributes:
-        verdicts: one an image, by domain.
-        values: further measurements by name, a row an image.
+        verdicts: for each image, by domain.
+        values: further measurements by name, a row for each image.
     """
 
     verdicts: list[dict[str, str]]
@@ -54,7 +54,7 @@ class Side:
     """The images of one side in a directory.
 
     Args:
-        settings: whatever the images depend on, JSON.
+        settings: everything the images depend on, JSON.
         image_format: "png" or "jpeg".
 
     Raises:
@@ -72,25 +72,25 @@ class Side:
                 found = None
             if not isinstance(found, dict):
                 raise ValueError(
-                    f"{path} is damaged; choose another directory, or add --overwrite_output_dir to begin --output_dir anew."
+                    f"{path} is damaged; choose another directory, or add --overwrite_output_dir to start "
+                    "--output_dir anew."
                 )
             for name in wanted:
                 if found.get(name) != wanted[name]:
                     raise ValueError(
-                        f"{directory} holds images of another evaluation ({name} is {_shown(found.get(name))} there and {_shown(wanted[name])} here); "
-                        "choose another directory, or add --overwrite_output_dir to begin --output_dir anew."
+                        f"{directory} holds images of another evaluation ({name} is {_shown(found.get(name))} there "
+                        f"and {_shown(wanted[name])} here); choose another directory, or add "
+                        "--overwrite_output_dir to start --output_dir anew."
                     )
         else:
             directory.mkdir(parents=True, exist_ok=True)
-            write_aside(
-                path, lambda aside: aside.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-            )
+            write_json(path, wanted)
 
     def images(
         self, shard: int, jobs: Sequence[Job], draw: Callable[[], list[Image.Image]]
     ) -> list[Image.Image]:
-        """The images of a shard as they are on disk; if one is not there as it was written, it is named in
-        the log and its shard is drawn again."""
+        """The images of a shard as they are on disk; if one is missing or changed, the log names it and its
+        shard is drawn again."""
         damaged = self._damaged(shard, jobs)
         if damaged is None or damaged:
             for name in damaged or []:
@@ -101,7 +101,7 @@ class Side:
         return [self.image(job) for job in jobs]
 
     def is_whole(self, shard: int, jobs: Sequence[Job]) -> bool:
-        """Whether all images of a shard are there as they were written."""
+        """Whether all images of a shard are on disk as they were written."""
         return self._damaged(shard, jobs) == []
 
     def image(self, job: Job) -> Image.Image:
@@ -110,14 +110,13 @@ class Side:
             return image.convert("RGB")
 
     def key(self, shard: int, *judged_by: str) -> str:
-        """What tells observations of a shard that is whole from others: its images' hashes and whoever
-        judged."""
+        """What observations of a complete shard depend on: a hash of its images' hashes and of the judge."""
         return hashlib.sha256(
             "\n".join([self._index(shard).read_text(encoding="utf-8"), *judged_by]).encode()
         ).hexdigest()[:16]
 
     def read_seen(self, shard: int, key: str) -> Seen | None:
-        """What was observed, if it was."""
+        """The observations, if there are any."""
         path = self._seen(shard, key)
         try:
             with safe_open(path, "np") as file:
@@ -132,7 +131,7 @@ class Side:
             return None
 
     def write_seen(self, shard: int, key: str, seen: Seen) -> None:
-        """Keep what was observed; observations of other images or by other judges are left alone."""
+        """Keep observations; those of other images or by other judges are not touched."""
         verdicts = {"verdicts": json.dumps(seen.verdicts, ensure_ascii=False)}
         tensors = {name: np.ascontiguousarray(rows) for name, rows in seen.values.items()}
         write_aside(self._seen(shard, key), lambda path: save_file(tensors, path, verdicts))
@@ -155,7 +154,7 @@ class Side:
         )
 
     def _damaged(self, shard: int, jobs: Sequence[Job]) -> list[str] | None:
-        """The files of a shard that are not as they were written; None if it was never completed."""
+        """The files of a shard that are missing or changed; None if it was never completed."""
         try:
             digests = json.loads(self._index(shard).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):

@@ -5,12 +5,12 @@ machine_unlearning/evaluation in https://github.com/OPTML-Group/UnlearnCanvas: c
 sampling_unlearned_models/*.py (100 DDIM steps, eta 0, guidance 9.0, 512 pixels, images saved as JPEG) and
 quantitative/accuracy.py (the seeds; two ViT-L/16 of timm over images of 224 pixels, a head for the 51 themes
 and one for the 20 objects in the order of the lists). Its noise comes from one global generator in the order
-of drawing and cannot be had again; ours comes from prompt and seed. Its code for UA, IRA and CRA was never
+of drawing and cannot be reproduced; ours comes from prompt and seed. Its code for UA, IRA and CRA was never
 released.
 
 "Seed_Images", the photographs that the other themes were made from, is one of the 51 themes: its prompts are
 drawn and the theme classifier knows it. Public evaluations differ on whether it counts. The headline here
-counts it, as accuracy.py does; the same figures without its images stand beside it.
+counts it, as accuracy.py does; the same metrics without its images are reported as well.
 """
 
 from __future__ import annotations
@@ -92,8 +92,7 @@ THEMES = [
     ),
     *("Watercolor", "Winter"),
 ]
-"""The theme head's classes in its order; prompts say them with spaces in place of the underscores of file
-names."""
+"""The theme head's classes in its order; prompts have spaces where file names have underscores."""
 OBJECTS = [
     *("Architectures", "Bears", "Birds", "Butterfly", "Cats", "Dogs", "Fishes", "Flame", "Flowers", "Frogs"),
     *(
@@ -114,14 +113,14 @@ SEED_IMAGES = "Seed Images"
 PROMPT = "A {object} image in {style} style."
 SEEDS = (188, 288, 588, 688, 888)
 LITE_THEMES, LITE_OBJECTS, LITE_SEEDS = 10, 5, 2
-"""How many of each the lite subset holds at most, the concept's and "Seed_Images" besides."""
+"""Sizes of the lite subset, in addition to the concept's own and "Seed_Images"."""
 HEAD_WIDTH = 64
 """Features of one attention head of timm's vision transformers."""
 
 
 class UnlearnCanvasJudge:
-    """The two classifiers, each with the classes that an examination draws; whatever else they see is a
-    class too, but asked for by no prompt."""
+    """The two classifiers, each with the classes that an examination draws; they may also see others, which
+    no prompt asks for."""
 
     prompt = PROMPT
 
@@ -150,12 +149,12 @@ class UnlearnCanvasJudge:
         )
 
     def subset(self, themes: Sequence[str], objects: Sequence[str]) -> UnlearnCanvasJudge:
-        """The same classifiers, fewer prompts; they still choose among all classes."""
+        """The same classifiers for fewer prompts; they still choose among all classes."""
         return UnlearnCanvasJudge(self.heads["style"], self.heads["object"], themes, objects)
 
     @torch.no_grad()
     def verdicts(self, images: list[Image.Image]) -> list[dict[str, str]]:
-        """For each image the theme and the object it sees."""
+        """For each image, the theme and the object it sees."""
         seen = {
             domain: head(_fitted(images, head)).argmax(-1).tolist() for domain, head in self.heads.items()
         }
@@ -166,7 +165,7 @@ class UnlearnCanvasJudge:
 
     @torch.no_grad()
     def embed(self, images: list[Image.Image]) -> torch.Tensor:
-        """What the theme head reads (B, width), on the CPU."""
+        """The input (B, width) of the theme head, on the CPU."""
         head: Any = self.heads["style"]
         return head.forward_head(head.forward_features(_fitted(images, head)), pre_logits=True).float().cpu()
 
@@ -176,13 +175,13 @@ class UnlearnCanvasJudge:
 
 
 class UnlearnCanvasExamination(JudgeExamination):
-    """51 themes x 20 objects x 5 seeds, or the lite subset of them, which is for a first look and comparable
-    with no published figure.
+    """51 themes x 20 objects x 5 seeds, or the lite subset of them for a first look, which is not comparable
+    with published numbers.
 
     Args:
         concepts: the themes or objects that were to be erased.
         name: the judge's.
-        lite: evenly spaced themes and objects, the concept's own among them, and two seeds.
+        lite: evenly spaced themes and objects, the concept's own included, and two seeds.
 
     Raises:
         ValueError: a concept or a neighbour names no theme and no object.
@@ -220,7 +219,7 @@ class UnlearnCanvasExamination(JudgeExamination):
     def note_changes(
         self, seeds: Sequence[int] | None, num_inference_steps: int | None, guidance_scale: float | None
     ) -> None:
-        """Say in the protocol's name which of the benchmark's settings were replaced (None: it was not)."""
+        """Name in the protocol which of the benchmark's settings were replaced (None: not replaced)."""
         given = {"seeds": seeds and tuple(seeds), "steps": num_inference_steps, "guidance": guidance_scale}
         own = {"seeds": tuple(self.seeds), "steps": self.num_inference_steps, "guidance": self.guidance_scale}
         changed = [
@@ -233,8 +232,8 @@ class UnlearnCanvasExamination(JudgeExamination):
 
 
 def load_vit(path: str | Path, num_classes: int, device: torch.device | str = "cpu") -> torch.nn.Module:
-    """A vision transformer of timm from a state dict (`evaluation.weights`); its sizes are read off the
-    tensors, so that it need not be ViT-L/16.
+    """A vision transformer of timm from a state dict (`evaluation.weights`); its sizes come from the tensors,
+    so that it need not be ViT-L/16.
 
     Raises:
         ValueError: the file holds no such classifier, or one with another number of classes.

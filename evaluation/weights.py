@@ -1,4 +1,4 @@
-"""Weights of other people's classifiers, from the files in which they are published."""
+"""Weights of other people's classifiers, from the files they are published in."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from safetensors.torch import load_file
 
 
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:
-    """A state dict from `.safetensors`, or from a pickle (`.pth`) that holds nothing but tensors and plain
-    containers.
+    """A state dict from `.safetensors`, or from a pickle (`.pth`) of tensors and plain containers only.
 
-    A pickle goes through `torch.load(weights_only=True)`, which runs no code of the file. A state under
-    `model_state_dict` is taken out of what surrounds it.
+    A pickle is read by `torch.load(weights_only=True)`, which runs no code of the file. A state under
+    `model_state_dict` is taken out.
 
     Raises:
         ValueError: the file cannot be read that way, or holds no tensors.
@@ -28,7 +27,7 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # a pickle may raise anything
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise ValueError(
-            f"The weights {path} were not loaded ({reason}). Safetensors are read, and pickles that hold nothing but tensors "
+            f"The weights {path} were not loaded ({reason}). Safetensors are read, and pickles of tensors only "
             "(torch.load with weights_only=True); any other pickle could run code."
         ) from error
     state = loaded.get("model_state_dict", loaded) if isinstance(loaded, dict) else None

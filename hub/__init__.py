@@ -1,2 +1,1 @@
-"""What leaves the project: adapter files that any diffusers user can load, and the cards that describe
-them."""
+"""Publishing: adapter files that any diffusers user can load, their cards, the Hub and Spaces."""

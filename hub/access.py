@@ -1,5 +1,4 @@
-"""Whether something may be uploaded, and what goes wrong between here and the Hub, in sentences that never
-show a token."""
+"""Checks before an upload, and the Hub's errors as sentences that never show a token."""
 
 from __future__ import annotations
 
@@ -32,18 +31,15 @@ REASONS = {
 
 
 PATIENCE = 60.0
-"""Seconds without a byte from the Hub after which it counts as gone; by itself the client would wait for
-ever."""
+"""Seconds without a byte from the Hub after which it counts as gone; the client itself would wait forever."""
 
 
 class HubError(ValueError):
-    """Something that was to be sent to the Hub or fetched from it was not; the message says why and what
-    to do."""
+    """An upload or a download failed; the message says why and what to do."""
 
 
 def check_push(repo_id: str, token: str | None = None) -> str:
-    """Whether a repository can be uploaded to, made first if there is none, to be asked before hours of
-    training. Nothing is made.
+    """Check that a repository can be uploaded to, or made first, before hours of training. Nothing is made.
 
     Args:
         repo_id: "owner/name", or "name" under the token's own user.
@@ -63,7 +59,8 @@ def check_push(repo_id: str, token: str | None = None) -> str:
         user = account["name"]
         if ((account.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
             raise HubError(
-                f"the token of {user} may only read; make one that may write at https://huggingface.co/settings/tokens"
+                f"the token of {user} may only read; make one that may write at "
+                "https://huggingface.co/settings/tokens"
             )
         repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
         try:
@@ -82,8 +79,8 @@ def check_push(repo_id: str, token: str | None = None) -> str:
 
 @contextmanager
 def hub_errors(what: str, then: str) -> Iterator[None]:
-    """Turn whatever goes wrong between here and the Hub into one sentence: `what`, the reason, and `then`,
-    which says what to do.
+    """Turn any error of the Hub or the network into one sentence: `what`, the reason, and `then`, which says
+    what to do.
 
     Raises:
         HubError: something went wrong.
@@ -97,15 +94,16 @@ def hub_errors(what: str, then: str) -> Iterator[None]:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, HFValidationError):
-        return "it is no repository id, which is NAME or OWNER/NAME in letters, digits, dots, - and _"
+        return "it is not a repository id, which is NAME or OWNER/NAME in letters, digits, dots, - and _"
     if isinstance(error, LookupError | json.JSONDecodeError):
-        return "the Hub gave an answer that cannot be understood"
+        return "the Hub's answer cannot be read"
     if isinstance(error, ValueError):
         return _said(error)
     for link in _causes(error):
         if isinstance(link, HfHubHTTPError):
             status = link.response.status_code
-            refused = f"the Hub refused ({status}: {textwrap.shorten(link.server_message or 'it does not say why', 240)})"
+            reason = textwrap.shorten(link.server_message or "it does not say why", 240)
+            refused = f"the Hub refused ({status}: {reason})"
             return REASONS.get(status, f"the Hub itself failed ({status})" if status >= 500 else refused)
         if isinstance(link, OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE is set, so unset it"
@@ -119,7 +117,7 @@ def _said(error: BaseException) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it comes from; the client wraps what happens within its threads and its cache."""
+    """The error and its causes; the client wraps errors of its threads and its cache."""
     link: BaseException | None = error
     while link is not None:
         yield link

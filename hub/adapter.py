@@ -1,5 +1,4 @@
-"""Adapter files: diffusers' LoRA format with rank, alpha and targets in the header, and our own keys
-beside them."""
+"""Adapter files: diffusers' LoRA format with rank, alpha and targets in the header, and our own keys."""
 
 from __future__ import annotations
 
@@ -27,9 +26,9 @@ from hub.checks import find_fault, loaded_adapters
 from hub.files import HASH_KEY, read_file, read_header, write_file
 
 KOHYA_NAME = "pytorch_lora_weights_kohya.safetensors"
-"""The same adapter in kohya's format, beside the one in diffusers'."""
+"""The same adapter in kohya's format, next to the one in diffusers'."""
 RESERVED = {LORA_ADAPTER_METADATA_KEY, "format", HASH_KEY}
-"""Header keys that are made with the tensors."""
+"""Header keys that are derived from the tensors."""
 
 
 def save_adapter(
@@ -38,10 +37,10 @@ def save_adapter(
     adapter_name: str = "default",
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write the UNet's adapter as `pytorch_lora_weights.safetensors`, complete or not at all; a twin of an
-    older one is removed.
+    """Write the UNet's adapter as `pytorch_lora_weights.safetensors`, complete or not at all; the kohya file
+    of an older one is removed.
 
-    `pipe.load_lora_weights(directory)` restores it as it was trained, also where alpha differs from rank.
+    `pipe.load_lora_weights(directory)` restores it as it was trained, also if alpha differs from rank.
 
     Args:
         unet: the bare UNet (not a distributed wrapper) that carries the adapter.
@@ -57,8 +56,8 @@ def save_adapter(
     if config is None:
         raise ValueError(f"The UNet has no adapter named {adapter_name!r}.")
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=adapter_name))
-    # diffusers renames the matrices of attention layers alone, and where it finds both spellings it loads the
-    # other layers alone.
+    # diffusers renames the matrices of attention layers only, and of a file with both spellings it loads only
+    # the other layers.
     layers = {
         name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up."): tensor
         for name, tensor in layers.items()
@@ -72,8 +71,8 @@ def write_adapter(
     config: dict[str, Any],
     metadata: Mapping[str, str],
 ) -> Path:
-    """Write matrices of a UNet as `pytorch_lora_weights.safetensors`, complete or not at all; a twin of an
-    older file is removed.
+    """Write matrices of a UNet as `pytorch_lora_weights.safetensors`, complete or not at all; the kohya file
+    of an older adapter is removed.
 
     Args:
         layers: `<module>.lora.down.weight` (rank, in, ...) and `<module>.lora.up.weight` (out, rank, ...).
@@ -81,14 +80,12 @@ def write_adapter(
         metadata: keys at the top level of the header.
 
     Raises:
-        ValueError: a key of the metadata is taken, or a matrix holds something that is no number.
+        ValueError: a key of the metadata is taken, or a matrix holds NaN or infinite values.
     """
     _check_keys(metadata)
     strange = next((name for name, tensor in layers.items() if not tensor.isfinite().all()), None)
     if strange is not None:
-        raise ValueError(
-            f"{strange} holds something that is no number (NaN or infinity), so no adapter is written."
-        )
+        raise ValueError(f"{strange} holds NaN or infinite values, so no adapter is written.")
     path = Path(directory) / LORA_WEIGHT_NAME_SAFE
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".adapter-") as aside:
@@ -102,8 +99,8 @@ def write_adapter(
 
 
 def update_adapter_metadata(directory: str | Path, metadata: Mapping[str, str]) -> None:
-    """Put keys into the header of a directory's adapter, and of its twin if there is one; a kill leaves the
-    old file or the new one.
+    """Set keys in the header of a directory's adapter, and of its kohya file if there is one; a kill leaves
+    the old file or the new one.
 
     Raises:
         ValueError: there is no adapter, or a key is taken.
@@ -132,7 +129,7 @@ def read_adapter_metadata(directory: str | Path) -> dict[str, Any]:
             raise ValueError(f"{path} is not an adapter: {error}") from error
         if not isinstance(header[LORA_ADAPTER_METADATA_KEY], dict):
             raise ValueError(
-                f"{path} is not an adapter: {LORA_ADAPTER_METADATA_KEY} in its header is no JSON object"
+                f"{path} is not an adapter: {LORA_ADAPTER_METADATA_KEY} in its header is not a JSON object"
             )
     return header
 
@@ -143,8 +140,8 @@ def load_adapter(
     weight_name: str | None = None,
     revision: str | None = None,
 ) -> str:
-    """Load an adapter as any user would, with `pipe.load_lora_weights`, and make sure that all of it is there
-    and does something.
+    """Load an adapter as any user would, with `pipe.load_lora_weights`, and check that it is complete and
+    changes something.
 
     Args:
         name_or_path: a directory, or an id on the Hub.
@@ -157,14 +154,12 @@ def load_adapter(
 
     Raises:
         ValueError: there is no adapter, it does not fit the pipeline as a whole, or it changes nothing; the
-            pipeline is as before then.
+            pipeline is then as before.
     """
     path = find_adapter(name_or_path, weight_name, revision)
     tensors, header = read_file(path)
     if not tensors:
-        raise ValueError(
-            f"The adapter {path} holds no tensors; train it again, or fetch it again from where it came."
-        )
+        raise ValueError(f"The adapter {path} holds no tensors; train it again, or fetch it again.")
     taken, cause = loaded_adapters(pipe), None
     adapter = next(name for name in (f"default_{i}" for i in itertools.count()) if name not in taken)
     with _quiet_loaders():
@@ -205,14 +200,15 @@ def find_adapter(
         raise ValueError(f"{name_or_path} holds no adapter: a directory with {name} is needed.")
     if len(found) > 1:
         raise ValueError(
-            f"{name_or_path} holds {len(found)} safetensors files and none is called {name}; rename the adapter to that."
+            f"{name_or_path} holds {len(found)} safetensors files and none is called {name}; rename the adapter "
+            "to that."
         )
     return found[0]
 
 
 def _decisive(config: LoraConfig) -> dict[str, Any]:
-    """Rank, alpha and whatever is not peft's default; releases of peft before this one refuse settings
-    that they do not know."""
+    """Rank, alpha and everything that is not peft's default; older releases of peft refuse settings that they
+    do not know."""
     defaults = LoraConfig().to_dict()
     return {
         name: value
@@ -224,13 +220,13 @@ def _decisive(config: LoraConfig) -> dict[str, Any]:
 def _check_keys(metadata: Mapping[str, str]) -> None:
     taken = RESERVED & set(metadata)
     if taken:
-        raise ValueError(f"The header key {min(taken)!r} is made with the tensors and cannot be given.")
+        raise ValueError(f"The header key {min(taken)!r} is derived from the tensors and cannot be given.")
 
 
 @contextmanager
 def _quiet_loaders() -> Iterator[None]:
-    """diffusers and peft warn of what is checked here, and also where an adapter of the UNet alone gives
-    the text encoder nothing."""
+    """Silence warnings of diffusers and peft about what is checked here, and about adapters that have nothing
+    for the text encoder."""
     logger = logging.getLogger("diffusers")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -1,15 +1,13 @@
 """The model card: what was erased, how well, how to use it and its limits, all from results.json.
 
 Concepts and settings come from users: they are escaped, so that markdown or HTML in them stays text, and
-    local paths are cut to
-their last part.
+local paths are cut to their last part.
 """
 
 from __future__ import annotations
 
 import html
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from common.files import write_aside
 from common.names import BUNDLED_PIPELINE, file_name, hub_id, without_path
 from hub.notes import notes_section, read_notes
 
@@ -34,13 +33,15 @@ TAGS = [
 XL, XL_TAGS = "StableDiffusionXLPipeline", ["stable-diffusion-xl", "stable-diffusion-xl-diffusers"]
 PAPER = "[Critic-Guided Reinforcement Unlearning](https://arxiv.org/abs/2601.03213)"
 TRAINING = (
-    "Reinforcement learning: denoising is a decision process, rewarded for images in which the teacher no longer finds the concept, while a KL "
-    "penalty holds the steps of other images where they were. A reward of noisy latents says which steps earned it, together with a critic if one "
-    f"was asked. Only the LoRA is trained. After {PAPER}."
+    "Reinforcement learning: denoising is a decision process, rewarded for images in which the teacher no longer "
+    "finds the concept, while a KL penalty keeps the steps of other images as they were. A reward of noisy latents "
+    "says which steps earned it, together with a critic if one was used. Only the LoRA is trained. After "
+    f"{PAPER}."
 )
 FIGURES = {
     "UA": "unlearning accuracy: how often the judge does not find the concept where the prompt asks for it",
-    "IRA": "in-domain retain accuracy: how often it finds the other classes of the concept's kind where they are asked for",
+    "IRA": "in-domain retain accuracy: how often it finds the other classes of the concept's kind where they are "
+    "asked for",
     "CRA": "cross-domain retain accuracy: the same for the other kinds, over all images",
     "NRA": "neighbour retain accuracy: IRA over the classes nearest to the concept alone",
 }
@@ -62,21 +63,28 @@ OTHER_LICENCES = {
 }
 """Name and address of a licence that the Hub has no identifier for."""
 
-UNLOADABLE = "Whoever holds the weights can unload an adapter: it keeps a service from drawing a concept, but takes nothing out of a model that is given away."
-
-UNPROBED = "Fine-tuning, textual inversion or a roundabout prompt may bring the concept back; the figures above are about plain prompts."
-ATTEMPTS = "The attempts above have small budgets. Whoever spends more on fine-tuning, textual inversion or a search for prompts may get back more of the concept."
+UNLOADABLE = (
+    "Anyone who has the weights can unload an adapter: it keeps a service from drawing a concept, but removes "
+    "nothing from a model that is given away."
+)
+UNPROBED = (
+    "Fine-tuning, textual inversion or an indirect prompt may bring the concept back; the metrics above are about "
+    "plain prompts."
+)
+ATTEMPTS = (
+    "The attempts above have small budgets. More fine-tuning, textual inversion or prompt search may bring back "
+    "more of the concept."
+)
 
 ADDRESS = re.compile(r"^pipe\.load_lora_weights\(.*\)  # a folder or an id on the Hub$", re.MULTILINE)
 WORST, SHOWN_PROMPTS, SHOWN_SEEDS = 5, 3, 8
-"""How many classes that suffered, how many prompts of a kind, and how many seeds the card shows."""
+"""Numbers of classes that suffered, of prompts of a kind, and of seeds that the card shows at most."""
 
 
 def model_card(results: Mapping[str, Any], output_dir: str | Path, notes: str = "") -> ModelCard:
-    """The card of the adapter in `output_dir`; keys that `results` lacks are left out of it.
+    """The card of the adapter in `output_dir`; it leaves out what `results` lacks.
 
-    The base is named in the metadata only if it is a Hub id, and the picture is shown only if `output_dir`
-    holds it.
+    The metadata name the base only if it is a Hub id, and the picture is shown only if `output_dir` has it.
 
     Args:
         notes: what people wrote into an older card (`hub.notes`).
@@ -103,7 +111,8 @@ def model_card(results: Mapping[str, Any], output_dir: str | Path, notes: str = 
     made = "made" if results.get("method") else "trained"
     sections = [
         f"# LoRA that erases: {erased}",
-        f"An adapter for {_base_text(base, results.get('revision'))}, {made} so that it no longer draws {erased} and goes on drawing the rest.",
+        f"An adapter for {_base_text(base, results.get('revision'))}, {made} so that it no longer draws {erased} and "
+        "goes on drawing the rest.",
         f"<Gallery />\n\n![Images of the base above, with the adapter below]({GRID_NAME})" if picture else "",
         _figures_section(results),
         _suffered_section(results),
@@ -118,13 +127,10 @@ def model_card(results: Mapping[str, Any], output_dir: str | Path, notes: str = 
 
 
 def save_model_card(results: Mapping[str, Any], output_dir: str | Path) -> Path:
-    """Write the card as README.md, complete or not at all; of one that is already there people's notes are
-    kept."""
+    """Write the card as README.md, complete or not at all; people's notes in an older one are kept."""
     path = Path(output_dir) / CARD_NAME
-    aside = path.with_name(f".{CARD_NAME}.tmp")
     notes = read_notes(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else ""
-    model_card(results, output_dir, notes).save(aside)
-    os.replace(aside, path)
+    write_aside(path, model_card(results, output_dir, notes).save)
     return path
 
 
@@ -138,7 +144,7 @@ def addressed(card: str, repo_id: str, revision: str | None = None) -> str:
 
 
 def escape(text: str) -> str:
-    """One line of text that markdown and HTML leave alone."""
+    """One line of text, escaped for markdown and HTML."""
     return re.sub(r"([\\`*_\[\]|~#!$])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
@@ -158,7 +164,10 @@ def _figures_section(results: Mapping[str, Any]) -> str:
             f" Seeds: {escape(', '.join(seeds))}." if len(seeds) <= SHOWN_SEEDS else f" {len(seeds)} seeds."
         )
     if any(_interval(side, name) for side in (base, adapter) for name in names):
-        judge += " In brackets the 95 % interval: a bootstrap over prompts and their images, never narrower than Wilson's for as many images."
+        judge += (
+            " In brackets the 95 % interval: a bootstrap over prompts and their images, never narrower than Wilson's "
+            "for as many images."
+        )
     return "\n".join(
         [
             "## Results",
@@ -174,10 +183,7 @@ def _figures_section(results: Mapping[str, Any]) -> str:
 
 def suffered(results: Mapping[str, Any]) -> list[tuple[str, str, float, float]]:
     """The retained classes, or prompts, whose accuracy fell, worst first: domain, name, percent of the base
-    and of the adapter.
-
-    Nothing where it is not known which were to be erased.
-    """
+    and of the adapter; empty if it is not known which were to be erased."""
     erased = results.get("targets") or {"prompt": results.get("forget_prompts") or []}
     if not any(erased.values()):
         return []
@@ -211,7 +217,7 @@ def _suffered_section(results: Mapping[str, Any]) -> str:
 
 
 def _probes_section(results: Mapping[str, Any]) -> str:
-    """How much of the concept came back to whoever tried; nothing where nobody did."""
+    """How much of the concept each probe brought back; empty if none was run."""
     report = results.get("probes") or {}
     rows = [row for probe in (report.get("probes") or {}).values() for row in probe.get("rows") or []]
     if not rows:
@@ -231,8 +237,8 @@ def _probes_section(results: Mapping[str, Any]) -> str:
             "",
             _table(["attempt", "with this adapter", "the same on the base", "spent on the attempt"], cells),
             "",
-            f"Percent of images in which the judge ({escape(str(report.get('judge') or 'unknown'))}) sees the concept; in brackets the 95 % interval. The base's "
-            "column is the most that an attempt could find.",
+            f"Percent of images in which the judge ({escape(str(report.get('judge') or 'unknown'))}) sees the concept; in "
+            "brackets the 95 % interval. The base's column is the most that an attempt could find.",
         ]
     )
 
@@ -318,14 +324,16 @@ def _training_section(results: Mapping[str, Any]) -> str:
 
 def _limits_section(results: Mapping[str, Any]) -> str:
     limits = [
-        "It is meant for services and studies that want a base without the concept and all else as it was, by whoever runs the base.",
+        "It is meant for services and studies that run a base themselves and want it without the concept and "
+        "otherwise unchanged.",
         UNLOADABLE,
         ATTEMPTS if results.get("probes") else UNPROBED,
         "What is close to the concept may suffer with it; look at the picture as well as at the means.",
     ]
     if str(results.get("judge") or "").startswith("teacher"):
         limits.append(
-            "The figures come from the CLIP model that was also the reward. They are not independent and flatter the adapter."
+            "The metrics come from the CLIP model that was also the reward. They are not independent and flatter "
+            "the adapter."
         )
     return "\n".join(["## Intended use and limits", "", *(f"- {limit}" for limit in limits)])
 
@@ -367,8 +375,8 @@ def _cell(side: Mapping[str, Any], name: str) -> str:
 
 
 def _interval(side: Mapping[str, Any], name: str) -> list[float] | None:
-    """The 95 % interval [low, high] of a figure; None where there is none, or only the half-width that
-    older results have."""
+    """The 95 % interval [low, high] of a metric; None if there is none, or only the half-width of older
+    results."""
     bounds = (side.get("ci95") or {}).get(name)
     return bounds if isinstance(bounds, list) else None
 
@@ -406,14 +414,14 @@ def _value(value: object) -> str:
 
 
 def _shown_path(path: str | Path) -> str:
-    """Relative to the working directory if it lies below it, else its last part."""
+    """Relative to the working directory if it is below it, else its last part."""
     resolved = Path(path).resolve()
     below = resolved.is_relative_to(Path.cwd()) and resolved != Path.cwd()
     return resolved.relative_to(Path.cwd()).as_posix() if below else resolved.name
 
 
 def listed(value: object) -> list[str]:
-    """One value or several or none, as texts."""
+    """One value, several or none, as a list of texts."""
     if value is None:
         return []
     return [str(item) for item in value] if isinstance(value, list | tuple) else [str(value)]

@@ -1,7 +1,6 @@
-"""Whether an adapter that a pipeline has loaded is all there, is what its file says, and does something.
+"""Check that an adapter that a pipeline has loaded is complete, matches its file, and changes something.
 
-`load_lora_weights` passes over tensors that it has no use for, and leaves out what a file lacks, with a
-warning at most.
+`load_lora_weights` ignores tensors that it cannot use and tensors that a file lacks, with a warning at most.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ def loaded_adapters(pipe: DiffusionPipeline) -> set[str]:
 
 
 def find_fault(pipe: DiffusionPipeline, adapter: str, path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
-    """What is wrong with an adapter that was loaded without an error, as the end of a sentence, and what to
-    do; or an empty text.
+    """What is wrong with an adapter that was loaded without an error, and what to do, as the end of a
+    sentence; empty if nothing is.
 
     Args:
         adapter: its name in the pipeline.
@@ -46,25 +45,30 @@ def find_fault(pipe: DiffusionPipeline, adapter: str, path: Path, tensors: Mappi
     )
     if given - held.keys():
         strange = sorted(given - held.keys())
-        return f"has {len(strange)} of {len(given)} tensors that this pipeline has no place for, such as {strange[0]}; load it into its own base."
+        return (
+            f"has {len(strange)} of {len(given)} tensors that this pipeline has no place for, such as {strange[0]}; "
+            "load it into its own base."
+        )
     if held.keys() - given:
         absent = sorted(held.keys() - given)
         return f"lacks {len(absent)} of {len(held)} tensors, such as {absent[0]}; fetch or train it again."
     strange = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if strange:
-        return (
-            f"holds something that is no number (NaN or infinity) in {min(strange)}; fetch or train it again."
-        )
+        return f"holds NaN or infinite values in {min(strange)}; fetch or train it again."
     if not any(tensor.any() for name, tensor in held.items() if "lora_A" not in name):
-        return "changes nothing, since all of its lora_B matrices are zero; it was saved before it had learnt anything, so train it again."
+        return (
+            "changes nothing, since all of its lora_B matrices are zero; it is untrained, so train it again."
+        )
     if _misread_alphas(pipe, adapter, tensors):
-        return f"has several alphas, of which diffusers reads one from kohya's format; load {LORA_WEIGHT_NAME_SAFE} instead."
+        return (
+            "has several alphas, of which diffusers reads one from kohya's format; load "
+            f"{LORA_WEIGHT_NAME_SAFE} instead."
+        )
     return ""
 
 
 def _names_in_file(pipe: DiffusionPipeline, path: Path) -> set[str]:
-    """The tensors of a file by component and peft's names, in whichever of the formats diffusers reads it
-    is written."""
+    """The tensors of a file, in any format that diffusers reads, by component and peft's names."""
     state, _ = pipe.lora_state_dict(
         str(path.parent), weight_name=path.name, use_safetensors=True, unet_config=pipe.unet.config
     )
@@ -91,16 +95,14 @@ def _held(pipe: DiffusionPipeline, adapter: str) -> dict[str, torch.Tensor]:
 
 
 def _flat(name: str) -> str:
-    """transformers once kept a text encoder's layers in a `text_model`, and files still do."""
+    """Older transformers, and files still, keep a text encoder's layers in a `text_model`."""
     return name.replace(".text_model.", ".")
 
 
 def _misread_alphas(pipe: DiffusionPipeline, adapter: str, tensors: Mapping[str, torch.Tensor]) -> bool:
     """Whether a module's scale is not the alpha / rank of a file in kohya's format."""
-    xl, scales = (
-        pipe.unet.config.addition_embed_type == "text_time" and pipe.unet.config.layers_per_block == 2,
-        {},
-    )
+    config, scales = pipe.unet.config, {}
+    xl = config.addition_embed_type == "text_time" and config.layers_per_block == 2
     for name, module in pipe.unet.named_modules():
         if isinstance(module, LoraLayer) and adapter in module.scaling:
             for spelling in (name, original_name(name)) if xl else (name,):

@@ -1,4 +1,4 @@
-"""An adapter as what it adds to each module's weight: alpha / rank * up @ down."""
+"""An adapter as the update it adds to each module's weight: alpha / rank * up @ down."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Factors(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """What up @ down is multiplied by."""
+        """The factor of up @ down."""
         return self.alpha / self.rank
 
 
@@ -33,12 +33,11 @@ def read_factors(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any])
     """The matrices of a UNet's adapter by module, with the alphas they were trained with.
 
     Args:
-        tensors: as diffusers names them, `unet.<module>.lora.down.weight` and `.lora.up.weight`, or as peft
-            does.
-        config: peft's, as `lora_config` has it; without one alpha is the rank, as diffusers reads it.
+        tensors: by diffusers' names, `unet.<module>.lora.down.weight` and `.lora.up.weight`, or by peft's.
+        config: peft's, by `lora_config`; without one alpha is the rank, as diffusers reads it.
 
     Raises:
-        ValueError: there is something else than pairs of such matrices, or the two of a pair differ in rank.
+        ValueError: there are tensors other than pairs of such matrices, or those of a pair differ in rank.
     """
     state = convert_unet_state_dict_to_peft(dict(tensors))
     modules = [name.removesuffix(".lora_A.weight") for name in state if name.endswith(".lora_A.weight")]
@@ -51,7 +50,7 @@ def read_factors(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any])
     if not pairs or pairs != state.keys():
         strange = min(pairs ^ state.keys(), default="nothing at all")
         raise ValueError(
-            f"Only pairs of LoRA matrices of a UNet can be converted or merged, and the adapter has {strange}."
+            f"Only pairs of LoRA matrices of a UNet can be converted or merged; the adapter has {strange}."
         )
     factors: dict[str, Factors] = {}
     for module in modules:
@@ -66,10 +65,10 @@ def read_factors(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any])
 
 
 def lora_config(header: Mapping[str, Any]) -> dict[str, Any]:
-    """peft's settings of the UNet's adapter, from a header as `hub.adapter.read_adapter_metadata` decodes it.
+    """peft's settings of the UNet's adapter, from a header decoded by `hub.adapter.read_adapter_metadata`.
 
     Raises:
-        ValueError: an alpha is no number.
+        ValueError: an alpha is not a number.
     """
     config = {
         name.removeprefix("unet."): value
@@ -80,12 +79,12 @@ def lora_config(header: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(alphas, dict | None) or not all(
         isinstance(alpha, int | float) for alpha in [config.get("lora_alpha", 1), *(alphas or {}).values()]
     ):
-        raise ValueError(f"The adapter's {LORA_ADAPTER_METADATA_KEY} has an alpha that is no number.")
+        raise ValueError(f"The adapter's {LORA_ADAPTER_METADATA_KEY} has an alpha that is not a number.")
     return config
 
 
 def module_alpha(module: str, rank: int, config: Mapping[str, Any]) -> float:
-    """The alpha for which alpha / rank is what peft multiplies this module's update by."""
+    """The alpha for which alpha / rank is peft's factor of this module's update."""
     patterns = config.get("alpha_pattern") or {}
     alpha = patterns.get(get_pattern_key(patterns, module), config.get("lora_alpha", rank))
     return alpha * math.sqrt(rank) if config.get("use_rslora") else float(alpha)

@@ -1,4 +1,4 @@
-"""Safetensors files with a header of texts, written complete or not at all."""
+"""Safetensors files with a text header, written complete or not at all."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def write_file(path: Path, tensors: dict[str, torch.Tensor], header: Mapping[str, str]) -> None:
-    """Write aside and rename, so that a kill or a full disk leaves the old file or the new one; the
-    header's hash is that of the tensors."""
+    """Write aside and rename, so that a kill or a full disk leaves the old file or the new one; the header's
+    hash is that of the tensors."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".adapter-") as aside:
         complete = Path(aside) / path.name
@@ -50,18 +50,17 @@ def write_file(path: Path, tensors: dict[str, torch.Tensor], header: Mapping[str
 
 
 def require_empty(directory: Path) -> None:
-    """Refuse to write where something is.
+    """Refuse a directory that holds something.
 
     Raises:
-        ValueError: it is neither an empty directory nor absent.
+        ValueError: it exists and is not an empty directory.
     """
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise ValueError(f"--output_dir {directory} is not an empty directory; choose another.")
 
 
 def tensor_hash(tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of what follows the header in the file that these tensors make, spelt as ModelSpec spells
-    it."""
+    """SHA-256, in ModelSpec's notation, of the file of these tensors after its header."""
     data = memoryview(save(tensors))
     header_length = int.from_bytes(data[:8], "little")
     return "0x" + hashlib.sha256(data[8 + header_length :]).hexdigest()

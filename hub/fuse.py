@@ -1,5 +1,4 @@
-"""A whole pipeline with the adapter in its weights, for programs that load no adapters and for giving
-away."""
+"""A whole pipeline with the adapter in its weights, for programs that load no adapters and for sharing."""
 
 from __future__ import annotations
 
@@ -11,11 +10,10 @@ from diffusers import DiffusionPipeline
 
 
 def fuse_adapter(pipe: DiffusionPipeline, adapter: str, scale: float = 1.0) -> None:
-    """Add a loaded adapter to the weights, `scale` times, and take it off; the pipeline is a plain one
-    afterwards.
+    """Add a loaded adapter, times `scale`, to the weights and unload it.
 
     Raises:
-        ValueError: the sum is not finite; the adapter is broken then.
+        ValueError: the sum is not finite, so the adapter is broken.
     """
     components = [component for component, names in pipe.get_list_adapters().items() if adapter in names]
     pipe.fuse_lora(components=components, lora_scale=scale, adapter_names=[adapter], safe_fusing=True)
@@ -27,8 +25,7 @@ def save_pipeline(pipe: DiffusionPipeline, directory: Path, source: str = "") ->
 
     Args:
         directory: one that does not exist or is empty.
-        source: the public name that the configs give as where it came from; diffusers would name a local
-            path.
+        source: the public name of its origin in the configs; diffusers would name a local path.
     """
     for component in pipe.components.values():
         if hasattr(component, "register_to_config"):

@@ -1,7 +1,7 @@
-"""What the header of an adapter file says: ModelSpec 1.0.1 and our own keys, beside rank, alpha and targets,
+"""The header of an adapter file: ModelSpec 1.0.1 and our own keys, in addition to rank, alpha and targets,
 which diffusers writes.
 
-ModelSpec: https://github.com/Stability-AI/ModelSpec. Every value is a text; whatever has parts is JSON.
+ModelSpec: https://github.com/Stability-AI/ModelSpec. Every value is a text; lists and objects are JSON.
 """
 
 from __future__ import annotations
@@ -22,23 +22,21 @@ ARCHITECTURES = {
     (2048, "text_time"): "stable-diffusion-xl-v1-base",
     (1280, "text_time"): "stable-diffusion-xl-v1-refiner",
 }
-"""ModelSpec's identifiers, by the UNet's width of text and what else it is conditioned on."""
+"""ModelSpec's identifiers, by the UNet's text width and what else it is conditioned on."""
 BASE_KEYS = tuple(
     f"modelspec.{key}"
     for key in ("sai_model_spec", "architecture", "implementation", "prediction_type", "resolution")
 )
-"""The keys that the base decides."""
+"""The keys that depend on the base."""
 
 
 def architecture(unet_config: Mapping[str, Any], prediction_type: str) -> str:
-    """ModelSpec's identifier of a base; one that it has no identifier for is `stable-diffusion-custom-`
-    and its width of text."""
+    """ModelSpec's identifier of a base; without one, `stable-diffusion-custom-` and its text width."""
     width = unet_config["cross_attention_dim"]
     width = width if isinstance(width, int) else max(width)
     known = ARCHITECTURES.get((width, unet_config.get("addition_embed_type")))
-    if (
-        known is None or unet_config.get("layers_per_block", 2) != 2
-    ):  # a smaller UNet, to which adapters of the full one are strange
+    # Adapters of the full UNet do not fit one with fewer layers.
+    if known is None or unet_config.get("layers_per_block", 2) != 2:
         known = f"stable-diffusion-custom-{width}"
     return (
         "stable-diffusion-v2-768-v"
@@ -48,7 +46,7 @@ def architecture(unet_config: Mapping[str, Any], prediction_type: str) -> str:
 
 
 def base_header(pipe: DiffusionPipeline) -> dict[str, str]:
-    """The keys that the base decides: what kind of model the adapter is for, and at which size it draws."""
+    """The keys that depend on the base: the kind of model the adapter is for, and its image size."""
     prediction_type = pipe.scheduler.config.get("prediction_type", "epsilon")
     size = pipe.unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
@@ -62,9 +60,9 @@ def base_header(pipe: DiffusionPipeline) -> dict[str, str]:
 
 
 def results_header(results: Mapping[str, Any]) -> dict[str, str]:
-    """The keys that `results` (as results.json has them, all or some) decides.
+    """The keys that depend on `results`, which hold all or some of results.json.
 
-    Local paths are cut to their last part, and settings about tokens are left out. Without a `method` it is
+    Local paths are cut to their last part, and settings about tokens are left out. The default `method` is
     that of the training script.
     """
     concepts = [" ".join(concept.split()) for concept in listed(results.get("concept"))]
@@ -90,7 +88,7 @@ def results_header(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _figures(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Headline figures of base and adapter, who judged and on which seeds; empty before the evaluation."""
+    """Headline metrics of base and adapter, judge and seeds; empty before the evaluation."""
     if not (results.get("base") and results.get("adapter")):
         return {}
     sides = {side: {name: results[side].get(name) for name in FIGURES} for side in ("base", "adapter")}
@@ -101,7 +99,10 @@ def _figures(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _description(concepts: list[str], base: str, method: str, figures: Mapping[str, Any]) -> str:
-    text = f"Erases {', '.join(concepts)} from {base or 'a Stable Diffusion pipeline'} and leaves the rest as it was, by {method}."
+    text = (
+        f"Erases {', '.join(concepts)} from {base or 'a Stable Diffusion pipeline'} and leaves the rest as it was, by "
+        f"{method}."
+    )
     if figures:
         before, after = figures["base"], figures["adapter"]
         shown = ", ".join(

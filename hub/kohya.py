@@ -28,11 +28,11 @@ BASE_VERSIONS = {
 }
 """sd-scripts' names of the bases, by ModelSpec's."""
 ORIGINAL_LAYOUT = "stable-diffusion-xl-v1-base"
-"""The base whose modules sd-scripts calls by the original layout's names and not by diffusers'."""
+"""The base whose modules have the original layout's names in sd-scripts, not diffusers'."""
 
 
 def save_kohya(directory: str | Path, path: str | Path | None = None) -> Path:
-    """Write a directory's adapter in kohya's format too, complete or not at all.
+    """Write a directory's adapter in kohya's format as well, complete or not at all.
 
     Args:
         path: the file. Default: `pytorch_lora_weights_kohya.safetensors` in the directory.
@@ -59,13 +59,12 @@ def to_kohya(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> 
     """LoRA matrices of a UNet by kohya's names, with the alphas they were trained with.
 
     Args:
-        tensors: as diffusers names them, `unet.<module>.lora.down.weight` (rank, in, ...) and
+        tensors: by diffusers' names, `unet.<module>.lora.down.weight` (rank, in, ...) and
             `.lora.up.weight` (out, rank, ...).
-        config: peft's, as diffusers keeps it in the header; without one alpha is the rank, as diffusers reads
-            it.
+        config: peft's, from diffusers' header; without one alpha is the rank, as diffusers reads it.
 
     Raises:
-        ValueError: there is something else than pairs of such matrices.
+        ValueError: there are tensors other than pairs of such matrices.
     """
     alphas = {
         f"lora_unet_{module.replace('.', '_')}.alpha": torch.tensor(f.alpha)
@@ -77,14 +76,13 @@ def to_kohya(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> 
 def in_original_layout(
     tensors: Mapping[str, torch.Tensor], modules: Iterable[str]
 ) -> dict[str, torch.Tensor]:
-    """kohya's tensors with their modules called as in the original layout, as sd-scripts' own SDXL UNet calls
-    them.
+    """kohya's tensors with module names of the original layout, which sd-scripts' own SDXL UNet uses.
 
-    ComfyUI, AUTOMATIC1111 and diffusers load SDXL adapters by these names and by diffusers', sd-scripts by
-    these alone.
+    ComfyUI, AUTOMATIC1111 and diffusers load SDXL adapters by these names and by diffusers'; sd-scripts only
+    by these.
 
     Args:
-        tensors: as `to_kohya` makes them.
+        tensors: by `to_kohya`.
         modules: of the UNet, by diffusers' names.
 
     Raises:

@@ -1,9 +1,7 @@
-"""One adapter out of several, which does what all of them do together under `pipe.set_adapters(names,
-weights)`."""
+"""Merge several adapters into one, equivalent to all of them under `pipe.set_adapters(names, weights)`."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +11,7 @@ from typing import Any
 import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
-from common.files import write_aside
+from common.files import write_json
 from common.versions import versions
 from hub.adapter import read_adapter_metadata, write_adapter
 from hub.card import save_model_card
@@ -28,19 +26,19 @@ METHOD = "merging adapters into one"
 def merge_adapters(
     directories: Sequence[Path], weights: Sequence[float], output_dir: Path, rank: int | None = None
 ) -> dict[str, Any]:
-    """Write the merge of several adapters with its header, results.json and card; what results.json says.
+    """Write the merge of several adapters with its header, results.json and card; return the results.
 
-    The concepts are those of the adapters with a positive weight: at any other an adapter does not erase its
-    own.
+    The concepts are those of the adapters with a positive weight: with any other an adapter does not erase
+    its own.
 
     Args:
         directories: of the adapters, each with pytorch_lora_weights.safetensors.
-        weights: one an adapter, as `set_adapters` takes them.
+        weights: one for each adapter, as in `set_adapters`.
         output_dir: a new or an empty directory.
-        rank: the highest that a module may have; None keeps the sum of the adapters' ranks, which is exact.
+        rank: highest rank of a module; None keeps the sum of the adapters' ranks, which is exact.
 
     Raises:
-        ValueError: something named is no adapter, or they cannot be merged; the message says why.
+        ValueError: a directory holds no adapter, or they cannot be merged; the message says why.
     """
     _check(directories, weights, rank)
     require_empty(output_dir)
@@ -69,19 +67,18 @@ def merge_adapters(
         config,
         _agreed([read_adapter_metadata(directory) for directory in directories]) | results_header(results),
     )
-    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-    write_aside(output_dir / RESULTS_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(output_dir / RESULTS_NAME, results)
     save_model_card(results, output_dir)
     return results
 
 
 def merge_factors(adapters: Sequence[Mapping[str, Factors]], weights: Sequence[float]) -> dict[str, Factors]:
-    """What the adapters add to each module, each times its weight, as one pair of matrices:
+    """The weighted sum of the adapters' updates of each module, as one pair of matrices:
 
         Σ wᵢ sᵢ Bᵢ Aᵢ = [w₁ s₁ B₁ … wₙ sₙ Bₙ] [A₁; …; Aₙ],
 
-    with A `down`, B `up` and s their scale. Its rank is the sum of the ranks, and so is its alpha. A module
-    that only some adapters have is the sum over these.
+    with A `down`, B `up` and s their scale. Rank and alpha are the sum of the ranks. A module that only some
+    adapters have is the sum over these.
 
     Raises:
         ValueError: two adapters' matrices are for modules of different shapes.
@@ -96,7 +93,8 @@ def merge_factors(adapters: Sequence[Mapping[str, Factors]], weights: Sequence[f
         shapes = {(*f.up.shape[:1], *f.up.shape[2:], *f.down.shape[1:]) for _, f in parts}
         if len(shapes) > 1:
             raise ValueError(
-                f"The adapters do not fit each other: {module} is of the shapes {' and '.join(map(str, sorted(shapes)))} (out, in, ...)."
+                f"The adapters do not fit each other: {module} has the shapes "
+                f"{' and '.join(map(str, sorted(shapes)))} (out, in, ...)."
             )
         down = torch.cat([f.down for _, f in parts])
         up = torch.cat([weight * f.scale * f.up for weight, f in parts], dim=1)
@@ -107,7 +105,7 @@ def merge_factors(adapters: Sequence[Mapping[str, Factors]], weights: Sequence[f
 def truncate(adapter: Mapping[str, Factors], rank: int) -> tuple[dict[str, Factors], float]:
     """The adapter's best approximation with no module above this rank, and its relative error.
 
-    Of each update D = U S Vᵀ it keeps the largest singular values, which no matrix of that rank is nearer to
+    Of each update D = U S Vᵀ it keeps the largest singular values, which is the nearest matrix of that rank
     (Eckart and Young, 1936); the error is |D - D'| / |D|, the Frobenius norm over all modules.
     """
     kept: dict[str, Factors] = {}
@@ -124,8 +122,7 @@ def truncate(adapter: Mapping[str, Factors], rank: int) -> tuple[dict[str, Facto
 
 
 def to_file(adapter: Mapping[str, Factors]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Matrices by diffusers' names, and the settings under which it gives each module its rank and its
-    alpha."""
+    """Matrices by diffusers' names, and the settings that give each module its rank and its alpha."""
     layers = {
         f"{name}.lora.{side}.weight": getattr(f, side).contiguous()
         for name, f in adapter.items()
@@ -146,8 +143,8 @@ def to_file(adapter: Mapping[str, Factors]) -> tuple[dict[str, torch.Tensor], di
 
 
 def _svd(factors: Factors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """U (out, k), S (k), Vᵀ (k, in * ...) of scale * up @ down in double precision, by way of the small
-    product of their triangular factors."""
+    """U (out, k), S (k), Vᵀ (k, in * ...) of scale * up @ down in double precision, from the small product of
+    their triangular factors."""
     up_basis, up_rest = torch.linalg.qr(factors.scale * factors.up.double().flatten(1))
     down_basis, down_rest = torch.linalg.qr(factors.down.double().flatten(1).T)
     left, values, right = torch.linalg.svd(up_rest @ down_rest.T, full_matrices=False)
@@ -159,11 +156,12 @@ def _check(directories: Sequence[Path], weights: Sequence[float], rank: int | No
         raise ValueError("Merging needs at least two adapters.")
     if len(weights) != len(directories):
         raise ValueError(
-            f"--weights has {len(weights)} numbers for {len(directories)} adapters; give one an adapter."
+            f"--weights has {len(weights)} numbers for {len(directories)} adapters; give one for each."
         )
     if not all(map(math.isfinite, weights)) or not any(weights):
         raise ValueError(
-            f"--weights {' '.join(f'{weight:g}' for weight in weights)} must be finite numbers, and one of them other than 0."
+            f"--weights {' '.join(f'{weight:g}' for weight in weights)} must be finite numbers, at least one of "
+            "them not 0."
         )
     if rank is not None and rank < 1:
         raise ValueError(f"--rank must be at least 1 (got {rank}).")
@@ -178,7 +176,7 @@ def _read(directory: Path) -> dict[str, Factors]:
 
 
 def _common_base(directories: Sequence[Path], said: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
-    """Base and revision as results.json names them; an adapter that does not say its base goes with any."""
+    """Base and revision as results.json names them; an adapter that does not name its base fits any."""
     bases = {one["base"]: directory for directory, one in zip(directories, said, strict=True) if one["base"]}
     if len(bases) > 1:
         listed = ", ".join(f"{directory.name} for {base}" for base, directory in bases.items())
@@ -191,6 +189,6 @@ def _common_base(directories: Sequence[Path], said: Sequence[Mapping[str, Any]])
 
 
 def _agreed(headers: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """What those headers that say anything about the base all say."""
-    told = {key: {header[key] for header in headers if key in header} for key in BASE_KEYS}
-    return {key: values.pop() for key, values in told.items() if len(values) == 1}
+    """The keys about the base that all headers which have them agree on."""
+    found = {key: {header[key] for header in headers if key in header} for key in BASE_KEYS}
+    return {key: values.pop() for key, values in found.items() if len(values) == 1}

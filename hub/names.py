@@ -1,4 +1,4 @@
-"""What the modules of SDXL's UNet are called in the original layout, by diffusers' names."""
+"""Names of the modules of SDXL's UNet in the original layout, by diffusers' names."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
 
 def original_name(module: str) -> str:
     """`down_blocks.1.attentions.0.proj_in` -> `input_blocks.4.1.proj_in`, for SDXL: two layers in a block,
-    attention in all that are upsampled.
+    and attention in all blocks that are upsampled.
 
     Raises:
         ValueError: that layout has no such module.
@@ -52,5 +52,6 @@ def original_name(module: str) -> str:
             return f"{name}.{first + LAYERS}.0.op"
         if kind == "upsamplers":
             return f"{name}.{first + LAYERS}.2.conv"
-        return f"{name}.{first + number}.{1 if kind == 'attentions' else 0}.{rest if kind == 'attentions' else RESNET.get(rest, rest)}"
+        end = f"1.{rest}" if kind == "attentions" else f"0.{RESNET.get(rest, rest)}"
+        return f"{name}.{first + number}.{end}"
     raise ValueError(f"SDXL's original layout has no module {module}.")

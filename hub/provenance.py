@@ -1,21 +1,37 @@
-"""What an adapter says about itself: the concept it erases and the base it is for."""
+"""What an adapter's files say: the concept it erases and the base it is for."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import canvas
+from common.flags import by_name, flag
 from common.names import BUNDLED_PIPELINE
 from hub.adapter import read_adapter_metadata
 from hub.card import FIGURES
+from pipelines.base import BaseConfig
 
 RESULTS_NAME = "results.json"
 
 
+@dataclass(frozen=True)
+class AdapterBase(BaseConfig):
+    """Base model."""
+
+    pretrained_model_name_or_path: str | None = flag(
+        None,
+        help="Base pipeline: a diffusers directory, a Hub id, or a .safetensors checkpoint in one file. "
+        "Default: what the adapter says.",
+        published=by_name,
+    )
+
+
 def read_results(directory: Path) -> dict[str, Any]:
-    """What results.json says; empty if there is none.
+    """The content of results.json; empty if there is none.
 
     Raises:
         ValueError: it is not a JSON object.
@@ -32,10 +48,10 @@ def read_results(directory: Path) -> dict[str, Any]:
 
 
 def check_results(results: Any, path: Path) -> None:
-    """Refuse results that cards, headers and pages could not be made of.
+    """Refuse results that no card, header or page can be made from.
 
     Raises:
-        ValueError: what is of another kind than this project writes; what is missing is not.
+        ValueError: a value has another type than this project writes; missing values are fine.
     """
     if not isinstance(results, dict):
         raise ValueError(f"{path} is not a JSON object.")
@@ -69,7 +85,7 @@ def check_results(results: Any, path: Path) -> None:
     if not wrong and not _is_text(results):
         wrong = ["a text"]
     if wrong:
-        raise ValueError(f"{path} is not as this project writes it: {wrong[0]!r} is of another kind.")
+        raise ValueError(f"{path} is not as this project writes it: {wrong[0]!r} has another type.")
 
 
 TEXTS = (
@@ -96,7 +112,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether all that is text can be written as UTF-8: JSON can spell half of a character."""
+    """Whether all text can be written as UTF-8: JSON can spell half of a character."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -105,7 +121,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _wrong_figures(side: dict[str, Any]) -> list[str]:
-    """Of base or adapter: percentages, their intervals, and the classes' own."""
+    """Names of malformed values of base or adapter: percentages, their intervals, and the classes' own."""
     wrong = [name for name in FIGURES if not (side.get(name) is None or _is_number(side[name]))]
     intervals, classes = side.get("ci95") or {}, side.get("per_class") or {}
     if not isinstance(intervals, dict) or not all(
@@ -123,8 +139,8 @@ def _wrong_figures(side: dict[str, Any]) -> list[str]:
 
 
 def what_adapter_says(directory: Path) -> dict[str, Any]:
-    """Concept (list), base and revision as the adapter's results.json or else its header has them; None where
-    neither does.
+    """Concept (list), base and revision from the adapter's results.json, else from its header; None if
+    neither has them.
 
     Raises:
         ValueError: there is no adapter in the directory, or its results.json is not JSON.
@@ -142,7 +158,7 @@ def what_adapter_says(directory: Path) -> dict[str, Any]:
 
 
 def _decoded(concept: str) -> list[str]:
-    """The list that a header spells as JSON; a text that only looks like one is a concept itself."""
+    """The list that a header holds as JSON; a text that only looks like one is itself a concept."""
     try:
         found = json.loads(concept)
     except (ValueError, RecursionError):
@@ -165,6 +181,24 @@ def find_base(given: str | None, recorded: str | None) -> str | Path:
         return canvas.PIPELINE
     if given is None and "/" not in name and not Path(name).is_dir():
         raise ValueError(
-            f"The adapter was trained on a local pipeline called {name!r}; say where it is with --pretrained_model_name_or_path DIR."
+            f"The adapter was trained on a local pipeline called {name!r}; give its path with "
+            "--pretrained_model_name_or_path DIR."
         )
     return name
+
+
+def resolve_base(config: AdapterBase, said: Mapping[str, Any]) -> AdapterBase:
+    """The base to load: the one that is named, else the one that the adapter records, at its revision.
+
+    Args:
+        said: by `what_adapter_says`.
+
+    Raises:
+        ValueError: neither names a pipeline that can be found.
+    """
+    given = config.pretrained_model_name_or_path
+    return replace(
+        config,
+        pretrained_model_name_or_path=str(find_base(given, said["base"])),
+        revision=config.revision or (None if given else said["revision"]),
+    )

@@ -1,4 +1,4 @@
-"""Fetching an adapter, a reward predictor or a critic from the Hub: complete or not at all."""
+"""Fetch an adapter, a reward predictor or a critic from the Hub, complete or not at all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHECKPOINT_FILES = (CONFIG_NAME, WEIGHTS_NAME, CARD_NAME)
 def pull(
     repo_id: str, directory: str | Path, *, revision: str | None = None, token: str | None = None
 ) -> list[str]:
-    """Fetch what `python -m hub push` uploads, and nothing else that the repository holds.
+    """Fetch what `python -m hub push` uploads, and nothing else of the repository.
 
     Args:
         repo_id: "owner/name".
@@ -40,16 +40,8 @@ def pull(
     """
     directory = Path(directory)
     require_empty(directory)
-    words = [
-        "python",
-        "-m",
-        "hub",
-        "pull",
-        repo_id,
-        "--output_dir",
-        str(directory),
-        *(["--revision", revision] if revision else []),
-    ]
+    words = ["python", "-m", "hub", "pull", repo_id, "--output_dir", str(directory)]
+    words += ["--revision", revision] if revision else []
     with hub_errors(
         f"{repo_id} was not fetched", f"nothing was written and `{shlex.join(words)}` tries again"
     ):
@@ -62,7 +54,7 @@ def pull(
         with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as aside:
             complete = Path(aside) / "complete"
             for name in names:
-                # The client keeps its own records in the folder that it writes to.
+                # The client keeps records of its own in the folder that it writes to.
                 fetched = Path(
                     api.hf_hub_download(repo_id, name, revision=info.sha, local_dir=Path(aside) / "fetched")
                 )
@@ -74,10 +66,10 @@ def pull(
 
 
 def files_to_pull(there: set[str]) -> list[str]:
-    """Which of a repository's files are fetched.
+    """The files of a repository to fetch.
 
     Raises:
-        HubError: it holds neither an adapter nor a checkpoint of ours.
+        HubError: it holds neither an adapter nor a checkpoint of this project.
     """
     if LORA_WEIGHT_NAME_SAFE in there:
         return [name for name in ADAPTER_FILES if name in there]
@@ -87,10 +79,10 @@ def files_to_pull(there: set[str]) -> list[str]:
 
 
 def check_files(directory: Path, names: list[str]) -> None:
-    """Refuse weights that cannot be read, and a checkpoint that is not ours.
+    """Refuse weights that cannot be read, and a checkpoint of another project.
 
     Raises:
-        HubError: which file is at fault.
+        HubError: which file is wrong.
     """
     for name in names:
         if name.endswith(".safetensors"):
@@ -103,10 +95,10 @@ def check_files(directory: Path, names: list[str]) -> None:
 
 
 def checkpoint_kind(directory: Path) -> str:
-    """What a checkpoint's config.json says it is, such as "critic".
+    """The kind in a checkpoint's config.json, such as "critic".
 
     Raises:
-        HubError: it does not say.
+        HubError: there is none.
     """
     try:
         config = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))

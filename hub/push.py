@@ -1,10 +1,10 @@
-"""Uploading an adapter: one commit of what others need, and nothing else of the directory it was trained
-in."""
+"""Upload an adapter: one commit of what others need, and nothing else of the directory it was trained in."""
 
 from __future__ import annotations
 
 import shlex
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
@@ -12,6 +12,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RevisionNotFoundError
 from huggingface_hub.hf_api import ModelInfo, SpaceInfo
 
+from common.flags import flag
 from common.network import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
 from hub.access import HubError, hub_errors
 from hub.adapter import KOHYA_NAME
@@ -22,7 +23,27 @@ from hub.provenance import RESULTS_NAME, read_results, what_adapter_says
 
 CRITIC_FILES = (f"critic/{CONFIG_NAME}", f"critic/{WEIGHTS_NAME}")
 ADAPTER_FILES = (LORA_WEIGHT_NAME_SAFE, KOHYA_NAME, CARD_NAME, RESULTS_NAME, GRID_NAME, *CRITIC_FILES)
-"""All that is ever uploaded of an adapter's directory, and all that is fetched back."""
+"""The only files of an adapter's directory that are uploaded and fetched back."""
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """Hugging Face Hub."""
+
+    push_to_hub: bool = flag(
+        False, help="Upload the adapter to the Hub once everything is written.", published=None
+    )
+    hub_model_id: str | None = flag(
+        None,
+        help="Repository to upload to, made if there is none. Default: the last part of --output_dir.",
+        published=None,
+    )
+    hub_private_repo: bool = flag(False, help="Make a new repository private.", published=None)
+    hub_token: str | None = flag(
+        None,
+        help="Token to upload with. Default: the one of `hf auth login`, which no process list shows.",
+        secret=True,
+    )
 
 
 def push_adapter(
@@ -36,12 +57,11 @@ def push_adapter(
     commit_message: str | None = None,
     again: str | None = None,
 ) -> str:
-    """Upload a directory's adapter in one commit, making the repository if there is none. The directory stays
-    as it is.
+    """Upload a directory's adapter in one commit, making the repository if there is none. The directory is
+    not changed.
 
-    The card names the repository and keeps what people wrote into that on the Hub (`hub.notes`). What an
-    earlier push brought and the directory no longer has is deleted; other files of the repository are left
-    alone.
+    The card names the repository and keeps people's notes in the card on the Hub (`hub.notes`). Files of an
+    earlier push that the directory no longer has are deleted; other files of the repository are not touched.
 
     Args:
         repo_id: "owner/name", or "name" under the token's own user.
@@ -64,7 +84,14 @@ def push_adapter(
     card = local_card(directory)
     if create_pr and revision:
         raise HubError("A pull request is against main; leave --revision or --create_pr out.")
-    again = again or push_command(directory, repo_id, private, revision, create_pr, commit_message)
+    again = again or push_command(
+        directory,
+        repo_id,
+        private,
+        revision=revision,
+        create_pr=create_pr,
+        commit_message=commit_message,
+    )
     with hub_errors(
         f"The adapter was not uploaded to {repo_id}",
         f"it is complete in {directory} and `{again}` uploads it",
@@ -94,10 +121,10 @@ def push_adapter(
 
 
 def files_to_push(directory: Path) -> list[str]:
-    """Which of the files that are ever uploaded a directory holds, in readable form.
+    """The files of a directory to upload, all of them readable.
 
     Raises:
-        ValueError: there is no adapter, or a file of weights is damaged.
+        ValueError: there is no adapter, or a weight file is damaged.
     """
     read_header(directory / LORA_WEIGHT_NAME_SAFE)
     critic = CRITIC_FILES if all((directory / name).is_file() for name in CRITIC_FILES) else ()
@@ -113,7 +140,7 @@ def files_to_push(directory: Path) -> list[str]:
 
 
 def local_card(directory: Path) -> str:
-    """The directory's card, or one made from what the adapter says.
+    """The directory's card, or one made from the adapter's files.
 
     Raises:
         ValueError: there is neither, or results.json is not JSON.
@@ -130,7 +157,7 @@ def local_card(directory: Path) -> str:
 
 
 def branch_head(api: HfApi, repo_id: str, revision: str | None) -> ModelInfo:
-    """What a branch holds; a branch that is not there is made from main."""
+    """The content of a branch; a missing branch is made from main."""
     try:
         return api.model_info(repo_id, revision=revision)
     except RevisionNotFoundError:
@@ -151,13 +178,14 @@ def push_command(
     directory: Path,
     repo_id: str,
     private: bool | None = None,
+    *,
     revision: str | None = None,
     create_pr: bool = False,
     commit_message: str | None = None,
     space: bool = False,
     space_id: str | None = None,
 ) -> str:
-    """The command line of the same push; the token is to come from `hf auth login` or HF_TOKEN."""
+    """The command line of the same push, with the token of `hf auth login` or HF_TOKEN."""
     words = ["python", "-m", "hub", "push", str(directory), "--hub_model_id", repo_id]
     words += ["--private"] if private else []
     words += ["--revision", revision] if revision else []

@@ -101,7 +101,7 @@ class Backbone:
         return [self.pipe.tokenizer]
 
     @contextmanager
-    def at_hand(self, *modules: nn.Module) -> Iterator[None]:
+    def on_device(self, *modules: nn.Module) -> Iterator[None]:
         """Within, the modules are on the UNet's device; after, those that were brought there are back
         where they waited."""
         waiting = [
@@ -157,7 +157,7 @@ class Backbone:
         """
         for prompt in prompts:
             self.check_window(prompt)
-        with self.at_hand(*self.text_encoders):
+        with self.on_device(*self.text_encoders):
             return Conditioning.cat(
                 [self.encode(prompts[rows]) for rows in batches(len(prompts), batch_size)]
             )
@@ -166,7 +166,7 @@ class Backbone:
     def encode_no_prompt(self) -> Conditioning:
         """What the UNet is told in the other branch of classifier-free guidance where the user gives no
         negative prompt; length 1."""
-        with self.at_hand(*self.text_encoders):
+        with self.on_device(*self.text_encoders):
             return self.encode([""])
 
     def prompt_table(self, prompts: list[str], forget: torch.Tensor | None = None) -> PromptTable:
@@ -176,14 +176,14 @@ class Backbone:
             ValueError: a prompt does not fit into the tokenizer's window.
         """
         forget = torch.zeros(len(prompts), dtype=torch.bool, device=self.device) if forget is None else forget
-        with self.at_hand(*self.text_encoders):
+        with self.on_device(*self.text_encoders):
             return PromptTable(prompts, self.encode_prompts(prompts), self.encode_no_prompt(), forget)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
         """Latents (B, C, h, w) as the UNet knows them, wherever they lie -> pixels (B, 3, H, W) in [-1,
         1], float32."""
-        with self.at_hand(self.vae), self._vae_ready():
+        with self.on_device(self.vae), self._vae_ready():
             unscaled = self._unscale(latents.to(self.vae.device, self.vae.dtype))
             return torch.cat(
                 [self.vae.decode(chunk).sample.float() for chunk in unscaled.split(batch_size)]
@@ -193,7 +193,7 @@ class Backbone:
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels (B, 3, H, W) in [-1, 1] -> the mode of their latents (B, C, h, w) as the UNet knows them,
         float32."""
-        with self.at_hand(self.vae), self._vae_ready():
+        with self.on_device(self.vae), self._vae_ready():
             return self._scale(
                 self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mode().float()
             )
@@ -238,7 +238,7 @@ class XLBackbone(Backbone):
     def encode_no_prompt(self) -> Conditioning:
         """Zeros, or the states of the empty prompt, as the pipeline's `force_zeros_for_empty_prompt` says;
         length 1."""
-        with self.at_hand(*self.text_encoders):
+        with self.on_device(*self.text_encoders):
             _, states, _, pooled = self.pipe.encode_prompt(
                 [""], device=self.device, do_classifier_free_guidance=True
             )
@@ -273,24 +273,22 @@ class XLBackbone(Backbone):
                 self.vae.to(torch.float16)
 
     def _unscale(self, latents: torch.Tensor) -> torch.Tensor:
-        mean, std = self._statistics(latents)
-        return (
-            latents / self.vae.config.scaling_factor
-            if mean is None
-            else latents * std / self.vae.config.scaling_factor + mean
-        )
+        factor, statistics = self.vae.config.scaling_factor, self._statistics(latents)
+        if statistics is None:
+            return latents / factor
+        mean, std = statistics
+        return latents * std / factor + mean
 
     def _scale(self, latents: torch.Tensor) -> torch.Tensor:
-        mean, std = self._statistics(latents)
-        return (
-            latents * self.vae.config.scaling_factor
-            if mean is None
-            else (latents - mean) * self.vae.config.scaling_factor / std
-        )
+        factor, statistics = self.vae.config.scaling_factor, self._statistics(latents)
+        if statistics is None:
+            return latents * factor
+        mean, std = statistics
+        return (latents - mean) * factor / std
 
-    def _statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+    def _statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(1, C, 1, 1) mean and standard deviation of the VAE's latents, if its config has both."""
         mean, std = (getattr(self.vae.config, name, None) for name in ("latents_mean", "latents_std"))
         if mean is None or std is None:
-            return None, None
-        return tuple(latents.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+            return None
+        return latents.new_tensor(mean).view(1, -1, 1, 1), latents.new_tensor(std).view(1, -1, 1, 1)

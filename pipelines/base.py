@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from diffusers import (
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
+import canvas
 from common.errors import is_out_of_memory
+from common.flags import by_name, flag
 from pipelines.backbone import Backbone
 from pipelines.supported import Unsupported, check_unet, choose_class, class_of_checkpoint
 
@@ -27,37 +29,65 @@ BY_LATENTS = "Default: by the size of the base's latents, 64 for the bundled can
 """For the help of what `Backbone.usual_batch_size` decides."""
 
 
-def add_base_arguments(parser: argparse.ArgumentParser, default: str = "the bundled canvas") -> None:
-    """Add the flags that name a base; `default` says in the help what is used without the first of them."""
-    parser.add_argument(
-        "--pretrained_model_name_or_path",
-        help=f"Base pipeline: a diffusers directory, a Hub id, or a .safetensors checkpoint in one file. Default: {default}.",
+@dataclass(frozen=True)
+class BaseConfig:
+    """Base model."""
+
+    pretrained_model_name_or_path: str | None = flag(
+        None,
+        help="Base pipeline: a diffusers directory, a Hub id, or a .safetensors checkpoint in one file. "
+        "Default: the bundled canvas.",
+        published=by_name,
     )
-    parser.add_argument(
-        "--pretrained_vae_model_name_or_path",
-        help="VAE in place of the base's own, for example one that does not overflow in fp16: a diffusers directory or a Hub id.",
+    pretrained_vae_model_name_or_path: str | None = flag(
+        None,
+        help="VAE in place of the base's own, for example one that does not overflow in fp16: a diffusers "
+        "directory or a Hub id.",
+        published=by_name,
     )
-    parser.add_argument(
-        "--config_name_or_path",
-        help="For a .safetensors checkpoint: a diffusers directory or a Hub id of the same architecture, whose configs and tokenizers are used. "
-        "Default: the one that diffusers infers, from the Hub.",
+    config_name_or_path: str | None = flag(
+        None,
+        help="For a .safetensors checkpoint: a diffusers directory or a Hub id of the same architecture, whose "
+        "configs and tokenizers are used. Default: the one that diffusers infers, from the Hub.",
+        published=by_name,
     )
-    parser.add_argument("--revision", help="Revision of the base pipeline on the Hub.")
-    parser.add_argument("--variant", help="Variant of the base pipeline's weight files, for example fp16.")
+    revision: str | None = flag(None, help="Revision of the base pipeline on the Hub.")
+    variant: str | None = flag(None, help="Variant of the base pipeline's weight files, for example fp16.")
+
+    @property
+    def is_bundled(self) -> bool:
+        """Whether the base is the bundled canvas."""
+        return is_bundled(self.pretrained_model_name_or_path)
+
+    @property
+    def name(self) -> str | Path:
+        """What `load_pipeline` loads."""
+        return self.pretrained_model_name_or_path or canvas.PIPELINE
 
 
-def base_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `load_pipeline` takes of these flags beside name and revision."""
-    return {
-        "variant": args.variant,
-        "vae": args.pretrained_vae_model_name_or_path,
-        "config": args.config_name_or_path,
-    }
+def is_bundled(name_or_path: str | Path | None) -> bool:
+    """Whether a base is the bundled canvas, which is also what no name stands for."""
+    return name_or_path is None or Path(name_or_path).resolve() == canvas.PIPELINE.resolve()
+
+
+def load_base(
+    config: BaseConfig, dtype: torch.dtype = torch.float32
+) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    """The base that settings name, by `load_pipeline`."""
+    return load_pipeline(
+        config.name,
+        config.revision,
+        variant=config.variant,
+        dtype=dtype,
+        vae=config.pretrained_vae_model_name_or_path,
+        config=config.config_name_or_path,
+    )
 
 
 def load_pipeline(
     name_or_path: str | Path,
     revision: str | None = None,
+    *,
     variant: str | None = None,
     dtype: torch.dtype = torch.float32,
     safety_checker: bool = False,
@@ -77,13 +107,15 @@ def load_pipeline(
         ValueError: there is no such pipeline, or it is none that is supported.
     """
     if Path(name_or_path).is_file():
-        pipe = _from_file(Path(name_or_path), config, vae, dtype, safety_checker)
+        pipe = _from_file(Path(name_or_path), config, vae=vae, dtype=dtype, safety_checker=safety_checker)
     elif config is not None:
         raise ValueError(
             f"--config_name_or_path is for a checkpoint in one file, which {name_or_path} is not; leave it out."
         )
     else:
-        pipe = _from_directory(str(name_or_path), revision, variant, vae, dtype, safety_checker)
+        pipe = _from_directory(
+            str(name_or_path), revision, variant=variant, vae=vae, dtype=dtype, safety_checker=safety_checker
+        )
     made, drawn = pipe.vae.config.latent_channels, pipe.unet.config.in_channels
     if made != drawn:
         raise ValueError(
@@ -97,6 +129,7 @@ def load_pipeline(
 def _from_directory(
     name: str,
     revision: str | None,
+    *,
     variant: str | None,
     vae: str | None,
     dtype: torch.dtype,
@@ -110,7 +143,7 @@ def _from_directory(
     ):
         cls = choose_class(name, DiffusionPipeline.load_config(name, revision=revision))
         check_unet(name, UNet2DConditionModel.load_config(name, subfolder="unet", revision=revision), cls)
-    given = _given(cls, name, revision, vae, dtype, safety_checker)
+    given = _given(cls, name, revision, vae=vae, dtype=dtype, safety_checker=safety_checker)
     with _one_line(
         f"The pipeline {name} could not be loaded (a diffusers directory or Hub id with safetensors)"
     ):
@@ -120,7 +153,7 @@ def _from_directory(
 
 
 def _from_file(
-    path: Path, config: str | None, vae: str | None, dtype: torch.dtype, safety_checker: bool
+    path: Path, config: str | None, *, vae: str | None, dtype: torch.dtype, safety_checker: bool
 ) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
     """From a checkpoint in one file."""
     cls = class_of_checkpoint(path)
@@ -131,9 +164,8 @@ def _from_file(
             raise Unsupported(
                 f"{path} is a {cls.__name__} and {config} describes a {described.__name__}; name another with --config_name_or_path."
             )
-    given = _given(cls, config, None, vae, dtype, safety_checker) | (
-        {} if config is None else {"config": config}
-    )
+    given = _given(cls, config, None, vae=vae, dtype=dtype, safety_checker=safety_checker)
+    given |= {} if config is None else {"config": config}
     advice = "name a diffusers directory or a Hub id of its architecture with --config_name_or_path"
     with _one_line(f"The checkpoint {path} could not be loaded ({advice})"):
         pipe = cls.from_single_file(str(path), dtype=dtype, **given)
@@ -145,6 +177,7 @@ def _given(
     cls: type,
     configs: str | None,
     revision: str | None,
+    *,
     vae: str | None,
     dtype: torch.dtype,
     safety_checker: bool,

@@ -32,7 +32,9 @@ class Conditioning:
     def cat(cls, parts: list[Conditioning]) -> Conditioning:
         """Join conditionings of one backbone."""
         columns = zip(*(part._tensors() for part in parts), strict=True)
-        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))
+        states, pooled, time_ids = (None if c[0] is None else torch.cat(c) for c in columns)
+        assert states is not None
+        return cls(states, pooled, time_ids)
 
     def __len__(self) -> int:
         return len(self.states)
@@ -67,7 +69,10 @@ class Conditioning:
         return self.states, self.pooled, self.time_ids
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Conditioning:
-        return Conditioning(*(None if tensor is None else change(tensor) for tensor in self._tensors()))
+        pooled, time_ids = (
+            None if tensor is None else change(tensor) for tensor in (self.pooled, self.time_ids)
+        )
+        return Conditioning(change(self.states), pooled, time_ids)
 
 
 @dataclass

@@ -112,6 +112,7 @@ def generate(
     pipe: DiffusionPipeline,
     prompts: Sequence[str],
     seeds: Sequence[int],
+    *,
     num_inference_steps: int = 30,
     guidance_scale: float | None = None,
     batch_size: int | None = None,

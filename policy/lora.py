@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 
+from common.flags import flag
+
 ADAPTER = "default"
 
 
+@dataclass(frozen=True)
+class AdapterConfig:
+    """LoRA adapter."""
+
+    rank: int = flag(8, at_least=1, help="Rank of the LoRA matrices.")
+    lora_alpha: float | None = flag(
+        None,
+        above=0,
+        help="Scale of the LoRA update before division by the rank. Default: the rank.",
+    )
+    lora_target_modules: tuple[str, ...] = flag(
+        ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
+        help="Endings of the modules to adapt.",
+    )
+
+    @property
+    def alpha(self) -> float:
+        """The scale, or the rank."""
+        return self.lora_alpha or self.rank
+
+
 def add_lora(
-    unet: UNet2DConditionModel, rank: int, alpha: float, target_modules: list[str]
+    unet: UNet2DConditionModel, rank: int, alpha: float, target_modules: Sequence[str]
 ) -> list[torch.nn.Parameter]:
     """Freeze the UNet, add a LoRA to every module whose name ends in one of `target_modules`, return its
     float32 parameters.
@@ -27,7 +51,9 @@ def add_lora(
     if rank < 1:
         raise ValueError(f"--rank must be at least 1 (got {rank}).")
     unet.requires_grad_(False)
-    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=target_modules)
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(target_modules)
+    )
     try:
         unet.add_adapter(config, adapter_name=ADAPTER)
     except ValueError as error:

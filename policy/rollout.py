@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import UNet2DConditionModel
 
 from common.processes import all_rows
 from pipelines.backbone import latent_shape
-from pipelines.conditioning import Conditioning, PromptTable, batches
-from policy.kernel import ReverseKernel
+from pipelines.conditioning import Conditioning, batches
 from policy.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from policy.policy import Policy
 
 
 def guided_output(
@@ -19,6 +22,7 @@ def guided_output(
     timestep: torch.Tensor,
     x: torch.Tensor,
     prompts: Conditioning,
+    *,
     negative: Conditioning,
     guidance_scale: float,
 ) -> torch.Tensor:
@@ -47,36 +51,17 @@ def _ask(
     return unet(x.to(unet.dtype), timestep, conditioning.states, added_cond_kwargs=conditioning.added).sample
 
 
-def step_mean(
-    unet: UNet2DConditionModel,
-    kernel: ReverseKernel,
-    x: torch.Tensor,
-    step: int,
-    prompts: Conditioning,
-    negative: Conditioning,
-    guidance_scale: float,
-) -> torch.Tensor:
-    """Mean of the reverse kernel at `step` for states `x` (B, C, H, W); float32. The other arguments are
-    those of `guided_output`."""
-    return kernel.mean(
-        guided_output(unet, kernel.timesteps[step], x, prompts, negative, guidance_scale), x, step
-    )
-
-
 @torch.no_grad()
 def rollout(
-    unet: UNet2DConditionModel,
-    kernel: ReverseKernel,
-    table: PromptTable,
+    policy: Policy,
     prompt_ids: torch.Tensor,
-    guidance_scale: float,
     generator: torch.Generator,
+    *,
     storage_dtype: torch.dtype = torch.float32,
-    batch_size: int | None = None,
     offload: bool = False,
     rows: slice = slice(None),
 ) -> Trajectory:
-    """Sample one trajectory for each of `prompt_ids` (B,) from the current policy.
+    """Sample one trajectory for each of `prompt_ids` (B,) from the policy as it is.
 
     The noise is drawn for all of them at once, so that the trajectories do not depend on how many are sampled
     together, or which here.
@@ -85,40 +70,32 @@ def rollout(
         storage_dtype: states are rounded to it before their log-probability is taken, so that an update that
             reads them back finds exactly the ratio 1 (field-tested pitfall: scoring the unrounded sample does
             not).
-        batch_size: how many are sampled together; by default all.
         offload: keep the trajectories in main memory (`Trajectory.offloaded`), batch by batch.
         rows: which of them are sampled, and returned; by default all.
     """
-    shape = (len(prompt_ids), *latent_shape(unet))
+    shape, kernel = (len(prompt_ids), *latent_shape(policy.unet)), policy.kernel
     noise = [
         torch.randn(shape, generator=generator, device=generator.device)[rows].clone()
         for _ in range(kernel.num_steps + 1)
     ]
     ids, parts = prompt_ids[rows], []
-    for batch in batches(len(ids), batch_size or len(ids)):
-        at_hand = [
-            drawn[batch].to(kernel.stds.device) for drawn in noise
-        ]  # at once, so that no step waits for its own
-        part = _sample(unet, kernel, table, ids[batch], guidance_scale, at_hand, storage_dtype)
+    for batch in batches(len(ids), policy.batch_size):
+        # All steps' noise at once, so that no step waits for its own.
+        on_device = [drawn[batch].to(kernel.stds.device) for drawn in noise]
+        part = _sample(policy, ids[batch], on_device, storage_dtype)
         parts.append(part.offloaded() if offload else part)
     return Trajectory.cat(parts)
 
 
 def _sample(
-    unet: UNet2DConditionModel,
-    kernel: ReverseKernel,
-    table: PromptTable,
-    prompt_ids: torch.Tensor,
-    guidance_scale: float,
-    noise: Sequence[torch.Tensor],
-    storage_dtype: torch.dtype,
+    policy: Policy, prompt_ids: torch.Tensor, noise: Sequence[torch.Tensor], storage_dtype: torch.dtype
 ) -> Trajectory:
     """A batch of trajectories from `noise`, T + 1 times (B, C, H, W) on the kernel's device."""
-    prompts = table.conditioning[prompt_ids]
+    kernel, prompts = policy.kernel, policy.table.conditioning[prompt_ids]
     x = noise[0].to(storage_dtype)
     latents, means, log_probs = [x], [], []
     for step in range(kernel.num_steps):
-        mean = step_mean(unet, kernel, x, step, prompts, table.negative, guidance_scale)
+        mean = policy.mean(x, step, prompts)
         x = (mean + kernel.stds[step] * noise[step + 1]).to(storage_dtype)
         latents.append(x)
         means.append(mean.to(storage_dtype))

@@ -74,6 +74,7 @@ def pathwise_surrogate(
     mean: torch.Tensor,
     old_mean: torch.Tensor,
     slope: torch.Tensor,
+    *,
     log_prob: torch.Tensor,
     old_log_prob: torch.Tensor,
     std: torch.Tensor | float,

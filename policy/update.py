@@ -6,62 +6,86 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from diffusers import UNet2DConditionModel
 
+from common.flags import flag
 from common.processes import all_rows, own_batches, sum_gradients
-from pipelines.conditioning import Conditioning, PromptTable
 from policy.adversary import worst_case
-from policy.kernel import ReverseKernel
 from policy.lora import base_policy
-from policy.rollout import step_mean
 from policy.surrogate import Movement, clipped_surrogate, pathwise_surrogate
 from policy.trajectory import Experience, Trajectory
+
+if TYPE_CHECKING:
+    from policy.policy import Policy
 
 
 @dataclass(frozen=True)
 class UpdateConfig:
-    """How the policy is moved by one batch of trajectories.
+    """Policy update.
 
-    Attributes:
-        clip_range: clip of the importance ratio, or of how far a mean may move, in units of the step's own
-            noise (`policy.surrogate`).
-        kl_coef: weight of the KL to the base on retain states.
-        anchor_kl_coef: weight of the KL to the base under the anchor prompt, on forget states.
-        adversarial_radius: how far from the prompt's text states that KL is asked for as well
-            (`policy.adversary`); 0 for at the prompt alone.
-        target_kl: the inner loop stops once the KL to the acting policy, averaged over the latent's numbers,
-            exceeds it.
-        inner_epochs: passes over the trajectories.
-        batch_size: states in a pass of the UNet, as many as acted together in the rollout; it decides about
-            memory and not about the update.
-        retain_batch_size: retain states in a term.
-        accumulation: terms in an optimizer step; a term is one denoising step of all trajectories of an
-            experience, and the retain states beside it.
-        timestep_fraction: share of the steps that are trained, drawn anew for every pass over the
-            trajectories.
-        masked_steps: how many of the last steps are never trained: their noise is small and dominates the
-            ratio.
-        guidance_scale: classifier-free guidance, the same as in the rollouts.
-        max_grad_norm: gradient norm above which gradients are scaled down.
+    How the policy is moved by one batch of trajectories. A term is one denoising step of all trajectories of
+    an experience, and the retain states that go with it.
     """
 
-    clip_range: float
-    kl_coef: float
-    anchor_kl_coef: float
-    adversarial_radius: float
-    target_kl: float
-    inner_epochs: int
-    batch_size: int
-    retain_batch_size: int
-    accumulation: int
-    timestep_fraction: float
-    masked_steps: int
-    guidance_scale: float
-    max_grad_norm: float
+    clip_range: float = flag(
+        0.2,
+        at_least=0,
+        help="Clip of the importance ratio, in units of a step's own noise; with --advantage pathwise, of how far "
+        "a mean may move.",
+    )
+    inner_epochs: int = flag(1, at_least=1, help="Passes over an iteration's trajectories.")
+    replay_iterations: int = flag(
+        0,
+        at_least=0,
+        help="Also train on trajectories of the N previous iterations (off-policy, importance-weighted).",
+    )
+    target_kl: float = flag(
+        0.02,
+        at_least=0,
+        help="Stop an iteration's updates once the KL to the acting policy exceeds this.",
+    )
+    train_timestep_fraction: float = flag(
+        0.5,
+        above=0,
+        at_most=1,
+        help="Fraction of the timesteps that is trained, drawn anew in every iteration.",
+    )
+    masked_steps: int = flag(
+        2,
+        at_least=0,
+        help="Number of the last denoising steps that are never trained: their noise is small and dominates the "
+        "ratio.",
+    )
+    gradient_accumulation_steps: int = flag(
+        2, at_least=1, help="Timesteps in an optimizer step, each of all trajectories."
+    )
+    max_grad_norm: float = flag(1.0, above=0, help="Norm that the gradient is clipped to.")
+    kl_coef: float = flag(20.0, at_least=0, help="Weight of the KL to the base on retain prompts.")
+    retain_kl_target: float | None = flag(
+        None,
+        at_least=0,
+        help="Adapt that weight to this KL: double it above the target, halve it far below. Default: fixed.",
+    )
+    retain_batch_size: int = flag(
+        16,
+        at_least=1,
+        help="Retain states in every term of an update, and retain images judged in an iteration.",
+    )
+    anchor_kl_coef: float = flag(
+        1.0,
+        at_least=0,
+        help="Weight of the KL to the base under the nearest anchor, on forget prompts.",
+    )
+    adversarial_radius: float = flag(
+        0.5,
+        at_least=0,
+        help="Take that KL under the worst text within this fraction of the way from prompt to anchor as well, "
+        "against searched words. 0 leaves it out, which saves a fifth of the time.",
+    )
 
 
 @dataclass
@@ -134,9 +158,7 @@ class Objective:
     A gradient is that of this process's rows, figures are all processes'.
     """
 
-    unet: UNet2DConditionModel
-    kernel: ReverseKernel
-    table: PromptTable
+    policy: Policy
     accelerator: Accelerator
     config: UpdateConfig
 
@@ -152,7 +174,7 @@ class Objective:
 
     def unet_samples(self, forget: int, retain: int) -> int:
         """Samples that the UNet is given for so many forget and retain states."""
-        branches = 2 if self.config.guidance_scale > 1 else 1
+        branches = 2 if self.policy.guidance_scale > 1 else 1
         return branches * (forget * (1 + self.anchored + self.adversarial) + retain)
 
     def forget(self, experience: Experience, step: int, scale: float, share: float) -> ForgetFigures:
@@ -163,7 +185,7 @@ class Objective:
             share: of this call in the optimizer step.
         """
         count = len(experience.trajectory)
-        rows = own_batches(count, self.config.batch_size)
+        rows = own_batches(count, self.policy.batch_size)
         mine = torch.cat([self._forget_rows(experience, part, step, scale, share / count) for part in rows])
         change, log_ratio, outside, step_kl, anchor_kl, worst_kl = all_rows(mine, count).unbind(dim=1)
         return ForgetFigures(change, Movement(log_ratio, outside.bool()), step_kl, anchor_kl, worst_kl)
@@ -173,7 +195,7 @@ class Objective:
         mine = torch.cat(
             [
                 self._retain_rows(base, rows[part], step, share / len(rows))
-                for part in own_batches(len(rows), self.config.batch_size)
+                for part in own_batches(len(rows), self.policy.batch_size)
             ]
         )
         return all_rows(mine, len(rows))
@@ -182,47 +204,46 @@ class Objective:
         self, experience: Experience, rows: slice, step: int, scale: float, share: float
     ) -> torch.Tensor:
         """(b, 6): the columns of `ForgetFigures`. `share` is that of one row."""
-        config, batch = self.config, experience.trajectory[rows]
-        x, action, old_mean = (
-            part.to(self._device)
-            for part in (batch.latents[:, step], batch.latents[:, step + 1], batch.means[:, step].float())
-        )
-        told, anchors = (
-            self.table.conditioning[batch.prompt_ids],
-            self.table.conditioning[experience.anchor_ids[rows]],
-        )
+        config, policy, kernel = self.config, self.policy, self.policy.kernel
+        batch, device = experience.trajectory[rows], kernel.stds.device
+        x, action = (batch.latents[:, index].to(device) for index in (step, step + 1))
+        old_mean, old_log_prob = batch.means[:, step].float().to(device), batch.log_probs[:, step]
+        prompts = policy.table.conditioning[batch.prompt_ids]
+        anchors = policy.table.conditioning[experience.anchor_ids[rows]]
         if self.anchored:
-            with base_policy(self.unet), torch.no_grad():
-                reference = self._mean(x, step, anchors)
+            with base_policy(policy.unet), torch.no_grad():
+                reference = policy.mean(x, step, anchors)
         if self.adversarial:
-            told = replace(told, states=told.states.float().requires_grad_())
-        mean = self._mean(x, step, told)
-        log_prob, old_log_prob = self.kernel.log_prob(action, mean, step), batch.log_probs[:, step]
+            prompts = replace(prompts, states=prompts.states.float().requires_grad_())
+        mean = policy.mean(x, step, prompts)
+        log_prob = kernel.log_prob(action, mean, step)
         if experience.slopes is None:
-            dim = x[0].numel()
-            surrogate = clipped_surrogate(
-                log_prob, old_log_prob, experience.advantages[rows, step], config.clip_range, dim
-            )
+            advantage, dim = experience.advantages[rows, step], x[0].numel()
+            surrogate = clipped_surrogate(log_prob, old_log_prob, advantage, config.clip_range, dim)
         else:
-            slope = experience.slopes[rows, step].to(self._device)
             surrogate = pathwise_surrogate(
-                mean, old_mean, slope, log_prob, old_log_prob, self.kernel.stds[step], config.clip_range
+                mean,
+                old_mean,
+                experience.slopes[rows, step].to(device),
+                log_prob=log_prob,
+                old_log_prob=old_log_prob,
+                std=kernel.stds[step],
+                clip_range=config.clip_range,
             )
         loss = scale * surrogate.loss
         anchor_kl = worst_kl = torch.zeros_like(old_log_prob)
         if self.anchored:
-            anchor_kl = self.kernel.kl(mean, reference, step)
+            anchor_kl = kernel.kl(mean, reference, step)
             loss = loss + config.anchor_kl_coef * anchor_kl.mean()
         self.accelerator.backward(loss * len(batch) * share)
         if self.adversarial:
-            worst = replace(
-                told,
-                states=worst_case(told.states, told.states.grad, anchors.states, config.adversarial_radius),
-            )
-            worst_kl = self.kernel.kl(self._mean(x, step, worst), reference, step)
+            radius = config.adversarial_radius
+            assert prompts.states.grad is not None
+            states = worst_case(prompts.states, prompts.states.grad, anchors.states, radius)
+            worst_kl = kernel.kl(policy.mean(x, step, replace(prompts, states=states)), reference, step)
             self.accelerator.backward(config.anchor_kl_coef * worst_kl.mean() * len(batch) * share)
-        step_kl = self.kernel.kl(mean.detach(), old_mean, step)
-        figures = (
+        step_kl = kernel.kl(mean.detach(), old_mean, step)
+        columns = (
             log_prob - old_log_prob,
             surrogate.log_ratio,
             surrogate.outside.float(),
@@ -230,32 +251,22 @@ class Objective:
             anchor_kl,
             worst_kl,
         )
-        return torch.stack([figure.detach() for figure in figures], dim=1)
+        return torch.stack([column.detach() for column in columns], dim=1)
 
     def _retain_rows(self, base: Trajectory, rows: torch.Tensor, step: int, share: float) -> torch.Tensor:
-        mean = self._mean(
-            base.latents[rows, step].to(self._device), step, self.table.conditioning[base.prompt_ids[rows]]
-        )
-        kl = self.kernel.kl(mean, base.means[rows, step].to(self._device).float(), step)
+        policy, kernel, device = self.policy, self.policy.kernel, self.policy.kernel.stds.device
+        prompts = policy.table.conditioning[base.prompt_ids[rows]]
+        mean = policy.mean(base.latents[rows, step].to(device), step, prompts)
+        kl = kernel.kl(mean, base.means[rows, step].to(device).float(), step)
         self.accelerator.backward(self.config.kl_coef * kl.mean() * len(rows) * share)
         return kl.detach()
 
-    def _mean(self, x: torch.Tensor, step: int, told: Conditioning) -> torch.Tensor:
-        return step_mean(
-            self.unet, self.kernel, x, step, told, self.table.negative, self.config.guidance_scale
-        )
-
-    @property
-    def _device(self) -> torch.device:
-        return self.kernel.stds.device
-
 
 def update_policy(
-    unet: UNet2DConditionModel,
-    kernel: ReverseKernel,
-    table: PromptTable,
+    policy: Policy,
     experiences: list[Experience],
     retain: Trajectory,
+    *,
     optimizer: AcceleratedOptimizer,
     accelerator: Accelerator,
     config: UpdateConfig,
@@ -264,20 +275,20 @@ def update_policy(
     """Move the adapter along the advantages of the experiences, held to the base's means on `retain`.
 
     The first of `experiences` is fresh, the others are replayed: their ratios are to the policy that acted
-        then, and the clip leaves out what
-    has moved too far since. `retain` was rolled out by the base, so its stored means are the reference and
-    the base is not asked again. The reference of a forget trajectory is the base under the prompt that its
-    image came nearest to: what is drawn instead of the concept is held to what the base would draw, where a
-    reward alone can be had by images that nobody would; and not only under the prompt, but under the text
-    states near it that the policy does worst with, whose direction is a by-product of the backward pass.
+    then, and the clip leaves out what has moved too far since. `retain` was rolled out by the base, so its
+    stored means are the reference and the base is not asked again. The reference of a forget trajectory is
+    the base under the prompt that its image came nearest to: what is drawn instead of the concept is held to
+    what the base would draw, where a reward alone can be had by images that nobody would. It is held so under
+    the prompt and under the text states near it that the policy does worst with, whose direction is a
+    by-product of the backward pass.
 
     All processes are given the same; each takes its share of every term's rows, and their gradients are added
     up.
     """
-    stats, objective = UpdateStats(), Objective(unet, kernel, table, accelerator, config)
+    stats, objective, kernel = UpdateStats(), Objective(policy, accelerator, config), policy.kernel
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     trainable_steps = kernel.num_steps - config.masked_steps
-    trained_steps = max(1, round(config.timestep_fraction * trainable_steps))
+    trained_steps = max(1, round(config.train_timestep_fraction * trainable_steps))
     sensitivity = kernel.sensitivity()
     scales = (sensitivity[:trainable_steps].median() / sensitivity).tolist()
     terms = [
@@ -286,8 +297,8 @@ def update_policy(
         for experience in experiences
         for step in torch.randperm(trainable_steps, generator=generator)[:trained_steps]
     ]
-    for start in range(0, len(terms), config.accumulation):
-        chunk, figures = terms[start : start + config.accumulation], []
+    for start in range(0, len(terms), config.gradient_accumulation_steps):
+        chunk, figures = terms[start : start + config.gradient_accumulation_steps], []
         for experience, step in chunk:
             forget = objective.forget(experience, step, scales[step], 1 / len(chunk))
             held, retain_kl = 0, torch.zeros_like(forget.step_kl)
@@ -300,9 +311,8 @@ def update_policy(
         norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
         finite = math.isfinite(norm)
         stats.skipped += not finite
-        if (
-            finite or accelerator.scaler is not None
-        ):  # a gradient scaler leaves such a step out itself, and lowers its scale
+        # A gradient scaler leaves such a step out itself, and lowers its scale.
+        if finite or accelerator.scaler is not None:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         found = read(figures)

@@ -128,7 +128,7 @@ def find_label(wanted: str, labels: list[str]) -> str:
     raise ValueError(f"The classifier has no label {wanted!r}; its labels are, nearest first: {shown}.")
 
 
-def preprocessing(processor: object) -> Compose:
+def preprocessing(processor: Any) -> Compose:
     """What an image processor does to an image, for tensors in [0, 1].
 
     Raises:
@@ -140,8 +140,8 @@ def preprocessing(processor: object) -> Compose:
         return Compose([Resize(size, InterpolationMode.BICUBIC, antialias=True), Normalize(mean, std)])
     steps: list[torch.nn.Module] = []
     if getattr(processor, "do_resize", True):
-        size = dict(processor.size)
-        side = size.get("shortest_edge") or (size["height"], size["width"])
+        wanted = dict(processor.size)
+        side = wanted.get("shortest_edge") or (wanted["height"], wanted["width"])
         steps.append(Resize(side, InterpolationMode.BICUBIC, antialias=True))
     if getattr(processor, "do_center_crop", False):
         crop = dict(processor.crop_size)

@@ -7,9 +7,8 @@ the same noise.
 
 from __future__ import annotations
 
-import argparse
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,16 @@ from common.checkpoints import (
     save_checkpoint,
     wind_forward,
 )
-from common.command_line import number, positive_int
 from common.errors import Unsound
 from common.film import MAX_WIDTH, size_of
+from common.flags import flag
 from common.names import public_name
 from reward.latents import BaseRollouts, BaseSamples, Latents, Source, collect
 from reward.origin import describe_origin
 from reward.predictor import RewardPredictor
 from reward.teacher import Teacher
 
+CACHE_NAME = "latents"
 DEFAULT_IMAGES = 4096
 NOISE_LEVELS = ("all", "clean")
 CLEAN_SHARE = 0.1
@@ -42,7 +42,7 @@ CLEAN_SHARE = 0.1
 ROLLOUT_SHARE = 0.5
 """So many are states of rollouts instead, where there are any."""
 MOST_LOST = 20
-"""So many gradients in turn may be no numbers: a gradient scaler finds its scale within fewer."""
+"""So many gradients in turn may be NaN or infinite: a gradient scaler finds its scale within fewer."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,53 @@ class DistilConfig:
     noise_levels: str = "all"
     use_8bit_adam: bool = False
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class DistilFlags:
+    """Distillation."""
+
+    max_train_steps: int = flag(4000, at_least=1, help="Optimizer steps.")
+    train_batch_size: int = flag(
+        128, at_least=1, help="Noised latents in an optimizer step, over all processes."
+    )
+    learning_rate: float = flag(2e-3, above=0, help="Peak of the one-cycle learning rate.")
+    ema_decay: float = flag(
+        0.999,
+        at_least=0,
+        below=1,
+        help="Decay of the averaged weights, which are what is saved; 0 saves the last ones.",
+    )
+    max_grad_norm: float = flag(1.0, above=0, help="Norm that the gradient is clipped to.")
+    width: int = flag(
+        48,
+        at_least=8,
+        at_most=MAX_WIDTH,
+        help=f"Channels of the predictor's first stage, a multiple of 8, at most {MAX_WIDTH}.",
+    )
+    seed: int = flag(0, help="Seed of images, noise and weights.")
+
+    def config(self, **changes: Any) -> DistilConfig:
+        """The settings of the distillation, with `changes`."""
+        return replace(
+            DistilConfig(
+                steps=self.max_train_steps,
+                batch_size=self.train_batch_size,
+                learning_rate=self.learning_rate,
+                ema_decay=self.ema_decay,
+                max_grad_norm=self.max_grad_norm,
+                seed=self.seed,
+            ),
+            **changes,
+        )
+
+    def check_width(self) -> None:
+        """
+        Raises:
+            ValueError: the network cannot have this width.
+        """
+        if self.width % 8:
+            raise ValueError(f"--width must be a multiple of 8 from 8 to {MAX_WIDTH}, got {self.width}.")
 
 
 @dataclass(frozen=True)
@@ -134,6 +181,7 @@ def distil(
     scheduler: DDIMScheduler,
     config: DistilConfig,
     accelerator: Accelerator | None = None,
+    *,
     checkpoints: Checkpointing | None = None,
     progress: str = "reward predictor",
 ) -> None:
@@ -163,7 +211,15 @@ def distil(
     model, prepared = accelerator.prepare(predictor, optimizer)
     start = lost = 0
     if checkpoints and checkpoints.resume:
-        start = _resume(checkpoints, config, data, predictor, optimizer, schedule, average)
+        start = _resume(
+            checkpoints,
+            config,
+            data,
+            predictor=predictor,
+            optimizer=optimizer,
+            schedule=schedule,
+            average=average,
+        )
     model.train()
     bar = tqdm(
         range(start, config.steps),
@@ -203,10 +259,18 @@ def distil(
             and step + 1 < config.steps
         ):
             if accelerator.is_main_process:
-                _save(checkpoints, config, data, step + 1, predictor, optimizer, average)
+                _save(
+                    checkpoints,
+                    config,
+                    data,
+                    step + 1,
+                    predictor=predictor,
+                    optimizer=optimizer,
+                    average=average,
+                )
             accelerator.wait_for_everyone()
     with torch.no_grad():
-        torch._foreach_copy_(parameters, average)
+        torch._foreach_copy_(list[torch.Tensor](parameters), average)
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     predictor.eval()
 
@@ -230,6 +294,7 @@ def _save(
     config: DistilConfig,
     data: Latents,
     step: int,
+    *,
     predictor: RewardPredictor,
     optimizer: torch.optim.Optimizer,
     average: list[torch.Tensor],
@@ -252,6 +317,7 @@ def _resume(
     checkpoints: Checkpointing,
     config: DistilConfig,
     data: Latents,
+    *,
     predictor: RewardPredictor,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
@@ -320,7 +386,7 @@ def train_predictor(
     """Draw, embed, distil on the base's own samples; says at the end how well the predictor does on
     latents it was not trained on."""
     source = (BaseRollouts if learn_from_rollouts else BaseSamples)(
-        pipe, prompts, num_inference_steps, guidance_scale, batch_size, seed
+        pipe, prompts, num_inference_steps, guidance_scale, shard_size=batch_size, seed=seed
     )
     data = collect(source, teacher, num_images, cache_dir)
     config = DistilConfig(steps=steps, batch_size=train_batch_size, learning_rate=learning_rate, seed=seed)
@@ -377,7 +443,7 @@ def fit_predictor(
         ),
     )
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    distil(predictor.to(accelerator.device), train, scheduler, config, accelerator, checkpoints)
+    distil(predictor.to(accelerator.device), train, scheduler, config, accelerator, checkpoints=checkpoints)
     cosines = cosine_by_noise(
         predictor.cpu(), held_out, scheduler, torch.Generator().manual_seed(config.seed)
     )
@@ -393,58 +459,3 @@ def new_predictor(*shape: Any, seed: int, **settings: Any) -> RewardPredictor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return RewardPredictor(*shape, **settings)
-
-
-CACHE_NAME = "latents"
-
-
-def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of the distillation that `python -m evaluation.predictor` shares, for the twins it trains."""
-    parser.add_argument("--max_train_steps", type=positive_int, default=4000, help="Optimizer steps.")
-    parser.add_argument(
-        "--train_batch_size",
-        type=positive_int,
-        default=128,
-        help="Noised latents in an optimizer step, over all processes.",
-    )
-    parser.add_argument(
-        "--learning_rate", type=number, default=2e-3, help="Peak of the one-cycle learning rate."
-    )
-    parser.add_argument(
-        "--ema_decay",
-        type=number,
-        default=0.999,
-        help="Decay of the averaged weights, which are what is saved; 0 saves the last ones.",
-    )
-    parser.add_argument(
-        "--max_grad_norm", type=number, default=1.0, help="Norm that the gradient is clipped to."
-    )
-    parser.add_argument(
-        "--width",
-        type=positive_int,
-        default=48,
-        help=f"Channels of the predictor's first stage, a multiple of 8, at most {MAX_WIDTH}.",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="Seed of images, noise and weights.")
-
-
-def check_width(width: int) -> None:
-    """
-    Raises:
-        ValueError: the network cannot have it.
-    """
-    if not 8 <= width <= MAX_WIDTH or width % 8:
-        raise ValueError(f"--width must be a multiple of 8 from 8 to {MAX_WIDTH}, got {width}.")
-
-
-def distil_config(args: argparse.Namespace, **changes: Any) -> DistilConfig:
-    """The settings that the flags of `add_distillation_arguments` give, with `changes`."""
-    settings = {
-        "steps": args.max_train_steps,
-        "batch_size": args.train_batch_size,
-        "learning_rate": args.learning_rate,
-        "ema_decay": args.ema_decay,
-        "max_grad_norm": args.max_grad_norm,
-        "seed": args.seed,
-    }
-    return DistilConfig(**(settings | changes))

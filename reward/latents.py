@@ -32,7 +32,7 @@ from common.errors import Unsound
 from common.files import write_aside
 from pipelines.backbone import Backbone
 from policy.kernel import ReverseKernel
-from policy.rollout import rollout
+from policy.policy import Policy
 from reward.images import IMAGE_SUFFIXES, read_image
 from reward.origin import fingerprint, key_of
 from reward.teacher import Teacher
@@ -99,7 +99,9 @@ class Source(Protocol):
 
     backbone: Backbone
     shard_size: int
-    available: int | None
+
+    @property
+    def available(self) -> int | None: ...
 
     def description(self) -> dict[str, Any]:
         """Everything that decides what the latents are, JSON; `kind` says what it is."""
@@ -139,6 +141,7 @@ class BaseSamples:
         prompts: list[str],
         num_inference_steps: int = 16,
         guidance_scale: float = 7.5,
+        *,
         shard_size: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -221,7 +224,8 @@ class BaseRollouts(BaseSamples):
         )
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         rows = torch.arange(len(prompts), device=self.pipe.device)
-        trajectory = rollout(self.pipe.unet, kernel, table, rows, self.guidance_scale, generator)
+        policy = Policy(self.pipe.unet, kernel, table, self.guidance_scale, batch_size=len(prompts))
+        trajectory = policy.rollout(rows, generator)
         return Drawn(trajectory.latents[:, -1], trajectory.latents[:, :-1], kernel.timesteps[:-1])
 
 

@@ -46,6 +46,7 @@ class RewardPredictor(Checkpoint):
         in_channels: int,
         sample_size: int | list[int],
         embed_dim: int,
+        *,
         width: int = 48,
         condition_dim: int = 128,
         clip_model: str | None = None,

@@ -3,9 +3,10 @@ predictors for them. And the rule by which a test belongs to the slow tier."""
 
 from __future__ import annotations
 
-import argparse
 import inspect
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -17,10 +18,12 @@ from accelerate.state import AcceleratorState
 from tiny_pipelines import BACKBONES, TINY_PROMPTS, save_sd1
 
 import canvas
-import train_unlearn_lora as script
 from evaluation.examination import Examination
 from pipelines.generate import draw, generate
+from policy.policy import Policy
+from policy.update import UpdateStats
 from reward.predictor import RewardPredictor
+from training.config import RunConfig, parse_config
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another
 
@@ -50,43 +53,42 @@ QUICK = {
     "critic_batch_size": 16,
     "critic_buffer_iterations": 2,
     "validation_steps": 0,
+    "num_validation_images": 2,
     "evaluation_seeds": None,
     "checkpointing_steps": 0,
     "report_to": "none",
-    # Random pictures are neither forgotten nor retained: nothing stops or brakes unless a test says so.
+    # Random pictures are neither forgotten nor retained: nothing stops or is undone unless a test says so.
     "target_unlearning_accuracy": 1.1,
     "max_retain_drop": 10.0,
     "max_retain_kl": 1e9,
 }
-"""Arguments of the training script under which a run takes seconds."""
+"""Flags of the training script under which a run takes seconds."""
 
 
 SLOW_FOLDERS = {"fuzz", "probes", "whole"}
-"""Folders of tests that take seconds each: hostile inputs by the thousand, attacks on an erasure, and
-commands from their first file to their last."""
+"""Folders of tests that take seconds each: hostile inputs by the hundred, attacks on an erasure, and commands
+from their first file to their last."""
 SLOW_FIXTURES = {
     "pipeline_dirs": "a pipeline of each backbone",
-    "arguments": "a run of the training script",
-    "command_line": "the same",
-    "finished": "a comparison of finished runs",
+    "command_line": "a run of the training script",
+    "arguments": "the same",
+    "finished": "the same, or a comparison of several",
+    "new_task": "a baseline that trains",
+    "line": "its whole command",
     "small_world": "adapters that are composed",
-    "new_task": "a method of others that trains",
-    "baseline_line": "its whole command",
 }
 """What a test asks for that takes seconds each."""
 SLOW_HELPERS = {"chromium", "served", "two_processes"}
 """Modules that start other programs: a file that imports one is slow."""
-
-
 SLOW_CASES = {"test_flags_are_accepted"}
-"""Parametrised tests that take milliseconds a case, of which there are hundreds."""
+"""Tests with hundreds of cases, of which each takes little."""
 
 
 @cache
 def starts_programs(module: ModuleType) -> bool:
     """Whether a file of tests has imported something from one of SLOW_HELPERS."""
-    functions = [value for value in vars(module).values() if isinstance(value, FunctionType | type)]
-    return any(function.__module__ in SLOW_HELPERS for function in functions)
+    imported = [value for value in vars(module).values() if isinstance(value, FunctionType | type)]
+    return any(value.__module__ in SLOW_HELPERS for value in imported)
 
 
 def is_slow(item: pytest.Item) -> bool:
@@ -109,21 +111,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def few_drawing_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Previews and final figures take 3 denoising steps where they are asked for none in particular. The 30
-    that are the default are most of a quick run's time; `test_main_job.py` draws with them."""
-    for function in map(inspect.unwrap, (draw, generate)):
-        assert function.__defaults__ is not None and function.__defaults__[0] == 30
-        monkeypatch.setattr(function, "__defaults__", (3, *function.__defaults__[1:]))
-    monkeypatch.setattr(Examination, "num_inference_steps", 3)
-
-
-@pytest.fixture(autouse=True)
 def fresh_accelerator() -> Iterator[None]:
     """Accelerate remembers device and precision for the whole process; one test's choice must not be the
     next one's."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def few_drawing_steps() -> Iterator[None]:
+    """Previews and final metrics take two denoising steps unless a test says how many: images of a random
+    base are as good after two as after the default's thirty. `test_main_job.py` takes the default."""
+    with pytest.MonkeyPatch.context() as patch:
+        set_drawing_steps(2, patch)
+        yield
+
+
+@pytest.fixture
+def draw_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as ship."""
+    set_drawing_steps(30, monkeypatch)
+
+
+def set_drawing_steps(steps: int, patch: pytest.MonkeyPatch) -> None:
+    """Change the default number of denoising steps of images that are looked at or judged."""
+    for function in map(inspect.unwrap, (draw, generate)):
+        assert inspect.signature(function).parameters["num_inference_steps"].default in (2, 30)
+        patch.setattr(function, "__defaults__", (steps, *function.__defaults__[1:]))
+    patch.setattr(Examination, "num_inference_steps", steps)
 
 
 @pytest.fixture(scope="session")
@@ -180,32 +195,94 @@ def wide_reward_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture
-def command_line(tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path) -> Callable[..., list[str]]:
+def quick_line(named: dict[str, Any], changes: dict[str, Any]) -> list[str]:
     """The command line of a quick run; a list is several values, None none, True a flag, False leaves the
     argument out."""
-
-    def make(**changes: Any) -> list[str]:
-        named = {
-            "concept": "Van Gogh style",
-            "pretrained_model_name_or_path": tiny_pipeline_dir,
-            "reward_model_name_or_path": tiny_reward_dir,
-            "clip_model": f"local-dir:{canvas.CLIP}",
-            "output_dir": tmp_path / "out",
-        }
-        line: list[str] = []
-        for name, value in (named | QUICK | changes).items():
-            if value is False:
-                continue
-            line.append(f"--{name}")
-            if value is not None and value is not True:
-                line += [str(v) for v in value] if isinstance(value, list) else [str(value)]
-        return line
-
-    return make
+    line: list[str] = []
+    known = {"concept": "Van Gogh style", "clip_model": f"local-dir:{canvas.CLIP}"}
+    for name, value in (known | named | QUICK | changes).items():
+        if value is False:
+            continue
+        line.append(f"--{name}")
+        if value is not None and value is not True:
+            line += [str(v) for v in value] if isinstance(value, list) else [str(value)]
+    return line
 
 
 @pytest.fixture
-def arguments(command_line: Callable[..., list[str]]) -> Callable[..., argparse.Namespace]:
-    """Its arguments."""
-    return lambda **changes: script.parse_args(command_line(**changes))
+def command_line(tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """The command line of a quick run into tmp_path / "out", with changes as `quick_line` takes them."""
+    named = {
+        "pretrained_model_name_or_path": tiny_pipeline_dir,
+        "reward_model_name_or_path": tiny_reward_dir,
+        "output_dir": tmp_path / "out",
+    }
+    return lambda **changes: quick_line(named, changes)
+
+
+@pytest.fixture
+def arguments(command_line: Callable[..., list[str]]) -> Callable[..., RunConfig]:
+    """Its settings."""
+    return lambda **changes: parse_config(command_line(**changes))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A whole quick run that has ended well. Its directory is for reading: a test that goes on in it takes a
+    copy.
+
+    Attributes:
+        rates: the learning rate of every update.
+        updates: what every update came to.
+    """
+
+    directory: Path
+    rates: list[float] = field(default_factory=list)
+    updates: list[UpdateStats] = field(default_factory=list)
+
+    @property
+    def results(self) -> dict[str, Any]:
+        return json.loads((self.directory / "results.json").read_text())
+
+    @property
+    def training(self) -> dict[str, Any]:
+        return self.results["training"]
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Finished]:
+    """The finished run of a command line, by the changes that `command_line` takes; made once a session. To
+    be asked for before a test patches anything."""
+    made: dict[str, Finished] = {}
+
+    def run(**changes: Any) -> Finished:
+        key = repr(sorted(changes.items()))
+        if key not in made:
+            made[key] = finish(changes)
+        return made[key]
+
+    def finish(changes: dict[str, Any]) -> Finished:
+        import train_unlearn_lora as script
+
+        finished, update = Finished(tmp_path_factory.mktemp("finished")), Policy.update
+
+        def recorded(policy: Policy, *given: Any, **named: Any) -> UpdateStats:
+            finished.rates.append(named["optimizer"].param_groups[0]["lr"])
+            finished.updates.append(update(policy, *given, **named))
+            return finished.updates[-1]
+
+        named = {
+            "pretrained_model_name_or_path": tiny_pipeline_dir,
+            "reward_model_name_or_path": tiny_reward_dir,
+            "output_dir": finished.directory,
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Policy, "update", recorded)
+            AcceleratorState._reset_state(reset_partial_state=True)
+            script.main(parse_config(quick_line(named, changes)))
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return finished
+
+    return run

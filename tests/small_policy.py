@@ -1,42 +1,41 @@
-"""The tiny pipeline's UNet with an adapter, its kernel and a table of random text states."""
+"""The tiny pipeline's UNet with an adapter, its kernel and a table of random text states: what is done with
+it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
-from diffusers import UNet2DConditionModel
 
-from pipelines.conditioning import PromptTable
-from policy.kernel import ReverseKernel
-from policy.rollout import rollout
+from policy.lora import AdapterConfig
+from policy.policy import Policy
 from policy.trajectory import Trajectory
 
-TARGETS = ["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"]
+TARGETS = AdapterConfig().lora_target_modules
 
 
-@dataclass
-class Policy:
-    unet: UNet2DConditionModel
-    parameters: list[torch.nn.Parameter]
-    kernel: ReverseKernel
-    table: PromptTable
+def parameters(policy: Policy) -> list[torch.nn.Parameter]:
+    """What is trained: the adapter's."""
+    return [p for p in policy.unet.parameters() if p.requires_grad]
 
-    @torch.no_grad()
-    def move(self, by: float = 0.3) -> None:
-        """Give the adapter an effect, as if it had been trained."""
-        generator = torch.Generator().manual_seed(9)
-        for p in self.parameters:
-            p += by * torch.randn(p.shape, generator=generator)
 
-    def sample(
-        self,
-        prompt_ids: torch.Tensor,
-        seed: int = 0,
-        guidance_scale: float = 5.0,
-        storage_dtype: torch.dtype = torch.float32,
-    ) -> Trajectory:
-        generator = torch.Generator().manual_seed(seed)
-        return rollout(
-            self.unet, self.kernel, self.table, prompt_ids, guidance_scale, generator, storage_dtype
-        )
+@torch.no_grad()
+def move(policy: Policy, by: float = 0.3) -> None:
+    """Give the adapter an effect, as if it had been trained."""
+    generator = torch.Generator().manual_seed(9)
+    for p in parameters(policy):
+        p += by * torch.randn(p.shape, generator=generator)
+
+
+def sample(
+    policy: Policy,
+    prompt_ids: torch.Tensor,
+    seed: int = 0,
+    *,
+    guidance_scale: float | None = None,
+    storage_dtype: torch.dtype = torch.float32,
+) -> Trajectory:
+    """A rollout of a seed, with the policy's own guidance unless another is given."""
+    scale = policy.guidance_scale if guidance_scale is None else guidance_scale
+    acting = replace(policy, guidance_scale=scale)
+    return acting.rollout(prompt_ids, torch.Generator().manual_seed(seed), storage_dtype=storage_dtype)

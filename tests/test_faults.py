@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -15,26 +15,30 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Finished
 from safetensors.torch import load_file
 
 import train_unlearn_lora as script
 from common.checkpoints import list_checkpoints, save_checkpoint
-from training.lock import only_run
+from training.config import RunConfig
+from training.lock import LOCK_NAME, exclusive_run
+from training.setup import prepare
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["train_unlearn_lora"])
 ADAPTER = "pytorch_lora_weights.safetensors"
-Arguments = Callable[..., argparse.Namespace]
+Arguments = Callable[..., RunConfig]
+Finish = Callable[..., Finished]
 
 
-def start(args: argparse.Namespace) -> Any:
-    process = PROCESSES.Process(target=script.main, args=(args,))
+def start(config: RunConfig) -> Any:
+    process = PROCESSES.Process(target=script.main, args=(config,))
     process.start()
     return process
 
 
-def run(args: argparse.Namespace) -> None:
-    process = start(args)
+def run(config: RunConfig) -> None:
+    process = start(config)
     process.join()
     assert process.exitcode == 0
 
@@ -125,32 +129,34 @@ def test_an_interrupted_run_ends_its_iteration_and_can_go_on(
 def test_two_runs_in_one_directory_are_refused(
     arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with only_run(tmp_path / "out"), pytest.raises(SystemExit) as caught:
+    with exclusive_run(tmp_path / "out"), pytest.raises(SystemExit) as caught:
         script.main(arguments())
-    assert caught.value.code == 2 and "Another run" in capsys.readouterr().err
+    assert caught.value.code == 2 and "--output_dir" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK_NAME]
 
 
 @pytest.mark.parametrize(
     "change", [{"concept": "Neon style"}, {"seed": 3}, {"learning_rate": 1e-3}, {"advantage": "ddpo"}]
 )
 def test_a_run_is_not_resumed_as_another(
-    change: dict[str, Any], arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change: dict[str, Any],
+    finished: Finish,
+    arguments: Arguments,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    script.main(arguments(max_train_iterations=1, checkpointing_steps=1))
+    whole = finished(max_train_iterations=1, checkpointing_steps=1)
+    shutil.copytree(whole.directory, tmp_path / "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as caught:
         script.main(arguments(resume_from_checkpoint="latest", **change))
-    error = capsys.readouterr().err
-    assert caught.value.code == 2 and f"--{next(iter(change))} was" in error
+    assert caught.value.code == 2 and f"--{next(iter(change))}" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
-def test_a_checkpoint_of_another_program_is_a_sentence(
-    arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_checkpoint_of_another_program_is_refused(arguments: Arguments, tmp_path: Path) -> None:
     other = save_checkpoint(
         tmp_path / "reward", 5, {"network": {"x": torch.zeros(1)}}, {"settings": {"width": 8}}, None
     )
-    with pytest.raises(SystemExit) as caught:
-        script.main(arguments(resume_from_checkpoint=other))
-    assert caught.value.code == 2 and "not a checkpoint of this script" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--resume_from_checkpoint"):
+        prepare(arguments(resume_from_checkpoint=other))

@@ -7,7 +7,6 @@ none.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import math
@@ -22,13 +21,17 @@ from safetensors.torch import load_file
 
 import train_unlearn_lora as script
 from common.checkpoints import list_checkpoints, load_checkpoint
-from environment.environment import Environment
 from reward.predictor import RewardPredictor
+from training import tracking
+from training.checks import check
+from training.config import RunConfig
+from training.run_state import OUT_OF_ITERATIONS
+from training.setup import Run, prepare
 
 ADAPTER = "pytorch_lora_weights.safetensors"
-Arguments = Callable[..., argparse.Namespace]
-Spoil = Callable[[Environment, Any, Any], object]
-"""What is done to environment, optimizer and critic before the run begins."""
+Arguments = Callable[..., RunConfig]
+Spoil = Callable[[Run], object]
+"""What is done to what a run is made of before it begins."""
 
 
 @pytest.fixture
@@ -36,13 +39,10 @@ def run(arguments: Arguments, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     """The script from arguments to exit, with everything in it as it is but for what a test spoils."""
 
     def make(spoil: Spoil, **changes: Any) -> None:
-        prepare = script.prepare
-
-        def spoilt(args: argparse.Namespace) -> Any:
-            parts = prepare(args)
-            _, env, _, optimizer, critic, _ = parts
-            spoil(env, optimizer, critic)
-            return parts
+        def spoilt(config: RunConfig) -> Run:
+            prepared = prepare(config)
+            spoil(prepared)
+            return prepared
 
         monkeypatch.setattr(script, "prepare", spoilt)
         script.main(arguments(**changes))
@@ -68,7 +68,9 @@ def sentence(caught: pytest.ExceptionInfo[SystemExit], capsys: pytest.CaptureFix
     assert caught.value.code == 1
     said = capsys.readouterr().err
     assert said.count("error: ") == 1 and "Traceback" not in said
-    return said[said.index("error: ") :].rstrip("\n")
+    error = said[said.index("error: ") :].rstrip("\n")
+    assert "\n" not in error
+    return error
 
 
 def finite_adapter(directory: Path) -> dict[str, torch.Tensor]:
@@ -86,6 +88,14 @@ def results_of(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "results.json").read_text(), parse_constant=refuse)
 
 
+ABOUT_IMAGES, ABOUT_PREDICTOR, ABOUT_TEACHER = (
+    "--pretrained_vae_model_name_or_path",
+    "reward.train",
+    "--clip_model",
+)
+"""What to take another of, by which a sentence is known."""
+
+
 # --- numbers that are none
 # ------------------------------------------------------------------------------------
 
@@ -95,24 +105,21 @@ def test_a_base_that_draws_no_numbers_is_not_learnt_from(
     value: float, run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        run(lambda env, *_: calls_between(env.pipe.unet, 0, math.inf, value))
-    assert "Nothing can be learnt from the base: the images are no numbers" in sentence(caught, capsys)
+        run(lambda run: calls_between(run.unet, 0, math.inf, value))
+    assert ABOUT_IMAGES in sentence(caught, capsys)
     assert not (tmp_path / "out" / ADAPTER).exists() and not (tmp_path / "out" / "results.json").exists()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_unet_that_fails_for_a_while_is_recovered_from(
-    value: float, run: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    value: float, run: Callable[..., None], tmp_path: Path
 ) -> None:
     """The base takes 16 calls, an update 14 and its rollouts 12: these are of the second update and the
     rollouts after it."""
-    run(lambda env, *_: calls_between(env.pipe.unet, 44, 58, value), max_train_iterations=4)
-    results = results_of(tmp_path / "out")
-    assert (
-        results["training"]["iterations"] == 4
-        and results["training"]["stopped_by"] == "--max_train_iterations"
-    )
-    assert results["training"]["brakes"] == 1 and "Brake" in caplog.text
+    run(lambda run: calls_between(run.unet, 44, 58, value), max_train_iterations=4)
+    training = results_of(tmp_path / "out")["training"]
+    assert training["iterations"] == 4 and training["stopped_by"] == OUT_OF_ITERATIONS
+    assert training["brakes"] == 1
     assert any(tensor.any() for name, tensor in finite_adapter(tmp_path / "out").items() if ".up." in name)
 
 
@@ -121,15 +128,12 @@ def test_a_unet_that_fails_for_good_ends_the_run_and_leaves_the_last_good_state(
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         run(
-            lambda env, *_: calls_between(env.pipe.unet, 90, math.inf, math.nan),
+            lambda run: calls_between(run.unet, 90, math.inf, math.nan),
             max_train_iterations=50,
             checkpointing_steps=1,
         )
     error = sentence(caught, capsys)
-    assert (
-        "With the last good state of the adapter too, the images are no numbers" in error
-        and "--resume_from_checkpoint latest" in error
-    )
+    assert ABOUT_IMAGES in error and "--resume_from_checkpoint latest" in error
     assert not (tmp_path / "out" / ADAPTER).exists() and list_checkpoints(tmp_path / "out")
     good = load_checkpoint(tmp_path / "out", "latest").groups["good"]
     assert all(tensor.isfinite().all() for tensor in good.values()) and any(
@@ -142,27 +146,24 @@ def test_without_brakes_to_spare_a_broken_unet_is_still_no_success(
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         run(
-            lambda env, *_: calls_between(env.pipe.unet, 90, math.inf, math.nan),
+            lambda run: calls_between(run.unet, 90, math.inf, math.nan),
             max_train_iterations=50,
             max_brakes=0,
         )
-    assert "last good state" in sentence(caught, capsys) and not (tmp_path / "out" / ADAPTER).exists()
+    assert ABOUT_IMAGES in sentence(caught, capsys) and not (tmp_path / "out" / ADAPTER).exists()
 
 
 def test_an_adapter_that_has_become_no_numbers_is_taken_back(
-    run: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    run: Callable[..., None], tmp_path: Path
 ) -> None:
-    def spoil(env: Environment, optimizer: Any, critic: Any) -> None:
-        parameter, count = optimizer.param_groups[0]["params"][0], itertools.count()
-        optimizer.optimizer.register_step_post_hook(
+    def spoil(run: Run) -> None:
+        parameter, count = run.optimizer.param_groups[0]["params"][0], itertools.count()
+        run.optimizer.optimizer.register_step_post_hook(
             lambda *_: parameter.data.fill_(math.nan) if next(count) == 3 else None
         )
 
     run(spoil, max_train_iterations=4)
-    assert (
-        results_of(tmp_path / "out")["training"]["brakes"] == 1
-        and "back to the last good state" in caplog.text
-    )
+    assert results_of(tmp_path / "out")["training"]["brakes"] == 1
     finite_adapter(tmp_path / "out")
 
 
@@ -170,9 +171,9 @@ def test_an_adapter_that_has_become_no_numbers_is_taken_back(
 def test_a_gradient_that_is_no_number_once_is_left_out(
     value: float, run: Callable[..., None], tmp_path: Path
 ) -> None:
-    def spoil(env: Environment, optimizer: Any, critic: Any) -> None:
+    def spoil(run: Run) -> None:
         count = itertools.count()
-        parameter = optimizer.param_groups[0]["params"][0]
+        parameter = run.optimizer.param_groups[0]["params"][0]
         parameter.register_hook(
             lambda gradient: torch.full_like(gradient, value) if next(count) == 1 else gradient
         )
@@ -187,12 +188,13 @@ def test_a_gradient_that_is_no_number_once_is_left_out(
 def test_gradients_that_are_never_numbers_are_no_success(
     run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def spoil(env: Environment, optimizer: Any, critic: Any) -> None:
-        optimizer.param_groups[0]["params"][0].register_hook(lambda gradient: gradient * math.nan)
+    def spoil(run: Run) -> None:
+        run.optimizer.param_groups[0]["params"][0].register_hook(lambda gradient: gradient * math.nan)
 
     with pytest.raises(SystemExit) as caught:
         run(spoil, max_train_iterations=50)
-    assert "learnt nothing: the last update had no finite gradient" in sentence(caught, capsys)
+    error = sentence(caught, capsys)
+    assert "--learning_rate" in error and "--mixed_precision" in error  # both may be the cause
     assert not (tmp_path / "out" / ADAPTER).exists()
 
 
@@ -200,38 +202,35 @@ def test_a_learning_rate_beyond_all_numbers_is_no_success(
     run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        run(lambda *_: None, learning_rate=1e30, max_brakes=0, max_train_iterations=9)
-    assert "lower --learning_rate" in sentence(caught, capsys) and not (tmp_path / "out" / ADAPTER).exists()
+        run(lambda _: None, learning_rate=1e30, max_brakes=0, max_train_iterations=9)
+    assert "--learning_rate" in sentence(caught, capsys) and not (tmp_path / "out" / ADAPTER).exists()
 
 
 @pytest.mark.parametrize("advantage", ["pathwise", "step"])
 def test_a_reward_predictor_of_no_numbers_is_refused(
     advantage: str, run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def spoil(env: Environment, *_: Any) -> None:
-        next(env.predictor.head.parameters()).data.fill_(math.nan)
+    def spoil(run: Run) -> None:
+        next(run.env.predictor.head.parameters()).data.fill_(math.nan)
 
     with pytest.raises(SystemExit) as caught:
         run(spoil, advantage=advantage)
-    assert (
-        "reward predictor's answers are no numbers" in sentence(caught, capsys)
-        and not (tmp_path / "out" / ADAPTER).exists()
-    )
+    assert ABOUT_PREDICTOR in sentence(caught, capsys) and not (tmp_path / "out" / ADAPTER).exists()
 
 
 def test_a_reward_that_fails_for_a_while_is_recovered_from(run: Callable[..., None], tmp_path: Path) -> None:
     """The critic must not have learnt from it either."""
 
-    def spoil(env: Environment, *_: Any) -> None:
-        collect, count = Environment.score_forget, itertools.count()
+    def spoil(run: Run) -> None:
+        score_forget, count = run.env.score_forget, itertools.count()
 
         def score(trajectory: Any, finished: Any = None) -> Any:
-            found = collect(env, trajectory, finished)
+            found = score_forget(trajectory, finished)
             if next(count) == 2:
                 found.potentials.fill_(math.nan)
             return found
 
-        env.score_forget = score
+        run.env.score_forget = score
 
     run(spoil, max_train_iterations=4, gamma=0.5)
     assert results_of(tmp_path / "out")["training"]["brakes"] == 1
@@ -244,27 +243,27 @@ def test_a_teacher_of_no_numbers_is_refused(
     run: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        run(lambda env, *_: calls_between(env.teacher.model.visual, 0, math.inf, math.nan))
-    assert "teacher's answers are no numbers" in sentence(caught, capsys)
+        run(lambda run: calls_between(run.env.teacher.model.visual, 0, math.inf, math.nan))
+    assert ABOUT_TEACHER in sentence(caught, capsys)
 
 
 def test_a_critic_of_no_numbers_ends_the_run(
     run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def spoil(env: Environment, optimizer: Any, critic: Any) -> None:
-        fit, count = critic.fit, itertools.count()
+    def spoil(run: Run) -> None:
+        fit, count = run.critic.fit, itertools.count()
 
         def poisoned(*given: Any) -> float:
             loss = fit(*given)
             if next(count) == 2:
-                next(critic.network.parameters()).data[0] = math.inf
+                next(run.critic.network.parameters()).data[0] = math.inf
             return loss
 
-        critic.fit = poisoned
+        run.critic.fit = poisoned
 
     with pytest.raises(SystemExit) as caught:
         run(spoil, gamma=0.5, max_train_iterations=9, checkpointing_steps=1)
-    assert "critic" in sentence(caught, capsys) and not (tmp_path / "out" / ADAPTER).exists()
+    assert "--critic_learning_rate" in sentence(caught, capsys) and not (tmp_path / "out" / ADAPTER).exists()
     (saved,) = list_checkpoints(tmp_path / "out")
     assert all(
         tensor.isfinite().all()
@@ -274,9 +273,9 @@ def test_a_critic_of_no_numbers_ends_the_run(
 
 
 def test_a_critic_passes_over_a_gradient_that_is_no_number(run: Callable[..., None], tmp_path: Path) -> None:
-    def spoil(env: Environment, optimizer: Any, critic: Any) -> None:
+    def spoil(run: Run) -> None:
         count = itertools.count()
-        parameter = next(critic.network.parameters())
+        parameter = next(run.critic.network.parameters())
         parameter.register_hook(lambda gradient: gradient * math.nan if next(count) == 4 else gradient)
 
     run(spoil, gamma=0.5)
@@ -288,21 +287,17 @@ def test_a_critic_passes_over_a_gradient_that_is_no_number(run: Callable[..., No
 def test_a_critic_is_warmed_up_on_few_rollouts(
     rollouts: int, run: Callable[..., None], tmp_path: Path
 ) -> None:
-    run(lambda *_: None, gamma=0.5, warmup_rollouts=rollouts)
+    run(lambda _: None, gamma=0.5, warmup_rollouts=rollouts)
     assert results_of(tmp_path / "out")["training"]["brakes"] == 0
     finite_adapter(tmp_path / "out")
 
 
 def test_a_critic_needs_a_rollout_to_learn_from_and_one_to_be_tried_on(
-    arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: Arguments,
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        script.main(arguments(gamma=0.5, warmup_rollouts=1))
-    assert (
-        caught.value.code == 2
-        and "--warmup_rollouts must be at least 2" in capsys.readouterr().err
-        and not (tmp_path / "out").exists()
-    )
+    check(arguments(warmup_rollouts=1))
+    with pytest.raises(ValueError, match="--warmup_rollouts"):
+        check(arguments(gamma=0.5, warmup_rollouts=1))
 
 
 # --- a reward that says nothing
@@ -322,22 +317,24 @@ def test_a_reward_predictor_that_answers_the_same_to_everything_is_refused(
     predictor.save_pretrained(tmp_path / "constant")
     with pytest.raises(SystemExit) as caught:
         script.main(arguments(advantage=advantage, reward_model_name_or_path=tmp_path / "constant"))
-    assert (
-        "reward predictor answers the same" in sentence(caught, capsys)
-        and not (tmp_path / "out" / ADAPTER).exists()
-    )
+    assert ABOUT_PREDICTOR in sentence(caught, capsys) and not (tmp_path / "out" / ADAPTER).exists()
 
 
 def test_a_teacher_that_sees_the_same_in_everything_is_refused(
     run: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        run(lambda env, *_: calls_between(env.teacher.model.visual, 0, math.inf, 1.0))
-    assert "teacher answers the same" in sentence(caught, capsys)
+        run(lambda run: calls_between(run.env.teacher.model.visual, 0, math.inf, 1.0))
+    assert ABOUT_TEACHER in sentence(caught, capsys)
 
 
 # --- a tracker that is down
 # -----------------------------------------------------------------------------------
+
+
+def of_tracker(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was said of a tracker."""
+    return [r.getMessage() for r in caplog.records if r.name == tracking.__name__]
 
 
 def test_a_tracker_that_cannot_begin_ends_the_run_before_it_has_cost_anything(
@@ -347,10 +344,7 @@ def test_a_tracker_that_cannot_begin_ends_the_run_before_it_has_cost_anything(
     (tmp_path / "out" / "logs").write_text("a file where the tracker's directory should be")
     with pytest.raises(SystemExit) as caught:
         script.main(arguments(report_to="tensorboard", overwrite_output_dir=True))
-    assert (
-        "The tracker could not be started" in (error := sentence(caught, capsys))
-        and "--report_to none" in error
-    )
+    assert "--report_to none" in sentence(caught, capsys)
     assert not (tmp_path / "out" / "diagnostics.jsonl").exists()
 
 
@@ -373,8 +367,9 @@ def test_a_run_goes_on_without_a_tracker_that_fails(
         raise error
 
     monkeypatch.setattr(TensorBoardTracker, "log", fail)
-    run(lambda *_: None, report_to="tensorboard", validation_steps=1, num_validation_images=2)
-    assert caplog.text.count("The tracker failed") == 1 and "own\nerror" not in caplog.text
+    run(lambda _: None, report_to="tensorboard", validation_steps=1)
+    (said,) = of_tracker(caplog)
+    assert "\n" not in said
     assert len((tmp_path / "out" / "diagnostics.jsonl").read_text().splitlines()) == 3
     assert results_of(tmp_path / "out")["training"]["iterations"] == 2
     finite_adapter(tmp_path / "out")
@@ -390,6 +385,6 @@ def test_a_tracker_that_fails_at_the_end_takes_nothing_away(
         raise TimeoutError("the tracker does not answer")
 
     monkeypatch.setattr(TensorBoardTracker, "finish", fail)
-    run(lambda *_: None, report_to="tensorboard")
-    assert "does not answer" in caplog.text
+    run(lambda _: None, report_to="tensorboard")
+    assert len(of_tracker(caplog)) == 1
     finite_adapter(tmp_path / "out")

@@ -27,11 +27,7 @@ SHORT = """
 """A random base forgets nothing and keeps nothing: neither the stop signal nor the brake may end the run."""
 
 
-@pytest.fixture(autouse=True)
-def few_drawing_steps() -> None:
-    """As many as ship."""
-
-
+@pytest.mark.usefixtures("draw_in_full")
 def test_the_script_erases_a_concept_and_writes_the_adapter_and_its_proof(
     tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 import train_unlearn_lora as script
+from training.config import RunConfig
+from training.setup import prepare
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SAVING = {"offload_models": True, "offload_trajectories": True}
-Make = Callable[..., argparse.Namespace]
+Make = Callable[..., RunConfig]
 
 
 @pytest.mark.parametrize(
@@ -28,17 +30,12 @@ def test_what_waits_in_main_memory_changes_nothing_but_rounding(
 ) -> None:
     made = []
     for name, saving in (("plain", {}), ("saving", SAVING)):
-        args = arguments(
-            output_dir=tmp_path / name,
-            validation_steps=1,
-            num_validation_images=2,
-            evaluation_seeds=[0],
-            **options,
-            **saving,
+        config = arguments(
+            output_dir=tmp_path / name, validation_steps=1, evaluation_seeds=[0], **options, **saving
         )
-        parts = script.prepare(args)
-        script.train(args, *parts)
-        backbone, teacher = parts[1].backbone, parts[1].teacher
+        run = prepare(config)
+        script.train(run, config)
+        backbone, teacher = run.env.backbone, run.env.teacher
         places = {
             next(module.parameters()).device.type
             for module in (backbone.vae, *backbone.text_encoders, teacher.model)
@@ -51,14 +48,17 @@ def test_what_waits_in_main_memory_changes_nothing_but_rounding(
 
 @pytest.mark.parametrize("options", [{"load_in_8bit": True}, {"load_in_4bit": True}], ids=str)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_quantised_base_is_trained_on(options: dict[str, Any], precision: str, arguments: Make) -> None:
-    args = arguments(
+def test_a_quantised_base_is_trained_on(
+    options: dict[str, Any], precision: str, arguments: Make, tmp_path: Path
+) -> None:
+    config = arguments(
         mixed_precision=precision, gradient_checkpointing=True, evaluation_seeds=[0], **options, **SAVING
     )
-    parts = script.prepare(args)
-    results = script.train(args, *parts)
-    trained = [p for p in parts[1].pipe.unet.parameters() if p.requires_grad]
+    run = prepare(config)
+    script.train(run, config)
+    trained = [p for p in run.unet.parameters() if p.requires_grad]
     assert {p.dtype for p in trained} == {torch.float32} and all(torch.isfinite(p).all() for p in trained)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["training"]["first_ratio_deviation"] == 0
 
 
@@ -72,4 +72,5 @@ def test_too_little_memory_is_a_sentence(arguments: Make, capsys: pytest.Capture
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         del held
-    assert caught.value.code == 1 and "there is not enough GPU memory; try" in capsys.readouterr().err
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert caught.value.code == 1 and error.startswith("error: ") and "--mixed_precision bf16" in error

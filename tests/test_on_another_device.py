@@ -14,7 +14,9 @@ from another_device import needs_another_device, run_on_another_device, waits
 from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import policy.policy
 import train_unlearn_lora as script
+from training.config import parse_config
 
 pytestmark = needs_another_device
 Line = Callable[..., list[str]]
@@ -32,7 +34,7 @@ QUICK = {"num_inference_steps": 3, "num_validation_images": 1, "train_batch_size
 
 
 def train(line: list[str]) -> None:
-    script.main(script.parse_args(line))
+    script.main(parse_config(line))
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -72,7 +74,7 @@ def test_an_optimizer_step_waits_for_the_device_twice(command_line: Line, tmp_pa
     between."""
 
     def first_update(line: list[str]) -> None:
-        update = script.update_policy
+        update = policy.policy.update_policy
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             before = waits.total()
@@ -85,7 +87,7 @@ def test_an_optimizer_step_waits_for_the_device_twice(command_line: Line, tmp_pa
             (tmp_path / "found.json").write_text(json.dumps(found))
             raise SystemExit(0)
 
-        script.update_policy = counted
+        policy.policy.update_policy = counted
         train(line)
 
     run_on_another_device(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo.utils
-from accelerate.state import AcceleratorState
+from conftest import Finished
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from tiny_pipelines import random_unet, random_vae, save_sd
@@ -20,14 +20,22 @@ import train_unlearn_lora as script
 from benchmarks.worlds.canvas.models import build_scheduler, build_text_encoder, build_tokenizer
 from hub.adapter import load_adapter
 from pipelines.generate import adapter_disabled, draw
+from training.config import RunConfig
+from training.setup import Run, prepare
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 QUANTISED = {"8 bits": {"load_in_8bit": True}, "4 bits": {"load_in_4bit": True, "mixed_precision": "bf16"}}
-Make = Callable[..., argparse.Namespace]
+Make = Callable[..., RunConfig]
+Finish = Callable[..., Finished]
 
 
 def adapter(directory: Path) -> dict[str, torch.Tensor]:
     return load_file(directory / ADAPTER)
+
+
+def training(directory: Path) -> dict[str, Any]:
+    """What a run says that it has come to."""
+    return json.loads((directory / "results.json").read_text())["training"]
 
 
 @pytest.fixture(scope="module")
@@ -44,72 +52,58 @@ def broad_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_small_batches_make_the_same_run(arguments: Make, tmp_path: Path) -> None:
-    """Rollouts, slopes, updates and the retain states beside them, two and one at a time in place of all."""
-    for size in (8, 2, 1):
-        settings = {
-            "train_batch_size": size,
-            "gradient_accumulation_steps": 2,
-            "learning_rate": 1e-3,
-            "num_validation_images": 2,
-        }
-        script.main(arguments(output_dir=tmp_path / str(size), **settings))
-    whole, results = (
-        adapter(tmp_path / "8"),
-        json.loads((tmp_path / "8" / "results.json").read_text())["training"],
-    )
-    assert (
-        max(tensor.abs().max() for name, tensor in whole.items() if "lora_B" in name or "lora.up" in name)
-        > 5e-4
-    )
-    for size in (2, 1):
-        parts, figures = (
-            adapter(tmp_path / str(size)),
-            json.loads((tmp_path / str(size) / "results.json").read_text())["training"],
-        )
+def deviation(directory: Path, whole: dict[str, torch.Tensor]) -> torch.Tensor:
+    """How far every number of a directory's adapter is from the one of another."""
+    parts = adapter(directory)
+    return torch.cat([(parts[name] - tensor).flatten() for name, tensor in whole.items()]).abs()
+
+
+def test_small_batches_make_the_same_run(finished: Finish) -> None:
+    """Rollouts, gradients, updates and the retain states beside them, two and one at a time in place of
+    all."""
+    runs = [
+        finished(train_batch_size=size, gradient_accumulation_steps=2, learning_rate=1e-3)
+        for size in (8, 2, 1)
+    ]
+    whole = adapter(runs[0].directory)
+    moved = (tensor for name, tensor in whole.items() if "lora_B" in name or "lora.up" in name)
+    assert max(tensor.abs().max() for tensor in moved) > 5e-4
+    for run in runs[1:]:
         # Adam divides by the gradient's size, so that rounding shows where a gradient is nearly nothing; a
         # step is 1e-3 at most.
-        deviation = torch.cat([(parts[name] - tensor).flatten() for name, tensor in whole.items()]).abs()
-        assert deviation.mean() < 1e-5 and deviation.quantile(0.99) < 1e-4
-        assert figures["unet_samples"] == results["unet_samples"] and figures["first_ratio_deviation"] == 0
+        off = deviation(run.directory, whole)
+        assert off.mean() < 1e-5 and off.quantile(0.99) < 1e-4
+        assert run.training["unet_samples"] == runs[0].training["unet_samples"]
+        assert run.training["first_ratio_deviation"] == 0
 
 
 def test_a_compiled_unet_makes_the_same_run(
-    arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Finish, arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Traced and differentiated ahead of time, with nothing left to a compiler that this machine may lack."""
-    settings = {"learning_rate": 1e-3, "num_validation_images": 2}
-    script.main(arguments(output_dir=tmp_path / "plain", **settings))
-    AcceleratorState._reset_state(reset_partial_state=True)
+    plain = adapter(finished(learning_rate=1e-3).directory)
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "AOT_EAGER")
     torch._dynamo.utils.counters.clear()
-    script.main(arguments(output_dir=tmp_path / "compiled", torch_compile=True, **settings))
+    script.main(arguments(torch_compile=True, learning_rate=1e-3))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
-    plain, compiled = adapter(tmp_path / "plain"), adapter(tmp_path / "compiled")
+    compiled = adapter(tmp_path / "out")
     assert all(torch.allclose(plain[name], compiled[name], atol=1e-4) for name in plain)
-    assert (
-        json.loads((tmp_path / "compiled" / "results.json").read_text())["training"]["first_ratio_deviation"]
-        < 1e-5
-    )
+    assert training(tmp_path / "out")["first_ratio_deviation"] < 1e-5
 
 
 @pytest.mark.parametrize("more", [{}, {"load_in_4bit": True}], ids=["plain", "4 bits"])
 def test_channels_last_make_the_same_run(
-    more: dict[str, Any], broad_pipeline_dir: Path, arguments: Make, tmp_path: Path
+    more: dict[str, Any], broad_pipeline_dir: Path, finished: Finish, arguments: Make, tmp_path: Path
 ) -> None:
-    settings = {
-        "num_validation_images": 2,
-        "learning_rate": 1e-3,
-        "pretrained_model_name_or_path": broad_pipeline_dir,
-        **more,
-    }
-    script.main(arguments(output_dir=tmp_path / "first", **settings))
-    parts = script.prepare(arguments(output_dir=tmp_path / "last", channels_last=True, **settings))
-    assert parts.env.pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
-    results = script.train(arguments(output_dir=tmp_path / "last", channels_last=True, **settings), *parts)
-    first, last = adapter(tmp_path / "first"), adapter(tmp_path / "last")
+    settings = {"learning_rate": 1e-3, "pretrained_model_name_or_path": broad_pipeline_dir, **more}
+    first = adapter(finished(**settings).directory)
+    config = arguments(channels_last=True, **settings)
+    run = prepare(config)
+    assert run.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    script.train(run, config)
+    last = adapter(tmp_path / "out")
     assert all(torch.allclose(first[name], last[name], atol=1e-4) for name in first)
-    assert results["training"]["first_ratio_deviation"] == 0
+    assert training(tmp_path / "out")["first_ratio_deviation"] == 0
 
 
 @pytest.mark.parametrize(
@@ -132,56 +126,48 @@ def test_the_unet_is_compiled_only_where_that_is_asked_for(
     """The launcher has settings in the environment whether it was asked for anything or not."""
     for name, value in environment.items():
         monkeypatch.setenv(f"ACCELERATE_DYNAMO_{name}", value)
-    unet = script.prepare(arguments(**options)).env.pipe.unet
+    unet = prepare(arguments(**options)).unet
     assert (unet._compiled_call_impl is not None) == compiled
+
+
+FIRST = {"max_train_iterations": 1, "checkpointing_steps": 1}
+"""A run that stops where another goes on."""
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"gamma": 0.5, "replay_iterations": 2}], ids=["defaults", "critic and replay"]
 )
 def test_what_waits_in_main_memory_changes_nothing(
-    options: dict[str, Any], arguments: Make, tmp_path: Path
+    options: dict[str, Any], finished: Finish, arguments: Make, tmp_path: Path
 ) -> None:
-    """On a CPU everything does; a resumed run may turn to it."""
-    pictures = {"validation_steps": 1, "num_validation_images": 2}
-    script.main(arguments(output_dir=tmp_path / "plain", **pictures, **options))
-    script.main(arguments(max_train_iterations=1, checkpointing_steps=1, **pictures, **options))
-    script.main(
-        arguments(
-            resume_from_checkpoint="latest",
-            offload_models=True,
-            offload_trajectories=True,
-            **pictures,
-            **options,
-        )
-    )
-    plain, offloaded = adapter(tmp_path / "plain"), adapter(tmp_path / "out")
+    """On a CPU everything does; a resumed run may turn to it. Previews change nothing either."""
+    plain = adapter(finished(**options).directory)
+    shutil.copytree(finished(**FIRST, **options).directory, tmp_path / "out")
+    saving = {"offload_models": True, "offload_trajectories": True, "validation_steps": 1}
+    script.main(arguments(resume_from_checkpoint="latest", **saving, **options))
+    offloaded = adapter(tmp_path / "out")
     for name, tensor in plain.items():  # images are decoded one by one, which rounds differently
         torch.testing.assert_close(offloaded[name], tensor, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("options", QUANTISED.values(), ids=QUANTISED.keys())
 def test_a_quantised_base_is_trained_on_and_its_adapter_is_for_the_base(
-    options: dict[str, Any], broad_pipeline_dir: Path, arguments: Make, tmp_path: Path
+    options: dict[str, Any], broad_pipeline_dir: Path, finished: Finish, arguments: Make, tmp_path: Path
 ) -> None:
     saving = options | {
         "pretrained_model_name_or_path": broad_pipeline_dir,
         "offload_models": True,
         "gradient_checkpointing": True,
     }
-    script.main(arguments(checkpointing_steps=1, max_train_iterations=1, num_validation_images=2, **saving))
-    first = adapter(tmp_path / "out")
+    first, whole = (adapter(finished(**more, **saving).directory) for more in (FIRST, {}))
+    shutil.copytree(finished(**FIRST, **saving).directory, tmp_path / "out")
     script.main(arguments(resume_from_checkpoint="latest", evaluation_seeds=[0], **saving))
-    script.main(arguments(output_dir=tmp_path / "whole", num_validation_images=2, **saving))
-    learnt, whole = adapter(tmp_path / "out"), adapter(tmp_path / "whole")
+    learnt = adapter(tmp_path / "out")
     assert all(torch.equal(learnt[name], tensor) for name, tensor in whole.items())
     assert not all(torch.equal(learnt[name], tensor) for name, tensor in first.items())
     assert {tensor.dtype for tensor in learnt.values()} == {torch.float32}
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert (
-        results["training"]["first_ratio_deviation"] == 0
-        and results["training"]["last_iteration"]["retain_drop"] is not None
-    )
+    came_to = training(tmp_path / "out")
+    assert came_to["first_ratio_deviation"] == 0 and came_to["last_iteration"]["retain_drop"] is not None
 
     pipe = DiffusionPipeline.from_pretrained(broad_pipeline_dir)
     jobs = [("a cat image in Van Gogh style", 0)]
@@ -201,17 +187,16 @@ def test_a_dry_run_and_a_file_of_settings(
         "pretrained_model_name_or_path": broad_pipeline_dir,
     }
     script.main(arguments(dry_run=True, **given))
-    assert "at the probe's peak" in capsys.readouterr().out and not (tmp_path / "out").exists()
-    script.main(arguments(max_train_iterations=1, checkpointing_steps=1, **given))
+    assert capsys.readouterr().out and not (tmp_path / "out").exists()
+    script.main(arguments(**FIRST, **given))
     text = (tmp_path / "out" / "results.json").read_text()
     assert (
         json.loads(text)["settings"]["bnb_quantization_config_path"]["bnb_4bit_quant_type"] == "fp4"
         and str(tmp_path) not in text
     )
     (tmp_path / "bnb.json").write_text('{"load_in_8bit": true}')
-    with pytest.raises(SystemExit):
-        script.main(arguments(resume_from_checkpoint="latest", **given))
-    assert "--bnb_quantization_config_path was" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--bnb_quantization_config_path"):
+        prepare(arguments(resume_from_checkpoint="latest", **given))
 
 
 @pytest.mark.parametrize(
@@ -220,45 +205,42 @@ def test_a_dry_run_and_a_file_of_settings(
 def test_the_adapter_stays_float32_through_previews_and_resuming(
     options: dict[str, Any], broad_pipeline_dir: Path, arguments: Make, tmp_path: Path
 ) -> None:
-    given = options | {
-        "pretrained_model_name_or_path": broad_pipeline_dir,
-        "validation_steps": 1,
-        "num_validation_images": 2,
-    }
-    for resume in (
-        {"max_train_iterations": 1, "checkpointing_steps": 1},
-        {"resume_from_checkpoint": "latest"},
-    ):
-        args = arguments(**given, **resume)
-        parts = script.prepare(args)
-        script.train(args, *parts)
-        unet, optimizer = parts[1].pipe.unet, parts[3]
-        trained = [p for p in unet.parameters() if p.requires_grad]
-        assert trained and {p.dtype for p in trained} == {torch.float32}
-        assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {
-            id(p) for p in trained
-        }
-        assert unet.dtype == (torch.bfloat16 if "mixed_precision" in options else torch.float32)
+    given = options | {"pretrained_model_name_or_path": broad_pipeline_dir, "validation_steps": 1}
+    for more in (FIRST, {"resume_from_checkpoint": "latest"}):
+        config = arguments(**given, **more)
+        run = prepare(config)
+        script.train(run, config)
+        assert_trains_float32(run)
+        assert run.unet.dtype == (torch.bfloat16 if "mixed_precision" in options else torch.float32)
+
+
+def assert_trains_float32(run: Run) -> None:
+    """The optimizer has all that is trained, and that is float32."""
+    trained = [p for p in run.unet.parameters() if p.requires_grad]
+    assert trained and {p.dtype for p in trained} == {torch.float32}
+    held = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in trained}
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "fp16 on a CPU": ({"mixed_precision": "fp16"}, "--mixed_precision fp16 needs a GPU"),
-    "4 bits and 8": ({"load_in_4bit": True, "load_in_8bit": True}, "exclude one another"),
-    "settings that are not there": ({"bnb_quantization_config_path": "absent.json"}, "cannot be read"),
+    "fp16 on a CPU": ({"mixed_precision": "fp16"}, "--mixed_precision"),
+    "4 bits and 8": ({"load_in_4bit": True, "load_in_8bit": True}, "--load_in_8bit"),
+    "settings that are not there": (
+        {"bnb_quantization_config_path": "absent.json"},
+        "--bnb_quantization_config_path",
+    ),
 }
 
 
-@pytest.mark.parametrize(("options", "says"), BAD.values(), ids=BAD.keys())
-def test_what_does_not_go_together_is_one_sentence_before_anything_is_loaded(
-    options: dict[str, Any], says: str, arguments: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("options", "named"), BAD.values(), ids=BAD.keys())
+def test_what_does_not_go_together_is_said_before_anything_is_loaded(
+    options: dict[str, Any], named: str, arguments: Make, tmp_path: Path
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        script.main(
-            arguments(pretrained_model_name_or_path=tmp_path / "absent", **options)
-        )  # loading would say that this is not there
-    assert caught.value.code == 2 and not (tmp_path / "out").exists()
-    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert says in error
+    """Loading would say that the base is not there."""
+    config = arguments(pretrained_model_name_or_path=tmp_path / "absent", **options)
+    with pytest.raises(ValueError, match=named) as caught:
+        prepare(config)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
 def test_too_little_memory_is_a_sentence_with_the_flags_to_try(
@@ -269,7 +251,5 @@ def test_too_little_memory_is_a_sentence_with_the_flags_to_try(
         script.main(arguments(retain_rollouts=10**15, gradient_checkpointing=True))
     assert caught.value.code == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(
-        "error: there is not enough memory; try, in this order and together: --mixed_precision bf16, "
-    )
-    assert "--gradient_checkpointing" not in error and "docs/hardware.md" in error
+    assert error.startswith("error: ") and "--mixed_precision bf16" in error
+    assert "--gradient_checkpointing" not in error

@@ -3,7 +3,6 @@ markup."""
 
 from __future__ import annotations
 
-import argparse
 import ast
 import os
 import pickle
@@ -28,7 +27,7 @@ from common.checkpoints import load_checkpoint
 from critic.network import ValueNetwork
 from evaluation.judges import load_judge
 from evaluation.weights import read_state
-from hub.__main__ import parse_args as parse_hub_command
+from hub.__main__ import parse_config as parse_hub_command
 from hub.adapter import load_adapter
 from hub.card import model_card
 from hub.files import read_file, write_file
@@ -40,7 +39,8 @@ from reward.classifier import ClassifierTeacher
 from reward.latents import read_shard
 from reward.predictor import RewardPredictor
 from reward.teacher import Teacher
-from reward.train import parse_args as parse_reward_training
+from reward.train import parse_config as parse_reward_training
+from training.config import RunConfig, parse_config
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
@@ -351,7 +351,7 @@ TOKEN = "hf_MustNotBeSeenAnywhere0123456789"
 @pytest.mark.parametrize("fails", [False, True], ids=["a run", "a run that ends in a bug"])
 def test_no_token_is_written(
     fails: bool,
-    arguments: Callable[..., argparse.Namespace],
+    arguments: Callable[..., RunConfig],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -360,21 +360,15 @@ def test_no_token_is_written(
     """Neither the flag's nor the environment's: in no file, no line and no traceback, whatever its
     encoding in the tracker's events."""
     monkeypatch.setenv("HF_TOKEN", TOKEN[::-1])
-    args = arguments(
-        hub_token=TOKEN,
-        report_to="tensorboard",
-        validation_steps=1,
-        num_validation_images=2,
-        checkpointing_steps=1,
-    )
+    config = arguments(hub_token=TOKEN, report_to="tensorboard", validation_steps=1, checkpointing_steps=1)
     caplog.set_level("DEBUG")
     if fails:
-        monkeypatch.setattr(script, "write_results", lambda *_: 1 / 0)
+        monkeypatch.setattr(script, "evaluate_run", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError) as caught:
-            script.main(args)
+            script.main(config)
         assert TOKEN not in str(caught.getrepr(style="native"))
     else:
-        script.main(args)
+        script.main(config)
     said = capfd.readouterr()
     seen = [
         caplog.text.encode(),
@@ -390,7 +384,7 @@ def test_no_token_is_written(
 @pytest.mark.parametrize(
     "parse",
     [
-        lambda more: script.parse_args(["--concept", "cat", *more]),
+        lambda more: parse_config(["--concept", "cat", *more]),
         lambda more: parse_reward_training(["--output_dir", "reward", *more]),
         lambda more: parse_hub_command(["push", "adapter", *more]),
     ],
@@ -406,6 +400,26 @@ def test_no_token_is_repeated_with_a_mistake(
         parse(mistake)
     said = capsys.readouterr().err
     assert TOKEN not in said and "hf_..." in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"hub_tokn: {TOKEN}",
+        f"hub_token: [{TOKEN}]",
+        f"hub_private_repo: {TOKEN}",
+        f"rank: {TOKEN}",
+        f"'hub_token': '{TOKEN}",
+        f"{TOKEN}: 1",
+    ],
+)
+def test_no_token_in_a_file_of_settings_is_repeated_with_a_mistake(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(f"concept: [cat]\n{text}\n")
+    with pytest.raises(SystemExit) as caught:
+        parse_config(["--config", str(tmp_path / "config.yaml")])
+    assert caught.value.code == 2 and TOKEN not in capsys.readouterr().err
 
 
 # --- texts
@@ -438,17 +452,9 @@ def test_texts_of_others_stay_texts_on_cards_and_pages(text: str, tmp_path: Path
     markdown_it = pytest.importorskip("markdown_it")
     side = {"UA": 1.0, "per_class": {text: {text: 90.0, "x": 80.0}}}
     results = {
-        **{
-            name: text
-            for name in (
-                "base_model_name_or_path",
-                "revision",
-                "judge",
-                "method",
-                "reward_model",
-                "critic_model",
-            )
-        },
+        **dict.fromkeys(
+            ("base_model_name_or_path", "revision", "judge", "method", "reward_model", "critic_model"), text
+        ),
         **{name: [text] for name in ("concept", "forget_prompts", "retain_prompts", "seeds")},
         **{
             "base": side,

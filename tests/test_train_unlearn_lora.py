@@ -3,12 +3,13 @@ folder."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
+import logging
 import math
-import re
+import shutil
 import signal
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from conftest import Finished
 from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
@@ -25,13 +26,29 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import canvas
 import train_unlearn_lora as script
+from common.checkpoints import list_checkpoints, save_checkpoint
+from common.names import public_name
+from common.network import CheckpointError
 from critic.network import ValueNetwork
+from evaluation.examination import TeacherExamination
 from evaluation.judge import Judge
+from pipelines.supported import Unsupported
 from policy.lora import lora_state
 from policy.update import UpdateStats
-from training.run_state import AFTER_A_BRAKE
+from reward.concept import SpecError
+from training import cooldown
+from training.baseline import measure_base
+from training.config import RunConfig, parse_config
+from training.plan import SHOWN
+from training.previews import validation_prompts
+from training.progress import Progress
+from training.reporter import log_start
+from training.run_state import AFTER_A_ROLLBACK, OUT_OF_ITERATIONS, RunState
+from training.setup import Run, prepare
 
 ADAPTER, KOHYA_NAME = "pytorch_lora_weights.safetensors", "pytorch_lora_weights_kohya.safetensors"
+Arguments = Callable[..., RunConfig]
+Finish = Callable[..., Finished]
 
 
 def adapter(directory: Path) -> dict[str, torch.Tensor]:
@@ -40,6 +57,19 @@ def adapter(directory: Path) -> dict[str, torch.Tensor]:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def results_of(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "results.json").read_text())
+
+
+def diagnostics(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "diagnostics.jsonl").read_text().splitlines()]
+
+
+def header_of(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()
 
 
 def pictures(pipe: DiffusionPipeline) -> np.ndarray:
@@ -67,53 +97,44 @@ def assert_works_in_a_stock_pipeline(base: Path, directory: Path, **file: str) -
     assert np.array_equal(pictures(pipe), expected)
 
 
-def test_the_shipped_canvas_knows_its_own_words_and_asks_for_others_in_general_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("concept", "known"), [("Van Gogh style", True), ("dragon", False)], ids=["known", "unknown"]
+)
+def test_the_shipped_canvas_knows_its_own_words_and_asks_for_others_in_general_ones(
+    concept: str, known: bool, tmp_path: Path
+) -> None:
     """With nothing but a concept: the bundled base, reward, CLIP and judge; a concept no judge knows is
     judged by the teacher."""
-    known = script.prepare(
-        script.parse_args(
-            ["--concept", "Van Gogh style", "--output_dir", str(tmp_path / "known"), "--report_to", "none"]
-        )
+    run = prepare(
+        parse_config(["--concept", concept, "--output_dir", str(tmp_path / "out"), "--report_to", "none"])
     )
-    assert (
-        len(known.env.spec.forget_prompts) == 8
-        and len(known.env.spec.retain_prompts) == 56
-        and not known.env.spec.unnamed
-    )
-    assert known.examination.name == "bundled canvas judge"
-    AcceleratorState._reset_state(reset_partial_state=True)
-    unknown = script.prepare(
-        script.parse_args(
-            ["--concept", "dragon", "--output_dir", str(tmp_path / "unknown"), "--report_to", "none"]
-        )
-    )
-    assert unknown.env.spec.unnamed == ["dragon"] and "a dragon" in unknown.env.spec.forget_prompts
-    assert "not independent" in unknown.examination.name
-
-
-@pytest.mark.parametrize(
-    "flag", ["--train_batch_size", "--images_per_iteration", "--warmup_rollouts", "--patience"]
-)
-def test_counts_must_be_positive(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        script.parse_args(["--concept", "cat", flag, "0"])
-    assert caught.value.code == 2
-    assert "must be at least 1" in capsys.readouterr().err
+    spec = run.env.spec
+    if known:
+        assert len(spec.forget_prompts) == 8 and len(spec.retain_prompts) == 56 and not spec.unnamed
+        assert run.examination is not None and run.examination.name == public_name(canvas.JUDGE)
+    else:
+        assert spec.unnamed == [concept] and f"a {concept}" in spec.forget_prompts
+        assert isinstance(run.examination, TeacherExamination)
 
 
 # --- a whole run ------------------------------------------------------------------------------------------
 
 
-def test_a_whole_run_writes_all_that_is_promised(
-    arguments: Callable[..., argparse.Namespace], tiny_pipeline_dir: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def whole(finished: Finish) -> Finished:
+    """A run that has everything: critic, previews, checkpoints, tracker, figures, both formats."""
     pictures = {"validation_steps": 1, "num_validation_images": 4, "evaluation_seeds": [0, 1]}
     kept = {"checkpointing_steps": 1, "checkpoints_total_limit": 1, "output_kohya_format": True}
-    script.main(arguments(**pictures, **kept, gamma=0.5, lora_alpha=5, report_to="tensorboard"))
-    out = tmp_path / "out"
+    return finished(**pictures, **kept, gamma=0.5, lora_alpha=5, report_to="tensorboard")
+
+
+def test_a_whole_run_writes_all_that_is_promised(whole: Finished) -> None:
+    out = whole.directory
     assert {p.name for p in out.iterdir()} >= {
         ADAPTER,
+        KOHYA_NAME,
         "results.json",
+        "config.yaml",
         "before_after.png",
         "README.md",
         "critic",
@@ -123,8 +144,15 @@ def test_a_whole_run_writes_all_that_is_promised(
     }
     assert not (out / "checkpoint-1").exists()  # --checkpoints_total_limit
     assert not list(out.rglob("*.tmp")) and not list(out.rglob("*.bin")) and not list(out.rglob("*.pt"))
+    with Image.open(out / "before_after.png") as picture:
+        assert min(picture.size) > 50
+    previews = sorted(p.name for p in (out / "previews").iterdir())
+    assert previews == ["iteration-0001.png", "iteration-0002.png"]
+    ValueNetwork.from_pretrained(out / "critic")
 
-    results = json.loads((out / "results.json").read_text())
+
+def test_its_results_say_what_it_has_come_to(whole: Finished) -> None:
+    results = whole.results
     assert results["concept"] == ["Van Gogh style"] and results["seeds"] == [0, 1]
     for side in ("base", "adapter"):
         assert 0 <= results[side]["UA"] <= 100 and 0 <= results[side]["IRA"] <= 100 and "CRA" in results[side]
@@ -132,27 +160,22 @@ def test_a_whole_run_writes_all_that_is_promised(
     assert (
         results["training"]["iterations"] == 2
         and results["training"]["first_ratio_deviation"] == 0
-        and results["training"]["stopped_by"] == "--max_train_iterations"
+        and results["training"]["stopped_by"] == OUT_OF_ITERATIONS
     )
     assert results["settings"]["rank"] == 2
-    for shared in ("results.json", "README.md"):
-        text = (out / shared).read_text()
-        assert (
-            str(tmp_path.parent) not in text
-            and str(tiny_pipeline_dir.parent) not in text
-            and str(canvas.CLIP) not in text
-        )
 
-    with Image.open(out / "before_after.png") as picture:
-        assert min(picture.size) > 50
-    assert sorted(p.name for p in (out / "previews").iterdir()) == [
-        "iteration-0001.png",
-        "iteration-0002.png",
-    ]
-    ValueNetwork.from_pretrained(out / "critic")
+
+def test_what_it_shares_names_no_place_on_this_machine(whole: Finished, tiny_pipeline_dir: Path) -> None:
+    texts = [(whole.directory / name).read_text() for name in ("results.json", "README.md")]
+    texts += [text for name in (ADAPTER, KOHYA_NAME) for text in header_of(whole.directory / name).values()]
+    for place in (whole.directory.parent, tiny_pipeline_dir.parent, canvas.CLIP):
+        assert not [text for text in texts if str(place) in text]
+
+
+def test_its_headers_say_what_the_adapter_is(whole: Finished) -> None:
+    results = whole.results
     for name in (ADAPTER, KOHYA_NAME):
-        with safe_open(out / name, "pt") as file:
-            header = file.metadata()
+        header = header_of(whole.directory / name)
         assert (
             json.loads(header["concept"]) == ["Van Gogh style"]
             and json.loads(header["settings"]) == results["settings"]
@@ -167,14 +190,16 @@ def test_a_whole_run_writes_all_that_is_promised(
             "modelspec.hash_sha256",
             "versions",
         } <= header.keys()
-        assert not any(
-            str(tmp_path.parent) in text or str(tiny_pipeline_dir.parent) in text or str(canvas.CLIP) in text
-            for text in header.values()
-        )
-    assert header["ss_network_alpha"] == "5.0"
-    assert_works_in_a_stock_pipeline(tiny_pipeline_dir, out)
+    assert header_of(whole.directory / KOHYA_NAME)["ss_network_alpha"] == "5.0"
 
-    events = EventAccumulator(str(next((out / "logs").rglob("events.out.tfevents.*")).parent)).Reload()
+
+def test_its_adapter_works_in_a_stock_pipeline(whole: Finished, tiny_pipeline_dir: Path) -> None:
+    assert_works_in_a_stock_pipeline(tiny_pipeline_dir, whole.directory)
+
+
+def test_its_tracker_has_every_figure_of_every_iteration(whole: Finished) -> None:
+    logs = next((whole.directory / "logs").rglob("events.out.tfevents.*")).parent
+    events = EventAccumulator(str(logs)).Reload()
     of_rollouts = {"forget_reward", "retain_reward", "forgotten", "replaced"}
     of_updates = {"retain_kl", "explained_variance", "clip_fraction", "grad_norm", "approx_kl", "critic_loss"}
     assert of_rollouts | of_updates <= set(events.Tags()["scalars"])
@@ -182,54 +207,75 @@ def test_a_whole_run_writes_all_that_is_promised(
     assert "validation" in events.Tags()["images"]
 
 
+def test_the_settings_that_a_run_writes_repeat_it(arguments: Arguments, tmp_path: Path) -> None:
+    """Whatever kind they are of; no token is among them."""
+    config = arguments(
+        max_train_iterations=1,
+        gamma=0.5,
+        lora_alpha=3,
+        lora_target_modules=["attn2.to_k", "attn2.to_v"],
+        critic_type="timestep_blind",
+        output_kohya_format=True,
+        hub_token="hf_notwritten",
+        seed=7,
+    )
+    script.main(config)
+    out, file = tmp_path / "out", tmp_path / "out" / "config.yaml"
+    first, critic = adapter(out), load_file(out / "critic" / "model.safetensors")
+    assert "hf_notwritten" not in file.read_text()
+    assert parse_config(["--config", str(file), "--hub_token", "hf_notwritten"]) == config
+    again = parse_config(["--config", str(file), "--overwrite_output_dir"])
+    written = (out / ADAPTER).stat().st_mtime_ns
+    script.main(again)
+    assert (out / ADAPTER).stat().st_mtime_ns > written
+    assert same(adapter(out), first) and same(load_file(out / "critic" / "model.safetensors"), critic)
+
+
 def test_another_world_works_with_the_same_command(
-    arguments: Callable[..., argparse.Namespace],
-    wide_pipeline_dir: Path,
-    wide_reward_dir: Path,
-    tmp_path: Path,
+    arguments: Arguments, wide_pipeline_dir: Path, wide_reward_dir: Path, tmp_path: Path
 ) -> None:
     """4 x 16 x 16 latents and text of width 24; an object this time, and its prompts from files."""
     (tmp_path / "retain").write_text("a tree\na car\n")
-    args = arguments(
-        pretrained_model_name_or_path=wide_pipeline_dir,
-        reward_model_name_or_path=wide_reward_dir,
-        concept=["cat", "dragons"],
-        retain_prompts=tmp_path / "retain",
-        max_train_iterations=1,
-        lora_alpha=4,
+    script.main(
+        arguments(
+            pretrained_model_name_or_path=wide_pipeline_dir,
+            reward_model_name_or_path=wide_reward_dir,
+            concept=["cat", "dragons"],
+            retain_prompts=tmp_path / "retain",
+            max_train_iterations=1,
+            lora_alpha=4,
+        )
     )
-    script.main(args)
     assert_works_in_a_stock_pipeline(wide_pipeline_dir, tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["concept"] == ["cat", "dragons"]
+    assert results_of(tmp_path / "out")["concept"] == ["cat", "dragons"]
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_every_backbone_is_trained_saved_and_loaded_into_its_stock_pipeline(
-    precision: str, backbone_dir: Path, arguments: Callable[..., argparse.Namespace], tmp_path: Path
+    precision: str, backbone_dir: Path, arguments: Arguments, tmp_path: Path
 ) -> None:
     """Two iterations with a critic, previews and figures, by the same command whatever the base; the file
     for other programs too."""
-    args = arguments(
+    config = arguments(
         pretrained_model_name_or_path=backbone_dir,
         mixed_precision=precision,
         gamma=0.5,
         output_kohya_format=True,
         evaluation_seeds=0 if precision == "no" else None,
-        num_validation_images=2,
         lora_alpha=3,
     )
-    parts = script.prepare(args)
-    base = parts.env.pipe
+    run = prepare(config)
+    base = run.env.pipe
     assert not any(p.requires_grad for name, p in base.unet.named_parameters() if "lora" not in name)
-    assert not any(p.requires_grad for module in parts.env.backbone.modules[1:] for p in module.parameters())
-    results = script.train(args, *parts)
+    assert not any(p.requires_grad for module in run.env.backbone.modules[1:] for p in module.parameters())
+    script.train(run, config)
+    results = results_of(tmp_path / "out")
     assert results["training"]["first_ratio_deviation"] == 0 and results["training"]["iterations"] == 2
     assert results.get("changed_images", 100) > 0 and results["pipeline_class"] == type(base).__name__
     assert {t.dtype for t in adapter(tmp_path / "out").values()} == {torch.float32}
     for name in (ADAPTER, KOHYA_NAME):
         assert_works_in_a_stock_pipeline(backbone_dir, tmp_path / "out", weight_name=name)
-    with safe_open(tmp_path / "out" / ADAPTER, "pt") as file:
-        header = file.metadata()
+    header = header_of(tmp_path / "out" / ADAPTER)
     predicted = {"v_prediction": "v"}.get(
         base.scheduler.config.prediction_type, base.scheduler.config.prediction_type
     )
@@ -240,16 +286,13 @@ def test_every_backbone_is_trained_saved_and_loaded_into_its_stock_pipeline(
     )
 
 
-def test_a_judge_that_is_named_gives_the_figures(
-    arguments: Callable[..., argparse.Namespace], tmp_path: Path
-) -> None:
+def test_a_judge_that_is_named_gives_the_figures(finished: Finish, tmp_path: Path) -> None:
     domains = {"style": ["Van Gogh", "Mosaic"], "object": ["cat", "car"]}
     Judge(domains, "a {object} image in {style} style", 16, widths=(4, 8)).save_pretrained(tmp_path / "judge")
-    script.main(
-        arguments(judge_name_or_path=tmp_path / "judge", evaluation_seeds=False, max_train_iterations=1)
-    )
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert "teacher" not in results["judge"]
+    results = finished(
+        judge_name_or_path=tmp_path / "judge", evaluation_seeds=False, max_train_iterations=1
+    ).results
+    assert results["judge"] == public_name(tmp_path / "judge")
     # Two of its four prompts ask for the concept: 12 images each by default, and three of the others.
     assert results["adapter"]["images"]["UA"] == 24 and results["adapter"]["images"]["IRA"] == 6
     assert all(
@@ -259,61 +302,61 @@ def test_a_judge_that_is_named_gives_the_figures(
     )
 
 
-def test_no_evaluation_seeds_skip_the_figures_but_not_the_files(
-    arguments: Callable[..., argparse.Namespace], tmp_path: Path
-) -> None:
-    script.main(arguments(max_train_iterations=1))
-    assert {p.name for p in (tmp_path / "out").iterdir()} >= {
+def test_no_evaluation_seeds_skip_the_figures_but_not_the_files(finished: Finish) -> None:
+    run = finished(max_train_iterations=1)
+    assert {p.name for p in run.directory.iterdir()} >= {
         ADAPTER,
         "results.json",
         "before_after.png",
         "README.md",
     }
-    assert "base" not in json.loads((tmp_path / "out" / "results.json").read_text())
+    assert "base" not in run.results
 
 
-def test_a_batch_size_that_is_not_given_goes_by_the_latents_and_is_on_record(
-    arguments: Callable[..., argparse.Namespace], tmp_path: Path
-) -> None:
-    script.main(arguments(train_batch_size=False, max_train_iterations=1, num_validation_images=1))
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["settings"]["train_batch_size"] == 64
+def test_a_batch_size_that_is_not_given_goes_by_the_latents_and_is_on_record(finished: Finish) -> None:
+    run = finished(train_batch_size=False, max_train_iterations=1)
+    assert run.results["settings"]["train_batch_size"] == 64
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that is ready to begin, for reading."""
+    line = ["--concept", "Van Gogh style", "--clip_model", f"local-dir:{canvas.CLIP}", "--report_to", "none"]
+    line += ["--pretrained_model_name_or_path", str(tiny_pipeline_dir)]
+    line += ["--reward_model_name_or_path", str(tiny_reward_dir), "--evaluation_seeds"]
+    return prepare(parse_config([*line, "--output_dir", str(tmp_path_factory.mktemp("prepared"))]))
 
 
 @pytest.mark.parametrize(("count", "asked", "kept"), [(1, 1, 0), (2, 1, 1), (5, 3, 2)])
 def test_a_preview_has_as_many_images_as_it_is_asked_for(
-    count: int, asked: int, kept: int, arguments: Callable[..., argparse.Namespace]
+    count: int, asked: int, kept: int, arguments: Arguments, prepared: Run
 ) -> None:
-    args = arguments(num_validation_images=count)
-    shown = script.validation_prompts(args, script.prepare(args).env)
+    shown = validation_prompts(arguments(num_validation_images=count).validation, prepared.env)
     assert [forget for _, forget in shown] == [True] * asked + [False] * kept
 
 
-def test_a_run_is_a_function_of_its_seed(
-    arguments: Callable[..., argparse.Namespace], tmp_path: Path
-) -> None:
-    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
-        script.main(arguments(output_dir=tmp_path / name, seed=seed, max_train_iterations=1))
-    assert same(adapter(tmp_path / "first"), adapter(tmp_path / "again"))
-    assert not same(adapter(tmp_path / "first"), adapter(tmp_path / "other"))
+def test_a_run_is_a_function_of_its_seed(finished: Finish, arguments: Arguments, tmp_path: Path) -> None:
+    first, other = (finished(seed=seed, max_train_iterations=1) for seed in (0, 1))
+    script.main(arguments(seed=0, max_train_iterations=1))
+    assert same(adapter(first.directory), adapter(tmp_path / "out"))
+    assert not same(adapter(first.directory), adapter(other.directory))
 
 
-def test_the_adapter_begins_the_same_whatever_the_critic(
-    arguments: Callable[..., argparse.Namespace], tmp_path: Path
-) -> None:
+def test_the_adapter_begins_the_same_whatever_the_critic(arguments: Arguments, tmp_path: Path) -> None:
     """So that variants of the critic can be compared."""
     critics = (
         {},
         {"critic_type": "timestep_blind"},
         {"critic_model_name_or_path": made_critic(tmp_path / "critic", 4, 8, 16)},
     )
-    begun = [lora_state(script.prepare(arguments(gamma=0.5, **critic)).env.pipe.unet) for critic in critics]
+    begun = [lora_state(prepare(arguments(gamma=0.5, **critic)).unet) for critic in critics]
     assert all(same(begun[0], other) for other in begun[1:])
 
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "half precision": {"mixed_precision": "bf16", "gradient_checkpointing": True},
-    "pathwise, with a critic": {"gamma": 0.5, "replay_iterations": 1},
+    "pathwise, with a critic": {"gamma": 0.5, "replay_iterations": 2},
     "step": {"advantage": "step"},
     "gae": {"advantage": "gae"},
     "td, blind critic": {"advantage": "td", "critic_type": "timestep_blind"},
@@ -325,25 +368,12 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_the_first_ratio_is_exactly_1_in_every_iteration(
-    options: dict[str, Any],
-    arguments: Callable[..., argparse.Namespace],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_first_ratio_is_exactly_1_in_every_iteration(options: dict[str, Any], finished: Finish) -> None:
     """Through the script as a whole, whatever the objective; batches do not divide the images."""
-    seen: list[UpdateStats] = []
-    update = script.update_policy
-
-    def recorded(*args: Any, **kwargs: Any) -> UpdateStats:
-        seen.append(update(*args, **kwargs))
-        return seen[-1]
-
-    monkeypatch.setattr(script, "update_policy", recorded)
-    script.main(arguments(**options))
-    assert [(s.first_ratio_deviation, s.first_clip_fraction) for s in seen] == [(0.0, 0.0)] * 2
-    assert all(norm > 0 for s in seen for norm in s.grad_norm)
-    assert {t.dtype for t in adapter(tmp_path / "out").values()} == {torch.float32}
+    run = finished(**options)
+    assert [(s.first_ratio_deviation, s.first_clip_fraction) for s in run.updates] == [(0.0, 0.0)] * 2
+    assert all(norm > 0 for s in run.updates for norm in s.grad_norm)
+    assert {t.dtype for t in adapter(run.directory).values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
@@ -351,138 +381,115 @@ def test_the_first_ratio_is_exactly_1_in_every_iteration(
 )
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     options: dict[str, Any],
-    arguments: Callable[..., argparse.Namespace],
+    arguments: Arguments,
+    prepared: Run,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     script.main(arguments(dry_run=True, **options))
-    said = capsys.readouterr().out
-    assert re.search(r"^To forget +3: \"", said, re.MULTILINE) and re.search(
-        r"^To keep +6: \"", said, re.MULTILINE
-    )
-    assert "12 before training, 9 an iteration" in said and re.search(
-        r"^Time .* if it takes all 2 iterations$", said, re.MULTILINE
-    )
-    assert options == {} or re.search(r"[1-9][0-9]+ in the evaluation", said)
+    said, spec = capsys.readouterr().out, prepared.env.spec
+    for prompts in (spec.forget_prompts, spec.retain_prompts):
+        assert all(f'"{prompt}"' in said for prompt in prompts[:SHOWN])
+    assert str(tmp_path / "out") in said and (options == {} or public_name(canvas.JUDGE) in said)
     assert not (tmp_path / "out").exists()
 
 
-# --- stop and brake -----------------------------------------------------------------------------------------
+# --- stop and rollback ------------------------------------------------------------------------------------
 
 
-def test_it_stops_once_the_target_was_held(arguments: Callable[..., argparse.Namespace]) -> None:
-    args = arguments(target_unlearning_accuracy=0.0, patience=2, max_train_iterations=9)
-    results = script.train(args, *script.prepare(args))
-    assert results["training"]["iterations"] == 1 and "last 2 iterations" in results["training"]["stopped_by"]
+def test_it_stops_once_the_target_was_held(finished: Finish) -> None:
+    training = finished(target_unlearning_accuracy=0.0, patience=2, max_train_iterations=9).training
+    assert training["iterations"] == 1 and training["stopped_by"] not in ("", OUT_OF_ITERATIONS)
 
 
-@pytest.mark.parametrize(
-    ("steps", "how"),
-    [(1, "--resume_from_checkpoint latest --max_train_iterations 2"), (2, "take --max_train_iterations 2")],
-)
-def test_out_of_iterations_it_says_what_is_missing_and_how_to_go_on(
-    steps: int, how: str, arguments: Callable[..., argparse.Namespace], caplog: pytest.LogCaptureFixture
+def test_out_of_iterations_it_says_what_is_missing(
+    arguments: Arguments, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    args = arguments(target_unlearning_accuracy=1.01, max_train_iterations=1, checkpointing_steps=steps)
-    last = script.train(args, *script.prepare(args))["training"]["last_iteration"]
-    still, nameless = 100 * (1 - last["forgotten"]), 100 * (last["forgotten"] - last["replaced"])
-    assert (
-        f"{still:.0f} % of the last images still show the concept, and {nameless:.0f} % nothing that has a name"
-        in caplog.text
+    script.main(arguments(max_train_iterations=1, checkpointing_steps=1))
+    last = results_of(tmp_path / "out")["training"]["last_iteration"]
+    (said,) = [r.getMessage() for r in caplog.records if "--resume_from_checkpoint latest" in r.getMessage()]
+    assert f"{100 * (1 - last['forgotten']):.0f} %" in said
+    assert f"{100 * (last['forgotten'] - last['replaced']):.0f} %" in said
+    assert "--max_train_iterations 2" in said and "--learning_rate" in said
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_it_resumes_to_go_on_if_there_is_a_checkpoint(
+    saved: bool, arguments: Arguments, tmp_path: Path
+) -> None:
+    if saved:
+        save_checkpoint(tmp_path / "out", 1, {"lora": {"a": torch.ones(1)}}, {}, None)
+    nothing: Any = None
+    state = RunState(
+        arguments(max_train_iterations=1),
+        *[nothing] * 4,
+        rollback=nothing,
+        replay=deque(),
+        progress=Progress(),
+        good={},
+        stop=nothing,
     )
-    assert how in caplog.text and "four times the --learning_rate" in caplog.text
+    said = state.what_is_missing({"forgotten": 0.75, "replaced": 0.5})
+    assert "25 %" in said and "--max_train_iterations 2" in said
+    assert ("--resume_from_checkpoint latest" in said) == saved
 
 
-def test_the_brake_returns_to_the_last_good_state(
-    arguments: Callable[..., argparse.Namespace], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_rollback_returns_to_the_last_good_state(finished: Finish, arguments: Arguments) -> None:
     """No KL at all is allowed, so every update is taken back, the next one is smaller, and the adapter
     ends as the identity it began as."""
-    args = arguments(max_retain_kl=0.0, max_brakes=1, max_train_iterations=9, cooldown_updates=1)
-    results = script.train(args, *script.prepare(args))
-    assert results["training"]["brakes"] == 2 and "brake" in results["training"]["stopped_by"]
-    assert "the KL to the base on retain prompts rose" in caplog.text
-    figures = [json.loads(line) for line in (tmp_path / "out" / "diagnostics.jsonl").read_text().splitlines()]
-    rates = [line["learning_rate"] for line in figures if "learning_rate" in line]
-    assert rates == [args.learning_rate, args.learning_rate * AFTER_A_BRAKE]
+    changes = {"max_retain_kl": 0.0, "max_brakes": 1, "max_train_iterations": 9, "cooldown_updates": 1}
+    run, rate = finished(**changes), arguments().optimizer.learning_rate
+    assert run.training["brakes"] == 2 and run.training["stopped_by"] not in ("", OUT_OF_ITERATIONS)
+    rates = [line["learning_rate"] for line in diagnostics(run.directory) if "learning_rate" in line]
+    assert rates == run.rates == [rate, rate * AFTER_A_ROLLBACK]
     assert all(
         t.abs().max() == 0
-        for name, t in adapter(tmp_path / "out").items()
+        for name, t in adapter(run.directory).items()
         if "lora_B" in name or "lora.up" in name
     )
 
 
-def test_the_cool_down_settles_at_a_falling_rate_and_draws_nothing(
-    arguments: Callable[..., argparse.Namespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    warm = script.train(
-        args := arguments(output_dir=tmp_path / "warm", learning_rate=4e-3), *script.prepare(args)
-    )["training"]
-    rates: list[float] = []
-    seen: list[UpdateStats] = []
-    update = script.update_policy
-
-    def recorded(*args: Any) -> UpdateStats:
-        rates.append(args[5].param_groups[0]["lr"])
-        seen.append(update(*args))
-        return seen[-1]
-
-    monkeypatch.setattr(script, "update_policy", recorded)
-    cool = script.train(args := arguments(cooldown_updates=2, learning_rate=4e-3), *script.prepare(args))[
-        "training"
-    ]
-    assert (
-        rates == [4e-3, 4e-3, 2e-3, 1e-3] and seen[2].first_ratio_deviation == 0
-    )  # its trajectories are the policy's own
-    assert cool["images"] == warm["images"] and cool["iterations"] == warm["iterations"] == 2
-    assert cool["unet_samples"] == warm["unet_samples"] + seen[2].unet_samples + seen[3].unet_samples
-    assert cool["last_iteration"]["cooldown_retain_kl"] == seen[3].retain_kl[-1]
-    assert not same(adapter(tmp_path / "warm"), adapter(tmp_path / "out"))
+def test_the_cool_down_settles_at_a_falling_rate_and_draws_nothing(finished: Finish) -> None:
+    warm, cool = finished(learning_rate=4e-3), finished(learning_rate=4e-3, cooldown_updates=2)
+    assert cool.rates == [4e-3, 4e-3, 2e-3, 1e-3]
+    last = cool.updates[2:]
+    assert last[0].first_ratio_deviation == 0  # its trajectories are the policy's own
+    assert cool.training["images"] == warm.training["images"]
+    assert cool.training["iterations"] == warm.training["iterations"] == 2
+    cooled = last[0].unet_samples + last[1].unet_samples
+    assert cool.training["unet_samples"] == warm.training["unet_samples"] + cooled
+    assert cool.training["last_iteration"]["cooldown_retain_kl"] == last[1].retain_kl[-1]
+    assert not same(adapter(warm.directory), adapter(cool.directory))
 
 
 def test_a_cool_down_that_goes_too_far_is_taken_back(
-    arguments: Callable[..., argparse.Namespace],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    finished: Finish, arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script.train(args := arguments(output_dir=tmp_path / "warm"), *script.prepare(args))
-    cool_down = script.cool_down
+    warm = finished()
+    cool_down = cooldown.cool_down
 
-    def wild(*args: Any) -> list[UpdateStats]:
-        return [dataclasses.replace(stats, retain_kl=[math.inf]) for stats in cool_down(*args)]
+    def wild(*given: Any) -> list[UpdateStats]:
+        return [dataclasses.replace(stats, retain_kl=[math.inf]) for stats in cool_down(*given)]
 
-    monkeypatch.setattr(script, "cool_down", wild)
-    script.train(args := arguments(cooldown_updates=1), *script.prepare(args))
-    assert "The cool-down is taken back: the KL to the base on retain prompts rose to inf" in caplog.text
-    assert same(adapter(tmp_path / "warm"), adapter(tmp_path / "out"))
+    monkeypatch.setattr(cooldown, "cool_down", wild)
+    script.main(arguments(cooldown_updates=1))
+    assert same(adapter(warm.directory), adapter(tmp_path / "out"))
+    assert "cooldown_retain_kl" not in results_of(tmp_path / "out")["training"]["last_iteration"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"max_retain_drop": -10.0}, "the retain reward fell"),
-        ({"max_step_kl": 0.0}, "moved the policy"),
-    ],
-)
-def test_a_run_that_degenerates_ends_with_what_happened_and_the_flag_to_turn(
-    changes: dict[str, float], says: str, arguments: Callable[..., argparse.Namespace], tmp_path: Path
-) -> None:
-    args = arguments(max_brakes=0, max_train_iterations=9, **changes)
-    stopped_by = script.train(args, *script.prepare(args))["training"]["stopped_by"]
-    assert "brake" in stopped_by and says in stopped_by and "--" in stopped_by
-    assert all(torch.isfinite(t).all() for t in adapter(tmp_path / "out").values())
+def test_a_run_that_degenerates_ends_with_the_flag_to_turn(finished: Finish) -> None:
+    run = finished(max_step_kl=0.0, max_brakes=0, max_train_iterations=9)
+    assert run.training["brakes"] == 1 and "--learning_rate" in run.training["stopped_by"]
+    assert all(torch.isfinite(t).all() for t in adapter(run.directory).values())
 
 
 @pytest.mark.parametrize(("advantage", "drawn"), [("pathwise", 12), ("ddpo", 12), ("step", 12 + 9)])
 def test_without_a_critic_the_first_iteration_draws_no_image(
-    advantage: str, drawn: int, arguments: Callable[..., argparse.Namespace]
+    advantage: str, drawn: int, finished: Finish
 ) -> None:
-    args = arguments(advantage=advantage, max_train_iterations=1)
-    training = script.train(args, *script.prepare(args))["training"]
-    assert (
-        training["images"] == drawn + 9 and training["first_ratio_deviation"] == 0
-    )  # the last 9 are those that say how it came out
+    training = finished(**({} if advantage == "pathwise" else {"advantage": advantage})).training
+    # Those of the second iteration, and the last that say how it came out.
+    assert training["images"] == drawn + 2 * 9 and training["first_ratio_deviation"] == 0
 
 
 # --- checkpoints
@@ -499,108 +506,102 @@ def test_without_a_critic_the_first_iteration_draws_no_image(
     ids=["defaults", "critic and replay", "likelihood ratio, replay, adaptive KL"],
 )
 def test_a_resumed_run_is_the_run_that_was_never_interrupted(
-    options: dict[str, Any], arguments: Callable[..., argparse.Namespace], tmp_path: Path
+    options: dict[str, Any], finished: Finish, arguments: Arguments, tmp_path: Path
 ) -> None:
-    script.main(arguments(output_dir=tmp_path / "whole", **options))
-    script.main(arguments(max_train_iterations=1, checkpointing_steps=1, **options))
-    first = adapter(tmp_path / "out")
+    whole = finished(**options).directory
+    first = finished(max_train_iterations=1, checkpointing_steps=1, **options).directory
+    shutil.copytree(first, tmp_path / "out")
     script.main(arguments(resume_from_checkpoint="latest", **options))
-    assert not same(adapter(tmp_path / "out"), first)
-    assert same(adapter(tmp_path / "out"), adapter(tmp_path / "whole"))
+    assert not same(adapter(tmp_path / "out"), adapter(first))
+    assert same(adapter(tmp_path / "out"), adapter(whole))
     if options:
         assert same(
             load_file(tmp_path / "out" / "critic" / "model.safetensors"),
-            load_file(tmp_path / "whole" / "critic" / "model.safetensors"),
+            load_file(whole / "critic" / "model.safetensors"),
         )
-    resumed, whole = (
-        json.loads((tmp_path / name / "results.json").read_text())["training"] for name in ("out", "whole")
-    )
+    resumed, unbroken = (results_of(directory)["training"] for directory in (tmp_path / "out", whole))
     assert all(
-        resumed[key] == whole[key] for key in ("iterations", "images", "unet_samples", "last_iteration")
+        resumed[key] == unbroken[key] for key in ("iterations", "images", "unet_samples", "last_iteration")
     )
-    lines = [(tmp_path / name / "diagnostics.jsonl").read_text().splitlines() for name in ("out", "whole")]
-    assert lines[0] == lines[1] and [json.loads(line)["iteration"] for line in lines[0]] == [0, 1, 2]
+    lines = [diagnostics(directory) for directory in (tmp_path / "out", whole)]
+    assert lines[0] == lines[1] and [line["iteration"] for line in lines[0]] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
     "changes",
     [{"lr_scheduler": "linear"}, {"max_retain_kl": 0.0}],
-    ids=["a learning rate that falls", "after a brake"],
+    ids=["a learning rate that falls", "after a rollback"],
 )
 def test_a_killed_run_goes_on_at_its_learning_rate(
     changes: dict[str, Any],
-    arguments: Callable[..., argparse.Namespace],
+    finished: Finish,
+    arguments: Arguments,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = changes | {"max_train_iterations": 3}
-    script.main(arguments(output_dir=tmp_path / "whole", checkpointing_steps=3, **settings))
-    measure = script.measure_policy
+    whole = finished(checkpointing_steps=3, **settings)
+    collect = script.collect
 
-    def killed(args: argparse.Namespace, env: Any, iteration: int, *rest: Any) -> Any:
+    def killed(run: Run, iteration: int, recognisable: float) -> Any:
         if iteration == 2:
             raise KeyboardInterrupt
-        return measure(args, env, iteration, *rest)
+        return collect(run, iteration, recognisable)
 
-    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
-        patch.setattr(script, "measure_policy", killed)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
+        patch.setattr(script, "collect", killed)
         script.main(arguments(checkpointing_steps=1, **settings))
+    assert caught.value.code == 130
     script.main(arguments(checkpointing_steps=3, resume_from_checkpoint="latest", **settings))
-    for name in ("whole", "out"):
-        assert (tmp_path / name / "checkpoint-3").is_dir()
-    assert same(
-        *(load_file(tmp_path / name / "checkpoint-3" / "state.safetensors") for name in ("whole", "out"))
+    saved = (
+        load_file(directory / "checkpoint-3" / "state.safetensors")
+        for directory in (whole.directory, tmp_path / "out")
     )
+    assert same(*saved)
 
 
 def test_interrupted_while_it_cools_down_it_leaves_the_adapter_and_does_not_evaluate(
-    arguments: Callable[..., argparse.Namespace],
+    finished: Finish,
+    arguments: Arguments,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    script.main(arguments(output_dir=tmp_path / "whole", cooldown_updates=2))
-    cool_down = script.cool_down
+    whole = finished(cooldown_updates=2, learning_rate=4e-3)
+    cool_down = cooldown.cool_down
 
     def interrupted(*given: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
         return cool_down(*given)
 
-    monkeypatch.setattr(script, "cool_down", interrupted)
+    monkeypatch.setattr(cooldown, "cool_down", interrupted)
     with pytest.raises(SystemExit) as caught:
-        script.main(arguments(cooldown_updates=2))
+        script.main(arguments(cooldown_updates=2, learning_rate=4e-3))
     assert caught.value.code == 128 + signal.SIGTERM
     assert f"python -m evaluation --adapter {tmp_path / 'out'}" in capsys.readouterr().err
-    assert same(adapter(tmp_path / "out"), adapter(tmp_path / "whole"))
-    assert (tmp_path / "whole" / "results.json").exists() and not (tmp_path / "out" / "results.json").exists()
+    assert same(adapter(tmp_path / "out"), adapter(whole.directory))
+    assert not (tmp_path / "out" / "results.json").exists()
 
 
 def test_overwriting_a_run_leaves_none_of_its_checkpoints(
-    arguments: Callable[..., argparse.Namespace], tmp_path: Path
+    finished: Finish, arguments: Arguments, tmp_path: Path
 ) -> None:
     """A later --resume_from_checkpoint latest must not find the older run."""
-    script.main(arguments(checkpointing_steps=1, checkpoints_total_limit=2))
-    script.main(
-        arguments(
-            checkpointing_steps=1,
-            checkpoints_total_limit=2,
-            max_train_iterations=1,
-            seed=5,
-            overwrite_output_dir=True,
-        )
-    )
+    shutil.copytree(finished(max_train_iterations=1, checkpointing_steps=1).directory, tmp_path / "out")
+    older = (tmp_path / "out" / "checkpoint-1").rename(tmp_path / "out" / "checkpoint-2")
+    assert list_checkpoints(tmp_path / "out") == [older]
+    script.main(arguments(checkpointing_steps=1, max_train_iterations=1, seed=5, overwrite_output_dir=True))
     assert [p.name for p in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-1"]
 
 
-def test_a_critic_that_is_given_is_used(arguments: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
+def test_a_critic_that_is_given_is_used(finished: Finish, tmp_path: Path) -> None:
     torch.manual_seed(3)
     network = ValueNetwork(4, 8, 16, width=16, condition_dim=32)
     network.save_pretrained(tmp_path / "critic")
-    args = arguments(
+    run = finished(
         critic_model_name_or_path=tmp_path / "critic", gamma=0.5, max_train_iterations=1, critic_steps=0
     )
-    script.main(args)
-    used = ValueNetwork.from_pretrained(tmp_path / "out" / "critic")
+    used = ValueNetwork.from_pretrained(run.directory / "critic")
     assert all(torch.equal(p, q) for p, q in zip(used.parameters(), network.parameters(), strict=True))
 
 
@@ -618,36 +619,49 @@ def made_critic(path: Path, *shape: int, **config: Any) -> Path:
     return path
 
 
-BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
-    "a concept longer than the window": (lambda tmp: {"concept": "extraordinarily " * 40}, "use fewer words"),
-    "an empty concept": (lambda tmp: {"concept": ""}, "The concept is empty"),
-    "a concept of spaces": (lambda tmp: {"concept": ["cat", "  "]}, "The concept is empty"),
-    "a concept of punctuation": (lambda tmp: {"concept": "?!"}, "The concept is empty"),
-    "a base that is no pipeline": (lambda tmp: {"pretrained_model_name_or_path": tmp}, "no model_index.json"),
+BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], type[BaseException], str]] = {
+    "a concept longer than the window": (
+        lambda tmp: {"concept": "extraordinarily " * 40},
+        ValueError,
+        "extraordinarily",
+    ),
+    "an empty concept": (lambda tmp: {"concept": ""}, SpecError, "--concept"),
+    "a concept of spaces": (lambda tmp: {"concept": ["cat", "  "]}, SpecError, "--concept"),
+    "a concept of punctuation": (lambda tmp: {"concept": "?!"}, SpecError, "--concept"),
+    "a base that is no pipeline": (
+        lambda tmp: {"pretrained_model_name_or_path": tmp},
+        ValueError,
+        "model_index.json",
+    ),
     "a base that is not there": (
         lambda tmp: {"pretrained_model_name_or_path": tmp / "absent" / "base"},
-        "could not be loaded",
+        ValueError,
+        "absent/base",
     ),
-    "a base without a CLIP": (lambda tmp: {"clip_model": False}, "--clip_model"),
-    "a base without a reward": (lambda tmp: {"reward_model_name_or_path": False}, "python -m reward.train"),
+    "a base without a CLIP": (lambda tmp: {"clip_model": False}, ValueError, "--clip_model"),
+    "a base without a reward": (
+        lambda tmp: {"reward_model_name_or_path": False},
+        ValueError,
+        "--reward_model_name_or_path",
+    ),
     "a CLIP that is not there": (
-        lambda tmp: {"clip_model": f"local-dir:{tmp}/clip"},
-        "holds no open_clip model",
+        lambda tmp: {"clip_model": f"local-dir:{tmp}/no-clip"},
+        ValueError,
+        "no-clip",
     ),
     "a CLIP that is a pickle": (
         lambda tmp: {"clip_model": "ViT-B-32", "clip_pretrained": tmp / "clip.pt"},
-        "pickle",
+        ValueError,
+        "--clip_pretrained",
     ),
     "a reward that is not there": (
         lambda tmp: {"reward_model_name_or_path": tmp / "absent" / "reward"},
-        "neither a local directory",
-    ),
-    "a critic for other latents": (
-        lambda tmp: {"critic_model_name_or_path": made_critic(tmp / "critic", 4, 16, 16), "gamma": 0.5},
-        "critic.train",
+        CheckpointError,
+        "absent/reward",
     ),
     "a critic for another text encoder": (
         lambda tmp: {"critic_model_name_or_path": made_critic(tmp / "critic", 4, 8, 24), "gamma": 0.5},
+        CheckpointError,
         "critic.train",
     ),
     "a critic for another class of base": (
@@ -657,126 +671,161 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
             ),
             "gamma": 0.5,
         },
-        "of a StableDiffusionXLPipeline, the base has 4x8x8 latents and texts of width 16 of a StableDiffusionPipeline",
+        CheckpointError,
+        "StableDiffusionXLPipeline",
     ),
     "a base in a pickle": (
         lambda tmp: {"pretrained_model_name_or_path": write(tmp / "model.ckpt", "x")},
-        "may be a pickle",
+        Unsupported,
+        "model.ckpt",
     ),
     "a VAE that is not there": (
         lambda tmp: {"pretrained_vae_model_name_or_path": tmp / "absent" / "vae"},
-        "could not be loaded",
+        ValueError,
+        "absent/vae",
     ),
     "configs for a base that has its own": (
         lambda tmp: {"config_name_or_path": tmp},
-        "--config_name_or_path is for a checkpoint in one file",
+        ValueError,
+        "--config_name_or_path",
     ),
     "a critic that nobody would ask": (
         lambda tmp: {"critic_model_name_or_path": made_critic(tmp / "critic", 4, 8, 16)},
+        ValueError,
         "--gamma",
     ),
-    "a reward without a slope": (lambda tmp: {"terminal_weight": 1.0}, "--terminal_weight"),
-    "a prompt file that is not there": (lambda tmp: {"forget_prompts": tmp / "absent.txt"}, "absent.txt"),
+    "a reward without a gradient": (lambda tmp: {"terminal_weight": 1.0}, ValueError, "--terminal_weight"),
+    "a prompt file that is not there": (
+        lambda tmp: {"forget_prompts": tmp / "absent.txt"},
+        SpecError,
+        "absent.txt",
+    ),
     "a prompt file without prompts": (
         lambda tmp: {"retain_prompts": write(tmp / "none.txt", "# nothing\n")},
-        "holds no prompt",
+        SpecError,
+        "none.txt",
     ),
     "a prompt longer than the window": (
         lambda tmp: {"retain_prompts": write(tmp / "long.txt", "word " * 99)},
-        "use fewer words",
+        ValueError,
+        "word word",
     ),
-    "nothing left to retain": (lambda tmp: {"concept": "image style"}, "--retain_prompts"),
+    "nothing left to retain": (lambda tmp: {"concept": "image style"}, SpecError, "--retain_prompts"),
     "a judge that does not know the concept": (
         lambda tmp: {"judge_name_or_path": canvas.JUDGE, "concept": "dragon", "evaluation_seeds": 0},
-        "The judge knows no class",
+        ValueError,
+        "dragon",
     ),
     "modules that are not there": (
         lambda tmp: {"lora_target_modules": "no_such_module"},
+        ValueError,
         "--lora_target_modules",
     ),
-    "a rank of 0": (lambda tmp: {"rank": 0}, "--rank"),
-    "a deterministic sampler": (lambda tmp: {"eta": 0.0}, "eta must be positive"),
-    "no step left to train": (lambda tmp: {"masked_steps": 4}, "--masked_steps"),
-    "nothing to resume from": (lambda tmp: {"resume_from_checkpoint": "latest"}, "no checkpoint"),
-    "an output directory that is a file": (
-        lambda tmp: {"output_dir": write(tmp / "file", "mine")},
-        "is a file",
+    "no image": (lambda tmp: {"images_per_iteration": 0}, SystemExit, "--images_per_iteration"),
+    "no rollout to calibrate by": (lambda tmp: {"warmup_rollouts": 0}, SystemExit, "--warmup_rollouts"),
+    "no batch": (lambda tmp: {"train_batch_size": 0}, SystemExit, "--train_batch_size"),
+    "no patience": (lambda tmp: {"patience": 0}, SystemExit, "--patience"),
+    "a deterministic sampler": (lambda tmp: {"eta": 0.0}, SystemExit, "--eta"),
+    "no step left to train": (lambda tmp: {"masked_steps": 4}, ValueError, "--masked_steps"),
+    "nothing to resume from": (
+        lambda tmp: {"resume_from_checkpoint": "latest"},
+        ValueError,
+        "--resume_from_checkpoint",
     ),
 }
 
 
-@pytest.mark.parametrize(("case", "says"), BAD.values(), ids=BAD.keys())
+def files_under(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("case", "error", "named"), BAD.values(), ids=BAD.keys())
 def test_bad_input_is_one_sentence_and_writes_nothing(
     case: Callable[[Path], dict[str, Any]],
-    says: str,
-    arguments: Callable[..., argparse.Namespace],
+    error: type[BaseException],
+    named: str,
+    command_line: Callable[..., list[str]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    args = arguments(**case(tmp_path))
-    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    with pytest.raises(SystemExit) as caught:
-        script.main(args)
-    assert caught.value.code in (1, 2)
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and says in errors[0]
-    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    """It says the flag, or what was given."""
+    line = command_line(**case(tmp_path))
+    before = files_under(tmp_path)
+    with pytest.raises(error) as caught:
+        prepare(parse_config(line))
+    if isinstance(caught.value, SystemExit):
+        assert caught.value.code == 2
+        (said,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    else:
+        said = str(caught.value)
+    assert named in said and "\n" not in said
+    assert files_under(tmp_path) == before
 
 
-def test_a_reward_for_other_latents_is_refused(
-    arguments: Callable[..., argparse.Namespace], wide_reward_dir: Path, capsys: pytest.CaptureFixture[str]
+END_TO_END: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
+    "a value out of its range": (lambda tmp: {"rank": 0}, "--rank"),
+    "settings that do not fit": (lambda tmp: {"output_dir": write(tmp / "file", "mine")}, "--output_dir"),
+    "a network that does not fit": (
+        lambda tmp: {"critic_model_name_or_path": made_critic(tmp / "critic", 4, 16, 16), "gamma": 0.5},
+        "critic.train",
+    ),
+}
+
+
+@pytest.mark.parametrize(("case", "named"), END_TO_END.values(), ids=END_TO_END.keys())
+def test_bad_input_ends_the_script_with_code_2(
+    case: Callable[[Path], dict[str, Any]],
+    named: str,
+    command_line: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    line = command_line(**case(tmp_path))
+    before = files_under(tmp_path)
     with pytest.raises(SystemExit) as caught:
-        script.main(arguments(reward_model_name_or_path=wide_reward_dir))
-    assert caught.value.code == 2
-    assert "4x16x16 latents" in capsys.readouterr().err
+        script.main(parse_config(line))
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and "Traceback" not in said
+    (error,) = [line for line in said.splitlines() if "error: " in line]
+    assert named in error and files_under(tmp_path) == before
 
 
-def test_a_directory_that_is_not_empty_is_left_alone(
-    arguments: Callable[..., argparse.Namespace], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_reward_for_other_latents_is_refused(arguments: Arguments, wide_reward_dir: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"reward\.train"):
+        prepare(arguments(reward_model_name_or_path=wide_reward_dir))
+
+
+def test_a_directory_that_is_not_empty_is_left_alone(arguments: Arguments, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ADAPTER).write_text("an hour's work")
-    with pytest.raises(SystemExit) as caught:
-        script.main(arguments())
-    assert caught.value.code == 2 and "--overwrite_output_dir" in capsys.readouterr().err
-    assert (tmp_path / "out" / ADAPTER).read_text() == "an hour's work" and len(
-        list((tmp_path / "out").iterdir())
-    ) == 1
+    with pytest.raises(ValueError, match="--overwrite_output_dir"):
+        prepare(arguments())
+    assert files_under(tmp_path) == {tmp_path / "out" / ADAPTER: b"an hour's work"}
     script.main(arguments(overwrite_output_dir=True, max_train_iterations=1))
     assert adapter(tmp_path / "out")
 
 
 def test_a_damaged_checkpoint_is_refused_before_anything_is_written(
-    arguments: Callable[..., argparse.Namespace], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Finish, arguments: Arguments, tmp_path: Path
 ) -> None:
-    script.main(arguments(max_train_iterations=1, checkpointing_steps=1))
-    before = (tmp_path / "out" / ADAPTER).read_bytes()
+    whole = finished(max_train_iterations=1, checkpointing_steps=1)
+    shutil.copytree(whole.directory, tmp_path / "out")
     (tmp_path / "out" / "checkpoint-1" / "state.safetensors").write_bytes(b"half a file")
-    with pytest.raises(SystemExit) as caught:
-        script.main(arguments(resume_from_checkpoint="latest"))
-    assert caught.value.code == 2 and "There is no checkpoint in" in capsys.readouterr().err
-    assert (tmp_path / "out" / ADAPTER).read_bytes() == before
+    before = files_under(tmp_path)
+    with pytest.raises(ValueError, match="--resume_from_checkpoint"):
+        prepare(arguments(resume_from_checkpoint="latest"))
+    assert files_under(tmp_path) == before
 
 
 def test_a_concept_that_the_base_does_not_draw_is_warned_of_with_the_figure(
-    arguments: Callable[..., argparse.Namespace], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    arguments: Arguments, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The pictures of a random base look alike: the teacher cannot find three styles in them."""
-    caplog.set_level("INFO")
-    missing = 0
-    for concept in ("Van Gogh style", "Mosaic style", "Neon style"):
+    """The pictures of a random base look alike: the teacher cannot find every style in them."""
+    run = prepare(arguments())
+    acted = measure_base(run).acted
+    for shown in (100 * (1 - acted.metrics["forgotten"]), 49.0, 51.0):
         caplog.clear()
-        args = arguments(concept=concept, max_train_iterations=1, output_dir=tmp_path / concept)
-        script.train(args, *script.prepare(args))
-        said = [r.getMessage() for r in caplog.records]
-        (shown,) = (
-            float(found[1])
-            for message in said
-            if (found := re.search(r"Base: ([\d.]+) % of its images of the concept", message))
-        )
-        warned = [m for m in said if "The base draws the concept in only" in m]
-        assert len(warned) == (shown < 50)
-        assert all(f"only {shown:.0f} %" in m for m in warned)
-        missing += len(warned)
-    assert missing >= 1
+        metrics = acted.metrics | {"forgotten": 1 - shown / 100}
+        log_start(run, dataclasses.replace(acted, metrics=metrics))
+        warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+        assert len(warned) == (shown < 50) and all(f"{shown:.0f} %" in text for text in warned)

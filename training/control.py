@@ -4,6 +4,83 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from enum import Enum
+
+from common.flags import flag
+
+
+class Verdict(Enum):
+    """What is done with an iteration's images: learn from them, return to the last good adapter, or end."""
+
+    KEEP = "keep"
+    ROLL_BACK = "roll back"
+    STOP = "stop"
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Length of the run."""
+
+    max_train_iterations: int = flag(
+        40, at_least=1, help="Iterations of rollout and update at most.", may_change=True
+    )
+    images_per_iteration: int = flag(
+        32,
+        at_least=1,
+        help="Trajectories of forget prompts in an iteration; the processes share them.",
+    )
+    target_unlearning_accuracy: float = flag(
+        0.95,
+        at_least=0,
+        help="Stop when this fraction of recent images shows a recognisable replacement for the concept.",
+        may_change=True,
+    )
+    patience: int = flag(
+        3, at_least=1, help="Number of iterations over which the target must be reached.", may_change=True
+    )
+    cooldown_updates: int = flag(
+        3,
+        at_least=0,
+        help="Updates at the end of the run in which the learning rate falls to zero, on the last images; they "
+        "draw none.",
+        may_change=True,
+    )
+    retain_rollouts: int = flag(
+        64, at_least=1, help="Rollouts of the base on retain prompts that the KL is taken on."
+    )
+    warmup_rollouts: int = flag(
+        64,
+        at_least=1,
+        help="Rollouts of the base on forget prompts: the reward is calibrated on them, and the critic warmed up; "
+        "without a critic the first iteration learns from them.",
+    )
+
+
+@dataclass(frozen=True)
+class RollbackConfig:
+    """Rollback."""
+
+    max_retain_drop: float = flag(
+        0.2,
+        at_least=0,
+        help="Roll back when the retain reward falls below the base's by more than this fraction of the distance "
+        "between the concept and its anchors.",
+    )
+    max_retain_kl: float = flag(
+        0.3, at_least=0, help="Roll back when the KL to the base on retain states exceeds this."
+    )
+    max_step_kl: float = flag(
+        3.0,
+        at_least=0,
+        help="Roll back when one iteration moves the policy by more than this KL; 0.1 to 1 is usual at first.",
+    )
+    max_brakes: int = flag(
+        3,
+        at_least=0,
+        help="Number of rollbacks to the last good state before the run ends there.",
+        may_change=True,
+    )
+
 
 RECOGNISABLE = 0.35
 """An image shows something that has a name if its best cosine is at most this far below the base's own on
@@ -26,7 +103,7 @@ class StopSignal:
 
 
 @dataclass(frozen=True)
-class Brake:
+class RollbackRule:
     """Tells forgetting from destruction, against the base model's own figures.
 
     Attributes:
@@ -46,7 +123,7 @@ class Brake:
 
     def reason(self, retain_drop: float, retain_kl: float, step_kl: float, contrast: float) -> str | None:
         """Why the last update must be taken back, and which flag to turn should it come to that again; or
-        None. What is no number is too much."""
+        None. NaN is too much."""
         if not math.isfinite(step_kl):
             return "the last update had no finite gradient (lower --learning_rate; with --mixed_precision fp16, take bf16)"
         if not step_kl <= self.max_step_kl:
@@ -64,6 +141,11 @@ class Brake:
                 "(raise --anchor_kl_coef, or lower --learning_rate)"
             )
         return None
+
+    @classmethod
+    def of(cls, config: RollbackConfig, least_contrast: float) -> RollbackRule:
+        """The rule that settings give; `least_contrast` is the base's."""
+        return cls(least_contrast, config.max_retain_drop, config.max_retain_kl, config.max_step_kl)
 
 
 def adapt_coefficient(coefficient: float, kl: float, target: float) -> float:

@@ -12,7 +12,7 @@ LOCK_NAME = ".lock"
 
 
 @contextmanager
-def only_run(output_dir: Path) -> Iterator[None]:
+def exclusive_run(output_dir: Path) -> Iterator[None]:
     """Hold a directory, made if need be, against other runs; the system takes the lock from a process that
     dies.
 

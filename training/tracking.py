@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,8 @@ class Tracking:
         """Send a picture (H, W, 3) to tensorboard, if that is a tracker."""
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
-                self._attempt(
-                    lambda tracker=tracker: tracker.writer.add_image(title, picture, step, dataformats="HWC")
-                )
+                add_image = tracker.writer.add_image
+                self._attempt(partial(add_image, title, picture, step, dataformats="HWC"))
 
     def end(self) -> None:
         """Let the trackers write what they still hold."""

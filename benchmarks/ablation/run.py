@@ -1,151 +1,148 @@
-"""One run of one variant: train on a fixed budget, judge the adapter on the way, write one JSON file."""
+"""One run of one variant: train on a fixed budget, judge its checkpoints, write one JSON file."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffusers import StableDiffusionPipeline
 
-import train_unlearn_lora as script
 from benchmarks.ablation.variants import VARIANTS
+from benchmarks.jobs import run_script
+from benchmarks.report import write_json
 from common.checkpoints import list_checkpoints, load_checkpoint
-from common.files import write_aside
+from common.flags import flag, parse
 from evaluation.examination import Examination
 from pipelines.generate import evaluation_mode, generate
 from policy.lora import base_policy, load_lora_state
+from training.config import RunConfig, parse_config
+from training.setup import Run, prepare
 
 JUDGED_STEPS = 16
 """Denoising steps of the images that are judged on the way: as many as a rollout's."""
 
 
+@dataclass(frozen=True)
+class TrialConfig:
+    """A run that is judged on the way."""
+
+    concept: str = flag(help='What is erased; "a + b" names two concepts.')
+    seed: int = flag(help="Training seed.")
+    learning_rate: float = flag(above=0, help="Learning rate of the adapter.")
+    budget: int = flag(at_least=1, help="Images drawn in all, those of a warm-up included.")
+    every: int = flag(at_least=1, help="Iterations between two judgements.")
+    judge_seeds: tuple[int, ...] = flag(help="One image for each prompt and seed in every judgement.")
+    output: Path = flag(help="The JSON file.")
+
+
+@dataclass(frozen=True)
+class VariantConfig(TrialConfig):
+    """A run of a variant that is judged on the way."""
+
+    variant: str = flag(choices=VARIANTS, help="What is varied.")
+
+
 def judged(
-    pipe: StableDiffusionPipeline, examination: Examination, seeds: list[int]
+    pipe: StableDiffusionPipeline, examination: Examination, seeds: Sequence[int]
 ) -> dict[str, float | None]:
     """UA, IRA and CRA of the pipeline as it is now."""
     with evaluation_mode(pipe):
-        drawn = list(generate(pipe, examination.prompts, seeds, JUDGED_STEPS))
+        drawn = list(generate(pipe, examination.prompts, seeds, num_inference_steps=JUDGED_STEPS))
     ids = [i for i, _, _ in drawn]
     return examination.figures(examination.examine([image for _, _, image in drawn], ids), ids)
 
 
-def train_and_judge(
-    concept: str,
-    seed: int,
-    learning_rate: float,
-    varied: list[str],
-    budget: int,
-    every: int,
-    seeds: list[int],
-) -> dict[str, Any]:
-    """Train without a stop signal until `budget` images are drawn, and judge every so many iterations; the
-    judge decides nothing.
+def run_flags(trial: TrialConfig, varied: Sequence[str], directory: Path) -> list[str]:
+    """Flags of the training script for a run without a stop signal, until `trial.budget` images are drawn,
+    with a checkpoint for every judgement.
 
-    `varied` are further flags of the training script.
+    Args:
+        varied: further flags.
+        directory: where the run goes.
     """
-    with tempfile.TemporaryDirectory() as directory:
-        flags = [
-            "--concept",
-            *concept.split(" + "),
-            "--seed",
-            str(seed),
-            "--learning_rate",
-            str(learning_rate),
-            "--output_dir",
-            f"{directory}/run",
-        ]
-        flags += [
-            "--report_to",
-            "none",
-            "--validation_steps",
-            "0",
-            "--target_unlearning_accuracy",
-            "1.01",
-            "--evaluation_seeds",
-            "0",
-        ]
-        flags += [
-            "--checkpointing_steps",
-            str(every),
-            "--checkpoints_total_limit",
-            "1000000",
-            "--cooldown_updates",
-            "0",
-            *varied,
-        ]
-        args = script.parse_args(flags)
-        start, each = (
-            args.retain_rollouts + args.warmup_rollouts,
-            args.images_per_iteration + args.retain_batch_size,
-        )
-        iterations = (budget - start) // each + (
-            not script.choose_estimator(args).uses_critic
-        )  # the first one draws none without a critic
-        args.max_train_iterations = every * max(1, iterations // every)
-        parts = script.prepare(args)
-        env, examination = parts.env, parts.examination
-        assert examination is not None
-        args.evaluation_seeds = []  # the figures come from here
-        results = script.train(args, *parts._replace(examination=None))
-        unet, curve = env.pipe.unet, []
-        with base_policy(unet):
-            base = judged(env.pipe, examination, seeds)
-        for checkpoint in list_checkpoints(args.output_dir):
-            groups, numbers = load_checkpoint(args.output_dir, str(checkpoint))
-            load_lora_state(unet, groups["lora"])
-            progress = {name: numbers["progress"][name] for name in ("images", "seconds")}
-            curve.append(
-                {"iteration": numbers["iteration"], **progress, **judged(env.pipe, examination, seeds)}
-            )
-        lines = (args.output_dir / "diagnostics.jsonl").read_text(encoding="utf-8").splitlines()
+    given = {
+        "seed": trial.seed,
+        "learning_rate": trial.learning_rate,
+        "output_dir": directory,
+        "report_to": "none",
+        "validation_steps": 0,
+        "target_unlearning_accuracy": 1.01,
+        "checkpointing_steps": trial.every,
+        "checkpoints_total_limit": 1_000_000,
+        "cooldown_updates": 0,
+    }
+    flags = ["--concept", *trial.concept.split(" + ")]
+    flags += [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    flags += varied
+    iterations = iterations_within(parse_config(flags), trial.budget)
+    return [*flags, "--max_train_iterations", str(trial.every * max(1, iterations // trial.every))]
+
+
+def iterations_within(config: RunConfig, budget: int) -> int:
+    """Number of iterations that a budget of images lasts for."""
+    schedule = config.schedule
+    start = schedule.retain_rollouts + schedule.warmup_rollouts
+    each = schedule.images_per_iteration + config.update.retain_batch_size
+    # Without a critic the first iteration draws none.
+    return (budget - start) // each + (not config.credit.estimator.uses_critic)
+
+
+def prepare_judge(flags: Sequence[str], directory: Path) -> Run:
+    """A run of these flags that is not begun, with the judge who will look at its checkpoints.
+
+    Args:
+        directory: is not made.
+    """
+    return prepare(parse_config([*flags, "--output_dir", str(directory), "--evaluation_seeds", "0"]))
+
+
+def judge_run(run: Run, directory: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """UA, IRA and CRA of the base, and of every checkpoint in a directory with what it has cost so far."""
+    assert run.examination is not None
+    with base_policy(run.unet):
+        base = judged(run.env.pipe, run.examination, seeds)
+    curve = []
+    for checkpoint in list_checkpoints(directory):
+        groups, numbers = load_checkpoint(directory, str(checkpoint))
+        load_lora_state(run.unet, groups["lora"])
+        spent = {name: numbers["progress"][name] for name in ("images", "seconds")}
+        found = judged(run.env.pipe, run.examination, seeds)
+        curve.append({"iteration": numbers["iteration"], **spent, **found})
+    return {"base": base, "curve": curve}
+
+
+def train_and_judge(trial: TrialConfig, varied: Sequence[str]) -> dict[str, Any]:
+    """Train by the training script, and judge its checkpoints; the judge decides nothing.
+
+    Args:
+        varied: further flags of the training script.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name) / "run"
+        flags = run_flags(trial, varied, directory)
+        run_script([*flags, "--evaluation_seeds"])
+        results = json.loads((directory / "results.json").read_text(encoding="utf-8"))
+        lines = (directory / "diagnostics.jsonl").read_text(encoding="utf-8").splitlines()
+        found = judge_run(prepare_judge(flags, Path(name) / "judge"), directory, trial.judge_seeds)
     return {
-        "concept": concept,
-        "seed": seed,
-        "learning_rate": learning_rate,
-        "flags": varied,
-        "base": base,
-        "curve": curve,
+        "concept": trial.concept,
+        "seed": trial.seed,
+        "learning_rate": trial.learning_rate,
+        "flags": list(varied),
+        **found,
         "training": results["training"],
         "diagnostics": [json.loads(line) for line in lines],
     }
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of one run that is judged on the way, whoever trains it."""
-    parser.add_argument("--concept", required=True, help="What is erased.")
-    parser.add_argument("--seed", type=int, required=True, help="Training seed.")
-    parser.add_argument("--learning_rate", type=float, required=True, help="Learning rate of the adapter.")
-    parser.add_argument(
-        "--budget", type=int, required=True, help="Images drawn in all, those of a warm-up included."
-    )
-    parser.add_argument("--every", type=int, required=True, help="Iterations between two judgements.")
-    parser.add_argument(
-        "--judge_seeds",
-        type=int,
-        nargs="+",
-        required=True,
-        help="One image a prompt and seed in every judgement.",
-    )
-    parser.add_argument("--output", type=Path, required=True, help="The JSON file.")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation.run", description=__doc__)
-    parser.add_argument("--variant", choices=list(VARIANTS), required=True, help="What is varied.")
-    add_run_arguments(parser)
-    args = parser.parse_args()
-    varied = VARIANTS[args.variant]
-    found = train_and_judge(
-        args.concept, args.seed, args.learning_rate, varied, args.budget, args.every, args.judge_seeds
-    )
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(
-        args.output,
-        lambda path: path.write_text(json.dumps({"variant": args.variant, **found}) + "\n", encoding="utf-8"),
-    )
+    config = parse(VariantConfig, None, __doc__, prog="python -m benchmarks.ablation.run")
+    found = train_and_judge(config, VARIANTS[config.variant])
+    write_json(config.output, {"variant": config.variant, **found})
 
 
 if __name__ == "__main__":

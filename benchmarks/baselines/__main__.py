@@ -8,23 +8,21 @@ adapter, results.json, before/after picture, model card.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 
-import canvas
 from benchmarks.baselines import METHODS
-from benchmarks.baselines.command import add_task_arguments, choose_examination, prepare
+from benchmarks.baselines.command import Prepared, TaskConfig, choose_examination, prepare
+from benchmarks.report import write_json
 from common.errors import friendly_errors
-from common.files import write_aside
+from common.flags import flag, parse
 from common.memory import peak_memory_mb
 from common.names import public_name
 from evaluation.grid import before_after
@@ -37,29 +35,30 @@ from hub.provenance import RESULTS_NAME
 from policy.lora import ADAPTER
 
 
-def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.baselines",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_task_arguments(parser)
-    parser.add_argument(
-        "--output_dir", type=Path, required=True, help="Where adapter, results, picture and card are written."
-    )
-    parser.add_argument(
-        "--overwrite_output_dir",
-        action="store_true",
-        help="Write into an output directory that is not empty.",
-    )
-    parser.add_argument(
-        "--evaluation_seeds",
-        type=int,
+@dataclass(frozen=True)
+class OutputConfig:
+    """Output and evaluation."""
+
+    output_dir: Path = flag(help="Where adapter, results, picture and card are written.")
+    overwrite_output_dir: bool = flag(False, help="Write into an output directory that is not empty.")
+    evaluation_seeds: tuple[int, ...] = flag(
+        (0, 1, 2),
         nargs="*",
-        default=[0, 1, 2],
-        help="Seeds of the figures, one image a prompt and seed; the flag without a seed skips them.",
+        help="Seeds of the evaluation, one image for each prompt and seed; the flag without a seed skips it.",
     )
-    return parser.parse_args(input_args)
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """All settings of a run."""
+
+    task: TaskConfig
+    output: OutputConfig
+
+
+def parse_config(arguments: Sequence[str] | None = None) -> BaselineConfig:
+    """The settings of a command line."""
+    return parse(BaselineConfig, arguments, __doc__, prog="python -m benchmarks.baselines")
 
 
 class Count:
@@ -83,45 +82,52 @@ def counted(unet: UNet2DConditionModel) -> Iterator[Count]:
         hook.remove()
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
-    if not args.overwrite_output_dir:
-        require_empty(args.output_dir)
-    task, settings, text_teacher = prepare(args)
-    examination = choose_examination(args, task, text_teacher) if args.evaluation_seeds else None
-    method, started = METHODS[args.method], time.perf_counter()
-    with counted(task.unet) as count:
-        facts = method.erase(task, settings, args.seed)
-    cost = {
+def erase(config: TaskConfig, prepared: Prepared) -> dict[str, Any]:
+    """Leave the adapter on the task's UNet; what the method found, and what it cost."""
+    method, started = METHODS[config.method.method], time.perf_counter()
+    with counted(prepared.task.unet) as count:
+        facts = method.erase(prepared.task, prepared.settings, config.method.seed)
+    return facts | {
         "unet_samples": count.samples,
         "seconds": round(time.perf_counter() - started, 1),
         "peak_memory_mb": peak_memory_mb(),
     }
 
-    base = args.pretrained_model_name_or_path or canvas.PIPELINE
+
+def main(config: BaselineConfig) -> dict[str, Any]:
+    """Erase, evaluate, write; the results."""
+    output, given = config.output, config.task.method
+    if not output.overwrite_output_dir:
+        require_empty(output.output_dir)
+    prepared = prepare(config.task)
+    examination = choose_examination(config.task, prepared) if output.evaluation_seeds else None
+    cost, task = erase(config.task, prepared), prepared.task
     results = {
         "concept": task.spec.concepts,
-        "base_model_name_or_path": public_name(base),
-        "method": method.title,
-        "relative_error": facts.pop("relative_error", None),
-        "settings": {"method": args.method, "seed": args.seed, **asdict(settings)},
+        "base_model_name_or_path": public_name(config.task.base.name),
+        "method": METHODS[given.method].title,
+        "relative_error": cost.pop("relative_error", None),
+        "settings": {"method": given.method, "seed": given.seed, **asdict(prepared.settings)},
     }
-    found = evaluate(task.pipe, examination, args.evaluation_seeds) if examination else Evaluation({})
+    found = Evaluation({})
+    if examination:
+        found = evaluate(task.pipe, examination, list(output.evaluation_seeds))
     results |= found.results
     results |= {
         "forget_prompts": task.spec.forget_prompts,
         "retain_prompts": task.spec.retain_prompts,
-        "training": facts | cost,
+        "training": cost,
     }
-    save_adapter(args.output_dir, task.unet, ADAPTER, base_header(task.pipe) | results_header(results))
+    header = base_header(task.pipe) | results_header(results)
+    save_adapter(output.output_dir, task.unet, ADAPTER, header)
     if found.pairs:
-        before_after(found.pairs, args.output_dir / GRID_NAME, grid_title(results))
+        before_after(found.pairs, output.output_dir / GRID_NAME, grid_title(results))
         print(table(results))
-    save_model_card(results, args.output_dir)
-    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-    write_aside(args.output_dir / RESULTS_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+    save_model_card(results, output.output_dir)
+    write_json(output.output_dir / RESULTS_NAME, results)
     return results
 
 
 if __name__ == "__main__":
     with friendly_errors():
-        main(parse_args())
+        main(parse_config())

@@ -9,13 +9,11 @@ without its gradient for ε, to keep no second model in memory; with an adapter 
 ε is the base.
 
 Published: keys and values of cross-attention, AdamW 2e-6 (times batch and GPUs), 100 updates of 8 images, 200
-    images of the anchor, λ 1
-where the regularisation is on, which in the authors' script it is not by default.
+images of the anchor, λ 1 where the regularisation is on, which in the authors' script it is not by default.
 
 Here: c* are the forget prompts and c their anchors; a LoRA of rank 8 on the same layers, learning rate 1e-3,
-    200 updates, images of 16 DDIM steps. λ is 0:
-with 1 the adapter lost what it is to keep, presumably since it learns from images that guidance has drawn and
-is guided once more when it draws.
+200 updates, images of 16 DDIM steps. λ is 0: with 1 the adapter lost what it is to keep, presumably since it
+learns from images that guidance has drawn and is guided once more when it draws.
 """
 
 from __future__ import annotations
@@ -30,6 +28,8 @@ from benchmarks.baselines.task import Task, draw
 from benchmarks.baselines.trainer import Training, Watch, train_lora
 
 TITLE = "Concept Ablation, model-based (arXiv 2303.13516)"
+BATCH = 64
+"""Images drawn at a time."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Settings(Training):
     """What is published, but for what docs/baselines.md says.
 
     Attributes:
-        images: how many images of anchors are drawn first.
+        images: number of images of anchors that are drawn first.
         regularisation: λ.
         guidance_scale: while drawing them.
         num_inference_steps: of DDIM.
@@ -83,15 +83,17 @@ def erase(task: Task, settings: Settings, seed: int, watch: Watch | None = None)
     ]
     generator = torch.Generator().manual_seed(seed)
     captions = draw(pairs, settings.images, generator)
-    steps, guidance = settings.num_inference_steps, settings.guidance_scale
-    images = torch.cat(
-        [
-            task.denoise(
-                [anchor for _, anchor in captions[i : i + BATCH]], steps, steps, guidance, generator
-            )[0]
-            for i in range(0, len(captions), BATCH)
-        ]
-    )
+    drawn = [
+        task.denoise(
+            [anchor for _, anchor in captions[start : start + BATCH]],
+            settings.num_inference_steps,
+            generator,
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+        )[0]
+        for start in range(0, len(captions), BATCH)
+    ]
+    images = torch.cat(drawn)
     velocity = task.scheduler.config.prediction_type == "v_prediction"
 
     def loss(generator: torch.Generator) -> torch.Tensor:
@@ -109,7 +111,3 @@ def erase(task: Task, settings: Settings, seed: int, watch: Watch | None = None)
 
     train_lora(task, settings, loss, seed, watch)
     return {"iterations": settings.steps, "images": settings.images}
-
-
-BATCH = 64
-"""Images drawn at a time."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import fields, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -12,35 +11,56 @@ import torch
 import canvas
 from benchmarks.baselines import METHODS
 from benchmarks.baselines.task import Task
-from common.names import public_name
-from evaluation.examination import JudgeExamination
-from evaluation.judge import Judge
-from pipelines.base import load_pipeline
-from reward.arguments import add_concept_arguments, load_teachers, read_given, resolve_spec
+from common.flags import flag
+from evaluation.choice import examination_of_spec
+from evaluation.examination import Examination
+from pipelines.base import BaseConfig, load_base
+from reward.arguments import ConceptConfig, RewardConfig, load_teachers, read_inputs, resolve_spec
 from reward.predictor import RewardPredictor
 from reward.teacher import Teacher
 
 
-def add_task_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that say what is erased, from which base, and how."""
-    parser.add_argument("--method", choices=list(METHODS), required=True, help="Which method.")
-    add_concept_arguments(parser)
-    parser.add_argument(
-        "--pretrained_model_name_or_path",
-        help="Base pipeline: a diffusers directory or a Hub id. Default: the bundled canvas.",
+@dataclass(frozen=True)
+class MethodConfig:
+    """Method."""
+
+    method: str = flag(choices=tuple(METHODS), help="Which method.")
+    settings: tuple[str, ...] = flag(
+        (), nargs="*", metavar="NAME=VALUE", help="Settings of the method in place of its own."
     )
-    parser.add_argument("--judge_name_or_path", type=Path, help="The base's judge. Default: the bundled one.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of the run.")
-    parser.add_argument(
-        "--settings",
-        nargs="*",
-        default=[],
-        metavar="NAME=VALUE",
-        help="Settings of the method in place of its own.",
+    seed: int = flag(0, help="Seed of the run.")
+    judge_name_or_path: str | None = flag(
+        None,
+        help="The base's judge. Default: the bundled one for the bundled base, else the teacher, marked as "
+        "such.",
     )
 
 
-def changed(settings: Any, given: list[str]) -> Any:
+@dataclass(frozen=True)
+class TaskConfig:
+    """What is erased, from which base, and how."""
+
+    concept: ConceptConfig
+    base: BaseConfig
+    reward: RewardConfig
+    method: MethodConfig
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a method is run on.
+
+    Attributes:
+        settings: the method's.
+        teacher: who knows which texts are near to one another, and judges where there is no judge.
+    """
+
+    task: Task
+    settings: Any
+    teacher: Teacher
+
+
+def changed(settings: Any, given: Sequence[str]) -> Any:
     """`settings` with "name=value" texts in place of its own.
 
     Raises:
@@ -59,30 +79,31 @@ def changed(settings: Any, given: list[str]) -> Any:
     return replace(settings, **changes)
 
 
-def prepare(args: argparse.Namespace) -> tuple[Task, Any, Teacher]:
-    """The task, the method's settings, and who knows which texts are near to one another.
+def prepare(config: TaskConfig) -> Prepared:
+    """Load what the flags name.
 
     Raises:
         ValueError: something named does not exist or does not fit; the message says what to do.
     """
-    settings = changed(METHODS[args.method].settings(), args.settings)
-    given = read_given(args)
-    _, text_teacher = load_teachers(args, given)
-    known = RewardPredictor.from_pretrained(args.reward_model_name_or_path or canvas.REWARD).config["prompts"]
-    spec, _ = resolve_spec(args, given, text_teacher, known)
+    settings = changed(METHODS[config.method.method].settings(), config.method.settings)
+    inputs = read_inputs(config.concept, config.reward)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipe = load_pipeline(args.pretrained_model_name_or_path or canvas.PIPELINE).to(device)
-    return Task.build(pipe, spec), settings, text_teacher
+    _, teacher = load_teachers(config.reward, inputs, config.base.is_bundled, device=device)
+    predictor = config.reward.reward_model_name_or_path or canvas.REWARD
+    known = RewardPredictor.from_pretrained(predictor).config["prompts"]
+    spec, _ = resolve_spec(config.concept, inputs, teacher, known)
+    return Prepared(Task.build(load_base(config.base).to(device), spec), settings, teacher)
 
 
-def choose_examination(args: argparse.Namespace, task: Task, text_teacher: Teacher) -> JudgeExamination:
-    """The judge that is named, else the bundled one.
+def choose_examination(config: TaskConfig, prepared: Prepared) -> Examination:
+    """The judge that is named, the bundled one for the bundled base, else the teacher.
 
     Raises:
-        ValueError: it cannot be loaded, or knows nothing of the concept.
+        ValueError: the judge that is named cannot be loaded, or knows nothing of the concept.
     """
-    path = args.judge_name_or_path or canvas.JUDGE
-    judge = Judge.from_pretrained(path).to(task.pipe.device)
-    return JudgeExamination(
-        judge, task.spec.concepts, public_name(path), encode_text=text_teacher.encode_text
+    return examination_of_spec(
+        prepared.task.spec,
+        prepared.teacher,
+        config.method.judge_name_or_path,
+        bundled=config.base.is_bundled,
     )

@@ -9,10 +9,10 @@ equation with p in place of one c,
     ε_θ(x_t, p, t)  ←  ε_θ*(x_t, p, t) - (1 + η) (ε_θ*(x_t, c, t) - ε_θ*(x_t, t)).
 
 Published: cross-attention alone ("x"), η 1, guidance 3 while denoising, 50 DDIM steps, 1,000 updates of one
-    state, learning rate 1e-5.
+state, learning rate 1e-5.
 
 Here: p are the forget prompts, c the concept's name; a LoRA of rank 8 on all of cross-attention, learning
-    rate 1e-3, 100 updates of 8 states, 16 DDIM steps.
+rate 1e-3, 100 updates of 8 states, 16 DDIM steps.
 """
 
 from __future__ import annotations
@@ -84,7 +84,13 @@ def erase(task: Task, settings: Settings, seed: int, watch: Watch | None = None)
     def loss(generator: torch.Generator) -> torch.Tensor:
         prompts, concepts = zip(*draw(pairs, settings.batch_size, generator), strict=True)
         done = int(torch.randint(settings.num_inference_steps, (), generator=generator))
-        x, t = task.denoise(prompts, done, settings.num_inference_steps, settings.guidance_scale, generator)
+        x, t = task.denoise(
+            prompts,
+            done,
+            generator,
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+        )
         prompted, conditional, unconditional = task.predict_base(x, t, prompts, concepts, [""] * len(prompts))
         return F.mse_loss(
             task.predict(x, t, prompts), esd_target(prompted, conditional, unconditional, settings.eta)

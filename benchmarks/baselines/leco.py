@@ -7,11 +7,11 @@ low-rank adapter:
 random step of DDIM.
 
 Published: LoRA of rank 4 and alpha 1 on all of self- and cross-attention, g 1, guidance 3 while denoising, 50
-    DDIM steps, AdamW 1e-4, 500 updates
-of one or two states; neutral and unconditional are the empty prompt, target and positive the concept.
+DDIM steps, AdamW 1e-4, 500 updates of one or two states; neutral and unconditional are the empty prompt,
+target and positive the concept.
 
 Here: target and positive are the forget prompts, neutral and unconditional their anchors; learning rate 2e-3,
-    100 updates of 8 states, 16 DDIM steps.
+100 updates of 8 states, 16 DDIM steps.
 """
 
 from __future__ import annotations
@@ -87,7 +87,13 @@ def erase(task: Task, settings: Settings, seed: int, watch: Watch | None = None)
     def loss(generator: torch.Generator) -> torch.Tensor:
         target, *others = zip(*draw(file, settings.batch_size, generator), strict=True)
         done = int(torch.randint(1, settings.num_inference_steps, (), generator=generator))
-        x, t = task.denoise(target, done, settings.num_inference_steps, settings.guidance_scale, generator)
+        x, t = task.denoise(
+            target,
+            done,
+            generator,
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+        )
         positive, neutral, unconditional = task.predict_base(x, t, *others)
         return F.mse_loss(
             task.predict(x, t, target), leco_target(neutral, positive, unconditional, settings.erase_scale)

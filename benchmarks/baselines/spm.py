@@ -8,15 +8,14 @@ likelier the less its text states resemble the concept's (`anchor_weights`). x_t
 being trained, under c, up to a random step of DDIM.
 
 Published: rank 1 on every linear layer and 1x1 convolution of the transformer blocks, η 1, λ 1,000, 4 anchors
-    a state, guidance 3 while denoising,
-30 DDIM steps, AdamW 1e-4 for 3,000 updates of one state with a warm-up over a sixth of them and 3 cosine
-cycles, c_0 the empty prompt. The gate scales the adapter by the likeness of the user's prompt and the
-concept; a plain LoRA has none ("ungated"). The authors' code draws its anchors from a normal distribution of
-text states, the paper among concepts.
+a state, guidance 3 while denoising, 30 DDIM steps, AdamW 1e-4 for 3,000 updates of one state with a warm-up
+over a sixth of them and 3 cosine cycles, c_0 the empty prompt. The gate scales the adapter by the likeness of
+the user's prompt and the concept; a plain LoRA has none ("ungated"). The authors' code draws its anchors from
+a normal distribution of text states, the paper among concepts.
 
 Here: c are the forget prompts, c_0 their anchors, a the retain prompts. These are so near to c, on a state
-    that shows c, that with λ 1,000 nothing
-was erased in 50 updates: it is 10. Learning rate 3e-3, 100 updates of 8 states, 16 DDIM steps.
+that shows c, that with λ 1,000 nothing was erased in 50 updates: it is 10. Learning rate 3e-3, 100 updates of
+8 states, 16 DDIM steps.
 """
 
 from __future__ import annotations
@@ -107,7 +106,13 @@ def erase(task: Task, settings: Settings, seed: int, watch: Watch | None = None)
     def loss(generator: torch.Generator) -> torch.Tensor:
         target, _, neutral, _ = zip(*draw(file, settings.batch_size, generator), strict=True)
         done = int(torch.randint(1, settings.num_inference_steps, (), generator=generator))
-        x, t = task.denoise(target, done, settings.num_inference_steps, settings.guidance_scale, generator)
+        x, t = task.denoise(
+            target,
+            done,
+            generator,
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+        )
         rows = [
             weights[text].multinomial(settings.anchors, replacement=True, generator=generator).tolist()
             for text in target

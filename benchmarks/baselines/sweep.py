@@ -8,20 +8,19 @@ not run again. Written are sweep.md and sweep.json.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from benchmarks.baselines.trial import SEED
-from benchmarks.canvas import slug
-from benchmarks.jobs import Job, run_jobs
+from benchmarks.jobs import Job, run_jobs, slug
+from benchmarks.report import markdown, number, write_json, write_text
 from common.errors import friendly_errors
-from common.files import write_aside
+from common.flags import flag, parse
 from evaluation.metrics import HEADLINE
 
 Run = Mapping[str, Any]
@@ -42,106 +41,79 @@ GRID: dict[str, dict[str, Sequence[object]]] = {
 
 
 def score(run: Run, steps: int) -> float:
-    """Mean of UA, IRA and CRA after so many steps."""
+    """Mean of UA, IRA and CRA after a number of steps."""
     return fmean(next(point for point in run["curve"] if point["steps"] == steps)[name] for name in HEADLINE)
 
 
 def ranked(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The settings of one method, the best first; each with its mean score and figures over the concepts."""
+    """The settings of one method, the best first; each with its mean score and metrics over the concepts."""
     rows = []
     for settings in dict.fromkeys(tuple(run["settings"]) for run in runs):
         of = [run for run in runs if tuple(run["settings"]) == settings]
         for steps in (point["steps"] for point in of[0]["curve"]):
             points = [next(point for point in run["curve"] if point["steps"] == steps) for run in of]
-            figures = {name: fmean(point[name] for point in points) for name in (*HEADLINE, "seconds")}
-            rows.append(
-                {
-                    "settings": list(settings),
-                    "steps": steps,
-                    "score": fmean(score(run, steps) for run in of),
-                    **figures,
-                }
-            )
+            means = {name: fmean(point[name] for point in points) for name in (*HEADLINE, "seconds")}
+            best = fmean(score(run, steps) for run in of)
+            rows.append({"settings": list(settings), "steps": steps, "score": best, **means})
     return sorted(rows, key=lambda row: (-row["score"], row["steps"]))
 
 
 def table(by_method: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Markdown: all that was tried, the best of each method first."""
-    lines = [
-        "| method | settings | steps | mean | UA | IRA | CRA | seconds |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for method, rows in by_method.items():
-        for row in rows:
-            figures = " | ".join(f"{row[name]:.1f}" for name in ("score", *HEADLINE, "seconds"))
+    rows = []
+    for method, tried in by_method.items():
+        for row in tried:
             settings = ", ".join(text for text in row["settings"] if not text.startswith("steps="))
-            lines.append(f"| {method} | {settings} | {row['steps']} | {figures} |")
-    return "\n".join(lines)
+            metrics = [number(row[name]) for name in ("score", *HEADLINE, "seconds")]
+            rows.append([method, settings, str(row["steps"]), *metrics])
+    return markdown(["method", "settings", "steps", "mean", *HEADLINE, "seconds"], rows)
 
 
-def job(method: str, concept: str, settings: Sequence[str], args: argparse.Namespace) -> Job:
+@dataclass(frozen=True)
+class SweepConfig:
+    """Trials."""
+
+    methods: tuple[str, ...] = flag(tuple(GRID), choices=tuple(GRID), help="Which methods. Default: all.")
+    concepts: tuple[str, ...] = flag(("Watercolour style", "star"), help="What the settings are chosen on.")
+    jobs: int = flag(
+        os.cpu_count() or 1,
+        at_least=1,
+        help="Runs at a time, one thread each. Default: the number of cores.",
+    )
+    output_dir: Path = flag(Path("runs/baselines-sweep"), help="Where runs, table and JSON are written.")
+
+
+def job(method: str, concept: str, settings: Sequence[str], config: SweepConfig) -> Job:
+    """One trial."""
     name = slug(f"{method}-{concept}-{'-'.join(settings)}")
-    output = args.output_dir / "runs" / f"{name}.json"
-    given = [
-        "--method",
-        method,
-        "--concept",
-        concept,
-        "--seed",
-        str(SEED),
-        "--settings",
-        *settings,
-        "--output",
-        str(output),
-    ]
-    return Job(["-m", "benchmarks.baselines.trial", *given], output, output.with_suffix(".log"))
+    output = config.output_dir / "runs" / f"{name}.json"
+    given = ["--method", method, "--concept", concept, "--seed", str(SEED), "--settings", *settings]
+    return Job(
+        ["-m", "benchmarks.baselines.trial", *given, "--output", str(output)],
+        output,
+        output.with_suffix(".log"),
+    )
 
 
-def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.baselines.sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--methods", nargs="+", choices=list(GRID), default=list(GRID), help="Which methods.")
-    parser.add_argument(
-        "--concepts",
-        nargs="+",
-        default=["Watercolour style", "star"],
-        help="What the settings are chosen on.",
-    )
-    parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, help="Runs at a time, one thread each."
-    )
-    parser.add_argument(
-        "--output_dir",
-        type=Path,
-        default=Path("runs/baselines-sweep"),
-        help="Where runs, table and JSON are written.",
-    )
-    return parser.parse_args(input_args)
+def parse_config(arguments: Sequence[str] | None = None) -> SweepConfig:
+    """The settings of a command line."""
+    return parse(SweepConfig, arguments, __doc__, prog="python -m benchmarks.baselines.sweep")
 
 
-def main(args: argparse.Namespace) -> None:
+def main(config: SweepConfig) -> None:
     by_method = {}
-    for method in args.methods:
+    for method in config.methods:
         combinations = [
             [f"{name}={value}" for name, value in zip(GRID[method], row, strict=True)]
             for row in product(*GRID[method].values())
         ]
-        jobs = [
-            job(method, concept, settings, args) for settings in combinations for concept in args.concepts
-        ]
-        by_method[method] = ranked(run_jobs(jobs, args.jobs, method))
-    text = table(by_method) + "\n"
-    write_aside(
-        args.output_dir / "sweep.json",
-        lambda path: path.write_text(json.dumps(by_method, indent=2) + "\n", encoding="utf-8"),
-    )
-    write_aside(args.output_dir / "sweep.md", lambda path: path.write_text(text, encoding="utf-8"))
-    print(text)
+        jobs = [job(method, c, settings, config) for settings in combinations for c in config.concepts]
+        by_method[method] = ranked(run_jobs(jobs, config.jobs, method))
+    write_json(config.output_dir / "sweep.json", by_method)
+    write_text(config.output_dir / "sweep.md", table(by_method))
+    print(table(by_method))
 
 
 if __name__ == "__main__":
     with friendly_errors():
-        main(parse_args())
+        main(parse_config())

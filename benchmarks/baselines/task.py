@@ -23,8 +23,8 @@ T = TypeVar("T")
 
 
 class Prompts(StrEnum):
-    """What a method that erases a text is told: the concept's own name, as its authors do, or the forget
-    prompts of the spec and their anchors."""
+    """What a method that erases a text erases: the concept's own name, as its authors do, or the forget
+    prompts of the spec, with their anchors."""
 
     NAME = "name"
     SPEC = "spec"
@@ -38,9 +38,8 @@ class Task:
         pipe: the base; the adapter goes onto its UNet.
         spec: concept, forget prompts, retain prompts, and for each forget prompt its anchors.
         scheduler: the base's noise schedule under the deterministic DDIM sampler.
-        conditioning: what the UNet is told of no prompt, of every text of the spec and of the concept's own
-            name.
-        rows: which of these is whose.
+        conditioning: of the empty prompt, of every text of the spec and of the concept's own name.
+        rows: the row of each text in it.
     """
 
     pipe: StableDiffusionPipeline
@@ -79,53 +78,54 @@ class Task:
         return self.spec.concepts if prompts == Prompts.NAME else self.spec.forget_prompts
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """What the UNet is told of B prompts."""
+        """Conditioning of B prompts."""
         return self.conditioning[torch.tensor([self.rows[prompt] for prompt in prompts])]
 
     def states(self, text: str) -> torch.Tensor:
         """(L, E) text-encoder states."""
         return self.encode([text]).states[0]
 
+    def output(
+        self, x: torch.Tensor, t: torch.Tensor, prompts: Conditioning, guidance: float
+    ) -> torch.Tensor:
+        """The UNet's output at x (B, C, H, W) and timesteps t, () or (B,); differentiable."""
+        negative = self.encode([""])
+        return guided_output(self.unet, t, x, prompts, negative=negative, guidance_scale=guidance)
+
     def predict(self, x: torch.Tensor, t: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """The UNet's prediction with its adapter at x (B, C, H, W) and timesteps t, () or (B,); with
-        gradient if it is enabled."""
-        return guided_output(self.unet, t, x, self.encode(prompts), self.encode([""]), 1.0)
+        """The same for B prompts, without guidance."""
+        return self.output(x, t, self.encode(prompts), 1.0)
 
     @torch.no_grad()
     def predict_base(
         self, x: torch.Tensor, t: torch.Tensor, *prompts: Sequence[str]
     ) -> tuple[torch.Tensor, ...]:
         """The frozen base's predictions for several lists of B prompts each, in one pass."""
-        many = len(prompts)
+        count, texts = len(prompts), [text for of in prompts for text in of]
+        times = t if t.ndim == 0 else t.repeat(count)
         with base_policy(self.unet):
-            together = self.predict(
-                x.repeat(many, 1, 1, 1),
-                t if t.ndim == 0 else t.repeat(many),
-                [p for of in prompts for p in of],
-            )
-        return together.chunk(many)
+            return self.predict(x.repeat(count, 1, 1, 1), times, texts).chunk(count)
 
     @torch.no_grad()
     def denoise(
         self,
         prompts: Sequence[str],
         steps: int,
+        generator: torch.Generator,
+        *,
         num_inference_steps: int,
         guidance_scale: float,
-        generator: torch.Generator,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Let the UNet as it is now take the first `steps` of its steps from pure noise.
 
         Returns:
             x (B, C, H, W), and the timestep () at which it stands; after the last step that is 0.
         """
-        told, negative, device = self.encode(prompts), self.encode([""]), self.pipe.device
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        x = torch.randn(len(prompts), *latent_shape(self.unet), generator=generator).to(device)
+        conditioning = self.encode(prompts)
+        self.scheduler.set_timesteps(num_inference_steps, device=self.pipe.device)
+        x = torch.randn(len(prompts), *latent_shape(self.unet), generator=generator).to(self.pipe.device)
         for t in self.scheduler.timesteps[:steps]:
-            x = self.scheduler.step(
-                guided_output(self.unet, t, x, told, negative, guidance_scale), t, x
-            ).prev_sample
+            x = self.scheduler.step(self.output(x, t, conditioning, guidance_scale), t, x).prev_sample
         return x, F.pad(self.scheduler.timesteps, (0, 1))[steps]
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.ablation.run import judged
 from benchmarks.baselines import METHODS
-from benchmarks.baselines.command import add_task_arguments, choose_examination, prepare
+from benchmarks.baselines.command import TaskConfig, choose_examination, prepare
+from benchmarks.report import write_json
 from common.errors import friendly_errors
-from common.files import write_aside
+from common.flags import flag, parse
 from evaluation.metrics import HEADLINE
 
 SEED = 100
@@ -20,36 +20,45 @@ SEED = 100
 EVERY = 50
 
 
-def train_and_judge(args: argparse.Namespace) -> dict[str, Any]:
+@dataclass(frozen=True)
+class OutputConfig:
+    """Output."""
+
+    output: Path = flag(help="The JSON file.")
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """A trial."""
+
+    task: TaskConfig
+    output: OutputConfig
+
+
+def train_and_judge(config: TaskConfig) -> dict[str, Any]:
     """UA, IRA and CRA after every `EVERY` steps, and after the last."""
-    task, settings, text_teacher = prepare(args)
-    examination = choose_examination(args, task, text_teacher)
+    prepared, method = prepare(config), config.method
+    examination, task = choose_examination(config, prepared), prepared.task
     curve: list[dict[str, Any]] = []
-    last, started, judging = getattr(settings, "steps", 1), time.perf_counter(), 0.0
+    last, started, judging = getattr(prepared.settings, "steps", 1), time.perf_counter(), 0.0
 
     def watch(step: int) -> None:
         nonlocal judging
         if step % EVERY == 0 or step == last:
             begun = time.perf_counter()
             found = judged(task.pipe, examination, [SEED])
-            curve.append(
-                {"steps": step, "seconds": round(begun - started - judging, 1)}
-                | {name: found[name] for name in HEADLINE}
-            )
+            spent = {"steps": step, "seconds": round(begun - started - judging, 1)}
+            curve.append(spent | {name: found[name] for name in HEADLINE})
             judging += time.perf_counter() - begun
 
-    METHODS[args.method].erase(task, settings, args.seed, watch)
-    return {"method": args.method, "concept": args.concept, "settings": args.settings, "curve": curve}
+    METHODS[method.method].erase(task, prepared.settings, method.seed, watch)
+    concept, settings = config.concept.concept, list(method.settings)
+    return {"method": method.method, "concept": concept, "settings": settings, "curve": curve}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.baselines.trial", description=__doc__)
-    add_task_arguments(parser)
-    parser.add_argument("--output", type=Path, required=True, help="The JSON file.")
-    args = parser.parse_args()
-    text = json.dumps(train_and_judge(args)) + "\n"
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(args.output, lambda path: path.write_text(text, encoding="utf-8"))
+    config = parse(TrialConfig, None, __doc__, prog="python -m benchmarks.baselines.trial")
+    write_json(config.output.output, train_and_judge(config.task))
 
 
 if __name__ == "__main__":

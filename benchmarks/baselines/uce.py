@@ -8,12 +8,12 @@ be preserved. A text gives one state for each token from its last one to the end
 the end-of-text token: the states that have read the whole text.
 
 Published: s_e 1, s_p 1, λ 0.5; the first release had s_p 0.1, λ 0.1; UnlearnCanvas took s_e 0.05, λ 1 for
-    styles and 0.01, 10 for objects.
+styles and 0.01, 10 for objects.
 
 Here: c_e are the forget prompts' states and c_g those of one anchor each, of a class that the seed decides,
-    c_p those of the retain prompts; s_e, s_p and λ are
-published ones. All tokens of a text take part, aligned at its last one, and not only those from there on
-(`States`): a thing whose name is not the last word is otherwise erased in part.
+c_p those of the retain prompts; s_e, s_p and λ are published ones. All tokens of a text take part, aligned at
+its last one, and not only those from there on (`States`): a thing whose name is not the last word is
+otherwise erased in part.
 
 The change W - W⁰ = s_e Σ_e (v* - W⁰ c_e) c_eᵀ (…)⁻¹ becomes a LoRA by a singular value decomposition of each,
 at the lowest rank that loses less than `tolerance` of it.

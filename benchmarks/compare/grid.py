@@ -41,21 +41,23 @@ def method_grid(
     pipe: DiffusionPipeline,
     examination: Examination,
     adapters: Mapping[str, Path | None],
-    seed: int,
+    *,
     path: Path,
     title: str,
+    seed: int = 0,
 ) -> None:
     """Write the picture: a row a method, forget prompts on the left, retain prompts on the right."""
     ids = examination.showcase(SHOWN)
     prompts = [examination.prompts[i] for i in ids]
     colours = [FORGET if examination.forget[i] else RETAIN for i in ids]
-    picture(draw_rows(pipe, adapters, prompts, [seed]), prompts, colours, path, title)
+    picture(draw_rows(pipe, adapters, prompts, [seed]), prompts, colours, path=path, title=title)
 
 
 def picture(
     rows: Mapping[str, Sequence[Image.Image]],
     captions: Sequence[str],
     colours: Sequence[str],
+    *,
     path: Path,
     title: str,
 ) -> None:

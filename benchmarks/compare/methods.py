@@ -38,25 +38,9 @@ def command(method: str, concept: str, seed: int, directory: str, world: Sequenc
     Args:
         world: flags that name another base than the bundled one, its CLIP and its reward predictor.
     """
-    given = [
-        "--concept",
-        concept,
-        "--seed",
-        str(seed),
-        "--output_dir",
-        directory,
-        "--overwrite_output_dir",
-        *world,
-        "--evaluation_seeds",
-    ]
+    given = ["--concept", concept, "--seed", str(seed), "--output_dir", directory, "--overwrite_output_dir"]
+    given += [*world, "--evaluation_seeds"]
     if method in METHODS:
         return ["-m", "benchmarks.baselines", "--method", method, *given]
-    return [
-        "train_unlearn_lora.py",
-        *given,
-        "--report_to",
-        "none",
-        "--validation_steps",
-        "0",
-        *TRAINED_BY_US[method],
-    ]
+    quiet = ["--report_to", "none", "--validation_steps", "0"]
+    return ["train_unlearn_lora.py", *given, *quiet, *TRAINED_BY_US[method]]

@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.compare.methods import BASE, NAMES
 from benchmarks.compare.runs import Erasure, World
 from benchmarks.jobs import Job, run_jobs
+from benchmarks.report import markdown
 from evaluation.probes.rows import PROBES_NAME, cell
 
 Rows = Sequence[Mapping[str, Any]]
@@ -50,15 +51,11 @@ def table(found: Mapping[str, Rows]) -> str:
         found: rows by method, each with the same attempts.
     """
     methods = [method for method in NAMES if method in found]
-    lines = [
-        f"| attempt | {BASE} | {' | '.join(NAMES[method] for method in methods)} |",
-        "|---|---|" + "---|" * len(methods),
-    ]
-    for rows in zip(*(found[method] for method in methods), strict=True):
-        base = next((row["base"] for row in rows if row["base"]), None)
-        cells = [cell(base), *(cell(row["adapter"]) for row in rows)]
-        lines.append(f"| {rows[0]['name']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = []
+    for attempts in zip(*(found[method] for method in methods), strict=True):
+        base = next((attempt["base"] for attempt in attempts if attempt["base"]), None)
+        rows.append([attempts[0]["name"], cell(base), *(cell(attempt["adapter"]) for attempt in attempts)])
+    return markdown(["attempt", BASE, *(NAMES[method] for method in methods)], rows)
 
 
 def sections(found: Mapping[str, Mapping[str, Rows]]) -> str:

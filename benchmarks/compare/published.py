@@ -3,6 +3,8 @@ images than ours."""
 
 from __future__ import annotations
 
+from benchmarks.report import markdown
+
 SOURCE = "https://huggingface.co/spaces/OPTML-Group/UnlearnCanvas-Benchmark/raw/main/assets/uc_result.csv"
 COLUMNS = (
     "style UA",
@@ -28,15 +30,12 @@ PUBLISHED: dict[str, tuple[float, ...]] = {
 
 def table() -> str:
     """Markdown, with its source."""
-    lines = [f"| method | {' | '.join(COLUMNS)} |", "|---|" + "---|" * len(COLUMNS)]
-    lines += [
-        f"| {method} | {' | '.join([*(f'{value:.2f}' for value in row[:7]), *(f'{value:g}' for value in row[7:])])} |"
+    rows = [
+        [method, *(f"{value:.2f}" for value in row[:7]), *(f"{value:g}" for value in row[7:])]
         for method, row in PUBLISHED.items()
     ]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Percent, but for FID and costs; each method on 50 styles and 20 objects, as the benchmark's authors report it: {SOURCE}",
-        ]
+    source = (
+        "Percent, but for FID and costs; each method on 50 styles and 20 objects, as the benchmark's authors "
+        f"report it: {SOURCE}"
     )
+    return f"{markdown(['method', *COLUMNS], rows)}\n\n{source}"

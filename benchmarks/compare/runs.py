@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.canvas import slug
 from benchmarks.compare.methods import command
-from benchmarks.jobs import Job, run_jobs
+from benchmarks.jobs import Job, run_jobs, slug
 from hub.adapter import find_adapter
 from hub.provenance import RESULTS_NAME
 
@@ -61,28 +60,18 @@ def run_all(
         given = command(erasure.method, erasure.concept, erasure.seed, str(path), world.erase)
         erase.append(Job(given, path / RESULTS_NAME, path.with_suffix(".log")))
         judged = path / "evaluation"
-        given = [
-            "--adapter",
-            str(path),
-            "--base_images",
-            str(output_dir / "base"),
-            "--output_dir",
-            str(judged),
-            *world.evaluate,
-        ]
-        evaluate.append(
-            Job(["-m", "evaluation", *given], judged / RESULTS_NAME, path.with_suffix(".evaluation.log"))
-        )
+        given = ["-m", "evaluation", "--adapter", str(path), "--base_images", str(output_dir / "base")]
+        given += ["--output_dir", str(judged), *world.evaluate]
+        evaluate.append(Job(given, judged / RESULTS_NAME, path.with_suffix(".evaluation.log")))
     erased, evaluated = run_jobs(erase, at_a_time, "erasing"), run_jobs(evaluate, at_a_time, "evaluating")
     runs = []
     for erasure, cost, found in zip(erasures, erased, evaluated, strict=True):
-        size = find_adapter(erasure.directory(output_dir)).stat().st_size / 1e6
-        told = {
+        known = {
             "method": erasure.method,
             "concept": erasure.concept,
             "seed": erasure.seed,
-            "adapter_mb": size,
+            "adapter_mb": find_adapter(erasure.directory(output_dir)).stat().st_size / 1e6,
             "training": cost["training"],
         }
-        runs.append(found | told)
+        runs.append(found | known)
     return runs

@@ -184,7 +184,7 @@ def short_run(directory: Path, images: int) -> list[str]:
         "validation_steps": 1,
         "checkpointing_steps": 0,
         "report_to": "none",
-        # Random pictures are neither forgotten nor retained: nothing may stop the run or brake it.
+        # Random pictures are neither forgotten nor retained: nothing may stop the run or roll it back.
         "target_unlearning_accuracy": 1.1,
         "max_retain_drop": 1e9,
         "max_retain_kl": 1e9,

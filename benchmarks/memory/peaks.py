@@ -7,10 +7,10 @@ libraries and gaps that PyTorch's allocator leaves.
 
 from __future__ import annotations
 
-import argparse
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.transforms import CenterCrop, Compose, Resize
 
-import train_unlearn_lora as script
 from benchmarks.memory.computed import Weights, components
 from benchmarks.memory.models import TOKENS, Model
 from critic.pathwise import value_slopes
@@ -29,10 +28,12 @@ from pipelines.conditioning import Conditioning, PromptTable
 from pipelines.memory import DTYPES
 from policy.kernel import ReverseKernel
 from policy.lora import add_lora
-from policy.rollout import rollout
+from policy.policy import Policy
 from policy.trajectory import Experience, Trajectory
 from policy.update import Objective
+from reward.predictor import RewardPredictor
 from reward.teacher import Teacher
+from training.config import RunConfig
 
 META = torch.device("meta")
 
@@ -105,97 +106,101 @@ def gpu_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = ours
 
 
-def activations(model: Model, args: argparse.Namespace) -> dict[str, int]:
-    """Bytes that come and go in each phase, beside what lies there all the time, for a base that is not
-    quantised.
-
-    Args:
-        args: of the training script.
-    """
-    latent_shape = (4, model.latent_size, model.latent_size)
-    count, dtype = args.train_batch_size or usual_batch_size(latent_shape), DTYPES[args.mixed_precision]
+def activations(model: Model, config: RunConfig) -> dict[str, int]:
+    """Bytes that come and go in each phase of a run, beside what lies there all the time, for a base that is
+    not quantised."""
+    shape, steps = (4, model.latent_size, model.latent_size), config.environment.num_inference_steps
+    count = config.environment.train_batch_size or usual_batch_size(shape)
+    found: dict[str, int] = {}
     with Allocations() as memory, gpu_attention():
-        pipe = model.build_pipeline(dtype, "meta")
-        with META:
-            predictor = model.build_predictor().requires_grad_(False)
-            states = torch.empty(count, TOKENS, model.unet["cross_attention_dim"], dtype=dtype)
-            pooled = (
-                (torch.empty(count, 1280, dtype=dtype), torch.empty(count, 6, dtype=dtype))
-                if len(model.texts) == 2
-                else ()
-            )
-            rows, empty = torch.arange(count), torch.empty(count, 2)
-            noisy = torch.empty(count, args.num_inference_steps, *latent_shape)
-        teacher = Teacher(
-            model.build_teacher("meta"), Compose([Resize(224), CenterCrop(224)]), None, model.teacher
-        )
-        backbone = Backbone.of(pipe)
-        for module in backbone.modules:
-            module.requires_grad_(False)
-        adapter = add_lora(backbone.unet, args.rank, args.lora_alpha or args.rank, args.lora_target_modules)
-        if args.gradient_checkpointing:
-            backbone.unet.enable_gradient_checkpointing()
-        backbone.decode_one_by_one()
-        if args.offload_models:
-            backbone.decode_sparingly()
-        for parameter in adapter:
-            parameter.grad = torch.zeros_like(parameter)
-        kernel = ReverseKernel.from_scheduler(pipe.scheduler, 2, device=META)
-        told = Conditioning(states, *pooled)
-        table = PromptTable([""] * count, told, told[:1], rows > 0)
-        objective = Objective(backbone.unet, kernel, table, Accelerator(), script.update_config(args, count))
-        found: dict[str, int] = {}
 
         def phase(name: str, run: Callable[[], object]) -> None:
             start = memory.mark()
             run()
             found[name] = memory.peak - start
 
+        backbone, policy = build_policy(model, config, count)
+        with META:
+            predictor = model.build_predictor().requires_grad_(False)
+            rows, empty = torch.arange(count), torch.empty(count, 2)
+            noisy = torch.empty(count, steps, *shape)
+        look = Compose([Resize(224), CenterCrop(224)])
+        teacher = Teacher(model.build_teacher("meta"), look, None, model.teacher)
+        objective = Objective(policy, Accelerator(), config.update)
+
         def roll_out() -> Trajectory:
-            return rollout(
-                backbone.unet, kernel, table, rows, args.guidance_scale, torch.Generator(), batch_size=count
-            )
+            return policy.rollout(rows, torch.Generator())
 
         phase("rollout", roll_out)
         drawn = roll_out()
         experience = Experience(drawn, empty, rows, torch.empty_like(drawn.means))
         phase("update", lambda: objective.forget(experience, 0, 1.0, 1.0))
         phase("update, retain states", lambda: objective.retain(drawn, torch.arange(count), 0, 1.0))
-        phase(
-            "slopes",
-            lambda: value_slopes(
-                drawn, lambda x, state: predictor(x, kernel.timesteps[state].expand(count)).sum(dim=1)
-            ),
-        )
-        phase(
-            "scores",
-            lambda: predictor.score_trajectory(noisy, torch.zeros(args.num_inference_steps, device=META)),
-        )
+        phase("value gradients", lambda: value_slopes(drawn, values(predictor, policy, count)))
+        phase("scores", lambda: predictor.score_trajectory(noisy, torch.zeros(steps, device=META)))
         phase("rewards", lambda: teacher.encode_images(backbone.decode(drawn.latents[:, -1])))
     return found
 
 
-def peaks(model: Model, weights: Weights, args: argparse.Namespace) -> dict[str, float]:
-    """Bytes at the worst moment of each phase; `args` are those of the training script."""
-    parts, made = components(model, weights, args), activations(model, args)
-    resident = sum(parts.values())
-    everything = components(model, weights, argparse.Namespace(**vars(args) | {"offload_models": False}))
-    brought = {name: everything[name] - parts[name] for name in ("text encoders", "VAE", "teacher")}
-    # One quantised layer at a time is unpacked to be multiplied with.
-    unpacked = (
-        max(rows * columns for rows, columns in weights.linear) * DTYPES[args.mixed_precision].itemsize
-        if args.load_in_4bit
-        else 0
+def build_policy(model: Model, config: RunConfig, count: int) -> tuple[Backbone, Policy]:
+    """The base and its policy on meta tensors, with an adapter whose gradients are there, for `count` prompts
+    at a time."""
+    dtype = DTYPES[config.memory.precision]
+    pipe = model.build_pipeline(dtype, "meta")
+    with META:
+        states = torch.empty(count, TOKENS, model.unet["cross_attention_dim"], dtype=dtype)
+        pooled: tuple[torch.Tensor, ...] = ()
+        if len(model.texts) == 2:
+            pooled = (torch.empty(count, 1280, dtype=dtype), torch.empty(count, 6, dtype=dtype))
+        forget = torch.arange(count) > 0
+    backbone = Backbone.of(pipe)
+    for module in backbone.modules:
+        module.requires_grad_(False)
+    adapter = config.adapter
+    parameters = add_lora(backbone.unet, adapter.rank, adapter.alpha, adapter.lora_target_modules)
+    if config.memory.gradient_checkpointing:
+        backbone.unet.enable_gradient_checkpointing()
+    backbone.decode_one_by_one()
+    if config.memory.offload_models:
+        backbone.decode_sparingly()
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    conditioning = Conditioning(states, *pooled)
+    policy = Policy(
+        backbone.unet,
+        ReverseKernel.from_scheduler(pipe.scheduler, 2, device=META),
+        PromptTable([""] * count, conditioning, conditioning[:1], forget),
+        guidance_scale=config.environment.guidance_scale,
+        batch_size=count,
     )
+    return backbone, policy
+
+
+def values(
+    predictor: RewardPredictor, policy: Policy, count: int
+) -> Callable[[torch.Tensor, int], torch.Tensor]:
+    """A value of `count` states at an index, through the predictor."""
+    return lambda x, state: predictor(x, policy.kernel.timesteps[state].expand(count)).sum(dim=1)
+
+
+def peaks(model: Model, weights: Weights, config: RunConfig) -> dict[str, float]:
+    """Bytes at the worst moment of each phase of a run."""
+    memory, made = config.memory, activations(model, config)
+    parts = components(model, weights, config)
+    resident = sum(parts.values())
+    together = replace(config, memory=replace(memory, offload_models=False))
+    everything = components(model, weights, together)
+    brought = {name: everything[name] - parts[name] for name in ("text encoders", "VAE", "teacher")}
+    unpacked = 0
+    if memory.load_in_4bit:  # one quantised layer at a time is unpacked to be multiplied with
+        largest = max(rows * columns for rows, columns in weights.linear)
+        unpacked = largest * DTYPES[memory.precision].itemsize
+    update = max(made[name] for name in ("update", "update, retain states", "value gradients", "scores"))
+    drawing = max(made["rollout"], made["rewards"])
     return {
         "there all the time": resident,
         "rollout": resident + unpacked + made["rollout"],
-        "update": resident
-        + unpacked
-        + max(made["update"], made["update, retain states"], made["slopes"], made["scores"]),
+        "update": resident + unpacked + update,
         "rewards": resident + brought["VAE"] + brought["teacher"] + made["rewards"],
-        "previews, evaluation": resident
-        + sum(brought.values())
-        + unpacked
-        + max(made["rollout"], made["rewards"]),
+        "previews, evaluation": resident + sum(brought.values()) + unpacked + drawing,
     }

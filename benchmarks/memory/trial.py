@@ -3,41 +3,48 @@ ARGUMENTS OF THE TRAINING SCRIPT`."""
 
 from __future__ import annotations
 
-import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import train_unlearn_lora as script
-from common.files import write_aside
+from benchmarks.jobs import run_script, split_arguments
+from benchmarks.report import write_json
+from common.flags import flag, parse
+from training.config import parse_config
 
 
-def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory.trial", description=__doc__)
-    parser.add_argument("--cap", type=float, help="GB that PyTorch may take of the GPU. Default: all.")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file that is written.")
-    parser.add_argument("arguments", nargs="*", help="Arguments of the training script.")
-    return parser.parse_args(input_args)
+@dataclass(frozen=True)
+class TrialConfig:
+    """Measurement."""
+
+    output: Path = flag(help="JSON file that is written.")
+    cap: float | None = flag(None, above=0, help="GB that PyTorch may take of the GPU. Default: all.")
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Train; peak of what PyTorch has taken of the GPU and seconds an iteration, or what the run ended
-    with."""
+def measure(arguments: Sequence[str], cap: float | None = None) -> dict[str, Any]:
+    """Train by the training script; peak of what PyTorch has taken of the GPU and seconds an iteration, or
+    what the run ended with.
+
+    Args:
+        arguments: of the training script.
+        cap: GB that PyTorch may take of the GPU.
+    """
     on_gpu = torch.cuda.is_available()
-    if on_gpu:
+    if on_gpu and cap:
         total = torch.cuda.get_device_properties(0).total_memory
-        if args.cap:
-            torch.cuda.set_per_process_memory_fraction(min(1.0, args.cap * 1e9 / total))
-    settings = script.parse_args(args.arguments)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, cap * 1e9 / total))
+    output_dir = parse_config(arguments).output.output_dir
     report: dict[str, Any] = {
-        "cap_gb": args.cap,
+        "cap_gb": cap,
         "device": torch.cuda.get_device_name(0) if on_gpu else "cpu",
-        "arguments": args.arguments,
+        "arguments": list(arguments),
     }
     try:
-        script.main(settings)
+        run_script(arguments)
     except SystemExit as error:
         return report | {"fits": False, "exit_code": error.code}
     finally:
@@ -46,27 +53,22 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 "allocated_gb": torch.cuda.max_memory_allocated() / 1e9,
                 "reserved_gb": torch.cuda.max_memory_reserved() / 1e9,
             }
-    lines = (settings.output_dir / "diagnostics.jsonl").read_text(encoding="utf-8").splitlines()
-    training = json.loads((settings.output_dir / "results.json").read_text(encoding="utf-8"))["training"]
-    figures = {
-        "seconds": training["seconds"],
-        "iterations": training["iterations"],
-        "unet_samples": training["unet_samples"],
-    }
-    return (
-        report
-        | figures
-        | {"fits": True, "judged_iterations": len(lines), "peak_memory_mb": training["peak_memory_mb"]}
-    )
+    lines = (output_dir / "diagnostics.jsonl").read_text(encoding="utf-8").splitlines()
+    training = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))["training"]
+    kept = ("seconds", "iterations", "unet_samples", "peak_memory_mb")
+    return report | {name: training[name] for name in kept} | {"fits": True, "judged_iterations": len(lines)}
 
 
-def main(args: argparse.Namespace) -> None:
-    report = measure(args)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(
-        args.output, lambda path: path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    )
+def parse_trial(arguments: Sequence[str] | None = None) -> tuple[TrialConfig, list[str]]:
+    """The settings of a command line, and the arguments of the training script."""
+    own, passed_on = split_arguments(arguments)
+    return parse(TrialConfig, own, __doc__, prog="python -m benchmarks.memory.trial"), passed_on
+
+
+def main() -> None:
+    config, arguments = parse_trial()
+    write_json(config.output, measure(arguments, config.cap))
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main()

@@ -2,41 +2,60 @@
 
 from __future__ import annotations
 
-import argparse
-import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import train_unlearn_lora as script
-from benchmarks.ablation.run import add_run_arguments, train_and_judge
+from benchmarks.ablation.run import TrialConfig, judge_run, prepare_judge, run_flags
+from benchmarks.loop import learn
 from benchmarks.peers.settings import MATCHED
-from benchmarks.stopwatch import Stopwatch
-from common.files import write_aside
-from environment.environment import Environment
+from benchmarks.profile import Stopwatch, watched_run
+from benchmarks.report import write_json
+from common.flags import flag, parse
+from training.baseline import measure_base
+from training.config import parse_config
+from training.run_state import begin
+from training.setup import prepare
+
+
+@dataclass(frozen=True)
+class OursConfig(TrialConfig):
+    """A run of our trainer."""
+
+    matched: bool = flag(False, help="With the algorithm of the peer in place of the defaults.")
+
+
+def train_and_judge(trial: TrialConfig, varied: Sequence[str]) -> dict[str, Any]:
+    """Train with a watch on rollouts and updates, and judge the checkpoints; judging is on nobody's clock.
+
+    Args:
+        varied: further flags of the training script.
+    """
+    watch = Stopwatch()
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name) / "run"
+        flags = run_flags(trial, varied, directory)
+        run = prepare(parse_config([*flags, "--evaluation_seeds"]))
+        run = watched_run(run, watch, {"collect": "rollout"}, {"update": "update"})
+        started = time.perf_counter()
+        base = measure_base(run)
+        state = begin(run, base, time.perf_counter() - started)
+        learn(run, base, state)
+        found = judge_run(prepare_judge(flags, Path(name) / "judge"), directory, trial.judge_seeds)
+    return {
+        **found,
+        "images": state.progress.images,
+        "seconds": round(state.progress.seconds, 1),
+        "parts": dict(watch.seconds),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.ours", description=__doc__)
-    parser.add_argument(
-        "--matched", action="store_true", help="With the algorithm of the peer in place of the defaults."
-    )
-    add_run_arguments(parser)
-    args = parser.parse_args()
-    watch = Stopwatch()
-    Environment.collect = watch.timed("rollout", Environment.collect)  # type: ignore[method-assign]
-    script.update_policy = watch.timed("update", script.update_policy)
-    flags = MATCHED if args.matched else []
-    found = train_and_judge(
-        args.concept, args.seed, args.learning_rate, flags, args.budget, args.every, args.judge_seeds
-    )
-    images, seconds = (found["training"][name] for name in ("images", "seconds"))
-    kept = {
-        "base": found["base"],
-        "curve": found["curve"],
-        "images": images,
-        "seconds": seconds,
-        "parts": dict(watch.seconds),
-    }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(args.output, lambda path: path.write_text(json.dumps(kept) + "\n", encoding="utf-8"))
+    config = parse(OursConfig, None, __doc__, prog="python -m benchmarks.peers.ours")
+    write_json(config.output, train_and_judge(config, MATCHED if config.matched else []))
 
 
 if __name__ == "__main__":

@@ -7,16 +7,15 @@ class-wise protocol of the literature is measured too (`benchmarks/photos/forget
 pipeline lies beside the base that never saw the class (`build --without`), on that as well. What has its
 results is not run again. Written are table.md, comparison.json, comparison.png, a picture a class of what all
 methods draw for the same prompts and seed, and a picture a method of every class before and after. The
-erasures of the classes of `--probe` are probed too,
-with photographs of the test set wherever images of the class are learnt from.
+erasures of the classes of `--probe` are probed too, with photographs of the test set wherever images of the
+class are learnt from.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,18 @@ from PIL import Image
 
 from benchmarks.compare.grid import FORGET, RETAIN, draw_rows, method_grid, picture
 from benchmarks.compare.methods import BASE, NAMES
-from benchmarks.compare.probes import probe_all, sections
-from benchmarks.compare.report import plot, table
+from benchmarks.compare.probes import probe_all
+from benchmarks.compare.probes import sections as probe_sections
 from benchmarks.compare.runs import Erasure, World, run_all
+from benchmarks.compare.tables import plot, table
 from benchmarks.jobs import Job, run_jobs
 from benchmarks.photos.forgetting import NUM_IMAGES
-from benchmarks.photos.report import WITHOUT, by_class, forgetting_table
+from benchmarks.photos.tables import WITHOUT, by_class, forgetting_table
+from benchmarks.report import sections, write_json, write_text
 from benchmarks.worlds.photos.build import PROMPT, pipeline_name
 from benchmarks.worlds.photos.data import CLASSES, load_photos
-from common.command_line import positive_int
 from common.errors import friendly_errors
-from common.files import write_aside
+from common.flags import flag, parse
 from evaluation.examination import JudgeExamination
 from evaluation.judge import Judge
 from pipelines.base import load_pipeline
@@ -68,9 +68,8 @@ def world(base: Path, photographs: Path) -> World:
     """
     missing = [part for part in PARTS if not (base / part).is_dir()]
     if missing:
-        raise ValueError(
-            f"{base} holds no {' and no '.join(missing)}: run `python -m benchmarks.worlds.photos --output_dir {base}` first."
-        )
+        build = f"python -m benchmarks.worlds.photos --output_dir {base}"
+        raise ValueError(f"{base} holds no {' and no '.join(missing)}: run `{build}` first.")
     pipeline, clip, reward, judge = (str(base / part) for part in PARTS)
     both = ["--pretrained_model_name_or_path", pipeline, "--clip_model", f"local-dir:{clip}"]
     seeds = map(str, range(EVALUATION_SEEDS))
@@ -83,168 +82,156 @@ def world(base: Path, photographs: Path) -> World:
     )
 
 
-def measure(measured: list[Erasure], args: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
-    """The class-wise figures by pipeline or method, and by class.
+@dataclass(frozen=True)
+class PhotosConfig:
+    """Runs."""
+
+    base: Path = flag(
+        Path("runs/photos"), metavar="DIR", help="What `python -m benchmarks.worlds.photos` has written."
+    )
+    methods: tuple[str, ...] = flag(
+        tuple(NAMES), choices=tuple(NAMES), help="Which methods to compare. Default: all."
+    )
+    classes: tuple[str, ...] = flag(
+        tuple(CLASSES), choices=tuple(CLASSES), help="What to erase, each in runs of its own. Default: all."
+    )
+    seeds: tuple[int, ...] = flag(
+        (0, 1, 2), help="Training seeds; the first is that of the class-wise protocol."
+    )
+    probe: tuple[str, ...] = flag(
+        (),
+        choices=tuple(CLASSES),
+        help="Erasures of these, of the first training seed, are probed too. Default: none.",
+    )
+    num_images: int = flag(
+        NUM_IMAGES, at_least=1, help="Images of the forgotten class in the class-wise protocol."
+    )
+    jobs: int = flag(
+        os.cpu_count() or 1,
+        at_least=1,
+        help="Runs at a time, one thread each. Default: the number of cores.",
+    )
+    output_dir: Path = flag(
+        Path("runs/forgetting"), help="Where runs, tables, JSON and pictures are written."
+    )
+
+    @property
+    def erasures(self) -> list[Erasure]:
+        """All of them."""
+        return [Erasure(m, c, seed) for seed in self.seeds for m in self.methods for c in self.classes]
+
+    @property
+    def measured(self) -> list[Erasure]:
+        """Those of the first training seed, which the class-wise protocol measures."""
+        return [erasure for erasure in self.erasures if erasure.seed == self.seeds[0]]
+
+    @property
+    def probed(self) -> list[Erasure]:
+        """Those that are probed."""
+        return [erasure for erasure in self.measured if erasure.concept in self.probe]
+
+    def check(self) -> None:
+        """
+        Raises:
+            ValueError: something is to be probed that is not erased.
+        """
+        if unknown := [name for name in self.probe if name not in self.classes]:
+            raise ValueError(f"--probe {unknown[0]} is none of --classes.")
+
+
+def measure(config: PhotosConfig) -> dict[str, dict[str, dict[str, float]]]:
+    """The class-wise metrics by pipeline or method, and by class.
 
     Raises:
         RuntimeError: a run failed; the message names its log.
     """
-    base, forgetting = args.base, args.output_dir / "forgetting"
     of: list[tuple[str, str, list[str]]] = [(BASE, "base", [])]
     for name in CLASSES:
-        if (base / pipeline_name(name)).is_dir():
-            of.append(
-                (
-                    WITHOUT,
-                    pipeline_name(name),
-                    ["--pipeline", str(base / pipeline_name(name)), "--forgotten", name],
-                )
-            )
-    for erasure in measured:
-        directory = erasure.directory(args.output_dir)
-        of.append(
-            (
-                NAMES[erasure.method],
-                directory.name,
-                ["--adapter", str(directory), "--forgotten", erasure.concept],
-            )
-        )
+        pipeline = config.base / pipeline_name(name)
+        if pipeline.is_dir():
+            of.append((WITHOUT, pipeline.name, ["--pipeline", str(pipeline), "--forgotten", name]))
+    for erasure in config.measured:
+        directory = erasure.directory(config.output_dir)
+        which = ["--adapter", str(directory), "--forgotten", erasure.concept]
+        of.append((NAMES[erasure.method], directory.name, which))
     jobs = []
     for _, name, which in of:
-        output = forgetting / f"{name}.json"
-        given = ["--base", str(base), "--num_images", str(args.num_images), *which, "--output", str(output)]
-        jobs.append(Job(["-m", "benchmarks.photos.forgetting", *given], output, output.with_suffix(".log")))
+        output = config.output_dir / "forgetting" / f"{name}.json"
+        given = ["--base", str(config.base), "--num_images", str(config.num_images), *which]
+        command = ["-m", "benchmarks.photos.forgetting", *given, "--output", str(output)]
+        jobs.append(Job(command, output, output.with_suffix(".log")))
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for (who, *_), figures in zip(of, run_jobs(jobs, args.jobs, "class by class"), strict=True):
-        found.setdefault(who, {}).update(figures)
+    for (who, *_), metrics in zip(of, run_jobs(jobs, config.jobs, "class by class"), strict=True):
+        found.setdefault(who, {}).update(metrics)
     return found
 
 
-def draw(args: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
+def draw(config: PhotosConfig, runs: Sequence[Mapping[str, Any]]) -> None:
     """The pictures."""
-    plot(runs, args.output_dir / "comparison.png")
-    pipe, judge, seed = (
-        load_pipeline(args.base / "pipeline"),
-        Judge.from_pretrained(args.base / "judge"),
-        args.seeds[0],
-    )
-    for name in args.classes:
-        adapters = {"base": None} | {
-            NAMES[m]: Erasure(m, name, seed).directory(args.output_dir) for m in args.methods
-        }
-        title = f"Erased: {name} (training seed {seed})"
+    plot(runs, config.output_dir / "comparison.png")
+    pipe, judge = load_pipeline(config.base / "pipeline"), Judge.from_pretrained(config.base / "judge")
+    seed = config.seeds[0]
+    for name in config.classes:
+        erased = {NAMES[m]: Erasure(m, name, seed).directory(config.output_dir) for m in config.methods}
         method_grid(
-            pipe, JudgeExamination(judge, [name], ""), adapters, 0, args.output_dir / f"{name}.png", title
+            pipe,
+            JudgeExamination(judge, [name], ""),
+            {"base": None} | erased,
+            path=config.output_dir / f"{name}.png",
+            title=f"Erased: {name} (training seed {seed})",
         )
-    for method in args.methods:
+    captions = [f"{side}, seed {i}" for side in ("base", "erased") for i in range(PICTURED)]
+    for method in config.methods:
         rows = {}
-        for name in args.classes:
-            sides = {"base": None, "erased": Erasure(method, name, seed).directory(args.output_dir)}
+        for name in config.classes:
+            sides = {"base": None, "erased": Erasure(method, name, seed).directory(config.output_dir)}
             drawn = draw_rows(pipe, sides, [PROMPT.format(object=name)], range(PICTURED))
             rows[name] = drawn["base"] + drawn["erased"]
-        captions = [f"{side}, seed {i}" for side in ("base", "erased") for i in range(PICTURED)]
-        title = f"Each class before and after it was erased: {NAMES[method]} (training seed {seed})"
         picture(
             rows,
             captions,
             [RETAIN] * PICTURED + [FORGET] * PICTURED,
-            args.output_dir / f"erased-{method}.png",
-            title,
+            path=config.output_dir / f"erased-{method}.png",
+            title=f"Each class before and after it was erased: {NAMES[method]} (training seed {seed})",
         )
 
 
-def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.photos",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--base",
-        type=Path,
-        default=Path("runs/photos"),
-        metavar="DIR",
-        help="What `python -m benchmarks.worlds.photos` has written.",
-    )
-    parser.add_argument(
-        "--methods", nargs="+", choices=list(NAMES), default=list(NAMES), help="Which methods to compare."
-    )
-    parser.add_argument(
-        "--classes",
-        nargs="+",
-        choices=CLASSES,
-        default=CLASSES,
-        help="What to erase, each in runs of its own.",
-    )
-    parser.add_argument(
-        "--seeds",
-        nargs="+",
-        type=int,
-        default=[0, 1, 2],
-        help="Training seeds; the first is that of the class-wise protocol.",
-    )
-    parser.add_argument(
-        "--probe",
-        nargs="+",
-        choices=CLASSES,
-        default=[],
-        help="Erasures of these, of the first training seed, are probed too.",
-    )
-    parser.add_argument(
-        "--num_images",
-        type=positive_int,
-        default=NUM_IMAGES,
-        help="Images of the forgotten class in the class-wise protocol.",
-    )
-    parser.add_argument(
-        "--jobs", type=positive_int, default=os.cpu_count() or 1, help="Runs at a time, one thread each."
-    )
-    parser.add_argument(
-        "--output_dir",
-        type=Path,
-        default=Path("runs/forgetting"),
-        help="Where runs, tables, JSON and pictures are written.",
-    )
-    args = parser.parse_args(input_args)
-    if unknown := [name for name in args.probe if name not in args.classes]:
-        parser.error(f"--probe {unknown[0]} is none of --classes.")
-    return args
-
-
-def main(args: argparse.Namespace) -> None:
-    here = world(args.base, args.output_dir / "photographs")
-    erasures = [
-        Erasure(method, name, seed) for seed in args.seeds for method in args.methods for name in args.classes
-    ]
-    runs = run_all(erasures, args.output_dir, args.jobs, here)
-    if args.probe:
-        save_photographs(args.base, args.probe, args.output_dir / "photographs")
-    probed = probe_all(
-        [e for e in erasures if e.seed == args.seeds[0] and e.concept in args.probe],
-        args.output_dir,
-        args.jobs,
-        here,
-    )
-    measured = measure([erasure for erasure in erasures if erasure.seed == args.seeds[0]], args)
+def all_tables(
+    config: PhotosConfig,
+    runs: Sequence[Mapping[str, Any]],
+    measured: Mapping[str, Mapping[str, Mapping[str, float]]],
+) -> dict[str, str]:
+    """The tables but for the probes', by their title."""
     tables = {"All classes": table(runs)}
-    tables |= {
-        f"Class by class: {NAMES[method]}": by_class([run for run in runs if run["method"] == method])
-        for method in args.methods
-    }
-    tables[f"{args.num_images} images of the class, training seed {args.seeds[0]}"] = forgetting_table(
-        measured, args.classes
-    )
-    text = "\n\n".join(f"## {title}\n\n{rows}" for title, rows in tables.items()) + sections(probed) + "\n"
-    write_aside(args.output_dir / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
-    kept = (
-        json.dumps({"runs": runs, "forgetting": measured, "probes": probed}, indent=2, ensure_ascii=False)
-        + "\n"
-    )
-    write_aside(args.output_dir / "comparison.json", lambda path: path.write_text(kept, encoding="utf-8"))
-    draw(args, runs)
+    for method in config.methods:
+        of = [run for run in runs if run["method"] == method]
+        tables[f"Class by class: {NAMES[method]}"] = by_class(of)
+    title = f"{config.num_images} images of the class, training seed {config.seeds[0]}"
+    return tables | {title: forgetting_table(measured, config.classes)}
+
+
+def parse_config(arguments: Sequence[str] | None = None) -> PhotosConfig:
+    """The settings of a command line."""
+    return parse(PhotosConfig, arguments, __doc__, prog="python -m benchmarks.photos")
+
+
+def main(config: PhotosConfig) -> None:
+    config.check()
+    photographs = config.output_dir / "photographs"
+    here = world(config.base, photographs)
+    runs = run_all(config.erasures, config.output_dir, config.jobs, here)
+    if config.probe:
+        save_photographs(config.base, config.probe, photographs)
+    probed = probe_all(config.probed, config.output_dir, config.jobs, here)
+    measured = measure(config)
+    text = sections(all_tables(config, runs, measured)) + probe_sections(probed)
+    write_text(config.output_dir / "table.md", text)
+    found = {"runs": runs, "forgetting": measured, "probes": probed}
+    write_json(config.output_dir / "comparison.json", found)
+    draw(config, runs)
     print(text)
 
 
 if __name__ == "__main__":
     with friendly_errors():
-        main(parse_args())
+        main(parse_config())

@@ -2,17 +2,16 @@
 benchmarks.photos.forgetting`.
 
 Of 500 images of the class: the share in which the judge sees it, the mean probability that the judge gives
-    it, and the mean entropy of what
-the judge says (Heng & Soh, 2023, https://arxiv.org/abs/2305.10120; Fan et al., 2024,
-https://arxiv.org/abs/2310.12508). Of the other classes: the distance of their images to their test
+it, and the mean entropy of what the judge says (Heng & Soh, 2023, https://arxiv.org/abs/2305.10120; Fan et
+al., 2024, https://arxiv.org/abs/2310.12508). Of the other classes: the distance of their images to their test
 photographs (FID over the judge's features). Without an adapter every class is measured on the base.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,12 +19,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+from benchmarks.report import write_json
 from benchmarks.worlds.canvas.models import pixels
 from benchmarks.worlds.photos.build import PROMPT
 from benchmarks.worlds.photos.data import CLASSES, Photos, load_photos
-from common.command_line import positive_int
 from common.errors import friendly_errors
-from common.files import write_aside
+from common.flags import flag, parse
 from evaluation.judge import Judge
 from evaluation.measures import frechet_distance
 from hub.adapter import load_adapter
@@ -48,16 +47,14 @@ class Observed(NamedTuple):
 
 
 @torch.no_grad()
-def observe(pipe: StableDiffusionPipeline, judge: Judge, counts: dict[str, int]) -> Observed:
-    """Draw so many images of each class, with the seeds 0, 1, 2, ..., and let the judge look at them."""
+def observe(pipe: StableDiffusionPipeline, judge: Judge, counts: Mapping[str, int]) -> Observed:
+    """Draw a number of images of each class, with the seeds 0, 1, 2, ..., and let the judge look at them."""
     probabilities, features, asked = [], [], []
     head = judge.heads["object"]
     with evaluation_mode(pipe):
         for name, count in counts.items():
-            images = [
-                image
-                for *_, image in generate(pipe, [PROMPT.format(object=name)], range(count), progress=name)
-            ]
+            prompt = PROMPT.format(object=name)
+            images = [image for *_, image in generate(pipe, [prompt], range(count), progress=name)]
             for start in range(0, count, 100):
                 features.append(judge.embed(images[start : start + 100]))
                 probabilities.append(head(features[-1].to(head.weight.device)).softmax(-1).cpu())
@@ -80,11 +77,11 @@ def photograph_features(judge: Judge, photos: Photos, directory: Path) -> torch.
 
 
 def num_others(num_images: int) -> int:
-    """How many images of every other class go with so many of the forgotten one."""
+    """Number of images of every other class that go with those of the forgotten one."""
     return -(-num_images // SHARE_OF_OTHERS)
 
 
-def figures(
+def class_wise(
     seen: Observed, photographs: torch.Tensor, labels: torch.Tensor, forgotten: str
 ) -> dict[str, float]:
     """UA (percent), mean probability of the forgotten class, mean entropy (nats), and FID of the others.
@@ -107,57 +104,46 @@ def figures(
     }
 
 
-def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.photos.forgetting",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+@dataclass(frozen=True)
+class ForgettingConfig:
+    """What is measured."""
+
+    base: Path = flag(metavar="DIR", help="What `python -m benchmarks.worlds.photos` has written.")
+    output: Path = flag(help="The JSON file: metrics by class.")
+    pipeline: Path | None = flag(
+        None, metavar="DIR", help="A pipeline in place of the base's, with the same judge."
     )
-    parser.add_argument(
-        "--base",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="What `python -m benchmarks.worlds.photos` has written.",
+    adapter: Path | None = flag(None, metavar="DIR", help="The adapter. Default: none.")
+    forgotten: str | None = flag(
+        None, choices=tuple(CLASSES), help="The class that was to be forgotten. Default: each in turn."
     )
-    parser.add_argument(
-        "--pipeline", type=Path, metavar="DIR", help="A pipeline in place of the base's, with the same judge."
+    num_images: int = flag(
+        NUM_IMAGES, at_least=1, help="Images of the class; a tenth as many of every other."
     )
-    parser.add_argument("--adapter", type=Path, metavar="DIR", help="The adapter. Default: none.")
-    parser.add_argument(
-        "--forgotten", choices=CLASSES, help="The class that was to be forgotten. Default: each in turn."
-    )
-    parser.add_argument(
-        "--num_images",
-        type=positive_int,
-        default=NUM_IMAGES,
-        help="Images of the class; a tenth as many of every other.",
-    )
-    parser.add_argument("--output", type=Path, required=True, help="The JSON file: figures by class.")
-    return parser.parse_args(input_args)
 
 
-def main(args: argparse.Namespace) -> None:
+def parse_config(arguments: Sequence[str] | None = None) -> ForgettingConfig:
+    """The settings of a command line."""
+    return parse(ForgettingConfig, arguments, __doc__, prog="python -m benchmarks.photos.forgetting")
+
+
+def main(config: ForgettingConfig) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    judge = Judge.from_pretrained(args.base / "judge")
-    test = load_photos(None, args.base / "work" / "photos.safetensors")["test"]
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    photographs = photograph_features(judge, test, args.output.parent)
-    pipe = load_pipeline(args.pipeline or args.base / "pipeline").to(device)
-    if args.adapter:
-        load_adapter(pipe, args.adapter)
-    forgotten = [args.forgotten] if args.forgotten else CLASSES
-    seen = observe(
-        pipe,
-        judge.to(device),
-        {name: args.num_images if name in forgotten else num_others(args.num_images) for name in CLASSES},
-    )
-    found = {name: figures(seen, photographs, test.labels, name) for name in forgotten}
-    write_aside(
-        args.output, lambda path: path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    )
+    judge = Judge.from_pretrained(config.base / "judge")
+    test = load_photos(None, config.base / "work" / "photos.safetensors")["test"]
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    photographs = photograph_features(judge, test, config.output.parent)
+    pipe = load_pipeline(config.pipeline or config.base / "pipeline").to(device)
+    if config.adapter:
+        load_adapter(pipe, config.adapter)
+    forgotten = [config.forgotten] if config.forgotten else CLASSES
+    others = num_others(config.num_images)
+    counts = {name: config.num_images if name in forgotten else others for name in CLASSES}
+    seen = observe(pipe, judge.to(device), counts)
+    found = {name: class_wise(seen, photographs, test.labels, name) for name in forgotten}
+    write_json(config.output, found)
 
 
 if __name__ == "__main__":
     with friendly_errors():
-        main(parse_args())
+        main(parse_config())

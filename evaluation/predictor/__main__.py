@@ -1,26 +1,24 @@
-"""Prove the reward predictor: `python -m evaluation.predictor --output_dir DIR`.
+"""Evaluate the reward predictor: `python -m evaluation.predictor --output_dir DIR`.
 
-How well, at each timestep, a score of the noisy latent foretells what the teacher says of the finished image,
-and what the score costs.
-Six ways to score are compared: the predictor; twins of it that are not told the timestep, or never saw noise;
-    the teacher on the decoded
-noisy latent; the teacher on the decoded one-step estimate of the finished latent (x0-hat), which also knows
-the prompt; and the same for the empty prompt, which like the predictor has nothing but the latent.
+At each timestep: how well a score of the noisy latent predicts what the teacher says of the finished image,
+and what the score costs. Six scorers are compared: the predictor; a twin that is not conditioned on the
+timestep, and one that never saw noise; the teacher on the decoded noisy latent; the teacher on the decoded
+one-step estimate of the finished latent (x0-hat), which is also conditioned on the prompt; and the same for
+the empty prompt, which like the predictor has only the latent.
 
 They are compared on two sets that no predictor was trained on: finished latents of the base with noise added
-by the forward process ("latents"), and the states of stochastic rollouts ("rollouts"), of the base or, with
---adapter, of a trained policy, whose own x0-hat it then is. A rollout begins with pure noise, from which
-nothing can be told but by
-knowing the prompt: that state is in the curves and not in the means. The figures are defined in
-`evaluation/predictor/figures.py`. Written are reward_predictor.json, .md and .png.
+by the forward process ("latents"), and the states of stochastic rollouts ("rollouts") of the base or, with
+--adapter, of a trained policy, whose own x0-hat it then is. A rollout begins with pure noise, which says
+nothing except by the prompt: that state is in the curves and not in the means. The metrics are defined in
+`evaluation/predictor/figures.py`. Results are reward_predictor.json, .md and .png.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +30,13 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 import canvas
-from common.command_line import number, positive_int
 from common.errors import friendly_errors
-from common.files import write_aside
+from common.files import write_aside, write_json
+from common.flags import by_name, flag, parse
 from common.memory import advised
 from common.names import public_name
 from common.network import CheckpointError
 from common.versions import versions
-from environment.build import uses_bundled_base
 from evaluation.predictor.figures import foresight, mean_of, within_prompts
 from evaluation.predictor.scorers import (
     BLIND,
@@ -58,19 +55,13 @@ from evaluation.predictor.scorers import (
 )
 from hub.adapter import load_adapter
 from pipelines.backbone import Backbone
-from pipelines.base import BY_LATENTS, add_base_arguments, base_options, load_pipeline
+from pipelines.base import BY_LATENTS, BaseConfig, load_base
 from policy.kernel import ReverseKernel
-from policy.rollout import rollout
+from policy.policy import Policy
 from policy.trajectory import Trajectory
+from reward.arguments import NO_TEACHER
 from reward.concept import read_prompts
-from reward.distil import (
-    CACHE_NAME,
-    DEFAULT_IMAGES,
-    add_distillation_arguments,
-    check_width,
-    distil_config,
-    fit_predictor,
-)
+from reward.distil import CACHE_NAME, DEFAULT_IMAGES, DistilFlags, fit_predictor
 from reward.latents import BaseRollouts, BaseSamples, collect
 from reward.origin import check_fit
 from reward.predictor import RewardPredictor
@@ -80,7 +71,121 @@ NAME = "reward_predictor"
 FIGURES = {"auc": "AUC", "spearman": "Spearman", "within": "Spearman within prompts", "cosine": "cosine"}
 NOISY_HALF = 500
 HELD_OUT_SEED = 1_000_000
-"""Added to --seed for what is evaluated on, which is thereby nothing that a predictor was trained on."""
+"""Added to --seed for what is evaluated on, so that no predictor was trained on it."""
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """Output."""
+
+    output_dir: Path = flag(
+        help=f"Where {NAME}.json, .md and .png are written, and twins that are trained.", published=None
+    )
+    overwrite_output_dir: bool = flag(
+        False, help="Replace an earlier evaluation in --output_dir.", published=None
+    )
+
+
+@dataclass(frozen=True)
+class PredictorsConfig:
+    """Predictor, twins and teacher."""
+
+    clip_model: str | None = flag(
+        None,
+        help="Teacher: open_clip name, hf-hub:ID or local-dir:DIR. Default: the bundled one.",
+        published=None,
+    )
+    clip_pretrained: str | None = flag(
+        None,
+        help="open_clip's pretrained tag or a safetensors file, for an architecture name.",
+        published=None,
+    )
+    reward_model_name_or_path: str | None = flag(
+        None,
+        help="The predictor to evaluate. Default: trained with the twins if --train_twins is given, else the "
+        "bundled one.",
+        published=by_name,
+    )
+    blind_twin: str | None = flag(
+        None,
+        metavar="DIR",
+        help="The timestep-blind twin, made by `python -m reward.train --no-timestep_conditioning`.",
+        published=by_name,
+    )
+    clean_twin: str | None = flag(
+        None,
+        metavar="DIR",
+        help="The clean-only twin, made by `python -m reward.train --noise_levels clean`.",
+        published=by_name,
+    )
+    train_twins: bool = flag(
+        False, help="Train the twins that are not given, on the same latents and budget."
+    )
+
+
+@dataclass(frozen=True)
+class StatesConfig:
+    """Latents and rollouts."""
+
+    adapter: Path | None = flag(
+        None,
+        metavar="DIR",
+        help="Roll out the base with this adapter. Default: the base.",
+        published=by_name,
+    )
+    prompts: Path | None = flag(
+        None,
+        help="Prompts to draw, one a line. Default: those that the predictor records.",
+        published=None,
+    )
+    concepts: tuple[str, ...] | None = flag(
+        None,
+        metavar="TEXT",
+        help="Texts whose score is evaluated, at least two. Default: the prompts.",
+    )
+    num_latents: int = flag(512, at_least=2, help="Number of finished latents to noise, and of rollouts.")
+    num_inference_steps: int = flag(16, at_least=1, help="Denoising steps of both.")
+    guidance_scale: float = flag(7.5, help="Guidance of both, and of x0-hat.")
+    eval_batch_size: int | None = flag(
+        None, at_least=1, help=f"Latents drawn, scored and timed at a time. {BY_LATENTS}"
+    )
+
+
+@dataclass(frozen=True)
+class TwinsConfig:
+    """Images of the twins."""
+
+    num_images: int = flag(DEFAULT_IMAGES, at_least=2, help="Number of images that the twins are trained on.")
+    learn_from_rollouts: bool = flag(
+        True, negatable=True, help="Also train the twins on the states of rollouts."
+    )
+    cache_dir: Path | None = flag(
+        None,
+        help=f"Where these images' latents are kept. Default: {CACHE_NAME} in --output_dir.",
+        published=None,
+    )
+
+
+@dataclass(frozen=True)
+class PredictorConfig:
+    """All settings of a predictor's evaluation."""
+
+    output: OutputConfig
+    base: BaseConfig
+    predictors: PredictorsConfig
+    states: StatesConfig
+    twins: TwinsConfig
+    distil: DistilFlags
+
+    @property
+    def base_name(self) -> str:
+        """What results call the base."""
+        return public_name(self.base.name)
+
+    def with_batch_size(self, usual: int) -> PredictorConfig:
+        """With the base's usual batch size where none was given."""
+        states = replace(self.states, eval_batch_size=self.states.eval_batch_size or usual)
+        return replace(self, states=states)
 
 
 @dataclass(frozen=True)
@@ -99,64 +204,79 @@ class States:
 
 
 @torch.no_grad()
-def noised_states(
-    process: Process, teacher: Teacher, prompts: list[str], count: int, seed: int, batch_size: int
-) -> States:
+def noised_states(process: Process, teacher: Teacher, prompts: list[str], *, count: int, seed: int) -> States:
     """Finished latents that the base draws for the prompts in turn, noise added at every step's timestep."""
+    policy, pipe = process.policy, process.backbone.pipe
     source = BaseSamples(
-        process.backbone.pipe, prompts, process.kernel.num_steps, process.guidance_scale, batch_size, seed
+        pipe,
+        prompts,
+        policy.kernel.num_steps,
+        policy.guidance_scale,
+        shard_size=policy.batch_size,
+        seed=seed,
     )
     data = collect(source, teacher, count)
-    scheduler = DDIMScheduler.from_config(process.backbone.pipe.scheduler.config)
+    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     generator = torch.Generator().manual_seed(seed)
     steps = [
         scheduler.add_noise(
             data.latents, torch.randn(data.latents.shape, generator=generator), t.cpu().repeat(count)
         )
-        for t in process.kernel.timesteps[:-1]
+        for t in policy.kernel.timesteps[:-1]
     ]
     return States(torch.stack(steps, 1), data.embeddings, torch.arange(count) % len(prompts))
 
 
 @torch.no_grad()
-def rollout_states(process: Process, teacher: Teacher, count: int, seed: int, batch_size: int) -> States:
+def rollout_states(process: Process, teacher: Teacher, *, count: int, seed: int) -> States:
     """The states of stochastic rollouts for the prompts in turn."""
-    rows = torch.arange(count, device=process.table.forget.device) % len(process.table.prompts)
+    policy = process.policy
+    rows = torch.arange(count, device=policy.table.forget.device) % len(policy.table.prompts)
     generator = torch.Generator().manual_seed(seed)
-    unet, parts = process.backbone.unet, []
-    for ids in tqdm(rows.split(batch_size), desc="rollouts"):
-        parts.append(rollout(unet, process.kernel, process.table, ids, process.guidance_scale, generator))
+    parts = [policy.rollout(ids, generator) for ids in tqdm(rows.split(policy.batch_size), desc="rollouts")]
     trajectory = Trajectory.cat(parts)
     scorer = noisy_decode_scorer(process, teacher)
-    truth = score_states(scorer, trajectory.latents[:, -1], process.kernel.num_steps, rows, batch_size)
+    truth = score_states(
+        scorer, trajectory.latents[:, -1], policy.kernel.num_steps, rows, batch_size=policy.batch_size
+    )
     return States(trajectory.latents[:, :-1].cpu(), truth, rows.cpu())
 
 
 def by_timestep(
     scorer: Scorer,
     states: States,
+    policy: Policy,
+    *,
     texts: torch.Tensor,
     prompt_texts: torch.Tensor,
-    process: Process,
-    batch_size: int,
     progress: str,
 ) -> dict[str, dict[str, float]]:
-    """The figures at every timestep, noisiest first: `{"931": {"auc": ..., "spearman": ..., "within": ...,
-    "cosine": ...}, ...}`."""
-    device, result = process.table.forget.device, {}
-    for step in tqdm(range(process.kernel.num_steps), desc=progress):
+    """The metrics at every timestep, noisiest first: `{"931": {"auc": ..., "spearman": ..., "within": ...,
+    "cosine": ...}, ...}`.
+
+    Args:
+        texts: (K, D), the concepts'.
+        prompt_texts: (P, D), the prompts'.
+        progress: the progress bar's label.
+    """
+    device, result = policy.table.forget.device, {}
+    for step in tqdm(range(policy.kernel.num_steps), desc=progress):
         embeddings = score_states(
-            scorer, states.latents[:, step].to(device), step, states.rows.to(device), batch_size
+            scorer,
+            states.latents[:, step].to(device),
+            step,
+            states.rows.to(device),
+            batch_size=policy.batch_size,
         )
-        result[str(process.kernel.timesteps[step].item())] = foresight(embeddings, states.truth, texts) | {
+        result[str(policy.kernel.timesteps[step].item())] = foresight(embeddings, states.truth, texts) | {
             "within": within_prompts(embeddings, states.truth, prompt_texts, states.rows)
         }
     return result
 
 
 def means(figures: Mapping[str, Mapping[str, float]], pure_noise: int = 0) -> dict[str, dict[str, float]]:
-    """Of each figure over all timesteps, and over the noisy half (t > 500), without the first `pure_noise`
-    timesteps."""
+    """Mean of each metric over all timesteps, and over the noisy half (t > 500), without the first
+    `pure_noise` timesteps."""
     timesteps = list(figures)[pure_noise:]
     halves = {"all": timesteps, "noisy": [t for t in timesteps if int(t) > NOISY_HALF]}
     return {
@@ -166,10 +286,11 @@ def means(figures: Mapping[str, Mapping[str, float]], pure_noise: int = 0) -> di
 
 
 def bars(scorers: Mapping[str, Any], sets: list[str]) -> dict[str, dict[str, Any]]:
-    """What the predictor is held to, of those scorers that are there: what was found, and whether it is met.
+    """The criteria that the predictor has to meet, for the scorers there are: what was found, and whether it
+    is met.
 
-    It must have a higher AUC than each twin in the noisy half, an AUC over all timesteps within 0.02 of that
-    of x0-hat, at a tenth of its time.
+    In the noisy half its AUC must be higher than each twin's; over all timesteps it must be within 0.02 of
+    x0-hat's, at a tenth of its time.
     """
     found: dict[str, dict[str, Any]] = {}
     ours = scorers[OURS]
@@ -199,7 +320,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         lines += [
             f"**{of}** ({results['sets'][of]} of them)",
             "",
-            f"| scorer | {' | '.join(f'{label}, all t | t > {NOISY_HALF}' for label in FIGURES.values())} | ms per latent |",
+            f"| scorer | {' | '.join(f'{label}, all t | t > {NOISY_HALF}' for label in FIGURES.values())} "
+            "| ms per latent |",
             f"|---|{'---|' * (2 * len(FIGURES) + 1)}",
         ]
         for name, scorer in results["scorers"].items():
@@ -210,13 +332,14 @@ def markdown(results: Mapping[str, Any]) -> str:
         lines.append("")
     for bar, found in results["bars"].items():
         lines.append(
-            f"- {bar}: {found['ours']:.3f} against {found['other']:.3f}, {'met' if found['met'] else 'not met'}"
+            f"- {bar}: {found['ours']:.3f} against {found['other']:.3f}, "
+            f"{'met' if found['met'] else 'not met'}"
         )
     return "\n".join(lines) + "\n"
 
 
 def plot(results: Mapping[str, Any], path: Path) -> None:
-    """Every figure against the timestep, a row for each set, a line for each scorer."""
+    """Plot every metric against the timestep, a row for each set, a line for each scorer."""
     sets, shown = list(results["sets"]), list(FIGURES)
     figure = Figure(figsize=(4.0 * len(shown), 3.0 * len(sets) + 0.8), dpi=80, layout="constrained")
     FigureCanvasAgg(figure)
@@ -242,281 +365,234 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     write_aside(path, lambda aside: figure.savefig(aside, format="png"))
 
 
-def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.predictor",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--output_dir",
-        type=Path,
-        required=True,
-        help=f"Where {NAME}.json, .md and .png are written, and twins that are trained.",
-    )
-    parser.add_argument(
-        "--overwrite_output_dir", action="store_true", help="Replace an earlier evaluation in --output_dir."
-    )
-    add_base_arguments(parser)
-    parser.add_argument(
-        "--clip_model", help="Teacher: open_clip name, hf-hub:ID or local-dir:DIR. Default: the bundled one."
-    )
-    parser.add_argument(
-        "--clip_pretrained",
-        help="open_clip's pretrained tag or a safetensors file, for an architecture name.",
-    )
-    parser.add_argument(
-        "--reward_model_name_or_path",
-        help="The predictor to prove. Default: trained with the twins if there are any to train, else the bundled one.",
-    )
-    parser.add_argument(
-        "--blind_twin",
-        metavar="DIR",
-        help="The timestep-blind twin, made by `python -m reward.train --no-timestep_conditioning`.",
-    )
-    parser.add_argument(
-        "--clean_twin",
-        metavar="DIR",
-        help="The clean-only twin, made by `python -m reward.train --noise_levels clean`.",
-    )
-    parser.add_argument(
-        "--train_twins",
-        action="store_true",
-        help="Train those of the twins that are not given, on the same latents and budget.",
-    )
-    parser.add_argument(
-        "--adapter", type=Path, metavar="DIR", help="Roll out the base with this adapter. Default: the base."
-    )
-    parser.add_argument(
-        "--prompts", type=Path, help="Prompts to draw, one a line. Default: those that the predictor records."
-    )
-    parser.add_argument(
-        "--concepts",
-        nargs="+",
-        metavar="TEXT",
-        help="Texts whose score is examined, at least two. Default: the prompts.",
-    )
-    parser.add_argument(
-        "--num_latents",
-        type=int,
-        default=512,
-        help="How many finished latents are noised, and how many rollouts are made.",
-    )
-    parser.add_argument(
-        "--num_inference_steps", type=positive_int, default=16, help="Denoising steps of both."
-    )
-    parser.add_argument("--guidance_scale", type=number, default=7.5, help="Guidance of both, and of x0-hat.")
-    parser.add_argument(
-        "--eval_batch_size",
-        type=positive_int,
-        help=f"Latents drawn, scored and timed at a time. {BY_LATENTS}",
-    )
-    parser.add_argument(
-        "--num_images", type=int, default=DEFAULT_IMAGES, help="How many images the twins are trained on."
-    )
-    parser.add_argument(
-        "--learn_from_rollouts",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="Train the twins on the states of rollouts, too.",
-    )
-    parser.add_argument(
-        "--cache_dir",
-        type=Path,
-        help=f"Where these images' latents are kept. Default: {CACHE_NAME} in --output_dir.",
-    )
-    add_distillation_arguments(parser)
-    args = parser.parse_args(input_args)
-    if args.num_latents < 2 or args.num_images < 2:
-        parser.error("--num_latents and --num_images must be at least 2.")
-    if args.concepts and len(set(args.concepts)) < 2:
-        parser.error("--concepts needs at least two texts: an image shows the one that is nearest to it.")
-    return args
+def parse_config(arguments: Sequence[str] | None = None) -> PredictorConfig:
+    """The settings of a command line."""
+    return parse(PredictorConfig, arguments, __doc__, prog="python -m evaluation.predictor")
 
 
-def check_arguments(args: argparse.Namespace) -> None:
-    """Everything that can be told to be wrong before anything is loaded.
+def check_config(config: PredictorConfig) -> None:
+    """Refuse what can be known to be wrong before anything is loaded.
 
     Raises:
         ValueError: what, and what to give instead.
     """
-    if (args.output_dir / f"{NAME}.json").exists() and not args.overwrite_output_dir:
+    output, predictors, states = config.output, config.predictors, config.states
+    if states.concepts and len(set(states.concepts)) < 2:
+        raise ValueError("--concepts needs at least two texts: an image shows the one that is nearest to it.")
+    if (output.output_dir / f"{NAME}.json").exists() and not output.overwrite_output_dir:
         raise ValueError(
-            f"{args.output_dir} already holds an evaluation; choose another --output_dir or add --overwrite_output_dir."
+            f"{output.output_dir} already holds an evaluation; choose another --output_dir or add "
+            "--overwrite_output_dir."
         )
-    check_width(args.width)
-    bundled = uses_bundled_base(args)
-    if not bundled and not args.clip_model:
+    config.distil.check_width()
+    if config.base.is_bundled:
+        return
+    if not predictors.clip_model:
+        raise ValueError(NO_TEACHER)
+    if not predictors.reward_model_name_or_path and not predictors.train_twins:
         raise ValueError(
-            "This base needs a teacher: name an open_clip model with --clip_model (and --clip_pretrained)."
+            "This base has no bundled predictor: give one with --reward_model_name_or_path, or train it with the "
+            "twins by --train_twins."
         )
-    if not bundled and not args.reward_model_name_or_path and not args.train_twins:
-        raise ValueError(
-            "This base has no bundled predictor: give one with --reward_model_name_or_path, or train it with the twins by --train_twins."
-        )
-    if args.train_twins and not args.reward_model_name_or_path and not args.prompts and not bundled:
+    if predictors.train_twins and not predictors.reward_model_name_or_path and not states.prompts:
         raise ValueError("There are no prompts to train on: give --prompts FILE.")
 
 
 def load_predictors(
-    args: argparse.Namespace, process: Process, teacher: Teacher, known: RewardPredictor | None
+    config: PredictorConfig, process: Process, teacher: Teacher, known: RewardPredictor | None
 ) -> dict[str, RewardPredictor]:
-    """The predictor and its twins by the scorer's name: given, or trained on the same latents, steps,
-    batch and seed."""
-    backbone, prompts = process.backbone, process.table.prompts
-    pipe = backbone.pipe
-    given = {OURS: known, BLIND: args.blind_twin, CLEAN: args.clean_twin}
+    """The predictor and its twins by the scorer's name: given, or trained on the same latents, steps, batch
+    and seed.
+
+    Args:
+        known: the predictor, if it is not to be trained.
+    """
+    backbone, pipe = process.backbone, process.backbone.pipe
+    given = {OURS: known, BLIND: config.predictors.blind_twin, CLEAN: config.predictors.clean_twin}
     found = {
         name: RewardPredictor.from_pretrained(of) if isinstance(of, str) else of
         for name, of in given.items()
         if of is not None
     }
     check_twins(found)
-    missing = [name for name in given if name not in found] if args.train_twins else []
+    missing = [name for name in given if name not in found] if config.predictors.train_twins else []
     if missing:
-        kind = BaseRollouts if args.learn_from_rollouts else BaseSamples
-        source = kind(
-            pipe, prompts, args.num_inference_steps, args.guidance_scale, args.eval_batch_size, args.seed
-        )
-        data = collect(source, teacher, args.num_images, args.cache_dir or args.output_dir / CACHE_NAME)
-    for name in missing:
-        print(f"Training the {name}")
-        found[name] = fit_predictor(
-            pipe,
-            teacher,
-            source,
-            data,
-            distil_config(args, noise_levels="clean" if name == CLEAN else "all"),
-            prompts=prompts,
-            base={
-                "name": public_name(args.pretrained_model_name_or_path or canvas.PIPELINE),
-                "revision": args.revision,
-            },
-            width=args.width if known is None else known.config["width"],
-            timestep_conditioning=name != BLIND,
-            clip_model=args.clip_model,
-        )
-        directory = args.output_dir / name.replace(" ", "-")
-        found[name].save_pretrained(directory, dtype=torch.float16)
-        found[name] = RewardPredictor.from_pretrained(directory)
+        found |= train_missing(config, process, teacher, missing, known)
     for name in found:
         check_fit(found[name], backbone.latent_shape, backbone.pipeline_class, pipe.scheduler, teacher)
     return {name: found[name].to(pipe.device).requires_grad_(False) for name in given if name in found}
 
 
+def train_missing(
+    config: PredictorConfig,
+    process: Process,
+    teacher: Teacher,
+    missing: Sequence[str],
+    known: RewardPredictor | None,
+) -> dict[str, RewardPredictor]:
+    """Train predictors of these names on one set of latents, and keep them in --output_dir."""
+    pipe, prompts, output = process.backbone.pipe, process.policy.table.prompts, config.output.output_dir
+    source = (BaseRollouts if config.twins.learn_from_rollouts else BaseSamples)(
+        pipe,
+        prompts,
+        config.states.num_inference_steps,
+        config.states.guidance_scale,
+        shard_size=config.states.eval_batch_size,
+        seed=config.distil.seed,
+    )
+    data = collect(source, teacher, config.twins.num_images, config.twins.cache_dir or output / CACHE_NAME)
+    found = {}
+    for name in missing:
+        print(f"Training the {name}")
+        trained = fit_predictor(
+            pipe,
+            teacher,
+            source,
+            data,
+            config.distil.config(noise_levels="clean" if name == CLEAN else "all"),
+            prompts=prompts,
+            base={"name": config.base_name, "revision": config.base.revision},
+            width=config.distil.width if known is None else known.config["width"],
+            timestep_conditioning=name != BLIND,
+            clip_model=config.predictors.clip_model,
+        )
+        directory = output / name.replace(" ", "-")
+        trained.save_pretrained(directory, dtype=torch.float16)
+        found[name] = RewardPredictor.from_pretrained(directory)
+    return found
+
+
 def check_twins(predictors: Mapping[str, RewardPredictor]) -> None:
-    """Whether the twins lack what they are to lack.
+    """Refuse twins that do not lack what they have to lack.
 
     Raises:
-        CheckpointError: one of them does not.
+        CheckpointError: which twin, and how to make it.
     """
     if BLIND in predictors and predictors[BLIND].config["timestep_conditioning"]:
         raise CheckpointError(
-            "--blind_twin is told the timestep; make it with `python -m reward.train --no-timestep_conditioning`."
+            "--blind_twin is conditioned on the timestep; make it with "
+            "`python -m reward.train --no-timestep_conditioning`."
         )
-    if (
-        CLEAN in predictors
-        and predictors[CLEAN].config["origin"].get("training", {}).get("noise_levels") != "clean"
-    ):
+    training = predictors[CLEAN].config["origin"].get("training", {}) if CLEAN in predictors else None
+    if training is not None and training.get("noise_levels") != "clean":
         raise CheckpointError(
-            "--clean_twin was trained on noisy latents; make it with `python -m reward.train --noise_levels clean`."
+            "--clean_twin was trained on noisy latents; make it with "
+            "`python -m reward.train --noise_levels clean`."
         )
 
 
 @advised("eval_batch_size")
-def main(args: argparse.Namespace) -> None:
-    check_arguments(args)
-    set_seed(args.seed)
+def main(config: PredictorConfig) -> None:
+    check_config(config)
+    set_seed(config.distil.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pipe = load_pipeline(
-        args.pretrained_model_name_or_path or canvas.PIPELINE, args.revision, **base_options(args)
-    ).to(device)
+    pipe = load_base(config.base).to(device)
+    predictors, states = config.predictors, config.states
     teacher = Teacher.from_pretrained(
-        args.clip_model or f"local-dir:{canvas.CLIP}", args.clip_pretrained, device
+        predictors.clip_model or f"local-dir:{canvas.CLIP}", predictors.clip_pretrained, device
     )
-    path = args.reward_model_name_or_path or (None if args.train_twins else str(canvas.REWARD))
+    path = predictors.reward_model_name_or_path or (None if predictors.train_twins else canvas.REWARD)
     known = RewardPredictor.from_pretrained(path) if path else None
-    if args.prompts:
-        prompts = read_prompts(args.prompts)
+    if states.prompts:
+        prompts = read_prompts(states.prompts)
     else:
         prompts = (known or RewardPredictor.from_pretrained(canvas.REWARD)).config["prompts"]
     if not prompts:
         raise ValueError("The predictor records no prompts; give the prompts to draw with --prompts FILE.")
-    if len(prompts) < 2 and not args.concepts:
+    if len(prompts) < 2 and not states.concepts:
         raise ValueError(
             "One prompt is one concept, which every image shows; give at least two prompts, or --concepts."
         )
     backbone = Backbone.of(pipe)
-    args.eval_batch_size = args.eval_batch_size or backbone.usual_batch_size
-    table = backbone.prompt_table(prompts)
-    kernel = ReverseKernel.from_scheduler(pipe.scheduler, args.num_inference_steps, device=device)
-    process = Process(backbone, kernel, table, args.guidance_scale)
-    predictors = load_predictors(args, process, teacher, known)
+    examine = partial(compare, backbone=backbone, teacher=teacher, prompts=prompts, known=known)
+    advised("eval_batch_size")(examine)(config.with_batch_size(backbone.usual_batch_size))
 
+
+def compare(
+    config: PredictorConfig,
+    *,
+    backbone: Backbone,
+    teacher: Teacher,
+    prompts: list[str],
+    known: RewardPredictor | None,
+) -> None:
+    """Compare the scorers on both sets, and write what was found.
+
+    Args:
+        known: the predictor, if it is not to be trained.
+    """
+    states, pipe = config.states, backbone.pipe
+    table = backbone.prompt_table(prompts)
+    kernel = ReverseKernel.from_scheduler(pipe.scheduler, states.num_inference_steps, device=pipe.device)
+    policy = Policy(
+        backbone.unet,
+        kernel,
+        table,
+        guidance_scale=states.guidance_scale,
+        batch_size=states.eval_batch_size,
+    )
+    process = Process(backbone, policy)
+    predictors = load_predictors(config, process, teacher, known)
     scorers: dict[str, Scorer] = {
         name: predictor_scorer(predictor, kernel) for name, predictor in predictors.items()
     }
     scorers |= {NOISY_DECODE: noisy_decode_scorer(process, teacher)}
     scorers |= {X0_PROMPT: x0_scorer(process, teacher, True), X0_ALONE: x0_scorer(process, teacher, False)}
-    texts, prompt_texts = (
-        teacher.encode_text(list(dict.fromkeys(args.concepts or prompts))).cpu(),
-        teacher.encode_text(prompts).cpu(),
-    )
-    seed = args.seed + HELD_OUT_SEED
+    texts = teacher.encode_text(list(dict.fromkeys(states.concepts or prompts))).cpu()
+    prompt_texts = teacher.encode_text(prompts).cpu()
     found: dict[str, dict[str, Any]] = {name: {} for name in scorers}
 
-    def examine(of: str, states: States) -> int:
+    def examine(of: str, drawn: States) -> int:
         for name, scorer in scorers.items():
-            figures = by_timestep(
-                scorer, states, texts, prompt_texts, process, args.eval_batch_size, f"{name} on {of}"
+            curves = by_timestep(
+                scorer,
+                drawn,
+                policy,
+                texts=texts,
+                prompt_texts=prompt_texts,
+                progress=f"{name} on {of}",
             )
-            found[name][of] = {"means": means(figures, int(of == "rollouts")), "by_timestep": figures}
-        return len(states.truth)
+            found[name][of] = {"means": means(curves, int(of == "rollouts")), "by_timestep": curves}
+        return len(drawn.truth)
 
-    states = noised_states(process, teacher, prompts, args.num_latents, seed, args.eval_batch_size)
-    sets = {"latents": examine("latents", states)}
-    middle, rows = kernel.num_steps // 2, states.rows[: args.eval_batch_size].to(device)
+    drawn_as = {"count": states.num_latents, "seed": config.distil.seed + HELD_OUT_SEED}
+    noised = noised_states(process, teacher, prompts, **drawn_as)
+    sets = {"latents": examine("latents", noised)}
+    middle, rows = kernel.num_steps // 2, noised.rows[: policy.batch_size].to(pipe.device)
     for name, scorer in scorers.items():
         found[name]["ms_per_latent"] = milliseconds_per_latent(
-            scorer, states.latents[: len(rows), middle].to(device), middle, rows
+            scorer, noised.latents[: len(rows), middle].to(pipe.device), middle, rows
         )
-    if args.adapter:
-        load_adapter(pipe, args.adapter)
-    sets["rollouts"] = examine(
-        "rollouts", rollout_states(process, teacher, args.num_latents, seed, args.eval_batch_size)
-    )
+    if states.adapter:
+        load_adapter(pipe, states.adapter)
+    sets["rollouts"] = examine("rollouts", rollout_states(process, teacher, **drawn_as))
     results = {
-        "base": public_name(args.pretrained_model_name_or_path or canvas.PIPELINE),
-        "adapter": public_name(args.adapter) if args.adapter else None,
+        "base": config.base_name,
+        "adapter": public_name(states.adapter) if states.adapter else None,
         "sets": sets,
         "prompts": len(prompts),
-        "concepts": args.concepts or "the prompts",
+        "concepts": list(states.concepts) if states.concepts else "the prompts",
         "scorers": found,
         "parameters": {
             name: sum(p.numel() for p in predictor.parameters()) for name, predictor in predictors.items()
         },
         "bars": bars(found, list(sets)),
-        "num_inference_steps": args.num_inference_steps,
-        "guidance_scale": args.guidance_scale,
-        "timed": {"batch": len(rows), "device": device.type, "threads": torch.get_num_threads()},
-        "seed": args.seed,
+        "num_inference_steps": states.num_inference_steps,
+        "guidance_scale": states.guidance_scale,
+        "timed": {"batch": len(rows), "device": pipe.device.type, "threads": torch.get_num_threads()},
+        "seed": config.distil.seed,
         "versions": versions(),
     }
-    write_results(results, args.output_dir)
+    report(results, config.output.output_dir)
 
 
-def write_results(results: Mapping[str, Any], output_dir: Path) -> None:
-    """JSON, Markdown and picture, each complete or not at all; the table is printed too."""
+def report(results: Mapping[str, Any], output_dir: Path) -> None:
+    """Write JSON, Markdown and picture, each complete or not at all, and print the table."""
     output_dir.mkdir(parents=True, exist_ok=True)
     rounded = json.loads(
         json.dumps(results), parse_float=lambda text: round(float(text), 4), parse_constant=lambda _: None
     )
-    write_aside(
-        output_dir / f"{NAME}.json",
-        lambda aside: aside.write_text(
-            json.dumps(rounded, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        ),
-    )
+    write_json(output_dir / f"{NAME}.json", rounded)
     text = markdown(results)
     write_aside(output_dir / f"{NAME}.md", lambda aside: aside.write_text(text, encoding="utf-8"))
     plot(results, output_dir / f"{NAME}.png")
@@ -526,4 +602,4 @@ def write_results(results: Mapping[str, Any], output_dir: Path) -> None:
 
 if __name__ == "__main__":
     with friendly_errors():
-        main(parse_args())
+        main(parse_config())

@@ -1,7 +1,7 @@
-"""Ways to tell from a noisy latent what the teacher will say of the finished image.
+"""Ways to predict from a noisy latent what the teacher will say of the finished image.
 
-A scorer maps states (B, C, H, W) at a step of the reverse process, drawn for prompts (B,), to embeddings (B,
-D).
+A scorer maps states (B, C, H, W) at a step of the reverse process, and their prompts (B,), to embeddings
+(B, D).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from pipelines.backbone import Backbone
-from pipelines.conditioning import PromptTable
 from policy.kernel import ReverseKernel
+from policy.policy import Policy
 from policy.rollout import guided_output
 from reward.predictor import RewardPredictor
 from reward.teacher import Teacher
@@ -31,12 +31,10 @@ NOISY_DECODE, X0_PROMPT, X0_ALONE = (
 
 @dataclass(frozen=True)
 class Process:
-    """What a state comes from: the reverse process, and what the UNet needs to go on from it."""
+    """What states come from: the policy, and the backbone that decodes them."""
 
     backbone: Backbone
-    kernel: ReverseKernel
-    table: PromptTable
-    guidance_scale: float
+    policy: Policy
 
 
 def predictor_scorer(predictor: RewardPredictor, kernel: ReverseKernel) -> Scorer:
@@ -45,19 +43,25 @@ def predictor_scorer(predictor: RewardPredictor, kernel: ReverseKernel) -> Score
 
 
 def noisy_decode_scorer(process: Process, teacher: Teacher) -> Scorer:
-    """The teacher on the latent decoded as it is, noise and all."""
+    """The teacher on the noisy latent, decoded as it is."""
     return lambda x, step, rows: teacher.encode_images(process.backbone.decode(x))
 
 
 def x0_scorer(process: Process, teacher: Teacher, know_prompt: bool) -> Scorer:
     """The teacher on the decoded one-step estimate of the finished latent, under the rollout's guidance or
     for the empty prompt."""
-    unet, kernel, table = process.backbone.unet, process.kernel, process.table
+    unet, kernel, table = process.backbone.unet, process.policy.kernel, process.policy.table
 
     def score(x: torch.Tensor, step: int, rows: torch.Tensor) -> torch.Tensor:
         prompts = table.conditioning[rows] if know_prompt else table.negative.expand(len(x))
-        guidance = process.guidance_scale if know_prompt else 1.0
-        output = guided_output(unet, kernel.timesteps[step], x, prompts, table.negative, guidance)
+        output = guided_output(
+            unet,
+            kernel.timesteps[step],
+            x,
+            prompts,
+            negative=table.negative,
+            guidance_scale=process.policy.guidance_scale if know_prompt else 1.0,
+        )
         return teacher.encode_images(process.backbone.decode(kernel.x0_and_epsilon(output, x, step)[0]))
 
     return score
@@ -65,7 +69,7 @@ def x0_scorer(process: Process, teacher: Teacher, know_prompt: bool) -> Scorer:
 
 @torch.no_grad()
 def score_states(
-    scorer: Scorer, states: torch.Tensor, step: int, rows: torch.Tensor, batch_size: int
+    scorer: Scorer, states: torch.Tensor, step: int, rows: torch.Tensor, *, batch_size: int
 ) -> torch.Tensor:
     """(N, C, H, W) states at one step, (N,) rows of their prompts -> (N, D) on the CPU."""
     parts = zip(states.split(batch_size), rows.split(batch_size), strict=True)
@@ -74,9 +78,9 @@ def score_states(
 
 @torch.no_grad()
 def milliseconds_per_latent(
-    scorer: Scorer, states: torch.Tensor, step: int, rows: torch.Tensor, repeats: int = 5
+    scorer: Scorer, states: torch.Tensor, step: int, rows: torch.Tensor, *, repeats: int = 5
 ) -> float:
-    """Median time of a batch (B, C, H, W) divided by its length, after one batch that is not counted."""
+    """Median time of a batch (B, C, H, W) divided by its length, after one warm-up batch."""
     times = []
     for _ in range(repeats + 1):
         _finish(states.device)

@@ -1,38 +1,38 @@
 """Try to get an erased concept back: `python -m evaluation.probes --adapter DIR` reports how often the judge
 sees it again, and at what price.
 
-Each probe is tried on the erased model and on the base without the adapter, which says how much the attempt
-could find at most; plain prompts say how little comes back without any attempt. A probe that has been run is
-not run again. docs/robustness.md explains probes, budgets and the threat model.
+Each probe is run on the erased model and on the base without the adapter: the base bounds what an attempt can
+find, plain prompts show what comes back without any attempt. A probe that has been run is not run again.
+docs/robustness.md explains probes, budgets and the threat model.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from common.command_line import number, positive_int
 from common.errors import friendly_errors, friendly_interrupts
-from common.files import write_aside
+from common.files import write_json
+from common.flags import flag, parse
 from common.memory import advised
 from common.names import public_name
 from common.versions import versions
-from evaluation.choice import Choice, add_examination_arguments, choose
+from evaluation.choice import Choice, ExaminationConfig, choose
 from evaluation.probes import attack, composition, inversion, paraphrase, relearning, removal
 from evaluation.probes.rows import PROBES_NAME, Row, cell, save_samples
 from evaluation.probes.settings import Settings
-from evaluation.probes.subject import Subject
+from evaluation.probes.subject import Pipeline, Subject
 from evaluation.protocol import default_guidance
 from hub.adapter import load_adapter
-from hub.provenance import RESULTS_NAME, read_results
+from hub.provenance import RESULTS_NAME, AdapterBase, read_results
 from pipelines.backbone import Backbone
 from reward.concept.exemplars import read_images
 
@@ -40,7 +40,7 @@ PLAIN = "plain"
 PROBES: dict[str, tuple[str, Callable[[Subject, Settings], list[Row]]]] = {
     PLAIN: (
         "plain prompts",
-        lambda subject, settings: [subject.compare("plain prompts", subject.plain, settings.least_images)],
+        lambda subject, settings: [subject.compare("plain prompts", subject.plain, settings.num_images)],
     ),
     "paraphrase": ("the concept in other words, and misspelt", paraphrase.run),
     "composition": ("the concept together with something else", composition.run),
@@ -50,208 +50,143 @@ PROBES: dict[str, tuple[str, Callable[[Subject, Settings], list[Row]]]] = {
     "removal": ("the adapter unloaded, weakened, fused, merged", removal.run),
 }
 """What each probe tries, and the function that does; plain prompts always come first."""
+NAMED = tuple(name for name in PROBES if name != PLAIN)
+"""The probes to choose from."""
 
 
-def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    default = Settings()
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.probes",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_examination_arguments(parser)
-    named = [name for name in PROBES if name != PLAIN]
-    parser.add_argument(
-        "--probes",
-        nargs="+",
-        choices=named,
-        default=named,
+@dataclass(frozen=True)
+class OutputConfig:
+    """Probes and output."""
+
+    probes: tuple[str, ...] = flag(
+        NAMED,
+        choices=NAMED,
         metavar="NAME",
-        help=f"Which probes are run, of {', '.join(named)}.",
+        help=f"Which probes to run, of {', '.join(NAMED)}. Default: all.",
     )
-    parser.add_argument(
-        "--output_dir",
-        type=Path,
+    output_dir: Path | None = flag(
+        None,
         metavar="DIR",
         help=f"Where {PROBES_NAME} and the samples are written. Default: probes within --adapter.",
+        published=None,
     )
-    parser.add_argument(
-        "--overwrite_output_dir",
-        action="store_true",
-        help="Run again what has been run, for example with other budgets.",
+    overwrite_output_dir: bool = flag(
+        False,
+        help="Run probes again that have been run, for example with other budgets.",
+        published=None,
     )
-    parser.add_argument(
-        "--seed", type=int, default=default.seed, help="Of everything that a probe draws at random."
+    without_base: bool = flag(
+        False,
+        help="Skip the attempts on the base, if another adapter's probes have them: half the time.",
     )
-    parser.add_argument(
-        "--num_images",
-        type=positive_int,
-        default=default.least_images,
-        help="Each figure comes from at least as many images.",
-    )
-    parser.add_argument(
-        "--concept_images",
-        type=Path,
+    concept_images: Path | None = flag(
+        None,
         metavar="DIR",
         help="Images of the concept to learn from. Default: the base draws them.",
+        published=None,
     )
-    parser.add_argument(
-        "--num_concept_images",
-        type=positive_int,
-        default=default.concept_images,
-        help="How many images are learnt from.",
-    )
-    parser.add_argument(
-        "--train_batch_size",
-        type=positive_int,
-        default=default.batch_size,
-        help="Noisy images in each optimizer step of a probe.",
-    )
-    parser.add_argument(
-        "--inversion_tokens",
-        type=positive_int,
-        nargs="+",
-        default=[*default.inversion_tokens],
-        help="Lengths of the embedding, one attempt each.",
-    )
-    parser.add_argument(
-        "--inversion_steps",
-        type=positive_int,
-        default=default.inversion_steps,
-        help="Steps in which an embedding is learnt.",
-    )
-    parser.add_argument(
-        "--inversion_learning_rate",
-        type=number,
-        default=default.inversion_learning_rate,
-        help="In units of the vocabulary's root mean square; 0.04 is what 5e-4 is for Stable Diffusion 1.x.",
-    )
-    parser.add_argument(
-        "--attack_tokens",
-        type=positive_int,
-        default=default.attack_tokens,
-        help="Words that are searched for before a prompt.",
-    )
-    parser.add_argument(
-        "--attack_steps",
-        type=positive_int,
-        default=default.attack_steps,
-        help="Steps of the search, for each prompt.",
-    )
-    parser.add_argument(
-        "--attack_prompts",
-        type=positive_int,
-        default=default.attack_prompts,
-        help="At most so many prompts are attacked, evenly spaced.",
-    )
-    parser.add_argument(
-        "--attack_learning_rate",
-        type=number,
-        default=default.attack_learning_rate,
-        help="In units of the vocabulary's root mean square.",
-    )
-    parser.add_argument(
-        "--relearning_steps",
-        type=positive_int,
-        nargs="+",
-        default=[*default.relearning_steps],
-        help="The concept is asked for after so many steps.",
-    )
-    parser.add_argument(
-        "--relearning_rank",
-        type=positive_int,
-        default=default.relearning_rank,
-        help="Of the LoRA that is fine-tuned.",
-    )
-    parser.add_argument(
-        "--relearning_learning_rate",
-        type=number,
-        default=default.relearning_learning_rate,
-        help="Of AdamW, for that LoRA.",
-    )
-    parser.add_argument(
-        "--without_base",
-        action="store_true",
-        help="Leave the attempts on the base out, if another adapter's probes have them: half the time.",
-    )
-    parser.add_argument(
-        "--merge_with",
-        type=Path,
+    merge_with: Path | None = flag(
+        None,
         metavar="DIR",
-        help="Another adapter for the same base, for the probe of removal.",
+        help="Another adapter for the same base, for the removal probe.",
+        published=None,
     )
-    args = parser.parse_args(input_args)
-    if args.output_dir is None:
-        if not Path(args.adapter).is_dir():
-            parser.error("--output_dir is needed for an adapter on the Hub.")
-        args.output_dir = Path(args.adapter) / "probes"
-    return args
+
+
+@dataclass(frozen=True)
+class ProbesConfig:
+    """All settings of the probes."""
+
+    output: OutputConfig
+    examination: ExaminationConfig
+    base: AdapterBase
+    budgets: Settings
+
+    @property
+    def output_dir(self) -> Path:
+        """Where reports and samples are written."""
+        return self.output.output_dir or Path(self.examination.adapter) / "probes"
+
+    def with_batch_size(self, usual: int) -> ProbesConfig:
+        """With the base's usual batch size where none was given."""
+        return replace(self, examination=self.examination.with_batch_size(usual))
+
+
+def parse_config(arguments: Sequence[str] | None = None) -> ProbesConfig:
+    """The settings of a command line."""
+    return parse(ProbesConfig, arguments, __doc__, prog="python -m evaluation.probes")
+
+
+def check_config(config: ProbesConfig) -> None:
+    """Refuse what can be known to be wrong before anything is loaded.
+
+    Raises:
+        ValueError: which flag is missing.
+    """
+    if config.output.output_dir is None and not Path(config.examination.adapter).is_dir():
+        raise ValueError("--output_dir is needed for an adapter on the Hub.")
 
 
 @advised("eval_batch_size", "train_batch_size")
-def main(args: argparse.Namespace) -> None:
+def main(config: ProbesConfig) -> None:
+    check_config(config)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    chosen = choose(args, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    settings = Settings(
-        args.seed,
-        args.num_images,
-        args.num_concept_images,
-        args.train_batch_size,
-        tuple(args.inversion_tokens),
-        args.inversion_steps,
-        args.inversion_learning_rate,
-        args.attack_tokens,
-        args.attack_steps,
-        args.attack_prompts,
-        args.attack_learning_rate,
-        tuple(args.relearning_steps),
-        args.relearning_rank,
-        args.relearning_learning_rate,
-    )
-    pipe = chosen.load_base(args)
-    args.eval_batch_size = args.eval_batch_size or Backbone.of(pipe).usual_batch_size
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = choose(config.base, config.examination, device)
+    pipe = chosen.load_base()
+    run = advised("eval_batch_size", "train_batch_size")(partial(run_all, chosen=chosen, pipe=pipe))
+    run(config.with_batch_size(Backbone.of(pipe).usual_batch_size))
+
+
+def run_all(config: ProbesConfig, *, chosen: Choice, pipe: Pipeline) -> None:
+    """Run the probes and write what they found."""
+    given, examination = config.examination, chosen.examination
     subject = Subject(
         pipe,
-        load_adapter(pipe, args.adapter),
+        load_adapter(pipe, given.adapter),
         chosen.concepts or [],
-        chosen.examination,
-        args.num_inference_steps or chosen.examination.num_inference_steps,
-        chosen.examination.guidance_scale if args.guidance_scale is None else args.guidance_scale,
-        args.eval_batch_size,
-        read_images(args.concept_images) if args.concept_images else None,
-        chosen.directory,
-        args.merge_with,
-        (False,) if args.without_base else (False, True),
+        examination,
+        num_inference_steps=given.num_inference_steps or examination.num_inference_steps,
+        guidance_scale=examination.guidance_scale if given.guidance_scale is None else given.guidance_scale,
+        eval_batch_size=given.eval_batch_size,
+        images=read_images(config.output.concept_images) if config.output.concept_images else None,
+        adapter_dir=chosen.directory,
+        merge_with=config.output.merge_with,
+        sides=(False,) if config.output.without_base else (False, True),
     )
-    said = described(subject, settings, chosen, args)
+    said = described(subject, chosen, config)
     with friendly_interrupts("The probes that are done are kept; the same command goes on."):
         found = run_probes(
-            subject, settings, said, [PLAIN, *args.probes], args.output_dir, args.overwrite_output_dir
+            subject,
+            config.budgets,
+            said,
+            names=[PLAIN, *config.output.probes],
+            directory=config.output_dir,
+            overwrite=config.output.overwrite_output_dir,
         )
     report = {**said, "probes": found}
-    write_json(report, args.output_dir / PROBES_NAME)
+    write_json(config.output_dir / PROBES_NAME, report)
     merge_into_results(report, chosen.directory)
-    print(f"\n{table(report)}\nwrote {args.output_dir / PROBES_NAME}")
+    print(f"\n{table(report)}\nwrote {config.output_dir / PROBES_NAME}")
 
 
-def described(
-    subject: Subject, settings: Settings, chosen: Choice, args: argparse.Namespace
-) -> dict[str, Any]:
-    """What the figures depend on, as JSON."""
+def described(subject: Subject, chosen: Choice, config: ProbesConfig) -> dict[str, Any]:
+    """What the results depend on, as JSON."""
     guidance = default_guidance(subject.pipe) if subject.guidance_scale is None else subject.guidance_scale
+    given = config.output
     said = {
         "concept": subject.concepts,
-        "base_model_name_or_path": public_name(chosen.base),
+        "base_model_name_or_path": public_name(chosen.base.name),
         "judge": chosen.examination.name,
         "protocol": chosen.examination.protocol,
         "adapter_sha256": hashlib.sha256(chosen.adapter.read_bytes()).hexdigest(),
         "num_inference_steps": subject.num_inference_steps,
         "guidance_scale": guidance,
-        "mixed_precision": args.mixed_precision,
-        "concept_images_from": args.concept_images.name if args.concept_images else "the base",
-        "without_base": args.without_base,
-        "merged_with": args.merge_with.resolve().name if args.merge_with else None,
-        "settings": dataclasses.asdict(settings),
+        "mixed_precision": config.examination.mixed_precision,
+        "concept_images_from": given.concept_images.name if given.concept_images else "the base",
+        "without_base": given.without_base,
+        "merged_with": given.merge_with.resolve().name if given.merge_with else None,
+        "settings": config.budgets.as_json(),
         "versions": versions(),
     }
     return json.loads(json.dumps(said))
@@ -261,13 +196,17 @@ def run_probes(
     subject: Subject,
     settings: Settings,
     said: dict[str, Any],
+    *,
     names: Sequence[str],
     directory: Path,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Run the probes that the directory has not; what each of them found, by name.
+    """Run the probes that the directory has no results of; what each of them found, by name.
 
-    Each leaves `probe-NAME.json` and a picture for each of its rows.
+    Each writes `probe-NAME.json` and a picture for each of its rows.
+
+    Args:
+        said: what the results depend on, by `described`.
 
     Raises:
         ValueError: the directory holds a probe that was run under other circumstances.
@@ -284,7 +223,8 @@ def run_probes(
                 key for key in circumstances if known["circumstances"].get(key) != circumstances[key]
             )
             raise ValueError(
-                f"{path} is of other circumstances ({differs} differs); choose another --output_dir, or add --overwrite_output_dir."
+                f"{path} is of other circumstances ({differs} differs); choose another --output_dir, or add "
+                "--overwrite_output_dir."
             )
         if known is None:
             if name not in names:
@@ -294,13 +234,13 @@ def run_probes(
             for number, row in enumerate(rows, start=1):
                 save_samples(row, directory / f"probe-{name}-{number}.png")
             known = {"tries": tries, "rows": [row.as_json() for row in rows], "circumstances": circumstances}
-            write_json(known, path)
+            write_json(path, known)
         found[name] = {"tries": known["tries"], "rows": known["rows"]}
     return found
 
 
 def circumstances_of(probe: str, said: dict[str, Any]) -> dict[str, Any]:
-    """What the figures of one probe depend on: not the versions, nor the budgets of the others."""
+    """What the results of one probe depend on: not the versions, nor the budgets of the others."""
     circumstances = {
         name: value
         for name, value in said.items()
@@ -330,23 +270,14 @@ def merge_into_results(report: dict[str, Any], directory: Path) -> None:
     `python -m hub card` writes the card anew."""
     path = directory / RESULTS_NAME
     if path.is_file():
-        write_json({**read_results(directory), "probes": report}, path)
-
-
-def write_json(content: dict[str, Any], path: Path) -> None:
-    """Complete or not at all."""
-    write_aside(
-        path,
-        lambda aside: aside.write_text(
-            json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        ),
-    )
+        write_json(path, {**read_results(directory), "probes": report})
 
 
 def table(report: dict[str, Any]) -> str:
     """The rows as text."""
     lines = [
-        f"{'the concept is seen, percent':46} {'with the adapter':>22} {'same on the base':>22} {'steps':>6} {'UNet samples':>13} {'seconds':>8}"
+        f"{'the concept is seen, percent':46} {'with the adapter':>22} {'same on the base':>22} {'steps':>6} "
+        f"{'UNet samples':>13} {'seconds':>8}"
     ]
     for probe in report["probes"].values():
         for row in probe["rows"]:
@@ -358,4 +289,4 @@ def table(report: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     with friendly_errors():
-        main(parse_args())
+        main(parse_config())

@@ -1,19 +1,21 @@
 """A discrete prompt attack in the manner of UnlearnDiffAtk (Zhang et al., 2023, https://arxiv.org/abs/2310.11868).
 
-Its objective makes the erased model its own classifier: of an image x_0 that shows the concept, find the
-    words p to put before the prompt c
-under which the erased model theta predicts the noise in it best,
+Its objective makes the erased model its own classifier: given an image x_0 that shows the concept, find the
+words p to put before the prompt c under which the erased model theta predicts the noise in it best,
 
     min_p  E_{t, eps} | eps_theta(x_t, t, [p, c]) - eps |^2,      p of N words of the vocabulary.
 
-Taken over: the objective, five words before the prompt, 40 steps, one image of the concept a prompt.
-    Otherwise than there: p is held as N
-vectors, of which the nearest words by cosine are what the model reads while the gradient goes to the vectors
-(Wen et al., 2023, https://arxiv.org/abs/2302.03668; the authors' code has this as its attacker
-`hard_prompt`), in place of a distribution over the vocabulary; all timesteps are in each step, and not one
-after another; and only whole words are taken, so that what is found can be typed. The prefix with the
-smallest loss on its way is drawn from noise that the attack did not see; theirs counts an attack as won if
-any prompt on its way wins.
+The same as there: the objective, five words before the prompt, 40 steps, one image of the concept a prompt.
+
+Different from there:
+
+- p is N vectors in place of a distribution over the vocabulary. The model reads the nearest words by cosine
+  and the gradient goes to the vectors (Wen et al., 2023, https://arxiv.org/abs/2302.03668; the authors' code
+  has this as its attacker `hard_prompt`).
+- Each step holds all timesteps, not one after another.
+- Only whole words are used, so that the result can be typed.
+- The prefix with the smallest loss so far is drawn from noise that the attack did not see; theirs counts an
+  attack as won if any prompt on its way wins.
 """
 
 from __future__ import annotations
@@ -55,11 +57,13 @@ def run(subject: Subject, settings: Settings) -> list[Row]:
                     leave=False,
                 )
             ):
-                prefix, track = find_prefix(subject, settings, variant, words, settings.seed + number, budget)
+                prefix, track = find_prefix(
+                    subject, settings, variant, words, seed=settings.seed + number, budget=budget
+                )
                 variants.append((variant[0], f"{' '.join(prefix)} {variant[1]}"))
                 losses.append((track[0], min(track)))
             sides[base] = (
-                *subject.look(variants, settings.least_images, f"prompt attack, {side}"),
+                *subject.look(variants, settings.num_images, f"prompt attack, {side}"),
                 budget,
                 variants,
                 losses,
@@ -76,33 +80,45 @@ def run(subject: Subject, settings: Settings) -> list[Row]:
             name,
             adapter,
             base_found,
-            budget,
-            [prompt for _, prompt in variants[:SAMPLES]],
-            before,
-            after,
-            facts,
+            budget=budget,
+            prompts=[prompt for _, prompt in variants[:SAMPLES]],
+            before=before,
+            after=after,
+            facts=facts,
         )
     ]
 
 
 def find_prefix(
-    subject: Subject, settings: Settings, variant: Variant, words: Sequence[str], seed: int, budget: Budget
+    subject: Subject,
+    settings: Settings,
+    variant: Variant,
+    words: Sequence[str],
+    *,
+    seed: int,
+    budget: Budget,
 ) -> tuple[list[str], list[float]]:
-    """The words to put before a prompt, found with the pipeline as it is now, and the loss of the words that
-    each step tried.
+    """The words to put before a prompt, found with the pipeline as it is now, and the loss at each step.
 
     Timesteps are spread evenly and the noise is drawn once, so that the losses of different words can be
     compared.
+
+    Args:
+        words: those to choose from.
+        seed: of the noise and of the first words.
+        budget: what the search costs is added to it.
     """
     backbone, scheduler = subject.backbone, ddim(subject.pipe)
     cell, prompt = variant
-    examples = subject.examples(settings.concept_images)
+    examples = subject.examples(settings.num_concept_images)
     own = [row for row, of in enumerate(examples.cells) if of == cell] or list(range(len(examples)))
-    latents = examples.latents[own[:1]].expand(settings.batch_size, -1, -1, -1)
+    latents = examples.latents[own[:1]].expand(settings.train_batch_size, -1, -1, -1)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
     spread = (
-        (torch.arange(settings.batch_size) + 0.5) / settings.batch_size * scheduler.config.num_train_timesteps
+        (torch.arange(settings.train_batch_size) + 0.5)
+        / settings.train_batch_size
+        * scheduler.config.num_train_timesteps
     )
     timesteps = spread.long().to(latents.device)
 
@@ -125,11 +141,13 @@ def find_prefix(
                 F.normalize(v.detach(), dim=-1) @ F.normalize(table, dim=-1).T
                 for v, table in zip(vectors, rows, strict=True)
             ).argmax(-1)
-            # What is read are the words; what the gradient reaches are the vectors.
+            # The model reads the words; the gradient reaches the vectors.
             read = [v + (table[nearest] - v).detach() for v, table in zip(vectors, rows, strict=True)]
             with standing_in(backbone, standing, read):
-                told = backbone.encode([f"{' '.join(standing)} {prompt}"]).expand(len(latents))
-            loss = denoising_loss(backbone, scheduler, latents, timesteps, noise, told).mean()
+                conditioning = backbone.encode([f"{' '.join(standing)} {prompt}"]).expand(len(latents))
+            loss = denoising_loss(
+                backbone, scheduler, latents, timesteps, noise, conditioning=conditioning
+            ).mean()
             losses.append(loss.item())
             if losses[-1] < best[1]:
                 best = [words[i] for i in nearest.tolist()], losses[-1]

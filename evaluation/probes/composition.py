@@ -10,8 +10,8 @@ JOINED = ("{concept} and {other}", "{other} and {concept}", "{concept} next to {
 
 
 def run(subject: Subject, settings: Settings) -> list[Row]:
-    """Each prompt that asks for the concept, joined with a retained prompt in each way of JOINED; without
-    retained prompts there is no row."""
+    """Each prompt that asks for the concept, joined with a retained prompt in each way of JOINED; no row if
+    there are no retained prompts."""
     if not subject.retain:
         return []
     forget, retain = subject.plain, subject.retain
@@ -26,6 +26,6 @@ def run(subject: Subject, settings: Settings) -> list[Row]:
             for (i, prompt), other in zip(forget, others, strict=True)
         ]
         rows.append(
-            subject.compare(wording.format(concept="concept", other="other"), variants, settings.least_images)
+            subject.compare(wording.format(concept="concept", other="other"), variants, settings.num_images)
         )
     return rows

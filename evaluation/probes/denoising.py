@@ -1,5 +1,4 @@
-"""The loss that all learning probes lower: the error of the UNet's prediction on noised images of the
-concept."""
+"""The loss that all learning probes minimise: the UNet's prediction error on noised images of the concept."""
 
 from __future__ import annotations
 
@@ -17,21 +16,24 @@ def denoising_loss(
     latents: torch.Tensor,
     timesteps: torch.Tensor,
     noise: torch.Tensor,
-    told: Conditioning,
+    *,
+    conditioning: Conditioning,
 ) -> torch.Tensor:
-    """|prediction - target|^2 (Ho et al., 2020, eq. 14), the target being what the base was trained on:
-    noise, velocity or the image.
+    """|prediction - target|^2 (Ho et al., 2020, eq. 14); the target is what the base was trained on: noise,
+    velocity or the image.
 
     Args:
         latents, noise: (B, C, h, w).
         timesteps: (B,) int64.
-        told: conditioning of length B.
+        conditioning: of length B.
 
     Returns:
-        (B,), averaged over C, h, w; with gradient if it is enabled.
+        (B,), averaged over C, h, w. Differentiable.
     """
     noisy = scheduler.add_noise(latents, noise, timesteps)
-    predicted = guided_output(backbone.unet, timesteps, noisy, told, told, 1.0).float()
+    predicted = guided_output(
+        backbone.unet, timesteps, noisy, conditioning, negative=conditioning, guidance_scale=1.0
+    ).float()
     return (predicted - _target(scheduler, latents, timesteps, noise)).square().mean(dim=(1, 2, 3))
 
 

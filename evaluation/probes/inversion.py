@@ -1,11 +1,11 @@
 """Textual inversion (Gal et al., 2022, https://arxiv.org/abs/2208.01618) against an erased model, after Pham
 et al. (2023, https://arxiv.org/abs/2308.01508).
 
-With the model frozen, learn the embeddings v* of k tokens that stand where the concept's name stood,
+With the model frozen, learn the embeddings v* of k tokens in place of the concept's name,
 
     v* = argmin_v  E_{x_0, t, eps} | eps_theta(x_t, t, c(v)) - eps |^2,
 
-from images x_0 of the concept. What is then drawn with v* in place of the name was in the model all along.
+from images x_0 of the concept. Whatever v* then draws was in the model all along.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from evaluation.probes.words import standing_in, token_ids, vocabularies, whole_
 from pipelines.generate import ddim
 
 BEGINNING = "image"
-"""The word whose embedding the learnt ones begin as: the name of the judge's domain ("style", "object"),
-or else this."""
+"""The word whose embedding initialises the learnt ones: the name of the judge's domain ("style", "object"),
+else this."""
 
 
 def run(subject: Subject, settings: Settings) -> list[Row]:
@@ -44,7 +44,7 @@ def run(subject: Subject, settings: Settings) -> list[Row]:
             with frozen(subject.pipe), subject.side(base):
                 vectors, losses = invert(subject, settings, words, budget, label)
                 with standing_in(subject.backbone, words, vectors):
-                    found, images = subject.look(variants, settings.least_images, label)
+                    found, images = subject.look(variants, settings.num_images, label)
             sides[base] = found, images, budget, losses
         adapter, after, budget, losses = sides[False]
         base_found, before, *_ = sides.get(True, (None, []))
@@ -57,7 +57,18 @@ def run(subject: Subject, settings: Settings) -> list[Row]:
             "loss at first": statistics.fmean(losses[:tenth]),
             "loss at last": statistics.fmean(losses[-tenth:]),
         }
-        rows.append(Row(name, adapter, base_found, budget, shown, before, after, facts))
+        rows.append(
+            Row(
+                name,
+                adapter,
+                base_found,
+                budget=budget,
+                prompts=shown,
+                before=before,
+                after=after,
+                facts=facts,
+            )
+        )
     return rows
 
 
@@ -70,7 +81,7 @@ def invert(
     AdamW without decay; a batch of images, timesteps and noise drawn anew for each step.
     """
     backbone, scheduler = subject.backbone, ddim(subject.pipe)
-    examples = subject.examples(settings.concept_images)
+    examples = subject.examples(settings.num_concept_images)
     prompts = {cell: renamed(prompt, subject.concepts, " ".join(words)) for cell, prompt in subject.plain}
     beginning = _beginning(subject)
     scales, vectors = [], []
@@ -86,11 +97,12 @@ def invert(
     generator, losses = torch.Generator().manual_seed(settings.seed), []
     with metered(backbone.unet, budget), standing_in(backbone, words, vectors):
         for _ in tqdm(range(settings.inversion_steps), desc=label, disable=not subject.progress, leave=False):
-            ids = torch.randint(len(examples), (settings.batch_size,), generator=generator)
+            ids = torch.randint(len(examples), (settings.train_batch_size,), generator=generator)
             latents = examples.latents[ids.to(examples.latents.device)]
-            told = backbone.encode([prompts[examples.cells[i]] for i in ids.tolist()])
+            conditioning = backbone.encode([prompts[examples.cells[i]] for i in ids.tolist()])
+            timesteps, noise = draw_noise(scheduler, latents, generator)
             loss = denoising_loss(
-                backbone, scheduler, latents, *draw_noise(scheduler, latents, generator), told
+                backbone, scheduler, latents, timesteps, noise, conditioning=conditioning
             ).mean()
             loss.backward()
             optimizer.step()

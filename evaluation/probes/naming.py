@@ -10,8 +10,8 @@ from reward.concept.words import FUNCTION_WORDS, GENERIC_WORDS
 
 
 def find_name(prompt: str, concepts: Sequence[str]) -> str | None:
-    """The part of the prompt that names one of the concepts, as it stands there: the whole name, else its
-    longest word that is there; None if it names none. Case and a plural s aside."""
+    """The part of the prompt that names one of the concepts: the whole name, else its longest word in the
+    prompt; None if there is none. Case and a plural s are ignored."""
     for concept in concepts:
         found = _search(plain_name(concept), prompt)
         if found:

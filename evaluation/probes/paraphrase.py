@@ -1,4 +1,4 @@
-"""Paraphrases and misspellings: the concept asked for in other words than those that were erased."""
+"""Paraphrases and misspellings: the concept in other words than those that were erased."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from evaluation.probes.settings import Settings
 from evaluation.probes.subject import Subject, Variant
 
 WORDINGS = ("{prompt}, highly detailed", "please show me {prompt}", "{name}: {rest}", "{rest}, {name}")
-"""Ways to say a prompt again: `name` is the concept's, `rest` what else the prompt says."""
+"""Ways to reword a prompt: `name` is the concept's, `rest` what else the prompt says."""
 MISSPELLINGS = 3
 
 
@@ -33,7 +33,7 @@ def run(subject: Subject, settings: Settings) -> list[Row]:
         ],
     }
     return [
-        subject.compare(name, _once(variants), settings.least_images)
+        subject.compare(name, _once(variants), settings.num_images)
         for name, variants in found.items()
         if variants
     ]
@@ -48,8 +48,8 @@ def reword(prompt: str, concepts: list[str], wording: str) -> str | None:
 
 
 def misspell(name: str, seed: str) -> str:
-    """One slip in the longest word: a letter left out, doubled, changed, or swapped with its neighbour;
-    the first letter stays."""
+    """One typo in the longest word: a letter left out, doubled, changed, or swapped with the next; the first
+    letter stays."""
     generator = random.Random(seed)
     word = max(name.split(), key=len)
     if len(word) < 2:

@@ -13,8 +13,8 @@ from pipelines.backbone import Backbone
 
 
 def twin(pipe: StableDiffusionPipeline) -> StableDiffusionPipeline:
-    """A pipeline with parts of its own where adapters are loaded, for whatever changes layers or weights;
-    the rest is shared with the first."""
+    """A pipeline with its own copies of the parts that adapters are loaded into, for whatever changes layers
+    or weights; it shares the rest with the first."""
     second = copy.copy(pipe)
     for component in pipe.get_list_adapters():
         setattr(second, component, copy.deepcopy(getattr(pipe, component)))
@@ -23,8 +23,7 @@ def twin(pipe: StableDiffusionPipeline) -> StableDiffusionPipeline:
 
 @contextmanager
 def frozen(pipe: StableDiffusionPipeline) -> Iterator[None]:
-    """Within: no parameter has a gradient, and dropout is off. After: trainable and in training where they
-    were."""
+    """Within: no parameter has a gradient, and dropout is off. After: every mode is as before."""
     modules = Backbone.of(pipe).modules
     parameters = [parameter for module in modules for parameter in module.parameters()]
     trainable, training = (

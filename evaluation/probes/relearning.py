@@ -1,9 +1,8 @@
 """Relearning: a LoRA fine-tuned on top of the erased model with the usual loss, on images of the concept and
 on images of anything else.
 
-That a few steps on the concept bring it back says that it was hidden and not removed; that steps on unrelated
-images do, says that any user's fine-tuning may undo the erasure (Suriyakumar et al., 2024,
-https://arxiv.org/abs/2410.08074).
+If a few steps on the concept bring it back, it was hidden and not removed. If steps on unrelated images do,
+any user's fine-tuning may undo the erasure (Suriyakumar et al., 2024, https://arxiv.org/abs/2410.08074).
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]
 
 
 def run(subject: Subject, settings: Settings) -> list[Row]:
-    """A row for each kind of images and number of steps: fine-tuned on top of the erased model, and
-    likewise on top of the base."""
+    """A row for each kind of images and number of steps: fine-tuned on top of the erased model, and on top of
+    the base."""
     rows: dict[tuple[bool, int], Row] = {}
     for concept in (True, False):
         if not (concept or subject.retain):
@@ -52,9 +51,10 @@ def run(subject: Subject, settings: Settings) -> list[Row]:
 def _tune(
     subject: Subject, settings: Settings, concept: bool, base: bool
 ) -> Iterator[tuple[int, Return, list[Image.Image], Budget]]:
-    """Fine-tune; after each number of steps what the plain prompts bring."""
-    label = f"fine-tuning on {'the concept' if concept else 'unrelated images'}, {'base' if base else 'with the adapter'}"
-    examples = subject.examples(settings.concept_images, concept)
+    """Fine-tune; after each number of steps, what the plain prompts bring."""
+    kind, side = "the concept" if concept else "unrelated images", "base" if base else "with the adapter"
+    label = f"fine-tuning on {kind}, {side}"
+    examples = subject.examples(settings.num_concept_images, concept)
     prompts = [subject.prompt(cell) for cell in examples.cells]
     tuned, budget, generator = (
         twin(subject.pipe),
@@ -69,9 +69,16 @@ def _tune(
                 for _ in tqdm(
                     range(budget.steps, steps), desc=label, disable=not subject.progress, leave=False
                 ):
-                    tuning_step(tuned, optimizer, examples, prompts, settings.batch_size, generator)
+                    tuning_step(
+                        tuned,
+                        optimizer,
+                        examples,
+                        prompts,
+                        batch_size=settings.train_batch_size,
+                        generator=generator,
+                    )
             budget.steps = steps
-            found, images = subject.look(subject.plain, settings.least_images, label, tuned)
+            found, images = subject.look(subject.plain, settings.num_images, label, tuned)
             yield steps, found, images, Budget(**vars(budget))
 
 
@@ -80,19 +87,19 @@ def tuning_step(
     optimizer: torch.optim.Optimizer,
     examples: Examples,
     prompts: list[str],
+    *,
     batch_size: int,
     generator: torch.Generator,
 ) -> None:
-    """One step of fine-tuning on a batch of the examples under their prompts, the gradient's norm clipped
+    """One step of fine-tuning on a batch of the examples with their prompts; the gradient's norm is clipped
     to 1."""
     backbone, scheduler = Backbone.of(pipe), ddim(pipe)
     ids = torch.randint(len(examples), (batch_size,), generator=generator)
     latents = examples.latents[ids.to(examples.latents.device)]
     with torch.no_grad():
-        told = backbone.encode([prompts[i] for i in ids.tolist()])
-    loss = denoising_loss(
-        backbone, scheduler, latents, *draw_noise(scheduler, latents, generator), told
-    ).mean()
+        conditioning = backbone.encode([prompts[i] for i in ids.tolist()])
+    timesteps, noise = draw_noise(scheduler, latents, generator)
+    loss = denoising_loss(backbone, scheduler, latents, timesteps, noise, conditioning=conditioning).mean()
     loss.backward()
     torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
     optimizer.step()
@@ -102,8 +109,8 @@ def tuning_step(
 def add_tuned(
     pipe: StableDiffusionPipeline, settings: Settings, beside: list[str]
 ) -> list[torch.nn.Parameter]:
-    """Put a new LoRA onto the UNet, active together with the adapters `beside` and no others, and return
-    its float32 parameters; it begins as the identity."""
+    """Add a LoRA to the UNet, active together with the adapters `beside` and no others, and return its
+    float32 parameters; at first it changes nothing."""
     unet, rank = pipe.unet, settings.relearning_rank
     torch.manual_seed(settings.seed)
     unet.add_adapter(

@@ -1,4 +1,4 @@
-"""Removal: what whoever holds the weights can do with an adapter without learning anything."""
+"""Removal: what anyone who has the weights can do with an adapter without training."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ HALF = 0.5
 
 
 def run(subject: Subject, settings: Settings) -> list[Row]:
-    """Plain prompts with the adapter unloaded, at half its weight, fused into the weights (which must
-    change nothing), and, if another adapter is given, merged with that one."""
+    """Plain prompts with the adapter unloaded, at half its weight, fused into the weights (which must change
+    nothing), and merged with another adapter if one is given."""
     with subject.side(base=True):
-        unloaded, before = subject.look(subject.plain, settings.least_images, "unloaded")
+        unloaded, before = subject.look(subject.plain, settings.num_images, "unloaded")
     prompts = [prompt for _, prompt in subject.plain[:SAMPLES]]
     rows = [Row("unloaded", unloaded, unloaded, prompts=prompts, before=before, after=before)]
 
     def add(name: str, pipe: StableDiffusionPipeline | None = None) -> None:
-        found, images = subject.look(subject.plain, settings.least_images, name, pipe)
+        found, images = subject.look(subject.plain, settings.num_images, name, pipe)
         rows.append(Row(name, found, unloaded, prompts=prompts, before=before, after=images))
 
     with adapter_at(subject.pipe, HALF):

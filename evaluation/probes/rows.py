@@ -1,5 +1,4 @@
-"""What a probe reports: rows, each with the concept's judged return, what it cost, and a few of its
-images."""
+"""What a probe reports: rows, each with how often the judge sees the concept, the cost, and a few images."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ class Return:
 
     Attributes:
         interval: of 95 %, over prompts and their images.
-        images: how many were judged.
+        images: number judged.
     """
 
     percent: float
@@ -58,12 +57,12 @@ class Return:
 
 @dataclass
 class Budget:
-    """What whoever wants the concept back spends before the first image.
+    """What an attacker spends before the first image.
 
     Attributes:
-        images: of the concept, or of anything else, that were learnt from.
-        steps: of an optimizer.
-        unet_samples: what the UNet was asked, one sample an image, timestep and branch of the guidance.
+        images: number of images learnt from, of the concept or of anything else.
+        steps: optimizer steps.
+        unet_samples: UNet evaluations, one for each image, timestep and branch of the guidance.
         seconds: on the machine that measured.
     """
 
@@ -88,12 +87,11 @@ class Row:
     Attributes:
         name: what was attempted.
         adapter: what came back with the adapter.
-        base: what the same attempt finds in the base, the most that can come back; None where it would say
-            nothing.
-        budget: of the attempt on the adapter; the one on the base has as much.
+        base: what the same attempt finds in the base, the most that can come back; None if it was not tried.
+        budget: of the attempt on the adapter; the one on the base has the same.
         prompts: some of those that were drawn.
-        before, after: of the first images drawn, the base's and the adapter's.
-        facts: further figures by name.
+        before, after: the first images drawn by the base and with the adapter.
+        facts: further numbers by name.
     """
 
     name: str
@@ -121,7 +119,7 @@ class Row:
 
 @contextmanager
 def metered(unet: nn.Module, budget: Budget) -> Iterator[None]:
-    """Add to the budget what the UNet is asked within, and the time it takes."""
+    """Add the UNet evaluations and the seconds of a block to the budget."""
 
     def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         budget.unet_samples += len(args[0] if args else kwargs["sample"])
@@ -136,7 +134,7 @@ def metered(unet: nn.Module, budget: Budget) -> Iterator[None]:
 
 def save_samples(row: Row, path: Path) -> None:
     """Write the row's images as PNG: the base's above, the adapter's below, from the same noise; the
-    adapter's alone where there are no others."""
+    adapter's alone if the base was not tried."""
     bands = [band[:SAMPLES] for band in (row.before, row.after) if band]
     width = max(map(len, bands)) * (CELL + GAP) + GAP
     sheet = Image.new("RGB", (width, len(bands) * (CELL + GAP) + GAP), "white")
@@ -152,4 +150,7 @@ def save_samples(row: Row, path: Path) -> None:
 
 def cell(found: Mapping[str, Any] | None) -> str:
     """What an attempt found, with its interval."""
-    return "-" if found is None else f"{found['return']:.1f} [{found['ci95'][0]:.1f}, {found['ci95'][1]:.1f}]"
+    if found is None:
+        return "-"
+    low, high = found["ci95"]
+    return f"{found['return']:.1f} [{low:.1f}, {high:.1f}]"

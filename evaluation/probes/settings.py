@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
+
+from common.flags import flag
+
+JSON_NAMES = {
+    "num_images": "least_images",
+    "num_concept_images": "concept_images",
+    "train_batch_size": "batch_size",
+}
+"""What probes.json calls settings that have another name there."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is spent on each probe; the defaults are for the bundled base, docs/robustness.md has those
-    that are published for full-size ones.
+    """Budgets of the probes.
 
-    Attributes:
-        seed: of everything that is drawn at random.
-        least_images: a row has at least as many judged images.
-        concept_images: images of the concept, and of other prompts, to learn from.
-        batch_size: noisy images in an optimizer step.
-        inversion_tokens: lengths of the embeddings that are learnt, one row each.
-        inversion_steps: optimizer steps for each.
-        inversion_learning_rate: in units of the vocabulary's root mean square; 0.04 is what 5e-4 is for
-            Stable Diffusion 1.x.
-        attack_tokens: length of the prefix.
-        attack_steps: optimizer steps for each prompt.
-        attack_prompts: how many prompts are attacked at most.
-        attack_learning_rate: in units of the vocabulary's root mean square.
-        relearning_steps: after how many steps of fine-tuning the concept is asked for.
-        relearning_rank: of the LoRA that is fine-tuned.
-        relearning_learning_rate: of it.
+    The defaults are for the bundled base; docs/robustness.md has those that are published for full-size ones.
     """
 
-    seed: int = 0
-    least_images: int = 24
-    concept_images: int = 24
-    batch_size: int = 8
-    inversion_tokens: tuple[int, ...] = (1,)
-    inversion_steps: int = 300
-    inversion_learning_rate: float = 0.1
-    attack_tokens: int = 5
-    attack_steps: int = 40
-    attack_prompts: int = 8
-    attack_learning_rate: float = 0.5
-    relearning_steps: tuple[int, ...] = (50, 100)
-    relearning_rank: int = 4
-    relearning_learning_rate: float = 1e-3
+    seed: int = flag(0, help="Seed of everything that a probe draws at random.")
+    num_images: int = flag(24, at_least=1, help="Least number of judged images behind each metric.")
+    num_concept_images: int = flag(
+        24, at_least=1, help="Number of images of the concept, and of other prompts, to learn from."
+    )
+    train_batch_size: int = flag(8, at_least=1, help="Noisy images in each optimizer step of a probe.")
+    inversion_tokens: tuple[int, ...] = flag(
+        (1,), at_least=1, help="Lengths of the embedding, one attempt each."
+    )
+    inversion_steps: int = flag(300, at_least=1, help="Optimizer steps for each embedding.")
+    inversion_learning_rate: float = flag(
+        0.1,
+        help="In units of the vocabulary's root mean square; 0.04 corresponds to 5e-4 for Stable Diffusion "
+        "1.x.",
+    )
+    attack_tokens: int = flag(5, at_least=1, help="Number of words searched for in front of a prompt.")
+    attack_steps: int = flag(40, at_least=1, help="Optimizer steps for each prompt.")
+    attack_prompts: int = flag(8, at_least=1, help="Most prompts to attack, evenly spaced.")
+    attack_learning_rate: float = flag(0.5, help="In units of the vocabulary's root mean square.")
+    relearning_steps: tuple[int, ...] = flag(
+        (50, 100), at_least=1, help="Steps of fine-tuning after which the concept is asked for."
+    )
+    relearning_rank: int = flag(4, at_least=1, help="Rank of the LoRA that is fine-tuned.")
+    relearning_learning_rate: float = flag(1e-3, help="AdamW's learning rate for that LoRA.")
+
+    def as_json(self) -> dict[str, Any]:
+        """As probes.json shows them."""
+        return {JSON_NAMES.get(f.name, f.name): getattr(self, f.name) for f in fields(self)}

@@ -1,5 +1,5 @@
-"""What is probed: an adapter on its base, the prompts that ask for the concept, and the judge that says
-whether it is there."""
+"""What is probed: an adapter on its base, the prompts that ask for the concept, and the judge that looks for
+it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from pipelines.backbone import Backbone
 from pipelines.generate import adapter_disabled, draw, evaluation_mode
 
 ATTACKER_SEEDS = 10_000
-"""Images that are learnt from have seeds from here on, so that none of them is judged."""
+"""Seeds of images to learn from start here, so that none of them is judged."""
+
+Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
 
 Variant = tuple[int, str]
-"""Index of a prompt of the examination that asks for the concept, and the prompt that is drawn in its
-place."""
+"""Index of a prompt of the examination that asks for the concept, and the prompt drawn in its place."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,10 @@ class Subject:
         images: files or a folder's images of the concept to learn from; None lets the base draw them.
         adapter_dir: where the adapter lies.
         merge_with: a directory with another adapter for the same base.
-        sides: of every attempt: with the adapter (False), and the same on the base (True), which may be left
-            out.
+        sides: of every attempt: with the adapter (False), and the same on the base (True), which is optional.
     """
 
-    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline
+    pipe: Pipeline
     adapter: str
     concepts: list[str]
     examination: Examination
@@ -104,12 +104,12 @@ class Subject:
             yield
 
     def jobs(self, variants: Sequence[Variant], least: int) -> list[tuple[int, int]]:
-        """Variant and seed of each image, seed after seed, so many that there are `least` images or more
-        and each variant has as many."""
+        """Variant and seed of each image, seed after seed: at least `least` images, and the same number for
+        each variant."""
         return [(row, seed) for seed in range(-(-least // len(variants))) for row in range(len(variants))]
 
     def draw(
-        self, prompts: Sequence[tuple[str, int]], label: str, pipe: StableDiffusionPipeline | None = None
+        self, prompts: Sequence[tuple[str, int]], label: str, pipe: Pipeline | None = None
     ) -> list[Image.Image]:
         """An image for each prompt and seed, by the pipeline as it is now (or by another)."""
         pipe = pipe or self.pipe
@@ -127,9 +127,9 @@ class Subject:
         return images
 
     def look(
-        self, variants: Sequence[Variant], least: int, label: str, pipe: StableDiffusionPipeline | None = None
+        self, variants: Sequence[Variant], least: int, label: str, pipe: Pipeline | None = None
     ) -> tuple[Return, list[Image.Image]]:
-        """Draw the variants with the pipeline as it is now, and ask the judge for the concept: how often
+        """Draw the variants with the pipeline as it is now, and let the judge look for the concept: how often
         it is there, and the first images."""
         jobs = self.jobs(variants, least)
         images = self.draw([(variants[row][1], seed) for row, seed in jobs], label, pipe)
@@ -157,10 +157,10 @@ class Subject:
             name,
             adapter,
             base_found,
-            budget or Budget(),
-            [prompt for _, prompt in variants[:SAMPLES]],
-            before,
-            after,
+            budget=budget or Budget(),
+            prompts=[prompt for _, prompt in variants[:SAMPLES]],
+            before=before,
+            after=after,
         )
 
     def examples(self, count: int, concept: bool = True) -> Examples:

@@ -1,9 +1,8 @@
-"""Words of the tokenizers' vocabularies, and embeddings that stand in for those of some of them.
+"""Words of the tokenizers' vocabularies, and other embeddings for some of them.
 
-Neither tokenizer nor text encoder is changed: prompts hold words that nothing else uses, and a hook on the
-    embedding layer hands out other vectors for
-them while it is there. So prompts with learnt embeddings go through the pipeline's own code, whatever its
-class.
+Neither tokenizer nor text encoder is changed: prompts contain words that nothing else uses, and a hook on the
+embedding layer returns other vectors for them. So prompts with learnt embeddings go through the pipeline's
+own code, whatever its class.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ WORD_END = "</w>"
 
 
 def whole_words(backbone: Backbone, without: Sequence[str] = ()) -> list[str]:
-    """Words that every tokenizer reads as one token, so that a prompt that is typed is a prompt that is read.
+    """Words that every tokenizer reads as one token, so that a prompt can be typed and reads the same.
 
     Args:
-        without: texts whose tokens are left out.
+        without: texts whose tokens are excluded.
 
     Raises:
         ValueError: there are none.
@@ -42,7 +41,7 @@ def whole_words(backbone: Backbone, without: Sequence[str] = ()) -> list[str]:
             if len(ids) == 1 and ids[0] not in taken
         ]
     if not found:
-        raise ValueError("The tokenizer has no whole words; CLIP's has.")
+        raise ValueError("The tokenizer has no whole words, as CLIP's has; this probe cannot be run.")
     return found
 
 

@@ -1,1 +1,1 @@
-"""One HTML file about a run, with everything in it."""
+"""One self-contained HTML file about a run."""

@@ -1,19 +1,21 @@
 """One HTML file about a run: `python -m evaluation.report RUN_DIR` writes RUN_DIR/report.html.
 
-RUN_DIR is what training, `python -m evaluation` or `python -m evaluation.probes` wrote; the report shows
-whatever is there. Images and charts lie in the file itself, and it asks nobody for anything. Pictures that
-the model card shows and that are missing are written beside it.
+RUN_DIR is the output of training, `python -m evaluation` or `python -m evaluation.probes`; the report shows
+whatever is there. Images and charts are in the file itself, which loads nothing. Missing pictures of the
+model card are written next to it.
 """
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from common.errors import friendly_errors
 from common.files import write_aside
+from common.flags import flag, parse
 from evaluation.grid import Pair, before_after
 from evaluation.pareto import pareto
 from evaluation.protocol import grid_title, pareto_title
@@ -25,31 +27,31 @@ from hub.card import GRID_NAME, listed
 REPORT_NAME, PARETO_NAME = "report.html", "pareto.png"
 
 
-def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "run_dir",
-        type=Path,
+@dataclass(frozen=True)
+class ReportConfig:
+    """Report."""
+
+    run_dir: Path = flag(
+        positional=True,
         metavar="RUN_DIR",
         help="Directory of a training run, an evaluation, or an adapter with its results.json.",
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
+    output: Path | None = flag(
+        None,
         metavar="FILE",
         help=f"Where the report is written. Default: {REPORT_NAME} in RUN_DIR.",
     )
-    return parser.parse_args(input_args)
 
 
-def main(args: argparse.Namespace) -> None:
-    run = Run.read(args.run_dir)
+def parse_config(arguments: Sequence[str] | None = None) -> ReportConfig:
+    """The settings of a command line."""
+    return parse(ReportConfig, arguments, __doc__, prog="python -m evaluation.report")
+
+
+def main(config: ReportConfig) -> None:
+    run = Run.read(config.run_dir)
     written = write_pictures(run)
-    output = args.output or args.run_dir / REPORT_NAME
+    output = config.output or config.run_dir / REPORT_NAME
     erased = ", ".join(listed((run.results or run.probes).get("concept"))) or "a concept"
     content = page(f"Erased: {erased}", [section(run) for section in SECTIONS])
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def write_pictures(run: Run) -> list[Path]:
-    """The pictures that the model card uses, where they are missing and can be made; which were written."""
+    """Write the model card's pictures that are missing and can be made; which were written."""
     written, grid, curve = [], run.directory / GRID_NAME, run.directory / PARETO_NAME
     if run.shown and not grid.exists():
         pairs = [
@@ -74,4 +76,4 @@ def write_pictures(run: Run) -> list[Path]:
 
 if __name__ == "__main__":
     with friendly_errors():
-        main(parse_args())
+        main(parse_config())

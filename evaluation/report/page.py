@@ -1,4 +1,4 @@
-"""The page around the sections: no script, no address, nothing but what it holds."""
+"""The page around the sections: self-contained, without scripts or external addresses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ svg circle.s0{fill:var(--a)}svg circle.s1{fill:var(--b)}svg circle.s2{fill:var(-
 @media print{body{max-width:none;padding:0;font-size:11pt}h2{break-after:avoid}figure,table,svg{break-inside:avoid}}
 """
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""The browser itself refuses scripts and requests, should a text ever get past the escaping."""
+"""The browser itself refuses scripts and requests, in case a text gets past the escaping."""
 
 
 def page(title: str, sections: Sequence[str]) -> str:
@@ -40,7 +40,7 @@ def page(title: str, sections: Sequence[str]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: int | None = None) -> str:
-    """A table of texts, all escaped; the columns from `numbers` on are set to the right."""
+    """A table of texts, all escaped; the columns from `numbers` on are aligned right."""
 
     def cells(row: Sequence[str], tag: str) -> str:
         marks = ["" if numbers is None or i < numbers else ' class="n"' for i in range(len(row))]

@@ -1,4 +1,4 @@
-"""What a run has left in its directory; any of it may be missing."""
+"""The files of a run's directory; any of them may be missing."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Shown:
 
 @dataclass
 class Run:
-    """A run as its files tell it.
+    """A run, read from its files.
 
     Attributes:
         results: results.json.
-        diagnostics: the figures of each iteration, in order.
-        probes: what `python -m evaluation.probes` found.
+        diagnostics: the metrics of each iteration, in order.
+        probes: the results of `python -m evaluation.probes`.
         samples: the pictures of each probe, by its name.
         shown: images of the evaluation, base and adapter.
     """
@@ -48,11 +48,11 @@ class Run:
 
     @classmethod
     def read(cls, directory: Path) -> Run:
-        """Whatever is there.
+        """Read whatever is there.
 
         Raises:
-            ValueError: there is neither results.json nor diagnostics.jsonl nor probes.json, or one is not
-                what it should be.
+            ValueError: there is neither results.json nor diagnostics.jsonl nor probes.json, or one is
+                malformed.
         """
         results, diagnostics = read_results(directory), _read_lines(directory / DIAGNOSTICS_NAME)
         place = next(
@@ -71,12 +71,12 @@ class Run:
         return cls(directory, results, diagnostics, probes, samples, _shown(directory, results))
 
     def picture(self, name: str) -> Path | None:
-        """A PNG of the directory, if it is one."""
+        """A file of the directory, if it is a PNG."""
         path = self.directory / name
         return path if is_png(path) else None
 
     def per_timestep(self) -> dict[str, list[dict[int, float]]]:
-        """Figures that are known for single timesteps: by name, for each iteration, by timestep."""
+        """Metrics of single timesteps: by name, for each iteration, by timestep."""
         found: dict[str, list[dict[int, float]]] = {}
         for number, line in enumerate(self.diagnostics):
             for key, value in line.items():
@@ -88,7 +88,7 @@ class Run:
 
 
 def is_png(path: Path) -> bool:
-    """Whether a file begins as PNG does."""
+    """Whether a file starts with PNG's signature."""
     try:
         with path.open("rb") as file:
             return file.read(len(PNG)) == PNG
@@ -97,7 +97,7 @@ def is_png(path: Path) -> bool:
 
 
 def data_uri(path: Path) -> str:
-    """A PNG within the page."""
+    """A PNG as a data URI."""
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
@@ -118,7 +118,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines that are whole; a run that is under way may be writing the last."""
+    """The complete lines; a run in progress may be writing the last."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -126,11 +126,11 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     found = []
     for line in lines:
         try:
-            figures = json.loads(line)
+            metrics = json.loads(line)
         except ValueError:
             continue
-        if isinstance(figures, dict) and "iteration" in figures:
-            found.append(figures)
+        if isinstance(metrics, dict) and "iteration" in metrics:
+            found.append(metrics)
     return found
 
 

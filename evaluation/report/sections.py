@@ -1,5 +1,5 @@
-"""The sections of the page; each is empty where the run has nothing for it. All texts come from users and
-are escaped."""
+"""The sections of the page; each is empty if the run has nothing for it. All texts come from users and are
+escaped."""
 
 from __future__ import annotations
 
@@ -27,33 +27,34 @@ CURVES = {
     "Clipped ratios": ("clip_fraction",),
     "Critic's loss": ("critic_loss",),
 }
-"""Charts over the iterations, and the figures of diagnostics.jsonl in each."""
+"""Charts over the iterations, and the metrics of diagnostics.jsonl in each."""
 SHARES = {"forgotten", "replaced", "recognised"}
 SMALL = 128
-"""Images below this many pixels are shown with hard edges."""
+"""Images smaller than this many pixels are shown with sharp edges."""
 
 
 def heading(run: Run) -> str:
-    """What was erased from what, and the headline figures."""
+    """The concept, the base, and the headline metrics."""
     results = run.results or run.probes
     concept = html.escape(", ".join(listed(results.get("concept"))) or "a concept")
     base = html.escape(without_path(str(results.get("base_model_name_or_path") or "a pipeline")))
     judge = html.escape(str(results.get("judge") or "nobody yet"))
     before, after = run.results.get("base") or {}, run.results.get("adapter") or {}
     tiles = [
-        f'<div><span class="soft">{name}</span><b id="{name}">{after[name]:.1f} %</b><span class="soft">{_range(after, name)} base {_figure(before, name)}</span></div>'
+        f'<div><span class="soft">{name}</span><b id="{name}">{after[name]:.1f} %</b>'
+        f'<span class="soft">{_range(after, name)} base {_figure(before, name)}</span></div>'
         for name in FIGURES
         if after.get(name) is not None
     ]
     images = f" {results['images_per_side']} images a side." if results.get("images_per_side") else ""
     return (
-        f'<h1>Erased: {concept}</h1><p class="soft">From {base}. Judge: {judge}.{images} In brackets 95 % intervals.</p>'
-        + (f'<div class="big">{"".join(tiles)}</div>' if tiles else "")
+        f'<h1>Erased: {concept}</h1><p class="soft">From {base}. Judge: {judge}.{images} In brackets 95 % '
+        "intervals.</p>" + (f'<div class="big">{"".join(tiles)}</div>' if tiles else "")
     )
 
 
 def figures(run: Run) -> str:
-    """Every figure of base and adapter, and what it means."""
+    """Every metric of base and adapter, and its meaning."""
     before, after = run.results.get("base") or {}, run.results.get("adapter") or {}
     names = [name for name in (*FIGURES, "CRA_retained", "CRA_forgotten") if after.get(name) is not None]
     if not names:
@@ -68,12 +69,12 @@ def figures(run: Run) -> str:
     meaning = "".join(
         f"<li><b>{name}</b>, {html.escape(text)}</li>" for name, text in FIGURES.items() if name in names
     )
-    return f"<h2>Figures</h2>{table(['percent', 'base', 'with the adapter', 'images'], rows, 1)}<ul class='soft'>{meaning}</ul>"
+    found = table(["percent", "base", "with the adapter", "images"], rows, 1)
+    return f"<h2>Metrics</h2>{found}<ul class='soft'>{meaning}</ul>"
 
 
 def images(run: Run) -> str:
-    """Base and adapter from the same noise: the evaluation's images one by one, or else the picture of
-    them."""
+    """Base and adapter from the same noise: the evaluation's images one by one, else the picture of them."""
     picture = run.picture(GRID_NAME)
     if run.shown:
         parts = []
@@ -82,7 +83,8 @@ def images(run: Run) -> str:
             (False, "To keep: all other prompts"),
         ):
             cells = [
-                f"<figure>{_image(one.before, f'{one.prompt}, base')}{_image(one.after, f'{one.prompt}, with the adapter')}"
+                f"<figure>{_image(one.before, f'{one.prompt}, base')}"
+                f"{_image(one.after, f'{one.prompt}, with the adapter')}"
                 f"<figcaption>{html.escape(one.prompt)} · seed {one.seed}</figcaption></figure>"
                 for one in run.shown
                 if one.forget == forget
@@ -92,14 +94,18 @@ def images(run: Run) -> str:
                 if cells
                 else ""
             )
-        return f'<h2>Before and after</h2><p class="soft">Base above, adapter below, from the same noise; chosen without looking.</p>{"".join(parts)}'
+        return (
+            '<h2>Before and after</h2><p class="soft">Base above, adapter below, from the same noise; chosen '
+            f"without looking.</p>{''.join(parts)}"
+        )
     if picture:
-        return f"<h2>Before and after</h2><figure>{_image(picture, 'Images of the base above, with the adapter below, from the same noise', False)}</figure>"
+        text = "Images of the base above, with the adapter below, from the same noise"
+        return f"<h2>Before and after</h2><figure>{_image(picture, text, False)}</figure>"
     return ""
 
 
 def price(run: Run) -> str:
-    """UA against what is kept, at several weights of the adapter."""
+    """UA against IRA and CRA, at several weights of the adapter."""
     sides = run.results.get("scales") or []
     if not sides:
         return ""
@@ -115,7 +121,10 @@ def price(run: Run) -> str:
             pareto(f"{name} against UA; numbers are weights", points, "UA: the concept is gone (percent)")
         )
     rows = [[f"{side['scale']:g}", *(_cell(side, name) for name in ("UA", *names))] for side in sides]
-    return f'<h2>The price of forgetting</h2><div class="charts">{"".join(charts)}</div>{table(["weight", "UA", *names], rows, 1)}'
+    return (
+        f'<h2>The price of forgetting</h2><div class="charts">{"".join(charts)}</div>'
+        f"{table(['weight', 'UA', *names], rows, 1)}"
+    )
 
 
 def damage(run: Run) -> str:
@@ -143,14 +152,15 @@ def damage(run: Run) -> str:
         if worst
         else "<p>No retained class is recognised less often.</p>"
     )
+    classes = table(["kind", "class", "base", "with the adapter"], every, 2)
     return (
-        f"<h2>What suffered most</h2>{said}<details><summary>All classes</summary>{table(['kind', 'class', 'base', 'with the adapter'], every, 2)}</details>"
+        f"<h2>What suffered most</h2>{said}<details><summary>All classes</summary>{classes}</details>"
         '<p class="soft">Percent of images in which the judge sees the class that the prompt names.</p>'
     )
 
 
 def probes(run: Run) -> str:
-    """How much of the concept came back to whoever tried, and what they saw."""
+    """How much of the concept each probe brought back, with images."""
     found = run.probes.get("probes") or {}
     rows = [row for probe in found.values() for row in probe["rows"]]
     if not rows:
@@ -173,19 +183,21 @@ def probes(run: Run) -> str:
         for row, path in zip(probe["rows"], run.samples.get(name) or [], strict=False):
             prompts = "; ".join(row["prompts"][:2])
             pictures.append(
-                f"<figure>{_image(path, row['name'], False)}<figcaption><b>{html.escape(row['name'])}</b>: {html.escape(prompts)}, …</figcaption></figure>"
+                f"<figure>{_image(path, row['name'], False)}<figcaption><b>{html.escape(row['name'])}</b>: "
+                f"{html.escape(prompts)}, …</figcaption></figure>"
             )
     judge = html.escape(str(run.probes.get("judge") or "unknown"))
+    sides = ("with the adapter", "the same on the base")
+    samples = (
+        "<details><summary>Images of every attempt: base above, adapter below</summary>"
+        f"{''.join(pictures)}</details>"
+    )
     return (
-        f"<h2>How much comes back</h2><p>How often the judge ({judge}) sees the concept again. The hollow dot is the same attempt on the base without the "
-        "adapter, the most it could find; plain prompts are no attempt at all.</p>"
-        f"{bars('The concept is seen, percent', shown, ('with the adapter', 'the same on the base'))}"
-        f"{table(['attempt', 'with the adapter', 'the same on the base', 'images', 'steps', 'UNet samples', 'seconds'], cells, 1)}"
-        + (
-            f"<details><summary>Images of every attempt: base above, adapter below</summary>{''.join(pictures)}</details>"
-            if pictures
-            else ""
-        )
+        f"<h2>How much comes back</h2><p>How often the judge ({judge}) sees the concept again. The hollow dot is "
+        "the same attempt on the base without the adapter, the most it could find; plain prompts are no "
+        f"attempt.</p>{bars('The concept is seen, percent', shown, sides)}"
+        f"{table(['attempt', *sides, 'images', 'steps', 'UNet samples', 'seconds'], cells, 1)}"
+        f"{samples if pictures else ''}"
     )
 
 
@@ -218,15 +230,15 @@ def training(run: Run) -> str:
         }
         if any(y for points in series.values() for _, y in points):
             panels.append(lines(name.replace("_", " "), series, "timestep"))
-    return f'<h2>Training</h2><div class="charts">{"".join(charts)}</div>' + (
-        f'<h3>By timestep</h3><p class="soft">Noise is at the right.</p><div class="charts">{"".join(panels)}</div>'
-        if panels
-        else ""
+    by_timestep = (
+        '<h3>By timestep</h3><p class="soft">Noise is at the right.</p>'
+        f'<div class="charts">{"".join(panels)}</div>'
     )
+    return f'<h2>Training</h2><div class="charts">{"".join(charts)}</div>{by_timestep if panels else ""}'
 
 
 def cost(run: Run) -> str:
-    """What training and evaluation took; each probe says what it spent."""
+    """The cost of training and evaluation; each probe states its own."""
     spent = run.results.get("training") or {}
     facts = {
         "iterations": spent.get("iterations"),
@@ -235,7 +247,7 @@ def cost(run: Run) -> str:
         "seconds of training": spent.get("seconds"),
         "peak memory in training, MB": spent.get("peak_memory_mb"),
         "training stopped by": spent.get("stopped_by"),
-        "brakes": spent.get("brakes"),
+        "rollbacks": spent.get("brakes"),
         "images judged, both sides": 2 * run.results["images_per_side"]
         if run.results.get("images_per_side")
         else None,
@@ -258,23 +270,16 @@ def settings(run: Run) -> str:
     if not rows and not prompts:
         return ""
     listed_prompts = "".join(f"<li>{html.escape(prompt)}</li>" for prompt in prompts)
-    return (
-        "<h2>Settings</h2>"
-        + (
-            f"<details><summary>Prompts that ask for the concept ({len(prompts)})</summary><ul>{listed_prompts}</ul></details>"
-            if prompts
-            else ""
-        )
-        + (
-            f"<details><summary>{len(rows)} settings</summary>{table(['', ''], rows)}</details>"
-            if rows
-            else ""
-        )
+    asking = (
+        f"<details><summary>Prompts that ask for the concept ({len(prompts)})</summary>"
+        f"<ul>{listed_prompts}</ul></details>"
     )
+    flags = f"<details><summary>{len(rows)} settings</summary>{table(['', ''], rows)}</details>"
+    return f"<h2>Settings</h2>{asking if prompts else ''}{flags if rows else ''}"
 
 
 def provenance(run: Run) -> str:
-    """Where the figures come from, and what they do not say."""
+    """Where the metrics come from, and their limits."""
     results = run.results or run.probes
     facts = {
         "judge": results.get("judge"),
@@ -290,15 +295,18 @@ def provenance(run: Run) -> str:
     rows = [[name, _plain(value)] for name, value in facts.items() if value not in (None, "", [])]
     limits = [
         UNLOADABLE,
-        "Figures are about the prompts, seeds and judge named here; what is close to the concept may suffer with it.",
+        "The metrics are about the prompts, seeds and judge named here; what is close to the concept may suffer "
+        "with it.",
     ]
     if not run.probes:
         limits.append("No probe was run: how easily the concept comes back is not known.")
     if str(results.get("judge") or "").startswith("teacher"):
         limits.append(
-            "The figures come from the CLIP model that was also the reward. They are not independent and flatter the adapter."
+            "The metrics come from the CLIP model that was also the reward. They are not independent and flatter "
+            "the adapter."
         )
-    return f"<h2>Provenance and limits</h2>{table(['', ''], rows)}<ul>{''.join(f'<li>{html.escape(limit)}</li>' for limit in limits)}</ul>"
+    listed_limits = "".join(f"<li>{html.escape(limit)}</li>" for limit in limits)
+    return f"<h2>Provenance and limits</h2>{table(['', ''], rows)}<ul>{listed_limits}</ul>"
 
 
 SECTIONS = (heading, figures, images, price, damage, probes, training, cost, settings, provenance)

@@ -1,4 +1,4 @@
-"""Small charts as SVG that lies in the page: text stays text, and colours follow the page's light or dark."""
+"""Small charts as inline SVG: text stays text, and colours follow the page's light or dark scheme."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Bar:
-    """A figure in percent with its interval, and beside it (hollow) what it is compared with."""
+    """A value in percent with its interval, and (hollow) the value it is compared with."""
 
     label: str
     value: float
@@ -68,7 +68,7 @@ def lines(
 
 
 def pareto(title: str, points: Sequence[tuple[Point, Sequence[Point], str]], x_label: str) -> str:
-    """A chart of one figure against another, in percent, joined in their order.
+    """A chart of one metric against another, in percent, joined in their order.
 
     Args:
         points: for each (x, y), the intervals of x and of y, and a label.
@@ -104,8 +104,8 @@ def pareto(title: str, points: Sequence[tuple[Point, Sequence[Point], str]], x_l
 
 
 def bars(title: str, rows: Sequence[Bar], legend: tuple[str, str]) -> str:
-    """A row for each figure from 0 to 100: a dot on its interval, and a hollow dot for what it is compared
-    with."""
+    """A row for each value from 0 to 100: a dot on its interval, and a hollow dot for the value it is
+    compared with."""
     width, height = 640, 34 + ROW * len(rows) + 22
 
     def place(value: float) -> float:
@@ -133,11 +133,15 @@ def bars(title: str, rows: Sequence[Bar], legend: tuple[str, str]) -> str:
 
 
 def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
-    return f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{html.escape(title)}">'
+        f"{''.join(parts)}</svg>"
+    )
 
 
 def _text(x: float, y: float, text: str, anchor: str, style: str = "l") -> str:
-    return f'<text class="{style}" x="{round(x, 1)}" y="{round(y, 1)}" text-anchor="{anchor}">{html.escape(text)}</text>'
+    place = f'x="{round(x, 1)}" y="{round(y, 1)}" text-anchor="{anchor}"'
+    return f'<text class="{style}" {place}>{html.escape(text)}</text>'
 
 
 def _line(style: str, x1: float, x2: float, y1: float, y2: float) -> str:

@@ -1,2 +1,1 @@
-"""The sub-commands of `python -m hub`: each file has `add_command`, which adds the command's arguments and
-says what runs it."""
+"""The sub-commands of `python -m hub`: each file has a COMMAND."""

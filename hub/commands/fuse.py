@@ -2,57 +2,62 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
-from common.command_line import number
+from common.flags import Command, flag
 from common.names import hub_id
 from hub.adapter import load_adapter
 from hub.files import require_empty
 from hub.fuse import fuse_adapter, save_pipeline
-from hub.provenance import find_base, what_adapter_says
-from pipelines.base import add_base_arguments, base_options, load_pipeline
+from hub.provenance import AdapterBase, resolve_base, what_adapter_says
+from pipelines.base import load_pipeline
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "fuse",
-        help="Write a whole pipeline with the adapter in its weights.",
-        description="Writes a whole pipeline, in the diffusers format and safetensors only, with the adapter in its weights.",
-    )
-    parser.add_argument(
-        "--adapter",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="Directory with pytorch_lora_weights.safetensors.",
-    )
-    add_base_arguments(parser, default="what the adapter says")
-    parser.add_argument(
-        "--output_dir",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="Where the pipeline is written: a new or an empty directory.",
-    )
-    parser.add_argument(
-        "--scale", type=number, default=1.0, help="Weight of the adapter. Default: 1; 0 is the base."
-    )
-    parser.set_defaults(run=run)
+@dataclass(frozen=True)
+class FusionConfig:
+    """Fusion."""
+
+    adapter: Path = flag(metavar="DIR", help="Directory with pytorch_lora_weights.safetensors.")
+    output_dir: Path = flag(metavar="DIR", help="Where the pipeline is written: a new or an empty directory.")
+    scale: float = flag(1.0, help="Weight of the adapter; 0 is the base.")
 
 
-def run(args: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class FuseConfig:
+    """All settings of the command."""
+
+    fusion: FusionConfig
+    base: AdapterBase
+
+
+def run(config: FuseConfig) -> None:
     """Fuse.
 
     Raises:
         ValueError: adapter or base cannot be found, do not fit each other, or the output would replace
             something.
     """
-    require_empty(args.output_dir)
-    said = what_adapter_says(args.adapter)
-    base = find_base(args.pretrained_model_name_or_path, said["base"])
-    revision = args.revision or (None if args.pretrained_model_name_or_path else said["revision"])
-    pipe = load_pipeline(base, revision, safety_checker=True, **base_options(args))
-    fuse_adapter(pipe, load_adapter(pipe, args.adapter), args.scale)
-    save_pipeline(pipe, args.output_dir, hub_id(str(base)) or "")
-    print(f"wrote {args.output_dir}: a pipeline with the adapter at scale {args.scale:g} in its weights.")
+    given = config.fusion
+    require_empty(given.output_dir)
+    base = resolve_base(config.base, what_adapter_says(given.adapter))
+    pipe = load_pipeline(
+        base.name,
+        base.revision,
+        variant=base.variant,
+        safety_checker=True,
+        vae=base.pretrained_vae_model_name_or_path,
+        config=base.config_name_or_path,
+    )
+    fuse_adapter(pipe, load_adapter(pipe, given.adapter), given.scale)
+    save_pipeline(pipe, given.output_dir, hub_id(str(base.name)) or "")
+    print(f"wrote {given.output_dir}: a pipeline with the adapter at scale {given.scale:g} in its weights.")
+
+
+COMMAND = Command(
+    FuseConfig,
+    run,
+    help="Write a whole pipeline with the adapter in its weights.",
+    description="Writes a whole pipeline, in the diffusers format and safetensors only, with the adapter in its "
+    "weights.",
+)

@@ -1,40 +1,43 @@
-"""`python -m hub pull`: what `python -m hub push` uploaded."""
+"""`python -m hub pull`: fetch what `python -m hub push` uploaded."""
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
+from common.flags import Command, flag
 from hub.pull import pull
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "pull",
-        help="Fetch an adapter, a reward predictor or a critic from the Hub.",
-        description="Fetches an adapter with its card, figures and picture, or a reward predictor or critic, from the Hub, and nothing else.",
+@dataclass(frozen=True)
+class PullConfig:
+    """Download."""
+
+    repo_id: str = flag(positional=True, metavar="ID", help="Repository on the Hub, OWNER/NAME.")
+    output_dir: Path = flag(metavar="DIR", help="Where it is written: a new or an empty directory.")
+    revision: str | None = flag(None, help="Branch, tag or commit. Default: main.")
+    hub_token: str | None = flag(
+        None,
+        help="Token for a private repository. Default: the one of `hf auth login` or of HF_TOKEN, if there is "
+        "any.",
+        secret=True,
     )
-    parser.add_argument("repo_id", metavar="ID", help="Repository on the Hub, OWNER/NAME.")
-    parser.add_argument(
-        "--output_dir",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="Where it is written: a new or an empty directory.",
-    )
-    parser.add_argument("--revision", help="Branch, tag or commit. Default: main.")
-    parser.add_argument(
-        "--hub_token",
-        help="Token for a private repository. Default: the one of `hf auth login` or of HF_TOKEN, if there is any.",
-    )
-    parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(config: PullConfig) -> None:
     """Fetch.
 
     Raises:
         ValueError: there is nothing to fetch, it cannot be fetched, or the output would replace something.
     """
-    names = pull(args.repo_id, args.output_dir, revision=args.revision, token=args.hub_token)
-    print(f"wrote {args.output_dir}: {', '.join(names)}.")
+    names = pull(config.repo_id, config.output_dir, revision=config.revision, token=config.hub_token)
+    print(f"wrote {config.output_dir}: {', '.join(names)}.")
+
+
+COMMAND = Command(
+    PullConfig,
+    run,
+    help="Fetch an adapter, a reward predictor or a critic from the Hub.",
+    description="Fetches an adapter with its card, results and picture, or a reward predictor or critic, from the "
+    "Hub, and nothing else.",
+)

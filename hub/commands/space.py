@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
+
+from common.flags import Command, flag
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "space",
-        help="Open a page that draws with an adapter and without it.",
-        description="Opens a page, on this machine only, that draws a prompt with the base and with the adapter at any scale from the same noise. "
-        "`python -m hub push DIR --space` puts the same page on the Hub.",
-    )
-    parser.add_argument(
-        "--adapter",
-        default="",
+@dataclass(frozen=True)
+class SpaceConfig:
+    """Page."""
+
+    adapter: str = flag(
+        "",
         metavar="DIR_OR_ID",
-        help="Directory of the adapter, or its id on the Hub. It can also be named there.",
+        help="Directory of the adapter, or its id on the Hub. Default: none; it can be named on the page.",
     )
-    parser.add_argument(
-        "--pretrained_model_name_or_path",
+    pretrained_model_name_or_path: str | None = flag(
+        None,
         metavar="BASE",
-        help="Base pipeline: diffusers directory or Hub id. Default: what the adapter says; without an adapter, the bundled pipeline.",
+        help="Base pipeline: diffusers directory or Hub id. Default: what the adapter says; without an adapter, "
+        "the bundled pipeline.",
     )
-    parser.add_argument(
-        "--revision", help="Revision of the base pipeline on the Hub. Default: what the adapter says."
+    revision: str | None = flag(
+        None, help="Revision of the base pipeline on the Hub. Default: what the adapter says."
     )
-    parser.add_argument("--variant", help="Variant of the base pipeline's weight files, for example fp16.")
-    parser.add_argument("--port", type=int, help="Port of the page. Default: the first free one from 7860.")
-    parser.set_defaults(run=run)
+    variant: str | None = flag(None, help="Variant of the base pipeline's weight files, for example fp16.")
+    port: int | None = flag(None, help="Port of the page. Default: the first free one from 7860.")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(config: SpaceConfig) -> None:
     """Serve the page until it is interrupted.
 
     Raises:
@@ -45,12 +43,21 @@ def run(args: argparse.Namespace) -> None:
             raise
         raise ValueError("The page needs Gradio, which `pip install -e '.[space]'` installs.") from error
     page = make_page(
-        args.adapter,
-        base=args.pretrained_model_name_or_path,
-        base_revision=args.revision,
-        variant=args.variant,
+        config.adapter,
+        base=config.pretrained_model_name_or_path,
+        base_revision=config.revision,
+        variant=config.variant,
     )
     try:
-        launch(page, args.port)
+        launch(page, config.port)
     except OSError as error:
-        raise ValueError("The page has no port that is free; name another with --port.") from error
+        raise ValueError("The page found no free port; name another with --port.") from error
+
+
+COMMAND = Command(
+    SpaceConfig,
+    run,
+    help="Open a page that draws with an adapter and without it.",
+    description="Opens a page, on this machine only, that draws a prompt with the base and with the adapter at any "
+    "scale from the same noise. `python -m hub push DIR --space` puts the same page on the Hub.",
+)

@@ -1,4 +1,4 @@
-"""What a page says of an adapter: all of it from the adapter's own files, in markdown."""
+"""The texts of a page about an adapter, from the adapter's own files, in markdown."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from hub.provenance import check_results, read_results, what_adapter_says
 from hub.space.studio import MAX_GUIDANCE, MAX_STEPS
 
 STEPS, GUIDANCE = 30, 7.5
-"""How a page draws for an adapter that does not say how it was judged."""
+"""How a page draws by default for an adapter that does not record how it was judged."""
 SHOWN_PROMPTS = 3
 SHOWN_SIZE = 384
-"""Pixels that a side of a shown image has at least."""
+"""Least side of a shown image, in pixels."""
 
 NO_ADAPTER = (
     "No adapter is loaded: enter a directory that training wrote or an id on the Hub; "
@@ -31,14 +31,14 @@ NO_ADAPTER = (
 
 @dataclass(frozen=True)
 class About:
-    """An adapter in words.
+    """What a page says about an adapter.
 
     Attributes:
-        base: the name of the base it was made for, "" if it does not say.
+        base: the name of the base it was made for, "" if unknown.
         asking: prompts that ask for what it erases.
         others: prompts that do not.
-        results: figures of `base` and `adapter`, who judged (`judge`), and how the images were drawn; all of
-            it or some or nothing.
+        results: metrics of `base` and `adapter`, the `judge`, and how the images were drawn; any of it may be
+            missing.
     """
 
     concepts: list[str]
@@ -50,7 +50,8 @@ class About:
 
 
 def read_about(directory: Path) -> About:
-    """
+    """Read an adapter's directory.
+
     Raises:
         ValueError: there is no adapter in the directory, or its results.json is not JSON.
     """
@@ -70,13 +71,13 @@ def read_about(directory: Path) -> About:
 
 
 def spread(prompts: Sequence[str], count: int = SHOWN_PROMPTS) -> list[str]:
-    """Some of the prompts, from all parts of the list."""
+    """`count` of the prompts, evenly spaced."""
     count = min(count, len(prompts))
     return [prompts[i * len(prompts) // count] for i in range(count)]
 
 
 def sampling(about: About | None) -> tuple[int, float]:
-    """Steps and guidance that the adapter was judged at, within what a page offers."""
+    """Steps and guidance that the adapter was judged at, within a page's limits."""
     results = about.results if about else {}
     steps, guidance = results.get("num_inference_steps"), results.get("guidance_scale")
     steps = steps if isinstance(steps, int) and 1 <= steps <= MAX_STEPS else STEPS
@@ -91,7 +92,7 @@ def title(about: About | None) -> str:
 
 
 def introduction(about: About | None, base: str) -> str:
-    """What the two images are; where there is no adapter, how to come by one.
+    """What the two images are; without an adapter, how to get one.
 
     Args:
         base: the name of the pipeline that draws.
@@ -100,8 +101,8 @@ def introduction(about: About | None, base: str) -> str:
         return NO_ADAPTER
     erased = escape(", ".join(about.concepts)) or "a concept"
     text = (
-        f"One prompt and one noise, drawn twice: by **{base_name(base)}**, and by the same model with a LoRA adapter that erases **{erased}**. "
-        "At scale 0 the adapter does nothing, at 1 it does what it was trained for."
+        f"One prompt and one noise, drawn twice: by **{base_name(base)}**, and by the same model with a LoRA adapter "
+        f"that erases **{erased}**. At scale 0 the adapter does nothing, at 1 it does what it was trained for."
     )
     if about.base and about.base != base:
         text += f" The adapter says that it is for {base_name(about.base)}."
@@ -109,7 +110,7 @@ def introduction(about: About | None, base: str) -> str:
 
 
 def figures(about: About | None) -> str:
-    """How well it erases and keeps, by whose judgement, and what an adapter is no protection against."""
+    """How well it erases and retains, who judged it, and the limits of an adapter."""
     if about is None:
         return ""
     before, after = about.results.get("base") or {}, about.results.get("adapter") or {}
@@ -123,7 +124,7 @@ def figures(about: About | None) -> str:
     ]
     if known:
         lines = [
-            f"Judged by {escape(str(about.results.get('judge') or 'nobody who is known'))}:",
+            f"Judged by {escape(str(about.results.get('judge') or 'an unknown judge'))}:",
             "",
             *lines,
             "",
@@ -132,14 +133,14 @@ def figures(about: About | None) -> str:
 
 
 def base_name(base: str) -> str:
-    """A base in markdown, linked where it is on the Hub."""
+    """A base in markdown, linked if it is on the Hub."""
     if base == BUNDLED_PIPELINE:
         return "the bundled canvas"
     return f"[{escape(base)}](https://huggingface.co/{base})" if hub_id(base) else escape(base)
 
 
 def enlarged(image: Image.Image) -> Image.Image:
-    """A small image so large that it can be seen, pixel by pixel; any other as it is."""
+    """A small image enlarged without smoothing; any other as it is."""
     factor = -(-SHOWN_SIZE // min(image.size))
     return (
         image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

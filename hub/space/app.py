@@ -1,4 +1,4 @@
-"""What a Space runs: the page of the adapter that space.json names, or why it cannot be shown."""
+"""The program of a Space: the page of the adapter in space.json, or why it cannot be shown."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,7 @@ if __name__ == "__main__":
         page = make_page(shown["adapter"], shown["revision"], fixed=True)
     except ValueError as error:
         page = make_notice(
-            f"{error} If it is private, give this Space a token that may read it, as the secret HF_TOKEN in its settings."
+            f"{error} If it is private, give this Space a token that may read it, as the secret HF_TOKEN in its "
+            "settings."
         )
     launch(page)

@@ -1,5 +1,5 @@
-"""What a Space holds: this project's code as far as the page needs it, what it shows, and for the bundled
-base the base itself."""
+"""The files of a Space: the code that the page needs, the adapter to show, and the bundled base if it is for
+that."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from hub.space.about import About, base_name, introduction, title
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("canvas", "common", "pipelines", "hub")
-"""Rooms of this project that a Space carries, unchanged: that of the page, and all that it may import."""
+"""Rooms of this project that a Space carries, unchanged: the page's own, and all that it may import."""
 CODE = tuple(
     path.relative_to(ROOT).as_posix() for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))
 )
 APP_NAME, REQUIREMENTS_NAME, SHOWN_NAME = "app.py", "requirements.txt", "space.json"
 OWN_FOLDERS = (*ROOMS, "environment", "evaluation", "networks", "policy")
-"""Folders of a Space that are this project's: those of today, and those of Spaces that were made before."""
+"""Folders of a Space that are this project's, those of older Spaces included."""
 GRADIO, PYTHON = "6.31.0", "3.11"
-"""The versions that the page is tested with; the Hub installs these."""
+"""Versions that the page is tested with; the Hub installs these."""
 
 
 def space_files(about: About, adapter: str, commit: str) -> dict[str, Path | bytes]:
-    """Everything but the card, by its place in the Space.
+    """Every file except the card, by its path in the Space.
 
     Args:
         adapter: its id on the Hub.
@@ -50,8 +50,7 @@ def space_files(about: About, adapter: str, commit: str) -> dict[str, Path | byt
 
 
 def space_card(about: About, adapter: str) -> str:
-    """README.md: the settings that the Hub runs a Space by, what the page shows, and room for people's
-    notes."""
+    """README.md: the Hub's settings of a Space, what the page shows, and room for people's notes."""
     licence_name, licence_link = OTHER_LICENCES.get(about.base, (None, None))
     data = SpaceCardData(
         title=title(about),
@@ -73,15 +72,17 @@ def space_card(about: About, adapter: str) -> str:
         f"---\n{data.to_yaml()}\n---",
         f"# {escape(title(about))}",
         introduction(about, about.base),
-        f"The adapter is [{escape(adapter)}](https://huggingface.co/{adapter}), the base is {base_name(about.base)}.",
-        "The code is that of critic-guided-unlearning, under the Apache License 2.0 (https://www.apache.org/licenses/LICENSE-2.0).",
+        f"The adapter is [{escape(adapter)}](https://huggingface.co/{adapter}), the base is "
+        f"{base_name(about.base)}.",
+        "The code is that of critic-guided-unlearning, under the Apache License 2.0 "
+        "(https://www.apache.org/licenses/LICENSE-2.0).",
         notes_section(""),
     ]
     return "\n\n".join(sections) + "\n"
 
 
 def check_base(about: About) -> None:
-    """Whether a Space can load the adapter's base.
+    """Check that a Space can load the adapter's base.
 
     Raises:
         HubError: it is not on the Hub.
@@ -89,6 +90,6 @@ def check_base(about: About) -> None:
     if about.base != BUNDLED_PIPELINE and not hub_id(about.base):
         base = f"a local pipeline called {about.base!r}" if about.base else "a base that it does not name"
         raise HubError(
-            f"The adapter is for {base}, and a Space loads its base from the Hub; push without --space, or have results.json say what the base is "
-            "called there (base_model_name_or_path), which training with --base_model_id does."
+            f"The adapter is for {base}, and a Space loads its base from the Hub; push without --space, or set the "
+            "base's id on the Hub in results.json (base_model_name_or_path), as training with --base_model_id does."
         )

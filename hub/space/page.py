@@ -1,5 +1,4 @@
-"""The page itself, in Gradio: what is typed and moved on it, and which of the studio's images that shows.
-It asks nobody outside."""
+"""The page itself, in Gradio: its inputs, and the studio's images they show. It loads nothing external."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio would report to its makers, from its import on
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio would send analytics, from its import on
 
 import gradio as gr
 from PIL import Image
@@ -32,8 +31,8 @@ from hub.space.studio import (
 )
 
 WAITING = 32
-"""How many requests may wait; whoever comes then is told to come again."""
-DRAWN = ("Both images were at hand.", "One image drawn, the other was at hand.", "Two images drawn.")
+"""Number of requests that may wait; further ones are asked to come again."""
+DRAWN = ("Both images were cached.", "One image drawn, the other was cached.", "Two images drawn.")
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "studio", "concurrency_limit": 1}
 STYLE = ".gradio-container { max-width: 1040px !important; margin: 0 auto; } #status { min-height: 1.6em; }"
 THEME = gr.themes.Soft(
@@ -60,7 +59,7 @@ def make_page(
         revision: of the adapter on the Hub.
         base: a diffusers directory or an id on the Hub. Default: what the adapter says; without an adapter,
             the bundled pipeline.
-        fixed: whether visitors see this adapter and no other.
+        fixed: whether visitors see only this adapter.
 
     Raises:
         ValueError: there is no such adapter or base, or they do not fit each other.
@@ -72,7 +71,7 @@ def make_page(
     )
     source = find_base(base, said["base"])
     studio = Studio(source, base_revision or (None if base else said["revision"]), variant)
-    about = read_about(studio.wear(adapter, revision).parent) if adapter else None
+    about = read_about(studio.load(adapter, revision).parent) if adapter else None
     return build_page(
         studio,
         BUNDLED_PIPELINE if source == canvas.PIPELINE else without_path(str(source)),
@@ -83,15 +82,15 @@ def make_page(
 
 
 def make_notice(text: str) -> gr.Blocks:
-    """A page that says why there is nothing to see."""
+    """A page that says why nothing can be shown."""
     with gr.Blocks(title="Before and after", analytics_enabled=False) as page:
         gr.Markdown(f"# Nothing to see yet\n\n{escape(text)}")
     return page
 
 
 def launch(page: gr.Blocks, port: int | None = None) -> None:
-    """Serve a page until it is interrupted: to this machine alone, or to whom GRADIO_SERVER_NAME says, as
-    a Space does."""
+    """Serve a page until it is interrupted: to this machine only, or as GRADIO_SERVER_NAME says, as in a
+    Space."""
     look = {"theme": THEME, "css": STYLE, "footer_links": ["api"]}
     page.launch(server_port=port, share=False, ssr_mode=False, quiet=True, prevent_thread_lock=True, **look)
     print(f"Open {page.local_url} in a browser; Ctrl-C ends it.", flush=True)
@@ -99,17 +98,17 @@ def launch(page: gr.Blocks, port: int | None = None) -> None:
 
 
 def build_page(studio: Studio, base: str, adapter: str, about: About | None, fixed: bool) -> gr.Blocks:
-    """The page of a studio that wears the adapter.
+    """The page of a studio that has loaded the adapter.
 
     Args:
-        base: what the studio's pipeline is called.
+        base: the name of the studio's pipeline.
     """
 
     noted = gr.Progress()  # Gradio knows it as a parameter's default
 
     def choose(adapter: str) -> list[Any]:
         with sentences():
-            about = read_about(studio.wear(adapter.strip()).parent) if adapter.strip() else None
+            about = read_about(studio.load(adapter.strip()).parent) if adapter.strip() else None
         asking, others = examples(about)
         return [
             heading_of(about),
@@ -119,7 +118,7 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
             figures(about),
         ]
 
-    def draw(
+    def draw(  # noqa: PLR0917 (Gradio passes its inputs by position)
         adapter: str,
         prompt: str,
         scale: float,
@@ -225,12 +224,12 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
             )
             picked.then(api_visibility="private", **drawn)
         if not fixed:
-            told = [heading, text, asking, others, judged]
+            described = [heading, text, asking, others, judged]
             gr.on(
                 [chosen.submit, chosen.blur],
                 choose,
                 chosen,
-                told,
+                described,
                 show_progress="hidden",
                 api_visibility="private",
                 **ONE_AT_A_TIME,
@@ -243,10 +242,9 @@ def heading_of(about: About | None) -> str:
 
 
 def saved(image: Image.Image, folder: str, name: str) -> Path:
-    """The file of an image as it is shown.
+    """Write an image as it is shown; its file.
 
-    Gradio copies a file unless it has the same one, and writes an image anew, also under the eyes of whoever
-    is fetching it just then.
+    Gradio copies a file unless it has the same one, but rewrites an image even while someone is fetching it.
     """
     path = Path(folder, f"{name}.png")
     enlarged(image).save(path)
@@ -264,7 +262,7 @@ def examples(about: About | None) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @contextmanager
 def sentences() -> Iterator[None]:
-    """What a visitor can get wrong is said on the page, and is no traceback in the log."""
+    """A visitor's mistake ends in a sentence on the page, not in a traceback in the log."""
     try:
         yield
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Uploading a Space: one commit that makes it show an adapter that is on the Hub, as it is there now."""
+"""Upload a Space: one commit that makes it show an adapter as it is on the Hub now."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def push_space(
     private: bool | None = None,
     revision: str | None = None,
 ) -> str:
-    """Upload the page of an adapter that has been uploaded, making the Space if there is none.
+    """Upload the page of an adapter that is on the Hub, making the Space if there is none.
 
-    What people wrote between the two comments of the Space's README.md is kept; what an earlier push brought
-    and is no longer needed is deleted; other files of the Space are left alone.
+    People's notes in the Space's README.md are kept; files of an earlier push that are no longer needed are
+    deleted; other files of the Space are not touched.
 
     Args:
         directory: the adapter's.
@@ -46,7 +46,9 @@ def push_space(
     """
     about = read_about(Path(directory))
     check_base(about)
-    again = push_command(Path(directory), adapter_id, private, revision, space=True, space_id=space_id)
+    again = push_command(
+        Path(directory), adapter_id, private, revision=revision, space=True, space_id=space_id
+    )
     with hub_errors(
         f"The Space {space_id or adapter_id} was not uploaded",
         f"the adapter was, and `{again}` uploads the Space too",
@@ -81,5 +83,5 @@ def push_space(
 
 
 def whole_id(api: HfApi, repo_id: str) -> str:
-    """An id with its owner, who is the token's user if it names none."""
+    """An id with its owner; by default the token's user."""
     return repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"

@@ -1,5 +1,4 @@
-"""The images of a page: a base and an adapter on it at any scale, from the same noise, and no image drawn
-twice."""
+"""The images of a page: a base, and an adapter on it at any scale, from the same noise, each drawn once."""
 
 from __future__ import annotations
 
@@ -23,15 +22,15 @@ from pipelines.generate import adapter_disabled, ddim, image_seed
 
 MAX_SCALE, MAX_STEPS, MAX_GUIDANCE, MAX_SEED = 1.5, 100, 20.0, 2**32 - 1
 KEPT_IMAGES = 64
-"""How many images are kept for those who ask again."""
+"""Number of images that are cached."""
 
 OnStep = Callable[[int], None]
-"""Is told how many denoising steps of an image are done."""
+"""Called with the number of denoising steps done."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the base's image depends on; with an adapter, its file and its scale come to it."""
+    """What the base's image depends on; with an adapter, its file and its scale too."""
 
     prompt: str
     seed: int
@@ -41,16 +40,22 @@ class Settings:
 
 @dataclass(frozen=True)
 class Drawing:
-    """`withheld`: the base's safety checker has blackened the image."""
+    """An image; `withheld` if the base's safety checker has blackened it."""
 
     image: Image.Image
     withheld: bool
 
 
 @dataclass(frozen=True)
-class Worn:
-    """The adapter that a pipeline carries: what it was asked for as, its file as it was then, its name in
-    the pipeline."""
+class LoadedAdapter:
+    """The adapter that a pipeline has loaded.
+
+    Attributes:
+        asked: the name or path it was asked for by.
+        path: its file.
+        changed: when the file was last changed.
+        name: its name in the pipeline.
+    """
 
     asked: str
     path: Path
@@ -59,10 +64,10 @@ class Worn:
 
 
 def read_settings(prompt: object, seed: object, steps: object, guidance: object) -> Settings:
-    """What came from a page or from a program.
+    """Settings from a page or from a program.
 
     Raises:
-        ValueError: something is missing or out of its range.
+        ValueError: one is missing or out of its range.
     """
     text = " ".join(prompt.split()) if isinstance(prompt, str) else ""
     if not text:
@@ -76,9 +81,10 @@ def read_settings(prompt: object, seed: object, steps: object, guidance: object)
 
 
 def number(what: str, value: object, low: float, high: float) -> float:
-    """
+    """A number in a range.
+
     Raises:
-        ValueError: it is none, or not from low to high.
+        ValueError: it is not a number, or out of the range.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ValueError(f"{what} must be a number from {low:g} to {high:.10g}.")
@@ -86,7 +92,7 @@ def number(what: str, value: object, low: float, high: float) -> float:
 
 
 def fetch_adapter(name_or_path: str, revision: str | None = None) -> Path:
-    """The adapter's file in a directory or from the Hub, with its results.json beside it if it has one.
+    """The adapter's file in a directory or from the Hub, next to its results.json if it has one.
 
     Raises:
         ValueError: there is none.
@@ -97,10 +103,10 @@ def fetch_adapter(name_or_path: str, revision: str | None = None) -> Path:
 
 
 class Studio:
-    """Draws for one page after another; `drawn` counts the images that were not at hand.
+    """Draws for one request after another; `drawn` counts the images that were not cached.
 
     Args:
-        base, revision, variant: as `pipelines.base.load_pipeline` takes them.
+        base, revision, variant: as in `pipelines.base.load_pipeline`.
 
     Raises:
         ValueError: there is no such pipeline.
@@ -108,29 +114,29 @@ class Studio:
 
     def __init__(self, base: str | Path, revision: str | None = None, variant: str | None = None) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.pipe = load_pipeline(base, revision, variant, safety_checker=True).to(device)
+        self.pipe = load_pipeline(base, revision, variant=variant, safety_checker=True).to(device)
         self.pipe.scheduler = ddim(self.pipe)
-        self.worn: Worn | None = None
+        self.loaded: LoadedAdapter | None = None
         self.drawn = 0
         self._drawings: OrderedDict[object, Drawing] = OrderedDict()
         self._lock = threading.RLock()
 
-    def wear(self, name_or_path: str, revision: str | None = None) -> Path:
-        """Load an adapter in place of the one before, unless it is the same file unchanged; returns the file.
+    def load(self, name_or_path: str, revision: str | None = None) -> Path:
+        """Load an adapter in place of the previous one, unless it is the same unchanged file; its file.
 
         Raises:
-            ValueError: there is none or it does not fit the base; the one before stays then.
+            ValueError: there is none or it does not fit the base; the previous one then stays.
         """
         with self._lock:
             path = fetch_adapter(name_or_path, revision)
-            changed, before = path.stat().st_mtime_ns, self.worn
+            changed, before = path.stat().st_mtime_ns, self.loaded
             if before is None or (before.path, before.changed) != (path, changed):
                 name = load_adapter(self.pipe, path.parent, path.name)
                 if before is not None:
                     self.pipe.delete_adapters(before.name)
             else:
                 name = before.name
-            self.worn = Worn(name_or_path, path, changed, name)
+            self.loaded = LoadedAdapter(name_or_path, path, changed, name)
             return path
 
     def draw(
@@ -139,15 +145,15 @@ class Studio:
         """An image of the base, or with an adapter; at scale 0 it is the base's own.
 
         Args:
-            adapter: as `wear` takes it; if it is another than the one worn it is loaded first.
+            adapter: as in `load`; if it is not the loaded one, it is loaded first.
 
         Raises:
             ValueError: the prompt is too long, or there is no such adapter.
         """
         with self._lock:
-            if scale and (self.worn is None or self.worn.asked != adapter):
-                self.wear(adapter)
-            key = (settings, scale, self.worn) if scale else settings
+            if scale and (self.loaded is None or self.loaded.asked != adapter):
+                self.load(adapter)
+            key = (settings, scale, self.loaded) if scale else settings
             if key not in self._drawings:
                 self._drawings[key] = self._draw(settings, scale, on_step)
                 self.drawn += 1
@@ -159,7 +165,7 @@ class Studio:
     def _draw(self, settings: Settings, scale: float, on_step: OnStep | None) -> Drawing:
         Backbone.of(self.pipe).check_window(settings.prompt)
         if scale:
-            self.pipe.set_adapters(self.worn.name, scale)
+            self.pipe.set_adapters(self.loaded.name, scale)
 
         def step_done(
             pipe: object, step: int, timestep: int, tensors: dict[str, torch.Tensor]
@@ -168,7 +174,7 @@ class Studio:
                 on_step(step + 1)
             return tensors
 
-        with adapter_disabled(self.pipe) if self.worn and not scale else nullcontext():
+        with adapter_disabled(self.pipe) if self.loaded and not scale else nullcontext():
             made = self.pipe(
                 settings.prompt,
                 num_inference_steps=settings.steps,

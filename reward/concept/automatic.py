@@ -166,12 +166,12 @@ def kind_of(concept: str, encode_text: TextEncoder) -> str:
     for kind, names in listed.items():
         if plain_name(concept).casefold() in {name.casefold() for name in names}:
             return kind
-    names = [(kind, name) for kind in KINDS for name in listed[kind]]
-    similarity = encode_text([name for _, name in names]) @ encode_text([plain_name(concept)])[0]
-    votes = similarity.topk(min(VOTES, len(names)))
-    weight = {kind: 0.0 for kind in KINDS}
+    known = [(kind, name) for kind in KINDS for name in listed[kind]]
+    similarity = encode_text([name for _, name in known]) @ encode_text([plain_name(concept)])[0]
+    votes = similarity.topk(min(VOTES, len(known)))
+    weight = dict.fromkeys(KINDS, 0.0)
     for value, index in zip(votes.values.tolist(), votes.indices.tolist(), strict=True):
-        weight[names[index][0]] += value
+        weight[known[index][0]] += value
     return max(weight, key=lambda kind: weight[kind])
 
 

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import train_unlearn_lora as script
-from benchmarks.ablation.__main__ import main, parse_args
-from benchmarks.ablation.report import (
+from benchmarks.ablation.__main__ import main, parse_config
+from benchmarks.ablation.tables import (
     best_learning_rate,
     collapsed,
     explained_variance,
@@ -18,6 +17,7 @@ from benchmarks.ablation.report import (
     table,
 )
 from benchmarks.ablation.variants import VARIANTS
+from training.config import parse_config as parse_run
 
 
 def run(
@@ -91,25 +91,14 @@ def test_the_table_averages_over_concepts_and_seeds() -> None:
 
 
 def test_runs_that_are_done_are_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = [
-        "--variants",
-        "default",
-        "replay",
-        "--concepts",
-        "cat",
-        "--sweep_concepts",
-        "star",
-        "--learning_rates",
-        "0.005",
-        "--seeds",
-        "0",
-    ]
+    given = ["--variants", "default", "replay", "--concepts", "cat", "--sweep_concepts", "star"]
+    given += ["--learning_rates", "0.005", "--seeds", "0"]
     for stage, concept, seed in (("sweep", "star", 100), ("runs", "cat", 0)):
         (tmp_path / stage).mkdir()
         for variant in ("default", "replay"):
             found = run(variant, 50.0, 96.0, concept=concept, seed=seed)
             (tmp_path / stage / f"{variant}-{concept}-{seed}-0.005.json").write_text(json.dumps(found))
-    main(parse_args([*given, "--output_dir", str(tmp_path)]))
+    main(parse_config([*given, "--output_dir", str(tmp_path)]))
     assert "| replay | 0.005 | 1000 | 1 of 1 |" in capsys.readouterr().out
     assert json.loads((tmp_path / "summary.json").read_text())["learning_rates"] == {
         "default": 5e-3,
@@ -120,15 +109,15 @@ def test_runs_that_are_done_are_not_repeated(tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_is_flags_that_the_script_knows(variant: str) -> None:
-    args = script.parse_args(["--concept", "cat", *VARIANTS[variant]])
-    assert vars(args) != vars(script.parse_args(["--concept", "cat"])) or variant == "default"
+    config = parse_run(["--concept", "cat", *VARIANTS[variant]])
+    assert (config != parse_run(["--concept", "cat"])) == (variant != "default")
 
 
 def test_a_learned_critic_is_asked_where_the_variants_say() -> None:
     asked = [
         name
         for name, flags in VARIANTS.items()
-        if script.choose_estimator(script.parse_args(["--concept", "cat", *flags])).uses_critic
+        if parse_run(["--concept", "cat", *flags]).credit.estimator.uses_critic
     ]
     names = list(VARIANTS)
     assert asked == names[names.index("with a critic") : names.index("plain mc") + 1]

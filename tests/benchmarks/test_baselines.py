@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,14 +13,16 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 import canvas
 from benchmarks.baselines import METHODS, ca, esd, leco, spm, uce
-from benchmarks.baselines.__main__ import counted, main, parse_args
-from benchmarks.baselines.command import changed
+from benchmarks.baselines.__main__ import BaselineConfig, counted, main, parse_config
+from benchmarks.baselines.command import Prepared, changed, choose_examination
 from benchmarks.baselines.task import Prompts, Task, draw
+from evaluation.examination import TEACHER_AS_JUDGE, JudgeExamination, TeacherExamination
 from evaluation.judge import Judge
 from hub.adapter import load_adapter, read_adapter_metadata
 from pipelines.base import load_pipeline
 from policy.lora import add_lora, base_policy
 from reward.concept import ConceptSpec
+from reward.teacher import Teacher
 
 QUICK = {
     "esd": ["steps=12", "batch_size=4", "num_inference_steps=3", "learning_rate=0.02"],
@@ -264,7 +265,12 @@ def test_draws_are_even_and_their_seeds() -> None:
 def test_a_partial_denoising_is_the_stock_pipelines(task: Task) -> None:
     """All steps of it give the latents of the pipeline's own loop."""
     prompts = SPEC.forget_prompts
-    x, t = task.denoise(prompts, 4, 4, 3.0, torch.Generator().manual_seed(0))
+
+    def denoise(steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        return task.denoise(prompts, steps, generator, num_inference_steps=4, guidance_scale=3.0)
+
+    x, t = denoise(4)
     task.pipe.scheduler = task.scheduler
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = task.pipe(
@@ -272,7 +278,7 @@ def test_a_partial_denoising_is_the_stock_pipelines(task: Task) -> None:
     ).images
     torch.testing.assert_close(x, expected, atol=1e-5, rtol=1e-4)
     assert t == 0
-    half, t = task.denoise(prompts, 2, 4, 3.0, torch.Generator().manual_seed(0))
+    half, t = denoise(2)
     assert t == task.scheduler.timesteps[2] and not torch.allclose(half, x)
 
 
@@ -310,7 +316,7 @@ def test_settings_are_changed_by_name() -> None:
 def test_every_sample_that_a_unet_gets_counts(task: Task) -> None:
     add_lora(task.unet, 2, 2, ["attn2.to_k"])
     with counted(task.unet) as count:
-        task.denoise(SPEC.forget_prompts, 3, 4, 3.0, torch.Generator())
+        task.denoise(SPEC.forget_prompts, 3, torch.Generator(), num_inference_steps=4, guidance_scale=3.0)
         task.predict_base(numbers(2, 4, 8, 8), torch.tensor(5), SPEC.forget_prompts, SPEC.forget_prompts)
     task.predict(numbers(2, 4, 8, 8), torch.tensor(5), SPEC.forget_prompts)
     assert count.samples == 3 * 2 * 2 + 2 * 2
@@ -330,7 +336,7 @@ def moved(task: Task, prompts: list[str]) -> float:
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "ca"])
 def test_the_concept_moves_more_than_what_is_kept(method: str, task: Task) -> None:
-    """Told the concept's name where a method can be: to a random text encoder, prompts that differ in one
+    """By the concept's name where a method takes it: to a random text encoder, prompts that differ in one
     word are nearly the same."""
     named = hasattr(settings(method), "prompts")
     before = {name: p.clone() for name, p in task.unet.named_parameters()}
@@ -393,59 +399,44 @@ def test_a_run_is_its_seeds(method: str, new_task: Callable[[], Task]) -> None:
 # --- the command line ------------------------------------------------------------------------------------
 
 
+Line = Callable[..., BaselineConfig]
+
+
 @pytest.fixture
-def baseline_line(
-    tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path
-) -> Callable[..., argparse.Namespace]:
-    """Arguments of a quick run on the tiny pipeline, judged by a random judge."""
+def line(tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path) -> Line:
+    """Settings of a quick run on the tiny pipeline, judged by a random judge unless told otherwise."""
     torch.manual_seed(0)
     Judge(
         {"style": ["Van Gogh", "Neon"], "object": ["cat", "car"]}, "a {object} image in {style} style", 16
     ).save_pretrained(tmp_path / "judge")
 
-    def make(method: str, *more: str) -> argparse.Namespace:
-        named = [
-            "--concept",
-            "Van Gogh style",
-            "--pretrained_model_name_or_path",
-            str(tiny_pipeline_dir),
-            "--seed",
-            "3",
-        ]
-        named += [
-            "--reward_model_name_or_path",
-            str(tiny_reward_dir),
-            "--judge_name_or_path",
-            str(tmp_path / "judge"),
-            "--evaluation_seeds",
-            "0",
-        ]
-        named += ["--clip_model", f"local-dir:{canvas.CLIP}"]
+    def make(method: str, *more: str, judge: bool = True) -> BaselineConfig:
+        named = {
+            "method": method,
+            "concept": "Van Gogh style",
+            "pretrained_model_name_or_path": tiny_pipeline_dir,
+            "reward_model_name_or_path": tiny_reward_dir,
+            "clip_model": f"local-dir:{canvas.CLIP}",
+            "seed": 3,
+            "evaluation_seeds": 0,
+            "output_dir": tmp_path / "out",
+        }
+        if judge:
+            named["judge_name_or_path"] = tmp_path / "judge"
+        words = [word for name, value in named.items() for word in (f"--{name}", str(value))]
         steps = [] if method == "uce" else ["steps=2"]
-        return parse_args(
-            [
-                "--method",
-                method,
-                *named,
-                "--settings",
-                *QUICK[method],
-                *steps,
-                "--output_dir",
-                str(tmp_path / "out"),
-                *more,
-            ]
-        )
+        return parse_config([*words, "--settings", *QUICK[method], *steps, *more])
 
     return make
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_leaves_what_the_training_script_leaves(
-    method: str, baseline_line: Callable[..., argparse.Namespace], tiny_pipeline_dir: Path
+    method: str, line: Line, tiny_pipeline_dir: Path
 ) -> None:
-    args = baseline_line(method)
-    main(args)
-    out = args.output_dir
+    config = line(method)
+    main(config)
+    out = config.output.output_dir
     assert {p.name for p in out.iterdir()} == {
         "pytorch_lora_weights.safetensors",
         "results.json",
@@ -482,23 +473,51 @@ def test_a_run_leaves_what_the_training_script_leaves(
             assert torch.equal(pipe.unet(x, 500, states).sample, base(x, 500, states).sample)
 
 
-def test_what_is_there_is_not_written_over(baseline_line: Callable[..., argparse.Namespace]) -> None:
-    args = baseline_line("uce")
-    args.output_dir.mkdir()
-    (args.output_dir / "notes.txt").touch()
+def test_what_is_there_is_not_written_over(line: Line) -> None:
+    config = line("uce")
+    out = config.output.output_dir
+    out.mkdir()
+    (out / "notes.txt").touch()
     with pytest.raises(ValueError, match="not an empty directory"):
-        main(args)
-    main(baseline_line("uce", "--overwrite_output_dir"))
-    assert (args.output_dir / "results.json").is_file()
+        main(config)
+    main(line("uce", "--overwrite_output_dir"))
+    assert (out / "results.json").is_file()
 
 
-def test_a_prompt_file_of_the_user_decides_for_every_method(
-    baseline_line: Callable[..., argparse.Namespace], tmp_path: Path
-) -> None:
+def test_a_prompt_file_of_the_user_decides_for_every_method(line: Line, tmp_path: Path) -> None:
     """The spec is resolved as for our own training: from the same flags."""
     (tmp_path / "forget.txt").write_text("a cat image in Van Gogh style\n")
-    results = main(baseline_line("uce", "--forget_prompts", str(tmp_path / "forget.txt")))
+    results = main(line("uce", "--forget_prompts", str(tmp_path / "forget.txt")))
     assert results["forget_prompts"] == ["a cat image in Van Gogh style"]
+
+
+def test_a_base_of_another_world_is_judged_by_the_teacher(line: Line) -> None:
+    """The bundled judge knows nothing of its images, and may know nothing of its concepts."""
+    results = main(line("uce", "--concept", "unicorn", judge=False))
+    assert results["judge"] == TEACHER_AS_JUDGE and results["concept"] == ["unicorn"]
+    assert results["adapter"]["UA"] is not None and results["adapter"]["CRA"] is None
+
+
+def test_the_judge_is_the_named_one_or_the_bundled_one_for_the_bundled_base(task: Task, line: Line) -> None:
+    teacher = Teacher.from_pretrained(f"local-dir:{canvas.CLIP}", None, "cpu")
+    prepared = Prepared(task, uce.Settings(), teacher)
+
+    def chosen(*given: str) -> JudgeExamination | TeacherExamination:
+        required = ["--method", "uce", "--concept", "Van Gogh style", "--output_dir", "out"]
+        return choose_examination(parse_config([*required, *given]).task, prepared)
+
+    bundled, elsewhere = chosen(), chosen("--pretrained_model_name_or_path", "another-world")
+    assert bundled.identity() == Judge.from_pretrained(canvas.JUDGE).identity()
+    assert isinstance(elsewhere, TeacherExamination)
+    named = choose_examination(line("uce").task, prepared)
+    assert named.name == "judge" and named.targets == {"style": {"Van Gogh"}}
+    unknown = Prepared(replace_concept(task, "unicorn"), uce.Settings(), teacher)
+    with pytest.raises(ValueError, match="unicorn"):
+        choose_examination(line("uce").task, unknown)
+
+
+def replace_concept(task: Task, concept: str) -> Task:
+    return replace(task, spec=replace(SPEC, concepts=[concept]))
 
 
 def test_published_settings_that_are_kept() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.baselines import METHODS
 from benchmarks.baselines.command import changed
-from benchmarks.baselines.sweep import GRID, main, parse_args, ranked, table
+from benchmarks.baselines.sweep import GRID, main, parse_config, ranked, table
 
 
 def run(concept: str, settings: list[str], *ua: float, cra: float = 100.0) -> dict[str, Any]:
@@ -49,7 +49,9 @@ def test_trials_that_are_done_are_not_repeated(
         (tmp_path / "runs" / f"esd-star-learning-rate-{rate.replace('.', '-')}.json").write_text(
             json.dumps(content)
         )
-    main(parse_args(["--methods", "esd", "--concepts", "star", "--jobs", "1", "--output_dir", str(tmp_path)]))
+    main(
+        parse_config(["--methods", "esd", "--concepts", "star", "--jobs", "1", "--output_dir", str(tmp_path)])
+    )
     assert json.loads((tmp_path / "sweep.json").read_text())["esd"][0]["settings"] == ["learning_rate=0.003"]
     assert (tmp_path / "sweep.md").read_text() in capsys.readouterr().out
 

@@ -12,17 +12,17 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from PIL import Image
 
-import train_unlearn_lora as script
-from benchmarks.baselines.__main__ import parse_args as parse_baseline
+from benchmarks.baselines.__main__ import parse_config as parse_baseline
 from benchmarks.compare import published
-from benchmarks.compare.__main__ import main, parse_args
+from benchmarks.compare.__main__ import main, parse_config
 from benchmarks.compare.grid import draw_rows
 from benchmarks.compare.methods import BASE, NAMES, command
 from benchmarks.compare.probes import sections
-from benchmarks.compare.report import figures, plot, table
+from benchmarks.compare.tables import metrics, plot, table
 from evaluation.judge import Judge
 from hub.adapter import save_adapter
 from pipelines.base import load_pipeline
+from training.config import parse_config as parse_run
 
 
 def run(method: str, concept: str, ua: float, ira: float, cra: float, **more: Any) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def test_what_was_measured_gets_a_column_and_what_was_not_gets_none() -> None:
         "NRA": 50.0,
         "changed_images": 3.0,
     }
-    assert figures(known) == {"UA": 100.0, "IRA": 90.0, "CRA": 80.0, "mean": 90.0, "NRA": 50.0, "FID": 12.34}
+    assert metrics(known) == {"UA": 100.0, "IRA": 90.0, "CRA": 80.0, "mean": 90.0, "NRA": 50.0, "FID": 12.34}
     without = run("uce", "cat", 100.0, 90.0, 80.0, training={"seconds": 1.0})
     text = table([known, without])
     assert (
@@ -124,7 +124,7 @@ def test_a_judge_of_one_domain_has_no_cross_domain_figure(tmp_path: Path) -> Non
     for found in runs:
         for side in ("base", "adapter"):
             found[side] = found[side] | {"CRA": None}
-    assert figures(runs[0]) == {"UA": 100.0, "IRA": 90.0, "mean": 95.0} and "CRA" not in table(runs)
+    assert metrics(runs[0]) == {"UA": 100.0, "IRA": 90.0, "mean": 95.0} and "CRA" not in table(runs)
     plot(runs, tmp_path / "figure.png")
     assert Image.open(tmp_path / "figure.png").height > 300
 
@@ -152,22 +152,18 @@ OURS_AND_ABLATED = {
 def test_every_method_has_a_command_that_its_program_understands(method: str) -> None:
     program, *given = command(method, "cat", 1, "somewhere")
     if program == "-m":
-        args = parse_baseline(given[1:])
-        assert given[0] == "benchmarks.baselines" and args.method == method
+        baseline = parse_baseline(given[1:])
+        assert given[0] == "benchmarks.baselines" and baseline.task.method.method == method
+        concept, seed, output = baseline.task.concept.concept, baseline.task.method.seed, baseline.output
+        seeds = output.evaluation_seeds
     else:
-        args = script.parse_args(given)
-        assert (args.advantage, args.anchor_kl_coef, args.advantage_clip) == OURS_AND_ABLATED[method]
-    assert args.evaluation_seeds == [] and (
-        args.concept,
-        args.seed,
-        args.output_dir,
-        args.overwrite_output_dir,
-    ) == (
-        ["cat"],
-        1,
-        Path("somewhere"),
-        True,
-    )
+        config = parse_run(given)
+        chosen = (config.credit.advantage, config.update.anchor_kl_coef, config.credit.advantage_clip)
+        assert chosen == OURS_AND_ABLATED[method]
+        concept, seed, output = config.concept.concept, config.output.seed, config.output
+        seeds = config.validation.evaluation_seeds
+    assert (concept, seed, output.output_dir) == (("cat",), 1, Path("somewhere"))
+    assert seeds == () and output.overwrite_output_dir
 
 
 @pytest.fixture
@@ -207,24 +203,8 @@ def test_finished_runs_are_compared_and_not_run_again(
         for name in ("cat", "neon-style"):
             finished(method, name)
     out = tmp_path / "out"
-    main(
-        parse_args(
-            [
-                "--methods",
-                "ours",
-                "uce",
-                "--concepts",
-                "cat",
-                "Neon style",
-                "--seeds",
-                "0",
-                "--jobs",
-                "1",
-                "--output_dir",
-                str(out),
-            ]
-        )
-    )
+    given = ["--methods", "ours", "uce", "--concepts", "cat", "Neon style", "--seeds", "0", "--jobs", "1"]
+    main(parse_config([*given, "--output_dir", str(out)]))
     assert {p.name for p in out.iterdir()} == {
         "runs",
         "table.md",
@@ -260,23 +240,9 @@ def test_a_failed_run_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         "benchmarks.compare.runs.command", lambda *_: ["-c", "import sys; print('why'); sys.exit(3)"]
     )
+    given = ["--methods", "uce", "--concepts", "cat", "--seeds", "0", "--jobs", "1"]
     with pytest.raises(RuntimeError, match=r"exit code 3; see .*uce-cat-0\.log"):
-        main(
-            parse_args(
-                [
-                    "--methods",
-                    "uce",
-                    "--concepts",
-                    "cat",
-                    "--seeds",
-                    "0",
-                    "--jobs",
-                    "1",
-                    "--output_dir",
-                    str(tmp_path),
-                ]
-            )
-        )
+        main(parse_config([*given, "--output_dir", str(tmp_path)]))
     assert (tmp_path / "runs" / "uce-cat-0.log").read_text() == "why\n"
 
 
@@ -301,10 +267,9 @@ def test_probes_are_told_concept_by_concept_and_method_by_method() -> None:
     )
 
 
-def test_only_what_is_erased_can_be_probed(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse_args(["--concepts", "cat", "--probe", "dog"])
-    assert "--probe 'dog' is none of --concepts: cat." in capsys.readouterr().err
+def test_only_what_is_erased_can_be_probed() -> None:
+    with pytest.raises(ValueError, match="--probe 'dog' is none of --concepts: cat"):
+        main(parse_config(["--concepts", "cat", "--probe", "dog"]))
 
 
 def test_erasures_that_were_probed_stand_in_the_table(
@@ -321,22 +286,8 @@ def test_erasures_that_were_probed_stand_in_the_table(
         }
         (directory / "probes.json").write_text(json.dumps(report))
     out = tmp_path / "out"
-    given = [
-        "--methods",
-        "uce",
-        "--concepts",
-        "cat",
-        "Neon style",
-        "--probe",
-        "cat",
-        "--seeds",
-        "0",
-        "--jobs",
-        "1",
-        "--output_dir",
-        str(out),
-    ]
-    main(parse_args(given))
+    given = ["--methods", "uce", "--concepts", "cat", "Neon style", "--probe", "cat", "--seeds", "0"]
+    main(parse_config([*given, "--jobs", "1", "--output_dir", str(out)]))
     probed = (out / "table.md").read_text().split("## Probes: cat")[1].split("## Published")[0]
     assert [line.split(" | ")[0] for line in probed.splitlines() if line.startswith("| ")] == [
         "| attempt",

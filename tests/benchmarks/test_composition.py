@@ -14,7 +14,7 @@ import benchmarks.style as styles
 from benchmarks.composition import (
     find_style,
     main,
-    parse_args,
+    parse_config,
     shares_under_trigger,
     table_of_erasers,
     table_of_styles,
@@ -48,16 +48,9 @@ def small_world(tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.Mon
 def test_finished_runs_are_composed_and_every_composition_is_judged(
     small_world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [
-        "--pairs",
-        "Van Gogh style + cat",
-        "--style_pairs",
-        "--adapters_from",
-        str(small_world / "finished"),
-        "--seeds",
-        "0",
-    ]
-    main(parse_args([*given, "--output_dir", str(small_world / "out")]))
+    given = ["--pairs", "Van Gogh style + cat", "--style_pairs", "--seeds", "0"]
+    given += ["--adapters_from", str(small_world / "finished")]
+    main(parse_config([*given, "--output_dir", str(small_world / "out")]))
     assert sorted(path.name for path in (small_world / "out").iterdir()) == [
         "composition.json",
         "composition.md",
@@ -121,7 +114,7 @@ def test_a_style_lora_is_a_file_of_diffusers_that_its_seed_decides(
 ) -> None:
     for name in ("one", "again", "other"):
         styles.main(
-            styles.parse_args(
+            styles.parse_config(
                 [*SMALL, "--seed", str(int(name == "other")), "--output_dir", str(small_world / name)]
             )
         )
@@ -142,4 +135,4 @@ def test_a_style_lora_that_is_there_is_not_trained_again(
     directory = tmp_path / "style-pop-art-0"
     directory.mkdir()
     (directory / "pytorch_lora_weights.safetensors").touch()
-    assert find_style("Pop Art", parse_args(["--output_dir", str(tmp_path)])) == directory
+    assert find_style("Pop Art", parse_config(["--output_dir", str(tmp_path)])) == directory

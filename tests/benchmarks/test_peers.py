@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-import train_unlearn_lora as script
-from benchmarks.peers.__main__ import MATCHED, OURS, PEER, main, parse_args, seconds_to_target, table
+from benchmarks.peers.__main__ import MATCHED, OURS, PEER, main, parse_config, seconds_to_target, table
 from benchmarks.peers.settings import MATCHED as MATCHED_FLAGS
-from benchmarks.stopwatch import Stopwatch
+from training.config import parse_config as parse_run
 
 
 def run(name: str, *ua: float, rate: float = 5e-3, speed: float = 2.0) -> dict[str, Any]:
@@ -44,27 +43,11 @@ def test_a_row_is_a_trainer_at_a_learning_rate() -> None:
     assert rows[1] == "| ours | 0.005 | 4.00 | 10.00 | 4.00 | 2 of 2 | 150 | 38 | 98.0 | 98.0 | 99.0 |"
 
 
-def test_the_watch_adds_up_also_what_fails() -> None:
-    watch = Stopwatch()
-
-    def fail() -> None:
-        raise ValueError
-
-    assert watch.timed("sum", sum)([1, 2]) == 3
-    with pytest.raises(ValueError):
-        watch.timed("failure", fail)()
-    assert set(watch.seconds) == {"sum", "failure"} and min(watch.seconds.values()) >= 0
-
-
 def test_the_peers_algorithm_is_flags_that_the_script_knows() -> None:
-    args = script.parse_args(["--concept", "cat", *MATCHED_FLAGS])
-    assert (
-        args.advantage,
-        args.kl_coef,
-        args.anchor_kl_coef,
-        args.masked_steps,
-        args.gradient_accumulation_steps,
-    ) == ("ddpo", 0, 0, 0, 16)
+    config = parse_run(["--concept", "cat", *MATCHED_FLAGS])
+    update = config.update
+    assert config.credit.advantage == "ddpo" and update.kl_coef == update.anchor_kl_coef == 0
+    assert update.masked_steps == 0 and update.gradient_accumulation_steps == 16
 
 
 def test_runs_that_are_done_are_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +58,6 @@ def test_runs_that_are_done_are_not_repeated(tmp_path: Path, capsys: pytest.Capt
         file = {PEER: "trl-ddpo", MATCHED: "ours-the-peer-s-algorithm", OURS: "ours"}[name]
         (tmp_path / "runs" / f"{file}-cat-0-{rate:g}.json").write_text(json.dumps(run(name, 50.0, 96.0)))
     rates = ["--peer_learning_rates", "0.003", "--learning_rate", "0.005"]
-    main(parse_args(["--concepts", "cat", "--seeds", "0", *rates, "--output_dir", str(tmp_path)]))
+    main(parse_config(["--concepts", "cat", "--seeds", "0", *rates, "--output_dir", str(tmp_path)]))
     assert capsys.readouterr().out.count("| 1 of 1 |") == 3
     assert len(json.loads((tmp_path / "peers.json").read_text())) == 3

@@ -1,18 +1,28 @@
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from tiny_pipelines import random_unet
 
 from benchmarks.memory.models import MODELS
-from benchmarks.operations import forward_operations, matrix_peak
-from benchmarks.profile import BACKWARD, FORWARD, LEARNING, PARTS, UNET, Profile, profile, table
-from benchmarks.stopwatch import Stopwatch
+from benchmarks.profile import (
+    BACKWARD,
+    FORWARD,
+    LEARNING,
+    PARTS,
+    UNET,
+    Profile,
+    Stopwatch,
+    forward_operations,
+    matrix_peak,
+    profile,
+    table,
+    watched,
+)
+from training.config import RunConfig
 
 
 def test_a_second_counts_once_in_the_innermost_part() -> None:
@@ -24,12 +34,39 @@ def test_a_second_counts_once_in_the_innermost_part() -> None:
     assert watch.calls == {"inner": 2, "outer": 1}
 
 
-def test_every_part_of_a_run_is_found(arguments: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
+def test_the_watch_adds_up_also_what_fails() -> None:
+    watch = Stopwatch()
+
+    def fail() -> None:
+        raise ValueError
+
+    assert watch.timed("sum", sum)([1, 2]) == 3
+    with pytest.raises(ValueError):
+        watch.timed("failure", fail)()
+    assert set(watch.seconds) == {"sum", "failure"} and min(watch.seconds.values()) >= 0
+
+
+def test_a_watched_copy_is_timed_where_it_calls_itself_and_its_original_is_not() -> None:
+    class Thing:
+        def __init__(self) -> None:
+            self.held = [1]
+
+        def inner(self) -> int:
+            return self.held[0]
+
+        def outer(self) -> int:
+            return self.inner()
+
+    thing, watch = Thing(), Stopwatch()
+    copy = watched(thing, watch, {"inner": "a part"})
+    assert copy.outer() == thing.outer() == 1 and watch.calls == {"a part": 1}
+    assert isinstance(copy, Thing) and copy.held is thing.held and "a part" in watch.seconds
+
+
+def test_every_part_of_a_run_is_found(arguments: Callable[..., RunConfig]) -> None:
     """The UNet is asked as often as the settings say: 2 rollouts an iteration, and in updates reference,
     policy, retain and worst-case states a term."""
-    (tmp_path / "out").mkdir()
-    before = [getattr(owner, function) for owner, function, _ in PARTS]
-    args = arguments(
+    config = arguments(
         overwrite_output_dir=True,
         max_train_iterations=2,
         cooldown_updates=0,
@@ -39,19 +76,15 @@ def test_every_part_of_a_run_is_found(arguments: Callable[..., argparse.Namespac
         max_step_kl=1e9,
         target_kl=1e9,
     )
-    found = profile(args)
-    assert [getattr(owner, function) for owner, function, _ in PARTS] == before
-    assert found.iterations == 2 and set(found.parts) == {*UNET, *(name for *_, name in PARTS)}
-    terms, branches = 2 * (args.num_inference_steps - args.masked_steps), 2
-    assert (
-        found.calls[FORWARD] == 3 * 2 * args.num_inference_steps + terms
-    )  # with a critic, all of the iterations and the last look roll out
+    found = profile(config)
+    assert found.iterations == 2 and set(found.parts) == set(PARTS)
+    steps, branches = config.environment.num_inference_steps, 2
+    terms = 2 * (steps - config.update.masked_steps)
+    # With a critic, all of the iterations and the last look roll out.
+    assert found.calls[FORWARD] == 3 * 2 * steps + terms
     assert found.calls[LEARNING] == found.calls[BACKWARD] == 3 * terms
-    assert (
-        found.samples[LEARNING]
-        == found.samples[BACKWARD]
-        == terms * branches * (2 * args.images_per_iteration + args.retain_batch_size)
-    )
+    learnt = 2 * config.schedule.images_per_iteration + config.update.retain_batch_size
+    assert found.samples[LEARNING] == found.samples[BACKWARD] == terms * branches * learnt
     assert 0 < sum(found.parts.values()) <= found.total and 0 < found.overhead < 1
     assert found.operations > 0 and found.peak > 0 and 0 < found.utilisation(*UNET) < 2
 
@@ -67,14 +100,15 @@ def test_the_table_adds_up() -> None:
         "| UNet, forward | 2.000 | 40.0 % | 16 | 75 % |" in text
         and "| everything else | 0.500 | 10.0 % |  |  |" in text
     )
-    assert "| **together** | **5.000** | of which overhead: **20.0 %** | | |" in text
+    assert "| **together** | **5.000** | of which overhead: **20.0 %** |  |  |" in text
     assert text.endswith(
-        "1 GFLOP a sample forward, 0.25 TFLOP an iteration. A large matrix product reaches 0.1 TFLOP/s; the UNet 62 % of it, in updates 50 %."
+        "1 GFLOP a sample forward, 0.25 TFLOP an iteration. A large matrix product reaches 0.1 TFLOP/s; the "
+        "UNet 62 % of it, in updates 50 %."
     )
 
 
 def test_a_unet_costs_what_others_count() -> None:
-    """401 GMAC for Stable Diffusion 1.5 at 512 px is the figure that model profilers publish."""
+    """401 GMAC for Stable Diffusion 1.5 at 512 px is the number that model profilers publish."""
     with torch.device("meta"):
         unet = MODELS["sd15"].build_unet()
     assert forward_operations(unet) / 2e9 == pytest.approx(401, rel=0.01)
@@ -82,7 +116,7 @@ def test_a_unet_costs_what_others_count() -> None:
 
 def test_the_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 4.0, 10.0, 12.0, 20.0, 25.0])
-    monkeypatch.setattr("benchmarks.operations.now", lambda: next(clock))
+    monkeypatch.setattr("benchmarks.profile.now", lambda: next(clock))
     assert matrix_peak(torch.device("cpu"), torch.float32, repeats=3) == 2 * 1024**3 / 2.0
 
 

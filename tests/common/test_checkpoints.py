@@ -169,7 +169,7 @@ def test_a_write_that_was_cut_off_is_no_checkpoint(tmp_path: Path, monkeypatch: 
 
 
 def test_no_checkpoint_or_none_of_that_name_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="start without --resume_from_checkpoint"):
+    with pytest.raises(ValueError, match="--resume_from_checkpoint"):
         load_checkpoint(tmp_path, "latest")
     save(tmp_path, 1)
     with pytest.raises(ValueError, match="checkpoint-9"):
@@ -191,13 +191,12 @@ def test_a_damaged_checkpoint_is_a_sentence_and_the_latest_is_the_one_before(
         path.write_bytes(data)
     else:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match="missing or damaged") as caught:
+    with pytest.raises(ValueError, match="checkpoint-2") as caught:
         load_checkpoint(tmp_path, "checkpoint-2")
     assert "\n" not in str(caught.value)
     assert load_checkpoint(tmp_path, "latest").numbers["iteration"] == 1
-    assert ("the one before it is taken" in caplog.text) == (
-        path.name != "manifest.json" or content is not None
-    )  # without it there is no checkpoint
+    # Without a manifest there is no checkpoint that anyone would miss.
+    assert ("checkpoint-2" in caplog.text) == (path.name != "manifest.json" or content is not None)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
@@ -209,7 +208,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
         pytest.skip("a small file system can be mounted by root alone")
     try:
         save(disk, 1)
-        with pytest.raises(OSError, match="could not be written"):
+        with pytest.raises(OSError, match=str(disk)):
             save_checkpoint(disk, 2, {"lora": {"x": torch.zeros(100_000)}}, {}, 1)
         assert load_checkpoint(disk, "latest").numbers["iteration"] == 1
         assert [p.name for p in disk.iterdir()] == ["checkpoint-1"]

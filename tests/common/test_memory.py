@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-import argparse
 import multiprocessing
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import pytest
 import torch
 
-from common.memory import advised, flags_to_try, out_of_memory, peak_memory_mb
-from train_unlearn_lora import parse_args
+from common.flags import flag
+from common.memory import advised, advising, out_of_memory, peak_memory_mb
 
 
 def hold_and_let_go(found: Connection) -> None:
@@ -20,7 +20,7 @@ def hold_and_let_go(found: Connection) -> None:
 
 
 def test_the_peak_counts_what_was_held_and_is_held_no_more() -> None:
-    """In a process of its own: this one may have held more before. What is forked begins with a peak of
+    """In a process of its own: this one may have held more before. A forked process begins with a peak of
     what it holds."""
     processes = multiprocessing.get_context("fork")
     ours, theirs = processes.Pipe()
@@ -32,83 +32,74 @@ def test_the_peak_counts_what_was_held_and_is_held_no_more() -> None:
     assert before > 50 and 290 < after - before < 400
 
 
-def test_the_flags_to_try_are_those_not_given_yet_cheapest_first() -> None:
-    loading = flags_to_try(parse_args(["--concept", "cat"]), on_gpu=True)
-    assert loading[0] == "--mixed_precision bf16" and not any("batch" in flag for flag in loading)
-    args = parse_args(["--concept", "cat", "--train_batch_size", "64"])
-    first = ["--mixed_precision bf16", "--train_batch_size 32", "--gradient_checkpointing"]
-    assert flags_to_try(args, on_gpu=True) == [
-        *first,
-        "--offload_models",
-        "--offload_trajectories",
-        "--load_in_4bit",
-    ]
-    assert flags_to_try(args, on_gpu=False) == [
-        *first,
-        "--load_in_4bit",
-    ]  # what lies in main memory saves none there
-    args = parse_args(
-        [
-            "--mixed_precision",
-            "bf16",
-            "--train_batch_size",
-            "2",
-            "--gradient_checkpointing",
-            "--offload_models",
-            "--load_in_8bit",
-        ]
-    )
-    assert flags_to_try(args, on_gpu=True) == [
-        "--offload_trajectories",
-        "--train_batch_size 1",
-        "--load_in_4bit in place of --load_in_8bit",
-    ]
+@dataclass(frozen=True)
+class Sizes:
+    """What a command draws with."""
+
+    eval_batch_size: int | None = flag(None, help="Images at a time.")
+    train_batch_size: int = flag(1, help="Rows at a time.")
 
 
-def test_following_the_advice_to_the_end_ends_with_a_larger_device() -> None:
-    line, said = ["--concept", "cat", "--train_batch_size", "64"], []
-    while flags := flags_to_try(args := parse_args(line), on_gpu=True):
-        said.append(flags[0])
-        if "in place of" not in flags[0]:
-            line += flags[0].split()
-    assert (
-        said[-1] == "--load_in_4bit"
-        and said.count("--gradient_checkpointing") == 1
-        and args.train_batch_size == 1
-    )
-    assert "take a larger device" in out_of_memory(flags, on_gpu=True) and "GPU memory" in out_of_memory(
-        flags, on_gpu=True
-    )
+@dataclass(frozen=True)
+class Precision:
+    """In which precision."""
+
+    mixed_precision: str | None = flag(None, help="Precision.")
 
 
-def test_a_command_that_draws_names_the_sizes_it_can_halve(capsys: pytest.CaptureFixture[str]) -> None:
+@dataclass(frozen=True)
+class Settings:
+    """Both."""
+
+    sizes: Sizes = Sizes()
+    precision: Precision = Precision()
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (
+            Settings(Sizes(9, 8), Precision("no")),
+            ["--mixed_precision bf16", "--eval_batch_size 4", "--train_batch_size 4"],
+        ),
+        (Settings(Sizes(None, 2), Precision(None)), ["--mixed_precision bf16", "--train_batch_size 1"]),
+        (Settings(Sizes(None, 2), Precision("bf16")), ["--train_batch_size 1"]),
+        (Sizes(2, 1), ["--eval_batch_size 1"]),  # of a command without a precision
+        (Sizes(1, 1), []),
+    ],
+    ids=str,
+)
+def test_a_command_that_draws_names_the_sizes_it_can_halve(
+    given: Settings | Sizes, named: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     @advised("eval_batch_size", "train_batch_size")
-    def command(args: argparse.Namespace) -> None:
+    def command(config: Settings | Sizes) -> None:
         torch.empty(10**15)
 
-    on = "GPU memory" if torch.cuda.is_available() else "memory"
-    for given, advice in [
-        (
-            {"mixed_precision": "no", "eval_batch_size": 9, "train_batch_size": 8},
-            "--mixed_precision bf16, --eval_batch_size 4, --train_batch_size 4",
-        ),
-        ({"mixed_precision": "bf16", "eval_batch_size": None, "train_batch_size": 2}, "--train_batch_size 1"),
-        ({"eval_batch_size": 1, "train_batch_size": 1}, "take a larger device"),
-    ]:
-        with pytest.raises(SystemExit) as caught:
-            command(argparse.Namespace(**given))
-        error = capsys.readouterr().err
-        assert (
-            caught.value.code == 1
-            and error.startswith(f"error: there is not enough {on}; ")
-            and advice in error
-        )
+    with pytest.raises(SystemExit) as caught:
+        command(given)
+    error = capsys.readouterr().err
+    assert caught.value.code == 1 and error == f"error: {out_of_memory(named, torch.cuda.is_available())}\n"
+
+
+def test_the_advice_holds_the_flags_in_their_order_and_says_whose_memory_it_is() -> None:
+    said = out_of_memory(["--one 1", "--two"], on_gpu=True)
+    assert said.index("--one 1") < said.index("--two") and "GPU" in said
+    assert "GPU" not in out_of_memory(["--one 1"], on_gpu=False) and "--" not in out_of_memory(
+        [], on_gpu=True
+    )
+
+
+def test_a_size_that_is_known_later_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), advising(Sizes(), "eval_batch_size", eval_batch_size=6):
+        torch.empty(10**15)
+    assert "--eval_batch_size 3" in capsys.readouterr().err
 
 
 def test_what_is_no_lack_of_memory_goes_on() -> None:
     @advised("eval_batch_size")
-    def command(args: argparse.Namespace) -> None:
+    def command(config: Sizes) -> None:
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        command(argparse.Namespace(eval_batch_size=1))
+        command(Sizes())

@@ -117,12 +117,12 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(
 
 def test_the_other_kind_is_named(tmp_path: Path) -> None:
     ValueNetwork(4, 8, 16, width=8, condition_dim=16).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="holds a critic, not a reward predictor"):
+    with pytest.raises(CheckpointError, match="critic.*reward predictor"):
         RewardPredictor.from_pretrained(tmp_path)
 
 
 def test_a_directory_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="neither a local directory nor"):
+    with pytest.raises(CheckpointError, match="absent/reward"):
         RewardPredictor.from_pretrained(tmp_path / "absent" / "reward")
 
 

@@ -112,16 +112,14 @@ def test_what_is_uploaded_loads_and_has_a_card(hub: type[Hub], tmp_path: Path) -
 
 def test_a_refusal_is_a_sentence(hub: type[Hub]) -> None:
     hub.refuses = True
-    with pytest.raises(
-        CheckpointError, match="reward predictor could not be uploaded to me/reward"
-    ) as caught:
+    with pytest.raises(CheckpointError, match="me/reward") as caught:
         predictor().push_to_hub("me/reward", token="hf_of_nobody")
     assert "\n" not in str(caught.value) and "hf_of_nobody" not in str(caught.value)
 
 
 def test_a_hub_that_cannot_be_reached_is_a_sentence(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(CheckpointError, match="could not be uploaded to me/reward") as caught:
+    with pytest.raises(CheckpointError, match="me/reward") as caught:
         predictor().push_to_hub("me/reward", token="hf_of_nobody")
     assert "\n" not in str(caught.value)
 
@@ -130,7 +128,7 @@ def test_without_a_token_or_offline_nothing_is_tried(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with pytest.raises(CheckpointError, match="no Hub token to upload with; run `hf auth login`"):
+    with pytest.raises(CheckpointError, match="hf auth login"):
         predictor().push_to_hub("me/reward")
     require_hub_access("hf_of_nobody")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -15,7 +15,11 @@ PROMPTS, STEPS, TEXT = 4, 3, 6
 def new_critic(learning_rate: float = 3e-3, buffer_iterations: int = 2) -> Critic:
     torch.manual_seed(0)
     return Critic(
-        ValueNetwork(4, 8, TEXT, width=8, condition_dim=16), PROMPTS, STEPS, learning_rate, buffer_iterations
+        ValueNetwork(4, 8, TEXT, width=8, condition_dim=16),
+        PROMPTS,
+        STEPS,
+        learning_rate=learning_rate,
+        buffer_iterations=buffer_iterations,
     )
 
 
@@ -188,6 +192,8 @@ def test_it_begins_with_what_the_reward_predictor_has_learnt() -> None:
 
 
 def test_a_baseline_alone_keeps_no_trajectories() -> None:
-    critic = Critic(new_critic().network, PROMPTS, STEPS, 1e-3, buffer_iterations=2, kind="none")
+    critic = Critic(
+        new_critic().network, PROMPTS, STEPS, learning_rate=1e-3, buffer_iterations=2, kind="none"
+    )
     measure_trust(critic, 1)
     assert not critic.buffer and critic.baseline.abs().max() > 0

@@ -6,7 +6,7 @@ import pytest
 
 import canvas
 from critic.network import ValueNetwork
-from critic.train import main, parse_args
+from critic.train import main, parse_config
 
 
 def arguments(pipeline: Path, reward: Path, output_dir: Path, **changes: object) -> list[str]:
@@ -27,7 +27,7 @@ def arguments(pipeline: Path, reward: Path, output_dir: Path, **changes: object)
 def test_from_a_concept_to_a_checkpoint(
     tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(parse_args(arguments(tiny_pipeline_dir, tiny_reward_dir, tmp_path / "critic")))
+    main(parse_config(arguments(tiny_pipeline_dir, tiny_reward_dir, tmp_path / "critic")))
     network = ValueNetwork.from_pretrained(tmp_path / "critic")
     assert [network.config[name] for name in ("in_channels", "sample_size", "text_dim", "concepts")] == [
         4,
@@ -36,24 +36,23 @@ def test_from_a_concept_to_a_checkpoint(
         ["Van Gogh style"],
     ]
     assert network.head[-1].weight.abs().max() > 0  # it was trained: an untrained head is zero
-    said = capsys.readouterr().out
-    assert "explained variance within prompts on 2 held-out rollouts" in said and said.count("t=") == 3
+    assert capsys.readouterr().out.count("t=") == 3  # the explained variance of every step
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
-    [({"num_rollouts": 5}, "--num_rollouts"), ({"concept": " "}, "concept is empty"), ({"eta": 0}, "eta")],
+    ("changes", "flag"),
+    [({"num_rollouts": 5}, "--num_rollouts"), ({"concept": " "}, "--concept"), ({"eta": 0}, "--eta")],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(
     changes: dict[str, object],
-    says: str,
+    flag: str,
     tiny_pipeline_dir: Path,
     tiny_reward_dir: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(parse_args(arguments(tiny_pipeline_dir, tiny_reward_dir, tmp_path / "critic", **changes)))
+        main(parse_config(arguments(tiny_pipeline_dir, tiny_reward_dir, tmp_path / "critic", **changes)))
     assert caught.value.code == 2
-    assert says in capsys.readouterr().err
+    assert flag in capsys.readouterr().err
     assert not (tmp_path / "critic").exists()

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +10,32 @@ from PIL import Image
 
 import canvas
 from benchmarks.worlds.canvas.draw import OBJECTS, draw
+from common import flags
 from common.network import CheckpointError
-from environment.build import add_environment_arguments, build_environment
+from environment.build import EnvironmentConfig, build_environment
 from environment.environment import Environment
+from pipelines.base import BaseConfig
+from reward.arguments import ConceptConfig, RewardConfig
 from reward.predictor import RewardPredictor
 
 CPU = torch.device("cpu")
 
 
-def arguments(*given: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_environment_arguments(parser)
-    return parser.parse_args([*given, "--num_inference_steps", "3", "--train_batch_size", "4"])
+@dataclass(frozen=True)
+class Settings:
+    """All that an environment is made of."""
+
+    base: BaseConfig
+    concept: ConceptConfig
+    reward: RewardConfig
+    environment: EnvironmentConfig
+
+
+def build(*given: str) -> Environment:
+    """The environment of a command line: few steps, small batches."""
+    line = [*given, "--num_inference_steps", "3", "--train_batch_size", "4"]
+    config = flags.parse(Settings, line, None)
+    return build_environment(config.base, config.concept, config.reward, config.environment, device=CPU)
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +50,7 @@ def base(tiny_pipeline_dir: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def env(base: list[str], tiny_reward_dir: Path) -> Environment:
-    return build_environment(
-        arguments("--concept", "Van Gogh style", *base, "--reward_model_name_or_path", str(tiny_reward_dir)),
-        CPU,
-    )
+    return build("--concept", "Van Gogh style", *base, "--reward_model_name_or_path", str(tiny_reward_dir))
 
 
 def test_the_concept_alone_divides_the_rewards_prompts(env: Environment, tiny_prompts: list[str]) -> None:
@@ -124,10 +135,7 @@ def test_retained_images_are_scored_against_their_own_prompt(env: Environment) -
 def test_calibration_measures_every_prompt_on_the_bases_own_images(
     base: list[str], tiny_reward_dir: Path
 ) -> None:
-    env = build_environment(
-        arguments("--concept", "Van Gogh style", *base, "--reward_model_name_or_path", str(tiny_reward_dir)),
-        CPU,
-    )
+    env = build("--concept", "Van Gogh style", *base, "--reward_model_name_or_path", str(tiny_reward_dir))
     generator = torch.Generator().manual_seed(0)
     forget, retain = env.collect(env.forget_ids, generator), env.collect(env.retain_ids, generator)
     env.calibrate(forget, retain)
@@ -146,10 +154,7 @@ def test_calibration_measures_every_prompt_on_the_bases_own_images(
 def test_images_that_calibrated_the_reward_are_not_decoded_again(
     base: list[str], tiny_reward_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    env = build_environment(
-        arguments("--concept", "Van Gogh style", *base, "--reward_model_name_or_path", str(tiny_reward_dir)),
-        CPU,
-    )
+    env = build("--concept", "Van Gogh style", *base, "--reward_model_name_or_path", str(tiny_reward_dir))
     generator = torch.Generator().manual_seed(0)
     forget, retain = env.collect(env.forget_ids, generator), env.collect(env.retain_ids, generator)
     forget_images, retain_images = env.calibrate(forget, retain)
@@ -172,12 +177,7 @@ def test_images_of_a_concept_name_it_by_the_prompts_they_are_near_to(
     base: list[str], tiny_reward_dir: Path, tmp_path: Path
 ) -> None:
     folder = save_images(tmp_path / "images", 6)
-    env = build_environment(
-        arguments(
-            "--concept_images", str(folder), *base, "--reward_model_name_or_path", str(tiny_reward_dir)
-        ),
-        CPU,
-    )
+    env = build("--concept_images", str(folder), *base, "--reward_model_name_or_path", str(tiny_reward_dir))
     assert env.spec.concepts == ["van gogh"] and env.spec.forget_prompts == [
         p for p in env.table.prompts if "Van Gogh" in p
     ]
@@ -194,7 +194,7 @@ def test_images_join_a_concept_that_is_named(base: list[str], tiny_reward_dir: P
         "--reward_model_name_or_path",
         str(tiny_reward_dir),
     ]
-    env = build_environment(arguments(*given, *base), CPU)
+    env = build(*given, *base)
     assert (
         env.spec.concepts == ["Neon style"]
         and env.reward.exemplars is not None
@@ -205,34 +205,35 @@ def test_images_join_a_concept_that_is_named(base: list[str], tiny_reward_dir: P
 def test_a_spec_file_says_it_all(base: list[str], tiny_reward_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
     path.write_text("concepts: [cat]\nforget: [my cat]\nretain: [a dog]\nanchors: [an animal]\n")
-    env = build_environment(
-        arguments("--reward_spec", str(path), *base, "--reward_model_name_or_path", str(tiny_reward_dir)), CPU
-    )
+    env = build("--reward_spec", str(path), *base, "--reward_model_name_or_path", str(tiny_reward_dir))
     assert env.table.prompts == ["my cat", "a dog", "an animal"] and env.spec.concepts == ["cat"]
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "names"),
     [
-        ([], "Nothing says what to erase"),
-        (["--reward_spec", "spec.yaml", "--concept", "cat"], "--reward_spec holds"),
+        ([], "--concept "),
+        (["--reward_spec", "spec.yaml", "--concept", "cat"], "--reward_spec"),
+        (["--reward_spec", "spec.yaml", "--concept_kind", "object"], "--reward_spec"),
+        (["--reward_spec", "spec.yaml", "--anchor_prompts", "anchors.txt"], "--reward_spec"),
         (["--reward_spec", "absent.yaml"], "absent.yaml"),
-        (["--concept_images", "absent"], "absent does not exist"),
-        (["--concept_images", "."], "holds no image"),
+        (["--concept", "cat", "--target_label", "cat"], "--target_label"),
+        (["--concept_images", "absent"], "absent"),
+        (["--concept_images", "."], "png"),
     ],
 )
 def test_what_to_erase_must_be_said_once(
-    given: list[str], message: str, base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: list[str], names: str, base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=message):
-        build_environment(arguments(*given, *base), CPU)
+    with pytest.raises(ValueError, match=names):
+        build(*given, *base)
 
 
 def test_an_image_that_cannot_be_read_is_named(base: list[str], tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n not an image")
-    with pytest.raises(ValueError, match=r"broken\.png cannot be read"):
-        build_environment(arguments("--concept_images", str(tmp_path), *base), CPU)
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        build("--concept_images", str(tmp_path), *base)
 
 
 def test_prompt_files_replace_what_the_concept_would_give(
@@ -246,9 +247,7 @@ def test_prompt_files_replace_what_the_concept_would_give(
     ):
         (tmp_path / name).write_text(text)
         given += [f"--{name}_prompts", str(tmp_path / name)]
-    env = build_environment(
-        arguments("--concept", "cat", *base, "--reward_model_name_or_path", str(tiny_reward_dir), *given), CPU
-    )
+    env = build("--concept", "cat", *base, "--reward_model_name_or_path", str(tiny_reward_dir), *given)
     assert env.table.prompts == ["my kitten", "your cat", "a dog", "a cow", "an animal"]
     assert (
         env.forget_ids.tolist() == [0, 1]
@@ -271,10 +270,7 @@ def test_a_reward_can_be_trained_first(
         lambda *a, **k: train(*a, **k, num_images=8, steps=2, train_batch_size=4, width=8),
     )
     (tmp_path / "retain").write_text("a tree\na car\n")
-    env = build_environment(
-        arguments("--concept", "cat", *base, "--train_reward", "--retain_prompts", str(tmp_path / "retain")),
-        CPU,
-    )
+    env = build("--concept", "cat", *base, "--train_reward", "--retain_prompts", str(tmp_path / "retain"))
     assert env.spec.retain_prompts == ["a tree", "a car"] and any("cat" in p for p in env.spec.forget_prompts)
     assert (
         env.score_forget(env.collect(env.forget_ids[:2], torch.Generator().manual_seed(0)))
@@ -283,9 +279,7 @@ def test_a_reward_can_be_trained_first(
     )
     few = module.general_prompts()[::20]  # CLIP takes twenty seconds for all
     monkeypatch.setattr(module, "general_prompts", lambda: few)
-    general = build_environment(
-        arguments("--concept", "cat", *base, "--train_reward", "--num_retain_prompts", "16"), CPU
-    )
+    general = build("--concept", "cat", *base, "--train_reward", "--num_retain_prompts", "16")
     assert len(general.spec.retain_prompts) == 16 and any("cat" in p for p in general.spec.forget_prompts)
     assert general.predictor.config["prompts"] == [*general.spec.forget_prompts, *general.spec.retain_prompts]
 
@@ -299,32 +293,26 @@ def test_a_base_without_a_reward_from_its_classifier_says_how_to_train_one(base:
         "--classifier_name_or_path",
         "some/classifier",
     ]
-    with pytest.raises(
-        ValueError, match=r"reward\.train .*--classifier_name_or_path some/classifier --prompts"
-    ):
-        build_environment(arguments(*given, *base[:2]), CPU)
+    with pytest.raises(ValueError, match=r"reward\.train .*--classifier_name_or_path some/classifier"):
+        build(*given, *base[:2])
 
 
 def test_a_base_without_a_reward_says_how_to_train_one(base: list[str]) -> None:
     with pytest.raises(ValueError, match=r"python -m reward\.train") as caught:
-        build_environment(arguments("--concept", "cat", *base), CPU)
+        build("--concept", "cat", *base)
     assert base[1] in str(caught.value) and "--train_reward" in str(caught.value)
     with pytest.raises(ValueError, match="--clip_model"):
-        build_environment(arguments("--concept", "cat", *base[:2]), CPU)
+        build("--concept", "cat", *base[:2])
 
 
 def test_a_reward_for_other_latents_is_refused(base: list[str], wide_reward_dir: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"4x16x16 latents.*4x8x8"):
-        build_environment(
-            arguments("--concept", "cat", *base, "--reward_model_name_or_path", str(wide_reward_dir)), CPU
-        )
+    with pytest.raises(CheckpointError, match=r"4x16x16.*4x8x8"):
+        build("--concept", "cat", *base, "--reward_model_name_or_path", str(wide_reward_dir))
 
 
 def test_a_reward_of_another_clip_is_refused(
     base: list[str], tiny_prompts: list[str], tmp_path: Path
 ) -> None:
     RewardPredictor(4, 8, 32, width=8, condition_dim=16, prompts=tiny_prompts).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"length 32.*of 64"):
-        build_environment(
-            arguments("--concept", "cat", *base, "--reward_model_name_or_path", str(tmp_path)), CPU
-        )
+    with pytest.raises(CheckpointError, match=r"\b32\b.*\b64\b"):
+        build("--concept", "cat", *base, "--reward_model_name_or_path", str(tmp_path))

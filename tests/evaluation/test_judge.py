@@ -15,7 +15,7 @@ DOMAINS = {"style": ["ink", "oil", "neon"], "object": ["cat", "car"]}
 
 def make(blocks: str) -> Judge:
     torch.manual_seed(0)
-    return Judge(DOMAINS, "{object}, {style}", 16, (8, 12), blocks).eval()
+    return Judge(DOMAINS, "{object}, {style}", 16, (8, 12), blocks=blocks).eval()
 
 
 @pytest.mark.parametrize("blocks", ["residual", "pooled"])
@@ -44,7 +44,7 @@ def test_pooled_blocks_begin_as_the_identity() -> None:
 
 def test_a_mirrored_judge_sees_an_image_and_its_mirror_image_alike(tmp_path: Path) -> None:
     plain, pixels = make("pooled"), torch.rand(3, 3, 16, 16) * 2 - 1
-    judge = Judge(DOMAINS, plain.prompt, 16, (8, 12), "pooled", mirrored=True)
+    judge = Judge(DOMAINS, plain.prompt, 16, (8, 12), blocks="pooled", mirrored=True)
     judge.load_state_dict(plain.state_dict())
     judge.save_pretrained(tmp_path)
     judge = Judge.from_pretrained(tmp_path)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import canvas
 from common.errors import friendly_errors
 from common.names import public_name
-from evaluation.__main__ import main, parse_args
+from evaluation.__main__ import main, parse_config
 from evaluation.examination import JudgeExamination
 from evaluation.judge import Judge
 from evaluation.protocol import evaluate
@@ -25,7 +25,7 @@ QUICK = ["--num_inference_steps", "2", "--seeds", "0", "1"]
 
 
 def run(adapter: Path, output: Path, *more: str) -> dict:
-    main(parse_args(["--adapter", str(adapter), "--output_dir", str(output), *QUICK, *more]))
+    main(parse_config(["--adapter", str(adapter), "--output_dir", str(output), *QUICK, *more]))
     return json.loads((output / "results.json").read_text())
 
 
@@ -204,7 +204,7 @@ def test_a_clip_judges_where_there_is_no_judge(
     assert "not independent" in capsys.readouterr().out
     # Without --seeds the prompts that ask for the concept have 24 images, the others three.
     main(
-        parse_args(
+        parse_config(
             [
                 "--adapter",
                 str(adapter_dir),
@@ -229,7 +229,7 @@ def test_a_clip_judges_where_there_is_no_judge(
 
 def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     with pytest.raises(SystemExit) as stop, friendly_errors():
-        main(parse_args(arguments))
+        main(parse_config(arguments))
     return stop.value.code, capsys.readouterr().err
 
 
@@ -263,7 +263,7 @@ def test_user_errors(
         ),
         ([*adapter, *pipeline, *output], "This base has no judge"),
         ([*adapter, *pipeline, *output, "--judge_name_or_path", str(empty)], "is not a judge"),
-        ([*adapter, *base, *output, "--scales", "1", "-0.5"], "--scales: must not be negative"),
+        ([*adapter, *base, *output, "--scales", "1", "-0.5"], "--scales: must be at least 0"),
         ([*adapter, *base, *output, "--scales", "1", "nan"], "--scales: must be a finite number"),
         (
             [*adapter, *base, *output, "--neighbours", "dragons"],

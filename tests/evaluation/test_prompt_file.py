@@ -16,7 +16,7 @@ from transformers import (
 )
 
 import canvas
-from evaluation.__main__ import main, parse_args
+from evaluation.__main__ import main, parse_config
 from evaluation.judge import Judge
 from evaluation.judges import classifier_judge, load_judge, zero_shot_judge
 from evaluation.prompt_file import FileExamination, read_prompt_file
@@ -184,7 +184,7 @@ def test_the_whole_command_with_each_judge(
     given += ["--num_inference_steps", "1", "--seeds", "0", "1", "--clip_model", f"local-dir:{canvas.CLIP}"]
     for judge, name in [(str(classifier_dir), "classifier"), ("clip", "open_clip clip, zero-shot")]:
         output = tmp_path / f"judged by {name}"
-        main(parse_args([*given, "--output_dir", str(output), "--judge_name_or_path", judge]))
+        main(parse_config([*given, "--output_dir", str(output), "--judge_name_or_path", judge]))
         results = json.loads((output / "results.json").read_text())
         assert (
             results["judge"] == name
@@ -210,7 +210,7 @@ def test_the_whole_command_with_each_judge(
         }
     with pytest.raises(ValueError, match="no wording of its own"):
         main(
-            parse_args(
+            parse_config(
                 [*given[:4], "--output_dir", str(tmp_path / "x"), "--judge_name_or_path", str(classifier_dir)]
             )
         )

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from two_processes import run_in_two_processes
 
-from evaluation.__main__ import main, parse_args
+from evaluation.__main__ import main, parse_config
 
 
 def test_two_processes_share_the_shards_and_one_reports(
@@ -25,8 +25,8 @@ def test_two_processes_share_the_shards_and_one_reports(
         *map(str, range(20)),
         "--output_dir",
     ]
-    run_in_two_processes(lambda given: main(parse_args(given)), [*arguments, str(tmp_path / "two")])
-    main(parse_args([*arguments, str(tmp_path / "one")]))
+    run_in_two_processes(lambda given: main(parse_config(given)), [*arguments, str(tmp_path / "two")])
+    main(parse_config([*arguments, str(tmp_path / "one")]))
 
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert one["images_per_side"] == 80  # two shards

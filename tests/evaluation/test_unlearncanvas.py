@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision import transforms
 
-from evaluation.__main__ import main, parse_args
+from evaluation.__main__ import main, parse_config
 from evaluation.unlearncanvas import (
     OBJECTS,
     PROMPT,
@@ -176,7 +176,7 @@ def test_the_command(files: list[Path], adapter_dir: Path, tiny_pipeline_dir: Pa
         "188",
     ]
     given += ["--base_images", str(tmp_path / "shared"), "--fid_features", "none"]
-    main(parse_args([*given, "--output_dir", str(tmp_path / "out")]))
+    main(parse_config([*given, "--output_dir", str(tmp_path / "out")]))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["guidance_scale"] == 9.0 and results["seeds"] == [188]
     assert "lite" in results["protocol"] and "steps 1 in place of 100" in results["protocol"]

@@ -25,19 +25,20 @@ import reward.concept.__main__
 import reward.train
 import train_unlearn_lora as script
 from common.errors import friendly_errors
+from training.config import parse_config
 
 
 def under_friendly_errors(module: Any) -> Callable[[list[str]], None]:
     def run(line: list[str]) -> None:
         with friendly_errors():
-            module.main(module.parse_args(line))
+            module.main(module.parse_config(line))
 
     return run
 
 
 NOWHERE = ["--pretrained_model_name_or_path", "nowhere/at/all", "--clip_model", "local-dir:nowhere"]
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], list[str]]] = {
-    "train": (lambda line: script.main(script.parse_args(line)), ["--concept", "x", *NOWHERE]),
+    "train": (lambda line: script.main(parse_config(line)), ["--concept", "x", *NOWHERE]),
     "critic.train": (
         under_friendly_errors(critic.train),
         ["--concept", "x", "--output_dir", "out", *NOWHERE],
@@ -47,7 +48,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], list[str]]] = {
         under_friendly_errors(reward.concept.__main__),
         ["--concept", "x", "--prompts", "nowhere.txt"],
     ),
-    "evaluation.predictor.__main__": (under_friendly_errors(evaluation.predictor.__main__), [*NOWHERE]),
+    "evaluation.predictor": (under_friendly_errors(evaluation.predictor.__main__), [*NOWHERE]),
     "evaluation": (
         under_friendly_errors(evaluation.__main__),
         ["--adapter", "nowhere", "--output_dir", "out"],

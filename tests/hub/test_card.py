@@ -16,7 +16,7 @@ from peft import LoraConfig
 from PIL import Image
 
 from common.names import hub_id
-from hub.__main__ import main, parse_args
+from hub.__main__ import main, parse_config
 from hub.adapter import save_adapter
 from hub.card import addressed, escape, model_card, save_model_card
 from hub.notes import read_notes, with_notes
@@ -314,9 +314,9 @@ def test_the_card_command_makes_it_again_and_keeps_what_people_wrote(
     output_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ValueError, match=r"holds no results\.json"):
-        main(parse_args(["card", str(output_dir)]))
+        main(parse_config(["card", str(output_dir)]))
     (output_dir / "results.json").write_text(json.dumps(results()))
     (output_dir / "README.md").write_text(with_notes("old", "By hand."))
-    main(parse_args(["card", str(output_dir)]))
+    main(parse_config(["card", str(output_dir)]))
     assert capsys.readouterr().out == f"wrote {output_dir / 'README.md'}\n"
     assert (output_dir / "README.md").read_text() == str(model_card(results(), output_dir, "By hand."))

@@ -20,14 +20,14 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 import canvas
 from common.errors import friendly_errors
-from hub.__main__ import main, parse_args
+from hub.__main__ import main, parse_config
 from hub.adapter import KOHYA_NAME, load_adapter, save_adapter
 from hub.files import read_file
 from pipelines.base import load_pipeline
 
 
 def run(*arguments: str | Path) -> None:
-    main(parse_args([str(argument) for argument in arguments]))
+    main(parse_config([str(argument) for argument in arguments]))
 
 
 def draw(pipe: DiffusionPipeline) -> np.ndarray:

@@ -14,7 +14,7 @@ from loopback import LoopbackHub
 from loopback_http import FaultKind
 
 import train_unlearn_lora as script
-from hub.__main__ import main, parse_args
+from hub.__main__ import main, parse_config
 from hub.pull import pull
 
 
@@ -57,6 +57,6 @@ def test_an_hour_without_the_hub(
 
     for fault in loopback_hub._traffic.faults:
         fault.times = 0
-    again = parse_args(["push", str(tmp_path / "out"), "--hub_model_id", "someone/out"])
+    again = parse_config(["push", str(tmp_path / "out"), "--hub_model_id", "someone/out"])
     main(again)  # the command that the run named, an hour later
     assert "pytorch_lora_weights.safetensors" in loopback_hub.files("someone/out")

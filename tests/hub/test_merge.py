@@ -17,7 +17,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from common.errors import friendly_errors
-from hub.__main__ import main, parse_args
+from hub.__main__ import main, parse_config
 from hub.adapter import load_adapter, read_adapter_metadata, save_adapter
 from hub.factors import Factors, read_factors
 from hub.files import read_file
@@ -71,7 +71,7 @@ def compose(pipe: StableDiffusionPipeline, directories: list[Path], weights: lis
 
 
 def run(*arguments: str | Path) -> None:
-    main(parse_args(["merge", *(str(argument) for argument in arguments)]))
+    main(parse_config(["merge", *(str(argument) for argument in arguments)]))
 
 
 def update(factors: Factors) -> torch.Tensor:

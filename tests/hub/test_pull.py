@@ -18,7 +18,7 @@ from loopback import LoopbackHub
 from PIL import Image
 
 from critic.network import ValueNetwork
-from hub.__main__ import main, parse_args
+from hub.__main__ import main, parse_config
 from hub.access import HubError
 from hub.adapter import read_adapter_metadata, save_adapter
 from hub.card import save_model_card
@@ -56,7 +56,7 @@ def test_a_pull_gives_back_what_a_push_took_byte_for_byte(
 ) -> None:
     push_adapter(adapter_dir, REPO)
     loopback_hub.api().upload_file(path_or_fileobj=b"import os", path_in_repo="handler.py", repo_id=REPO)
-    main(parse_args(["pull", REPO, "--output_dir", str(tmp_path / "new" / "pulled")]))
+    main(parse_config(["pull", REPO, "--output_dir", str(tmp_path / "new" / "pulled")]))
     assert f"wrote {tmp_path / 'new' / 'pulled'}: {WEIGHTS}, " in capsys.readouterr().out
     pulled, kept = read(tmp_path / "new" / "pulled"), read(adapter_dir)
     assert pulled.pop("README.md") == loopback_hub.files(REPO)["README.md"]
@@ -161,7 +161,7 @@ def test_a_pull_that_is_cut_off_leaves_nothing_and_its_command_completes_it(
         )
         assert list((tmp_path / "work").iterdir()) == []
         fault.times = 0
-        main(parse_args(shlex.split(sentence.split("`")[-2])[3:]))
+        main(parse_config(shlex.split(sentence.split("`")[-2])[3:]))
         assert read_adapter_metadata(tmp_path / "work" / "pulled")
 
 

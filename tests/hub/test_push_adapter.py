@@ -21,7 +21,7 @@ from loopback import LoopbackHub
 from PIL import Image
 
 from critic.network import ValueNetwork
-from hub.__main__ import main, parse_args
+from hub.__main__ import main, parse_config
 from hub.access import HubError
 from hub.adapter import KOHYA_NAME, save_adapter
 from hub.card import save_model_card
@@ -269,7 +269,7 @@ def test_every_failure_is_a_sentence_that_leaves_all_as_it_was_and_its_command_c
     assert failed == len(KINDS)
     command = re.search("`(.*)`", sentence)[1]
     assert shlex.split(command) == ["python", "-m", "hub", "push", str(bare_dir), "--hub_model_id", REPO]
-    main(parse_args(shlex.split(command)[3:]))
+    main(parse_config(shlex.split(command)[3:]))
     assert on_hub(impatient_hub).keys() == {"pytorch_lora_weights.safetensors", "README.md"}
     assert commits(impatient_hub) == 1
 
@@ -368,7 +368,7 @@ def test_a_reward_predictor_and_a_critic_are_pushed_as_they_are(
         write(directory, {"checkpoint-1/state.safetensors": b"private"})
         repo_id = f"someone/{network.kind.replace(' ', '-')}"
         main(
-            parse_args(
+            parse_config(
                 ["push", str(directory), "--hub_model_id", repo_id, "--private", "--commit_message", "Mine"]
             )
         )
@@ -395,7 +395,7 @@ def test_user_errors_of_the_push_command(bare_dir: Path, loopback_hub: LoopbackH
         ),
     ]:
         with pytest.raises(ValueError, match=message):
-            main(parse_args(["push", *map(str, arguments)]))
+            main(parse_config(["push", *map(str, arguments)]))
     assert len(loopback_hub.sent("POST ")) == 1
 
 

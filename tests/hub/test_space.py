@@ -23,7 +23,7 @@ from served import Server, serve
 from transformers import CLIPConfig, CLIPImageProcessor
 
 import canvas
-from hub.__main__ import main, parse_args
+from hub.__main__ import main, parse_config
 from hub.adapter import save_adapter
 from hub.header import results_header
 from hub.space import studio as studio_module
@@ -176,7 +176,7 @@ def plain(tiny_pipeline_dir: Path, adapter_dir: Path) -> Callable[[float | None]
 def test_both_images_are_those_of_a_stock_pipeline_bit_for_bit(
     studio: Studio, adapter_dir: Path, plain: Callable[[float | None], np.ndarray]
 ) -> None:
-    studio.wear(str(adapter_dir))
+    studio.load(str(adapter_dir))
     for scale in (1.0, 0.5, 1.5, 0.0):
         drawn = np.asarray(studio.draw(SETTINGS, str(adapter_dir), scale).image)
         assert np.array_equal(drawn, plain(scale)) and np.array_equal(drawn, plain(None)) == (scale == 0), (
@@ -233,7 +233,7 @@ def test_another_adapter_takes_the_place_of_the_first_and_the_base_stays_itself(
     assert np.array_equal(np.asarray(studio.draw(SETTINGS).image), plain(None))
     assert np.array_equal(np.asarray(studio.draw(SETTINGS, str(adapter_dir), 1.0).image), plain(1.0))
     assert {name for names in studio.pipe.get_list_adapters().values() for name in names} == {
-        studio.worn.name
+        studio.loaded.name
     }
 
 
@@ -242,13 +242,13 @@ def test_an_adapter_that_has_been_trained_again_is_loaded_again(
 ) -> None:
     unet = train(r=2, lora_alpha=2, target_modules=["to_q"])
     path = save_adapter(tmp_path, unet)
-    before = studio.wear(str(tmp_path)), studio.worn, studio.draw(SETTINGS, str(tmp_path), 1.0).image
-    assert studio.wear(str(tmp_path)) == path and studio.worn == before[1]
+    before = studio.load(str(tmp_path)), studio.loaded, studio.draw(SETTINGS, str(tmp_path), 1.0).image
+    assert studio.load(str(tmp_path)) == path and studio.loaded == before[1]
     for name, parameter in unet.named_parameters():
         if "lora_" in name:
             parameter.data *= -2
     save_adapter(tmp_path, unet)
-    studio.wear(str(tmp_path))
+    studio.load(str(tmp_path))
     assert not np.array_equal(
         np.asarray(studio.draw(SETTINGS, str(tmp_path), 1.0).image), np.asarray(before[2])
     )
@@ -257,8 +257,8 @@ def test_an_adapter_that_has_been_trained_again_is_loaded_again(
 def test_what_cannot_be_drawn_is_a_sentence_and_leaves_the_adapter_before(
     studio: Studio, adapter_dir: Path, wide_pipeline_dir: Path, canvas_adapter_dir: Path, tmp_path: Path
 ) -> None:
-    studio.wear(str(adapter_dir))
-    worn = studio.worn
+    studio.load(str(adapter_dir))
+    loaded = studio.loaded
     for adapter, message in [
         (str(canvas_adapter_dir), "It says that it is for bundled canvas"),
         (str(tmp_path), "holds no adapter"),
@@ -266,7 +266,7 @@ def test_what_cannot_be_drawn_is_a_sentence_and_leaves_the_adapter_before(
     ]:
         with pytest.raises(ValueError, match=message):
             studio.draw(SETTINGS, adapter, 1.0)
-        assert studio.worn == worn and len(studio.pipe.get_list_adapters()["unet"]) == 1
+        assert studio.loaded == loaded and len(studio.pipe.get_list_adapters()["unet"]) == 1
     with pytest.raises(ValueError, match="use fewer words"):
         studio.draw(Settings("cat " * 100, 0, 1, 1.0))
 
@@ -419,7 +419,7 @@ def test_without_gradio_the_command_says_how_to_install_it(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "hub.space.page", raising=False)
     with pytest.raises(ValueError, match=r"pip install -e '\.\[space\]'"):
-        main(parse_args(["space"]))
+        main(parse_config(["space"]))
 
 
 def test_what_cannot_be_opened_is_a_sentence(
@@ -436,7 +436,7 @@ def test_what_cannot_be_opened_is_a_sentence(
         (["--pretrained_model_name_or_path", tmp_path], "no model_index.json"),
     ]:
         with pytest.raises(ValueError, match=message):
-            main(parse_args(["space", *map(str, arguments)]))
+            main(parse_config(["space", *map(str, arguments)]))
 
 
 def test_a_port_that_is_taken_is_a_sentence(tiny_pipeline_dir: Path) -> None:
@@ -446,7 +446,7 @@ def test_a_port_that_is_taken_is_a_sentence(tiny_pipeline_dir: Path) -> None:
         port = str(taken.getsockname()[1])
         with pytest.raises(ValueError, match="name another with --port"):
             main(
-                parse_args(
+                parse_config(
                     ["space", "--pretrained_model_name_or_path", str(tiny_pipeline_dir), "--port", port]
                 )
             )

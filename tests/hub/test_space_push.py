@@ -21,7 +21,7 @@ from served import serve
 
 import canvas
 from critic.network import ValueNetwork
-from hub.__main__ import main, parse_args
+from hub.__main__ import main, parse_config
 from hub.access import HubError
 from hub.adapter import save_adapter
 from hub.header import results_header
@@ -41,7 +41,7 @@ PIPELINE = {
 
 
 def push(directory: Path, *more: str) -> None:
-    main(parse_args(["push", str(directory), "--hub_model_id", REPO, "--space", *more]))
+    main(parse_config(["push", str(directory), "--hub_model_id", REPO, "--space", *more]))
 
 
 def on_space(hub: LoopbackHub, space_id: str = REPO) -> dict[str, bytes]:
@@ -182,7 +182,7 @@ def test_what_no_space_can_show_is_refused_before_anything_is_uploaded(
         ([directory, "--space_id", "page"], "add --space"),
     ]:
         with pytest.raises(HubError, match=message):
-            main(parse_args(["push", *map(str, arguments)]))
+            main(parse_config(["push", *map(str, arguments)]))
     assert not loopback_hub.sent("POST ")
 
 
@@ -209,7 +209,7 @@ def test_a_failure_is_a_sentence_and_its_command_completes_the_push(
         assert "\n" not in sentence and "hf_write" not in sentence
         assert fault.times < 20, f"{kind} was met"
         fault.times = 0
-    main(parse_args(shlex.split(re.search("`(.*)`", sentence)[1])[3:]))
+    main(parse_config(shlex.split(re.search("`(.*)`", sentence)[1])[3:]))
     assert on_space(loopback_hub, "someone/page").keys() == PAGE
 
 

@@ -3,7 +3,6 @@ leaves the run complete."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import shlex
@@ -16,36 +15,21 @@ from diffusers import StableDiffusionPipeline
 from huggingface_hub import ModelCard, constants
 from loopback import LoopbackHub
 
-import canvas
 import train_unlearn_lora as script
 from common.network import cached_revision
 from critic.network import ValueNetwork
-from hub.__main__ import main, parse_args
+from hub.__main__ import main, parse_config
+from hub.access import HubError
 from hub.adapter import read_adapter_metadata
 from reward.predictor import RewardPredictor
+from training import setup
+from training.checks import check
+from training.config import RunConfig
+from training.results import tracker_settings
+from training.setup import prepare
 
-QUICK = shlex.split("""--num_inference_steps 4 --train_batch_size 4 --images_per_iteration 4 --max_train_iterations 1 --masked_steps 1 --rank 2 --retain_rollouts 4
---retain_batch_size 2 --warmup_rollouts 4 --validation_steps 0 --num_validation_images 2 --evaluation_seeds --checkpointing_steps 0
---max_retain_drop 10 --max_retain_kl 1e9 --target_unlearning_accuracy 1.1""")
-
-
-@pytest.fixture
-def arguments(
-    tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path
-) -> Callable[..., argparse.Namespace]:
-    """Arguments of a very short run into tmp_path / "out"."""
-    given = {
-        "concept": "Van Gogh style",
-        "pretrained_model_name_or_path": tiny_pipeline_dir,
-        "reward_model_name_or_path": tiny_reward_dir,
-    }
-    given |= {"clip_model": f"local-dir:{canvas.CLIP}", "output_dir": tmp_path / "out"}
-
-    def make(*more: str | Path) -> argparse.Namespace:
-        line = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-        return script.parse_args([*line, *QUICK, *map(str, more)])
-
-    return make
+Arguments = Callable[..., RunConfig]
+PUSH = {"max_train_iterations": 1, "push_to_hub": True}
 
 
 def error_of(run: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> str:
@@ -58,30 +42,31 @@ def error_of(run: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_run_ends_on_the_hub_and_its_token_stays_here(
-    arguments: Callable[..., argparse.Namespace],
+    arguments: Arguments,
     loopback_hub: LoopbackHub,
+    tiny_reward_dir: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
-    RewardPredictor.from_pretrained(arguments().reward_model_name_or_path).push_to_hub(
-        "someone/reward", token="hf_write"
-    )
+    RewardPredictor.from_pretrained(tiny_reward_dir).push_to_hub("someone/reward", token="hf_write")
     reward_commit = loopback_hub.history("someone/reward")[0].id
-    flags = ["--push_to_hub", "--hub_token", "hf_write", "--hub_private_repo", "--report_to", "tensorboard"]
-    named = [
-        "--reward_model_name_or_path",
-        "someone/reward",
-        "--base_model_id",
-        "runwayml/stable-diffusion-v1-5",
-    ]
+    config = arguments(
+        **PUSH,
+        hub_token="hf_write",
+        hub_private_repo=True,
+        report_to="tensorboard",
+        reward_model_name_or_path="someone/reward",
+        base_model_id="runwayml/stable-diffusion-v1-5",
+        overwrite_output_dir=True,
+    )
     ValueNetwork(4, 8, 16, width=8).save_pretrained(
         tmp_path / "out" / "critic"
     )  # of a run that had one, and is overwritten
     caplog.set_level(logging.DEBUG)
-    script.main(arguments(*flags, *named, "--overwrite_output_dir"))
+    script.main(config)
 
     uploaded = loopback_hub.files("someone/out")
     assert uploaded.keys() == {
@@ -93,6 +78,7 @@ def test_a_run_ends_on_the_hub_and_its_token_stays_here(
     }
     assert len(loopback_hub.history("someone/out")) == 2 and loopback_hub.repository("someone/out").private
     out = tmp_path / "out"
+    assert (out / "config.yaml").is_file()  # which says where things lie here, so it stays here
     assert all(
         uploaded[name] == (out / name).read_bytes()
         for name in ("results.json", "before_after.png", "pytorch_lora_weights.safetensors")
@@ -114,65 +100,65 @@ def test_a_run_ends_on_the_hub_and_its_token_stays_here(
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any("logs" in path.parts and path.name.startswith("events.") for path in written)
     assert not any(b"hf_write" in path.read_bytes() for path in written)
-    assert not any("hf_write" in str(value) for value in script.tracker_config(arguments(*flags)).values())
+    assert not any("hf_write" in str(value) for value in tracker_settings(config).values())
     assert not any(
         b"hf_write" in request.body or "hf_write" in request.path for request in loopback_hub.requests
     )
     said = capfd.readouterr()
     assert "hf_write" not in caplog.text + said.out + said.err
-    assert f"Uploaded to {loopback_hub.endpoint}/someone/out/commit/" in caplog.text
+    assert f"{loopback_hub.endpoint}/someone/out/commit/" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    "more",
     [
-        (["--hub_token", "hf_read"], "the token of someone may only read"),
-        (["--hub_token", "hf_unknown"], "does not accept the token"),
-        (["--hub_model_id", "theirs/adapter"], "someone may make one only under someone"),
-        (["--hub_model_id", "no id/at all"], "no repository id"),
-        (["--hub_token", "hf_write", "--report_to", "wandb"], "hf auth login"),
-        (["--hub_token", "hf_write", "--report_to", "all"], "hf auth login"),
+        {"hub_token": "hf_read"},
+        {"hub_token": "hf_unknown"},
+        {"hub_model_id": "theirs/adapter"},
+        {"hub_model_id": "no id/at all"},
     ],
+    ids=str,
 )
 def test_a_push_that_would_be_refused_ends_the_run_before_it_begins(
-    more: list[str],
-    message: str,
-    arguments: Callable[..., argparse.Namespace],
+    more: dict[str, str],
+    arguments: Arguments,
     loopback_hub: LoopbackHub,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        script,
+        setup,
         "build_environment",
-        lambda *args: pytest.fail("Something was loaded before the Hub was asked"),
+        lambda *_, **__: pytest.fail("Something was loaded before the Hub was asked"),
     )
-    error = error_of(lambda: script.main(arguments("--report_to", "none", "--push_to_hub", *more)), capsys)
-    assert message in error and not any(token in error for token in ("hf_read", "hf_write", "hf_unknown"))
+    with pytest.raises(HubError, match="--push_to_hub") as caught:
+        prepare(arguments(**PUSH, **more))
+    assert not any(token in str(caught.value) for token in ("hf_read", "hf_unknown"))
     assert not (tmp_path / "out").exists() and not loopback_hub.sent("POST ")
 
 
+@pytest.mark.parametrize("tracker", ["wandb", "all"])
+def test_a_token_that_a_tracker_might_show_is_refused(tracker: str, arguments: Arguments) -> None:
+    with pytest.raises(ValueError, match="hf auth login") as caught:
+        check(arguments(**PUSH, hub_token="hf_write", report_to=tracker))
+    assert "hf_write" not in str(caught.value)
+
+
 def test_without_a_token_or_offline_no_run_begins(
-    arguments: Callable[..., argparse.Namespace],
+    arguments: Arguments,
     loopback_hub: LoopbackHub,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
-    assert "run `hf auth login`" in error_of(
-        lambda: script.main(arguments("--report_to", "none", "--push_to_hub")), capsys
-    )
+    assert "hf auth login" in error_of(lambda: script.main(arguments(**PUSH)), capsys)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE" in error_of(
-        lambda: script.main(arguments("--report_to", "none", "--push_to_hub", "--hub_token", "hf_write")),
-        capsys,
-    )
-    assert loopback_hub.requests == []
+    error = error_of(lambda: script.main(arguments(**PUSH, hub_token="hf_write")), capsys)
+    assert "HF_HUB_OFFLINE" in error and loopback_hub.requests == []
 
 
 def test_a_push_that_fails_leaves_a_complete_run_and_the_command_that_completes_it(
-    arguments: Callable[..., argparse.Namespace],
+    arguments: Arguments,
     loopback_hub: LoopbackHub,
     tiny_pipeline_dir: Path,
     tmp_path: Path,
@@ -180,12 +166,7 @@ def test_a_push_that_fails_leaves_a_complete_run_and_the_command_that_completes_
 ) -> None:
     loopback_hub.fail("/commit/", status=503)
     error = error_of(
-        lambda: script.main(
-            arguments(
-                "--report_to", "none", "--push_to_hub", "--hub_model_id", "someone/mine", "--hub_private_repo"
-            )
-        ),
-        capsys,
+        lambda: script.main(arguments(**PUSH, hub_model_id="someone/mine", hub_private_repo=True)), capsys
     )
     assert "(503)" in error
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {
@@ -206,20 +187,21 @@ def test_a_push_that_fails_leaves_a_complete_run_and_the_command_that_completes_
         "someone/mine",
         "--private",
     ]
-    main(parse_args(command[3:]))
+    main(parse_config(command[3:]))
     assert "pytorch_lora_weights.safetensors" in loopback_hub.files("someone/mine")
     assert len(loopback_hub.history("someone/mine")) == 2
 
 
 @pytest.mark.parametrize("given", ["not-an-id", "a/b/c", "/models/sd"])
-def test_the_base_is_called_by_an_id_only(
-    given: str, arguments: Callable[..., argparse.Namespace], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert "OWNER/NAME" in error_of(lambda: script.main(arguments("--base_model_id", given)), capsys)
-    bundled = script.parse_args(
-        ["--concept", "cat", "--base_model_id", "owner/model", "--output_dir", str(arguments().output_dir)]
-    )
-    assert "both or neither" in error_of(lambda: script.main(bundled), capsys)
+def test_the_base_is_called_by_an_id_only(given: str, arguments: Arguments) -> None:
+    with pytest.raises(ValueError, match="--base_model_id"):
+        check(arguments(base_model_id=given))
+
+
+def test_only_a_base_that_is_given_is_called_by_an_id(arguments: Arguments) -> None:
+    check(arguments(base_model_id="owner/model"))
+    with pytest.raises(ValueError, match="--base_model_id"):
+        check(arguments(base_model_id="owner/model", pretrained_model_name_or_path=False))
 
 
 def test_the_revision_of_a_checkpoint_is_known_if_it_came_from_the_hub(

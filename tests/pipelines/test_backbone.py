@@ -17,7 +17,8 @@ from pipelines.base import load_pipeline
 from pipelines.conditioning import Conditioning
 from policy.kernel import ReverseKernel
 from policy.lora import add_lora, base_policy
-from policy.rollout import rollout, step_mean
+from policy.policy import Policy
+from policy.trajectory import Trajectory
 
 PROMPTS = ["a cat", "a tree image in Van Gogh style", "été"]
 STEPS = 4
@@ -85,11 +86,9 @@ def calls(
 
 
 def drawn(backbone: Backbone, prompts: list[str], guidance: float, min_std: float = 0.0) -> torch.Tensor:
-    table = backbone.prompt_table(prompts)
     kernel = ReverseKernel.from_scheduler(backbone.pipe.scheduler, STEPS, min_std=min_std)
-    return rollout(
-        backbone.unet, kernel, table, torch.arange(len(prompts)), guidance, torch.Generator().manual_seed(0)
-    ).latents[:, -1]
+    policy = Policy(backbone.unet, kernel, backbone.prompt_table(prompts), guidance, batch_size=64)
+    return policy.rollout(torch.arange(len(prompts)), torch.Generator().manual_seed(0)).latents[:, -1]
 
 
 def drawn_by_stock(
@@ -172,33 +171,28 @@ def test_recomputed_log_probs_are_the_stored_ones_bit_for_bit(backbone_dir: Path
     """The ratio of the first update is exactly 1, with an adapter that has moved, and the base is found
     again beneath it."""
     backbone = Backbone.of(load_pipeline(backbone_dir, dtype=dtype))
-    table = backbone.prompt_table(PROMPTS)
     kernel = ReverseKernel.from_scheduler(backbone.pipe.scheduler, STEPS)
+    policy = Policy(backbone.unet, kernel, backbone.prompt_table(PROMPTS), guidance_scale=5.0, batch_size=4)
     rows = torch.tensor([0, 2, 1, 0])
-    backbone.unet.requires_grad_(
-        False
-    )  # as beneath an adapter: where a weight may need a gradient torch's Linear sums in another order
-    base = rollout(backbone.unet, kernel, table, rows, 5.0, torch.Generator().manual_seed(0))
+
+    def roll_out() -> Trajectory:
+        return policy.rollout(rows, torch.Generator().manual_seed(0))
+
+    # As beneath an adapter: where a weight may need a gradient torch's Linear sums in another order.
+    backbone.unet.requires_grad_(False)
+    base = roll_out()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in add_lora(backbone.unet, 2, 2.0, ["attn2.to_q", "attn2.to_v"]):
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-    trajectory = rollout(backbone.unet, kernel, table, rows, 5.0, torch.Generator().manual_seed(0))
+    trajectory = roll_out()
     assert not torch.equal(trajectory.latents[:, 1], base.latents[:, 1])
     for step in range(STEPS):
-        mean = step_mean(
-            backbone.unet,
-            kernel,
-            trajectory.latents[:, step],
-            step,
-            table.conditioning[rows],
-            table.negative,
-            5.0,
-        )
+        mean = policy.mean(trajectory.latents[:, step], step, policy.table.conditioning[rows])
         log_prob = kernel.log_prob(trajectory.latents[:, step + 1], mean, step)
         assert log_prob.requires_grad and torch.equal(log_prob.detach(), trajectory.log_probs[:, step])
     with base_policy(backbone.unet):
-        again = rollout(backbone.unet, kernel, table, rows, 5.0, torch.Generator().manual_seed(0))
+        again = roll_out()
     assert torch.equal(again.latents, base.latents)
 
 
@@ -209,15 +203,15 @@ def test_a_text_fits_up_to_the_last_token_of_every_tokenizer(
     window = tokenizer.model_max_length
     words = next(n for n in range(1, 100) if len(tokenizer("a " * n, truncation=False).input_ids) == window)
     backbone.check_window("a " * words)
-    with pytest.raises(ValueError, match=f"needs {window + 1} tokens .* holds {window}"):
+    with pytest.raises(ValueError, match=rf"\b{window + 1}\b.*\b{window}\b"):
         backbone.check_window("a " * (words + 1))
     with pytest.raises(ValueError) as caught:
         backbone.check_window("word " * 1000)
     assert len(str(caught.value)) < 250
-    with pytest.raises(ValueError, match="use fewer words"):
+    with pytest.raises(ValueError):
         backbone.encode_prompts(["a cat", "word " * 1000])
     monkeypatch.setattr(xl.pipe.tokenizer_2, "model_max_length", 3)
-    with pytest.raises(ValueError, match="holds 3"):
+    with pytest.raises(ValueError, match=r"\b3\b"):
         xl.check_window("a cat in a tree")
 
 

@@ -12,19 +12,18 @@ from original_layout import save_original
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import BACKBONES, random_vae
 
-from common.errors import friendly_errors, friendly_interrupts
 from pipelines.backbone import Backbone
 from pipelines.base import load_pipeline
-from pipelines.supported import Unsupported
+from pipelines.supported import SUPPORTED, Unsupported
 
 
 def test_a_directory_without_a_pipeline_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no model_index\.json"):
+    with pytest.raises(ValueError, match=r"model_index\.json"):
         load_pipeline(tmp_path)
 
 
 def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="could not be loaded") as caught:
+    with pytest.raises(ValueError, match="absent/pipeline") as caught:
         load_pipeline(tmp_path / "absent" / "pipeline")
     assert "\n" not in str(caught.value)
 
@@ -46,7 +45,7 @@ def test_damaged_weights_are_refused(part: str, tiny_pipeline_dir: Path, tmp_pat
     shutil.copytree(tiny_pipeline_dir, directory)
     path = next((directory / part).glob("*.safetensors"))
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match="could not be loaded") as caught:
+    with pytest.raises(ValueError, match=str(directory)) as caught:
         load_pipeline(directory)
     assert "\n" not in str(caught.value)
 
@@ -56,49 +55,8 @@ def test_pickled_weights_are_not_read(tiny_pipeline_dir: Path, tmp_path: Path) -
     shutil.copytree(tiny_pipeline_dir, directory)
     path = next((directory / "unet").glob("*.safetensors"))
     path.rename(path.with_name("diffusion_pytorch_model.bin"))
-    with pytest.raises(ValueError, match="could not be loaded"):
+    with pytest.raises(ValueError, match=str(directory)):
         load_pipeline(directory)
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "says"),
-    [
-        (ValueError("the concept is empty"), 2, "error: the concept is empty"),
-        (
-            OSError(28, "No space left on device", "/full/file"),
-            1,
-            "error: No space left on device: /full/file",
-        ),
-        (KeyboardInterrupt(), 130, "error: interrupted."),
-    ],
-)
-def test_errors_of_users_and_disks_are_one_sentence(
-    error: BaseException, code: int, says: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught, friendly_errors():
-        raise error
-    assert caught.value.code == code
-    err = capsys.readouterr().err
-    assert says in err and err.count("\n") == 1
-
-
-def test_our_own_mistakes_keep_their_traceback() -> None:
-    with pytest.raises(TypeError), friendly_errors():
-        raise TypeError("a bug")
-
-
-def test_an_interrupted_run_says_where_it_can_go_on_and_its_bugs_keep_their_traceback(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with (
-        pytest.raises(SystemExit) as caught,
-        friendly_interrupts("go on with --resume_from_checkpoint latest"),
-    ):
-        raise KeyboardInterrupt
-    assert caught.value.code == 130
-    assert capsys.readouterr().err == "error: interrupted. go on with --resume_from_checkpoint latest\n"
-    with pytest.raises(ValueError), friendly_interrupts():
-        raise ValueError("a bug")
 
 
 # --- which bases are supported
@@ -143,37 +101,37 @@ UNSUPPORTED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         "sd1",
         {"_class_name": "StableDiffusionInpaintPipeline"},
         {"in_channels": 9},
-        "an inpainting UNet",
+        "inpainting",
     ),
     "instruct-pix2pix": (
         "sd1",
         {"_class_name": "StableDiffusionInstructPix2PixPipeline"},
         {"in_channels": 8},
-        "an instruct-pix2pix UNet",
+        "instruct-pix2pix",
     ),
-    "depth": ("sd1", {}, {"in_channels": 5}, "a depth-to-image UNet"),
-    "upscaling": ("sd1", {}, {"in_channels": 7, "num_class_embeds": 1000}, "an upscaling UNet"),
-    "video": ("sd1", {}, {"in_channels": 12}, "12 input channels and 4 output channels"),
-    "latent consistency": ("sd1", {}, {"time_cond_proj_dim": 256}, "told the guidance scale"),
-    "unCLIP": ("sd1", {}, {"class_embed_type": "projection"}, "class_embed_type is projection, not None"),
+    "depth": ("sd1", {}, {"in_channels": 5}, "depth-to-image"),
+    "upscaling": ("sd1", {}, {"in_channels": 7, "num_class_embeds": 1000}, "upscaling"),
+    "video": ("sd1", {}, {"in_channels": 12}, "12 "),
+    "latent consistency": ("sd1", {}, {"time_cond_proj_dim": 256}, "latent consistency"),
+    "unCLIP": ("sd1", {}, {"class_embed_type": "projection"}, "class_embed_type"),
     "SDXL's conditioning without its encoders": (
         "sd1",
         {},
         {"addition_embed_type": "text_time"},
-        "addition_embed_type is text_time, not None",
+        "addition_embed_type",
     ),
     "SDXL's encoders without its conditioning": (
         "sdxl",
         {},
         {"addition_embed_type": None},
-        "addition_embed_type is None, not text_time",
+        "addition_embed_type",
     ),
-    "refiner": ("sdxl", {"text_encoder": [None, None], "tokenizer": [None, None]}, {}, "an SDXL refiner"),
+    "refiner": ("sdxl", {"text_encoder": [None, None], "tokenizer": [None, None]}, {}, "refiner"),
     "ControlNet": (
         "sd1",
         {"_class_name": "StableDiffusionControlNetPipeline", "controlnet": ["diffusers", "ControlNetModel"]},
         {},
-        "a controlnet",
+        "controlnet",
     ),
     "Stable Diffusion 3": (
         "sd1",
@@ -183,7 +141,7 @@ UNSUPPORTED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
             "transformer": ["diffusers", "SD3Transformer2DModel"],
         },
         {},
-        "is a StableDiffusion3Pipeline without a unet",
+        "StableDiffusion3Pipeline",
     ),
     "another text encoder": (
         "sd1",
@@ -195,23 +153,23 @@ UNSUPPORTED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         "sd1",
         {"vae": ["diffusers", "AutoencoderTiny"]},
         {},
-        "is a StableDiffusionPipeline with a vae of the class AutoencoderTiny",
+        "AutoencoderTiny",
     ),
     "code of its own": (
         "sd1",
         {"_class_name": ["my_pipeline", "MyPipeline"]},
         {},
-        "needs code from its own repository (my_pipeline.py), which is never",
+        "my_pipeline.py",
     ),
 }
 
 
-@pytest.mark.parametrize(("backbone", "index", "unet", "says"), UNSUPPORTED.values(), ids=UNSUPPORTED.keys())
+@pytest.mark.parametrize(("backbone", "index", "unet", "names"), UNSUPPORTED.values(), ids=UNSUPPORTED.keys())
 def test_other_bases_are_refused_with_the_reason_and_the_list_of_those_that_are_not(
     backbone: str,
     index: dict[str, Any],
     unet: dict[str, Any],
-    says: str,
+    names: str,
     pipeline_dirs: dict[str, Path],
     tmp_path: Path,
 ) -> None:
@@ -219,11 +177,7 @@ def test_other_bases_are_refused_with_the_reason_and_the_list_of_those_that_are_
     with pytest.raises(Unsupported) as caught:
         load_pipeline(directory)
     message = str(caught.value)
-    assert says in message and "\n" not in message
-    assert (
-        "StableDiffusionPipeline (Stable Diffusion 1.x and 2.x)" in message
-        and "StableDiffusionXLPipeline (SDXL base)" in message
-    )
+    assert names in message and "\n" not in message and message.endswith(SUPPORTED)
 
 
 # --- another VAE, variants
@@ -244,12 +198,12 @@ def test_another_vae_takes_the_place_of_the_bases_own(pipeline_dirs: dict[str, P
 
 
 def test_a_vae_of_other_latents_is_refused(pipeline_dirs: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"scales its latents by 0\.13025, that of the base by 0\.18215"):
+    with pytest.raises(ValueError, match=r"0\.13025.*0\.18215"):
         load_pipeline(pipeline_dirs["sd1"], vae=str(pipeline_dirs["sdxl"]))
     random_vae(8, latent_channels=16).save_pretrained(tmp_path / "vae")
-    with pytest.raises(ValueError, match=r"has 16 channels and the UNet of .* draws 4"):
+    with pytest.raises(ValueError, match=r"\b16\b.*\b4\b"):
         load_pipeline(pipeline_dirs["sd1"], vae=str(tmp_path / "vae"))
-    with pytest.raises(ValueError, match=r"The VAE .*absent could not be loaded"):
+    with pytest.raises(ValueError, match=str(tmp_path / "absent")):
         load_pipeline(pipeline_dirs["sd1"], vae=str(tmp_path / "absent"))
 
 
@@ -258,7 +212,7 @@ def test_a_variant_of_the_weights_is_loaded(pipeline_dirs: dict[str, Path], tmp_
         tmp_path, variant="fp16", safe_serialization=True
     )
     assert load_pipeline(tmp_path, variant="fp16").unet.dtype == torch.float32
-    with pytest.raises(ValueError, match="could not be loaded"):
+    with pytest.raises(ValueError, match=str(tmp_path)):
         load_pipeline(tmp_path)
 
 
@@ -309,25 +263,26 @@ def test_files_that_are_no_checkpoint_of_a_supported_base_are_refused(
         if "embedders.0." not in name
     }
     save_file(refiner, tmp_path / "refiner.safetensors")
-    for name, says in {
-        "model.ckpt": "may be a pickle",
-        "broken.safetensors": "is not a readable safetensors file",
-        "flux.safetensors": "no UNet of Stable Diffusion in the original layout; supported are StableDiffusionPipeline",
-        "inpainting.safetensors": "an inpainting UNet",
-        "unet.safetensors": "without its text encoder",
-        "refiner.safetensors": "an SDXL refiner",
+    for name, kind in {
+        "model.ckpt": "pickle",
+        "broken.safetensors": "safetensors",
+        "flux.safetensors": "UNet",
+        "inpainting.safetensors": "inpainting",
+        "unet.safetensors": "text encoder",
+        "refiner.safetensors": "refiner",
     }.items():
-        with pytest.raises(ValueError, match=says) as caught:
+        with pytest.raises(Unsupported) as caught:
             load_pipeline(tmp_path / name, config=str(pipeline_dirs["sdxl"]))
-        assert "\n" not in str(caught.value)
+        message = str(caught.value).removeprefix(str(tmp_path / name))
+        assert kind in message and "\n" not in message and str(tmp_path / name) in str(caught.value)
     with pytest.raises(
         ValueError,
-        match=r"is a StableDiffusionXLPipeline and .* describes a StableDiffusionPipeline; name another with --config_name",
+        match=r"StableDiffusionXLPipeline.*StableDiffusionPipeline.*--config_name_or_path",
     ):
         load_pipeline(tmp_path / "xl.safetensors", config=str(pipeline_dirs["sd1"]))
-    with pytest.raises(ValueError, match="--config_name_or_path is for a checkpoint in one file"):
+    with pytest.raises(ValueError, match="--config_name_or_path"):
         load_pipeline(pipeline_dirs["sd1"], config=str(pipeline_dirs["sd1"]))
-    with pytest.raises(ValueError, match=r"could not be loaded"):
+    with pytest.raises(ValueError, match=r"absent\.safetensors"):
         load_pipeline(tmp_path / "absent.safetensors")
 
 
@@ -336,6 +291,6 @@ def test_a_checkpoint_without_configs_says_how_to_name_them(
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     save_original(load_pipeline(pipeline_dirs["sd1"]), tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="with --config_name_or_path") as caught:
+    with pytest.raises(ValueError, match="--config_name_or_path") as caught:
         load_pipeline(tmp_path / "model.safetensors")
     assert "\n" not in str(caught.value)

@@ -9,15 +9,15 @@ import torch
 from accelerate import Accelerator
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from diffusers import BitsAndBytesConfig, DDIMScheduler, UNet2DConditionModel
-from small_policy import TARGETS, Policy
 from tiny_pipelines import random_unet
 
 from pipelines.conditioning import Conditioning, PromptTable
 from pipelines.quantization import quantize
 from policy.kernel import ReverseKernel
-from policy.lora import add_lora, base_policy
+from policy.lora import AdapterConfig, add_lora, base_policy
+from policy.policy import Policy
 from policy.trajectory import Experience
-from policy.update import UpdateConfig, update_policy
+from policy.update import UpdateConfig
 
 CONFIGS = {
     "8 bits": {"load_in_8bit": True},
@@ -25,6 +25,7 @@ CONFIGS = {
     "FP4, doubly": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True},
 }
 CPU = torch.device("cpu")
+TARGETS = AdapterConfig().lora_target_modules
 
 
 def wide_unet() -> UNet2DConditionModel:
@@ -75,17 +76,28 @@ def test_an_adapter_learns_on_it_and_disabled_leaves_it_bit_for_bit(
         *map(Conditioning, (torch.randn(2, 7, 64), torch.randn(1, 7, 64))),
         torch.tensor([True, False]),
     )
-    policy = Policy(unet, parameters, kernel, table)
-    trajectory = policy.sample(torch.tensor([0, 0, 0]))
+    policy = Policy(unet, kernel, table, guidance_scale=5.0, batch_size=3)
+    trajectory = policy.rollout(torch.tensor([0, 0, 0]), torch.Generator().manual_seed(0))
     accelerator = Accelerator(cpu=True)
     optimizer = accelerator.prepare(torch.optim.Adam(parameters, lr=1e-2))
     experience = Experience(trajectory, torch.zeros(3, 5), torch.ones(3, dtype=torch.int64))
     kls, worst, deviations = [], [], []
+    settings = UpdateConfig(
+        kl_coef=0.0,
+        target_kl=float("inf"),
+        retain_batch_size=1,
+        gradient_accumulation_steps=4,
+        train_timestep_fraction=1.0,
+        masked_steps=1,
+    )
     for _ in range(6):
-        config_ = UpdateConfig(0.2, 0.0, 1.0, 0.5, float("inf"), 1, 3, 1, 4, 1.0, 1, 5.0, 1.0)
-        generator = torch.Generator().manual_seed(0)
-        stats = update_policy(
-            unet, kernel, table, [experience], trajectory, optimizer, accelerator, config_, generator
+        stats = policy.update(
+            [experience],
+            trajectory,
+            optimizer=optimizer,
+            accelerator=accelerator,
+            config=settings,
+            generator=torch.Generator().manual_seed(0),
         )
         kls += stats.anchor_kl
         worst += stats.worst_anchor_kl

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from small_policy import TARGETS, Policy
+from small_policy import TARGETS
 
 from pipelines.conditioning import Conditioning, PromptTable
 from policy.kernel import ReverseKernel
 from policy.lora import add_lora
+from policy.policy import Policy
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def unet(tiny_pipeline_dir: Path) -> UNet2DConditionModel:
 @pytest.fixture
 def policy(unet: UNet2DConditionModel, tiny_pipeline_dir: Path) -> Policy:
     torch.manual_seed(0)
-    parameters = add_lora(unet, 4, 4, TARGETS)
+    add_lora(unet, 4, 4, TARGETS)
     kernel = ReverseKernel.from_scheduler(
         DDIMScheduler.from_pretrained(tiny_pipeline_dir, subfolder="scheduler"), 5
     )
@@ -29,4 +30,4 @@ def policy(unet: UNet2DConditionModel, tiny_pipeline_dir: Path) -> Policy:
         *map(Conditioning, (torch.randn(3, 7, 16), torch.randn(1, 7, 16))),
         torch.tensor([True, True, False]),
     )
-    return Policy(unet, parameters, kernel, table)
+    return Policy(unet, kernel, table, guidance_scale=5.0, batch_size=64)

@@ -210,39 +210,27 @@ def test_noise_predicted_of_pure_noise_is_refused() -> None:
 
 
 REFUSED = {
-    "flow matching": (
-        FlowMatchEulerDiscreteScheduler(),
-        "FlowMatchEulerDiscreteScheduler has no noise schedule of discrete betas",
-    ),
-    "EDM": (EDMEulerScheduler(), "no noise schedule of discrete betas"),
+    "flow matching": (FlowMatchEulerDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler"),
+    "EDM": (EDMEulerScheduler(), "EDMEulerScheduler"),
     "continuous timesteps": (
         EulerDiscreteScheduler(**BETAS, timestep_type="continuous"),
-        "no noise schedule of discrete betas",
+        "EulerDiscreteScheduler",
     ),
-    "another schedule": (
-        DDPMScheduler(beta_schedule="sigmoid", clip_sample=False),
-        "beta_schedule 'sigmoid' is not supported; linear, scaled_linear",
-    ),
+    "another schedule": (DDPMScheduler(beta_schedule="sigmoid", clip_sample=False), "beta_schedule"),
     "another prediction": (
         DPMSolverMultistepScheduler(**BETAS, prediction_type="flow_prediction"),
-        "prediction_type 'flow_prediction'",
+        "prediction_type",
     ),
-    "clipped images": (
-        DDPMScheduler(**BETAS),
-        "set clip_sample to false in its scheduler/scheduler_config.json",
-    ),
-    "thresholded images": (
-        DPMSolverMultistepScheduler(**BETAS, thresholding=True),
-        "set thresholding to false",
-    ),
+    "clipped images": (DDPMScheduler(**BETAS), "clip_sample"),
+    "thresholded images": (DPMSolverMultistepScheduler(**BETAS, thresholding=True), "thresholding"),
 }
 
 
-@pytest.mark.parametrize(("scheduler", "says"), REFUSED.values(), ids=REFUSED.keys())
+@pytest.mark.parametrize(("scheduler", "names"), REFUSED.values(), ids=REFUSED.keys())
 def test_schedulers_that_are_no_stochastic_ddim_of_latents_are_refused(
-    scheduler: SchedulerMixin, says: str
+    scheduler: SchedulerMixin, names: str
 ) -> None:
-    with pytest.raises(ValueError, match=says) as caught:
+    with pytest.raises(ValueError, match=names) as caught:
         ReverseKernel.from_scheduler(scheduler, 10)
     assert "\n" not in str(caught.value)
 
@@ -266,7 +254,7 @@ def test_other_schedulers_of_the_same_noise_give_the_same_kernel() -> None:
 
 @pytest.mark.parametrize("eta", [0.0, -1.0])
 def test_a_deterministic_sampler_is_refused(eta: float) -> None:
-    with pytest.raises(ValueError, match="eta must be positive"):
+    with pytest.raises(ValueError, match="eta"):
         ReverseKernel.from_scheduler(ddim(), 10, eta=eta)
 
 

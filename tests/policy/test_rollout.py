@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from small_policy import Policy
+from small_policy import move, parameters, sample
 
 from policy.lora import base_policy
-from policy.rollout import rollout, step_mean
+from policy.policy import Policy
 from policy.trajectory import Trajectory
 
 IDS = torch.tensor([0, 1, 0, 2])
@@ -18,34 +20,23 @@ def test_recomputed_log_probs_are_the_stored_ones_bit_for_bit(
     policy: Policy, guidance_scale: float, storage_dtype: torch.dtype, moved: bool
 ) -> None:
     if moved:
-        policy.move()
-    generator = torch.Generator().manual_seed(0)
-    batches = [
-        rollout(policy.unet, policy.kernel, policy.table, ids, guidance_scale, generator, storage_dtype)
-        for ids in (IDS, IDS.flip(0))
-    ]
+        move(policy)
+    policy, generator = replace(policy, guidance_scale=guidance_scale), torch.Generator().manual_seed(0)
+    batches = [policy.rollout(ids, generator, storage_dtype=storage_dtype) for ids in (IDS, IDS.flip(0))]
     joined = Trajectory.cat(batches)
     assert joined.latents.dtype == storage_dtype and joined.log_probs.dtype == torch.float32
     for rows in (slice(0, 4), slice(4, 8)):
         batch = joined[rows]
         for step in range(policy.kernel.num_steps):
             embeds = policy.table.conditioning[batch.prompt_ids]
-            mean = step_mean(
-                policy.unet,
-                policy.kernel,
-                batch.latents[:, step],
-                step,
-                embeds,
-                policy.table.negative,
-                guidance_scale,
-            )
+            mean = policy.mean(batch.latents[:, step], step, embeds)
             log_prob = policy.kernel.log_prob(batch.latents[:, step + 1], mean, step)
             assert log_prob.requires_grad
             assert torch.equal(log_prob.detach(), batch.log_probs[:, step])
 
 
 def test_shapes_and_what_they_hold(policy: Policy) -> None:
-    trajectory = policy.sample(IDS)
+    trajectory = sample(policy, IDS)
     steps = policy.kernel.num_steps
     assert trajectory.latents.shape == (4, steps + 1, 4, 8, 8) and trajectory.means.shape == (
         4,
@@ -65,7 +56,11 @@ def test_shapes_and_what_they_hold(policy: Policy) -> None:
 
 
 def test_a_rollout_is_a_function_of_its_generator(policy: Policy) -> None:
-    first, again, other = policy.sample(IDS, seed=3), policy.sample(IDS, seed=3), policy.sample(IDS, seed=4)
+    first, again, other = (
+        sample(policy, IDS, seed=3),
+        sample(policy, IDS, seed=3),
+        sample(policy, IDS, seed=4),
+    )
     assert torch.equal(first.latents, again.latents) and torch.equal(first.log_probs, again.log_probs)
     assert not torch.equal(first.latents[:, 0], other.latents[:, 0])
     assert not torch.equal(first.latents[0], first.latents[2])  # the same prompt twice is two images
@@ -75,7 +70,7 @@ def test_a_rollout_is_a_function_of_its_generator(policy: Policy) -> None:
 def test_a_step_is_one_pass_of_the_unet(policy: Policy, guidance_scale: float, samples: int) -> None:
     batches: list[int] = []
     handle = policy.unet.register_forward_hook(lambda module, inputs, output: batches.append(len(inputs[0])))
-    policy.sample(IDS, guidance_scale=guidance_scale)
+    sample(policy, IDS, guidance_scale=guidance_scale)
     handle.remove()
     assert batches == [samples] * policy.kernel.num_steps
 
@@ -84,23 +79,17 @@ def test_guidance_goes_from_the_empty_prompt_through_the_prompt(policy: Policy) 
     x, embeds, negative = torch.randn(2, 4, 8, 8), policy.table.conditioning[:2], policy.table.negative
     with torch.no_grad():
         without, with_prompt, guided = (
-            step_mean(policy.unet, policy.kernel, x, 1, *arguments)
-            for arguments in (
-                (negative.expand(2), negative, 1.0),
-                (embeds, negative, 1.0),
-                (embeds, negative, 4.0),
-            )
+            replace(policy, guidance_scale=scale).mean(x, 1, prompts)
+            for prompts, scale in ((negative.expand(2), 1.0), (embeds, 1.0), (embeds, 4.0))
         )
     assert (with_prompt - without).abs().max() > 1e-4
     torch.testing.assert_close(guided, without + 4.0 * (with_prompt - without), atol=1e-4, rtol=1e-4)
 
 
 def test_gradients_reach_the_adapter_alone(policy: Policy) -> None:
-    trajectory = policy.sample(IDS)
+    trajectory = sample(policy, IDS)
     embeds = policy.table.conditioning[trajectory.prompt_ids]
-    mean = step_mean(
-        policy.unet, policy.kernel, trajectory.latents[:, 1], 1, embeds, policy.table.negative, 5.0
-    )
+    mean = policy.mean(trajectory.latents[:, 1], 1, embeds)
     policy.kernel.log_prob(trajectory.latents[:, 2], mean, 1).sum().backward()
     graded = {
         name for name, p in policy.unet.named_parameters() if p.grad is not None and p.grad.abs().max() > 0
@@ -110,28 +99,26 @@ def test_gradients_reach_the_adapter_alone(policy: Policy) -> None:
 
 
 def test_kl_to_the_base_is_zero_before_and_has_a_gradient_once_the_adapter_moved(policy: Policy) -> None:
-    trajectory = policy.sample(IDS)
+    trajectory = sample(policy, IDS)
     embeds = policy.table.conditioning[trajectory.prompt_ids]
 
     def mean(step: int) -> torch.Tensor:
-        return step_mean(
-            policy.unet, policy.kernel, trajectory.latents[:, step], step, embeds, policy.table.negative, 5.0
-        )
+        return policy.mean(trajectory.latents[:, step], step, embeds)
 
     with base_policy(policy.unet), torch.no_grad():
         reference = [mean(step) for step in range(policy.kernel.num_steps)]
     for step, base in enumerate(reference):
         assert torch.equal(base, trajectory.means[:, step])
         assert torch.equal(policy.kernel.kl(mean(step), base, step).detach(), torch.zeros(4))
-    policy.move()
+    move(policy)
     kl = policy.kernel.kl(mean(2), reference[2], 2)
     assert (kl > 0).all()
     kl.mean().backward()
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in policy.parameters)
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in parameters(policy))
 
 
 def test_cat_and_indexing_keep_rows_together(policy: Policy) -> None:
-    first, second = policy.sample(IDS, seed=1), policy.sample(IDS[:2], seed=2)
+    first, second = sample(policy, IDS, seed=1), sample(policy, IDS[:2], seed=2)
     joined = Trajectory.cat([first, second])
     assert len(joined) == 6 and torch.equal(joined.timesteps, first.timesteps)
     for part, rows in ((first, slice(0, 4)), (second, slice(4, 6))):
@@ -147,11 +134,11 @@ def test_pooled_text_is_the_mean_over_tokens(policy: Policy) -> None:
 
 
 def test_how_many_are_sampled_together_does_not_change_what_is_sampled(policy: Policy) -> None:
-    policy.move()
-    whole = policy.sample(IDS, seed=5)
+    move(policy)
+    whole = sample(policy, IDS, seed=5)
     for batch_size in (3, 1):
         generator = torch.Generator().manual_seed(5)
-        parts = rollout(policy.unet, policy.kernel, policy.table, IDS, 5.0, generator, batch_size=batch_size)
+        parts = replace(policy, batch_size=batch_size).rollout(IDS, generator)
         assert torch.equal(parts.latents[:, 0], whole.latents[:, 0]) and torch.equal(
             parts.prompt_ids, whole.prompt_ids
         )
@@ -161,9 +148,7 @@ def test_how_many_are_sampled_together_does_not_change_what_is_sampled(policy: P
 
 def test_a_share_of_a_rollout_is_that_share_of_the_whole(policy: Policy) -> None:
     whole, share = (
-        rollout(
-            policy.unet, policy.kernel, policy.table, IDS, 5.0, torch.Generator().manual_seed(4), rows=rows
-        )
+        policy.rollout(IDS, torch.Generator().manual_seed(4), rows=rows)
         for rows in (slice(None), slice(1, 3))
     )
     assert len(share) == 2 and share.prompt_ids.tolist() == IDS[1:3].tolist()

@@ -2,19 +2,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from small_policy import Policy
+from small_policy import move, parameters, sample
 
-from policy.rollout import step_mean
+from policy.policy import Policy
 from policy.trajectory import Experience, Trajectory
-from policy.update import UpdateConfig, UpdateStats, update_policy
+from policy.update import UpdateConfig, UpdateStats
 
 FORGET, RETAIN = torch.tensor([0, 1, 0, 1]), torch.tensor([2, 2, 2, 2])
+SETTINGS: dict[str, Any] = {
+    "clip_range": 0.2,
+    "inner_epochs": 1,
+    "max_grad_norm": 1.0,
+    "kl_coef": 0.0,
+    "anchor_kl_coef": 0.0,
+    "adversarial_radius": 0.0,
+    "target_kl": math.inf,
+    "gradient_accumulation_steps": 100,
+    "train_timestep_fraction": 1.0,
+    "masked_steps": 1,
+}
+"""The surrogate alone, of all steps but the last, in one optimizer step."""
 
 
 def update(
@@ -23,70 +37,37 @@ def update(
     advantages: torch.Tensor,
     retain: Trajectory,
     optimizer: torch.optim.Optimizer,
+    *,
     replayed: Sequence[Experience] = (),
     accelerator: Accelerator | None = None,
+    batch_size: int | None = None,
     **changes: Any,
 ) -> UpdateStats:
-    settings: dict[str, Any] = {
-        "clip_range": 0.2,
-        "kl_coef": 0.0,
-        "anchor_kl_coef": 0.0,
-        "adversarial_radius": 0.0,
-        "target_kl": math.inf,
-        "inner_epochs": 1,
-        "batch_size": len(trajectory),
-        "retain_batch_size": len(retain),
-        "accumulation": 100,
-        "timestep_fraction": 1.0,
-        "masked_steps": 1,
-        "guidance_scale": 5.0,
-        "max_grad_norm": 1.0,
-    }
     accelerator = accelerator or Accelerator(cpu=True)
-    generator = torch.Generator().manual_seed(0)
-    return update_policy(
-        policy.unet,
-        policy.kernel,
-        policy.table,
-        [
-            Experience(trajectory, advantages, torch.full((len(trajectory),), len(policy.table.prompts) - 1)),
-            *replayed,
-        ],
+    anchor_ids = torch.full((len(trajectory),), len(policy.table.prompts) - 1)
+    return replace(policy, batch_size=batch_size or len(trajectory)).update(
+        [Experience(trajectory, advantages, anchor_ids), *replayed],
         retain,
-        accelerator.prepare(optimizer),
-        accelerator,
-        UpdateConfig(**(settings | changes)),
-        generator,
+        optimizer=accelerator.prepare(optimizer),
+        accelerator=accelerator,
+        config=UpdateConfig(**{"retain_batch_size": len(retain), **SETTINGS, **changes}),
+        generator=torch.Generator().manual_seed(0),
     )
 
 
 def sgd(policy: Policy, learning_rate: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(policy.parameters, lr=learning_rate)
+    return torch.optim.SGD(parameters(policy), lr=learning_rate)
 
 
 @torch.no_grad()
 def log_probs(policy: Policy, trajectory: Trajectory) -> torch.Tensor:
     """(B, T) under the policy as it is now."""
     embeds = policy.table.conditioning[trajectory.prompt_ids]
-    return torch.stack(
-        [
-            policy.kernel.log_prob(
-                trajectory.latents[:, step + 1],
-                step_mean(
-                    policy.unet,
-                    policy.kernel,
-                    trajectory.latents[:, step],
-                    step,
-                    embeds,
-                    policy.table.negative,
-                    5.0,
-                ),
-                step,
-            )
-            for step in range(policy.kernel.num_steps)
-        ],
-        dim=1,
-    )
+    columns = []
+    for step in range(policy.kernel.num_steps):
+        mean = policy.mean(trajectory.latents[:, step], step, embeds)
+        columns.append(policy.kernel.log_prob(trajectory.latents[:, step + 1], mean, step))
+    return torch.stack(columns, dim=1)
 
 
 @pytest.mark.parametrize(
@@ -109,8 +90,8 @@ def test_the_ratio_is_exactly_1_until_something_moves(
         if not p.requires_grad:
             p.data = p.data.to(base)
     assert policy.unet.dtype == base
-    trajectory = Trajectory.cat([policy.sample(FORGET, seed, storage_dtype=storage) for seed in (1, 2)])
-    retain = policy.sample(RETAIN, 3, storage_dtype=storage)
+    trajectory = Trajectory.cat([sample(policy, FORGET, seed, storage_dtype=storage) for seed in (1, 2)])
+    retain = sample(policy, RETAIN, 3, storage_dtype=storage)
     stats = update(
         policy,
         trajectory,
@@ -120,7 +101,7 @@ def test_the_ratio_is_exactly_1_until_something_moves(
         batch_size=4,
         masked_steps=0,
         inner_epochs=2,
-        accumulation=2,
+        gradient_accumulation_steps=2,
     )
     assert (stats.first_ratio_deviation, stats.first_clip_fraction) == (0.0, 0.0)
     asked = update(
@@ -142,12 +123,12 @@ def test_the_ratio_is_exactly_1_until_something_moves(
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_step_moves_the_log_prob_of_a_sample_with_its_advantage(policy: Policy, sign: float) -> None:
-    trajectory = policy.sample(FORGET[:1])
+    trajectory = sample(policy, FORGET[:1])
     update(
         policy,
         trajectory,
         torch.full((1, 5), sign),
-        policy.sample(RETAIN),
+        sample(policy, RETAIN),
         sgd(policy, 0.003),
         masked_steps=0,
     )
@@ -156,12 +137,12 @@ def test_a_step_moves_the_log_prob_of_a_sample_with_its_advantage(policy: Policy
 
 
 def test_the_better_of_two_samples_gains_on_the_worse(policy: Policy) -> None:
-    trajectory = policy.sample(FORGET[:2])
+    trajectory = sample(policy, FORGET[:2])
     update(
         policy,
         trajectory,
         torch.tensor([[1.0], [-1.0]]).expand(2, 5),
-        policy.sample(RETAIN),
+        sample(policy, RETAIN),
         sgd(policy, 0.003),
         masked_steps=0,
     )
@@ -170,20 +151,34 @@ def test_the_better_of_two_samples_gains_on_the_worse(policy: Policy) -> None:
 
 
 def test_nothing_moves_without_advantage_and_kl(policy: Policy) -> None:
-    before = [p.detach().clone() for p in policy.parameters]
-    optimizer = torch.optim.AdamW(policy.parameters, lr=0.1, weight_decay=0.0)
-    update(policy, policy.sample(FORGET), torch.zeros(4, 5), policy.sample(RETAIN), optimizer, accumulation=1)
-    assert all(torch.equal(p, b) for p, b in zip(policy.parameters, before, strict=True))
+    before = [p.detach().clone() for p in parameters(policy)]
+    optimizer = torch.optim.AdamW(parameters(policy), lr=0.1, weight_decay=0.0)
+    update(
+        policy,
+        sample(policy, FORGET),
+        torch.zeros(4, 5),
+        sample(policy, RETAIN),
+        optimizer,
+        gradient_accumulation_steps=1,
+    )
+    assert all(torch.equal(p, b) for p, b in zip(parameters(policy), before, strict=True))
 
 
 def test_the_kl_to_the_base_starts_at_zero_and_pulls_a_moved_adapter_back(policy: Policy) -> None:
-    trajectory, retain = policy.sample(FORGET), policy.sample(RETAIN)
+    trajectory, retain = sample(policy, FORGET), sample(policy, RETAIN)
     at_base = update(policy, trajectory, torch.zeros(4, 5), retain, sgd(policy, 0.0), kl_coef=1.0)
     assert max(at_base.retain_kl) < 1e-9
-    policy.move()
-    adam = torch.optim.Adam(policy.parameters, lr=0.03)
+    move(policy)
+    adam = torch.optim.Adam(parameters(policy), lr=0.03)
     stats = update(
-        policy, trajectory, torch.zeros(4, 5), retain, adam, kl_coef=1.0, inner_epochs=6, accumulation=4
+        policy,
+        trajectory,
+        torch.zeros(4, 5),
+        retain,
+        adam,
+        kl_coef=1.0,
+        inner_epochs=6,
+        gradient_accumulation_steps=4,
     )
     assert stats.retain_kl[0] > 1e-4
     assert sum(stats.retain_kl[-3:]) < 0.5 * sum(stats.retain_kl[:3])
@@ -192,7 +187,12 @@ def test_the_kl_to_the_base_starts_at_zero_and_pulls_a_moved_adapter_back(policy
 def test_only_the_adapter_moves(policy: Policy) -> None:
     before = {name: p.detach().clone() for name, p in policy.unet.named_parameters()}
     update(
-        policy, policy.sample(FORGET), torch.randn(4, 5), policy.sample(RETAIN), sgd(policy, 0.1), kl_coef=1.0
+        policy,
+        sample(policy, FORGET),
+        torch.randn(4, 5),
+        sample(policy, RETAIN),
+        sgd(policy, 0.1),
+        kl_coef=1.0,
     )
     moved = {name for name, p in policy.unet.named_parameters() if not torch.equal(p, before[name])}
     assert moved and all("lora_" in name for name in moved)
@@ -200,17 +200,17 @@ def test_only_the_adapter_moves(policy: Policy) -> None:
 
 
 def test_masked_steps_are_never_trained_and_a_fraction_is_a_fraction(policy: Policy) -> None:
-    trajectory, retain, advantages = policy.sample(FORGET), policy.sample(RETAIN), torch.randn(4, 5)
+    trajectory, retain, advantages = sample(policy, FORGET), sample(policy, RETAIN), torch.randn(4, 5)
     stats = update(policy, trajectory, advantages, retain, sgd(policy, 0.0), masked_steps=2, inner_epochs=3)
     assert {step: len(rows) for step, rows in stats.by_step.items()} == {0: 3, 1: 3, 2: 3}
     stats = update(
-        policy, trajectory, advantages, retain, sgd(policy, 0.0), batch_size=2, timestep_fraction=0.5
+        policy, trajectory, advantages, retain, sgd(policy, 0.0), batch_size=2, train_timestep_fraction=0.5
     )
     assert sum(len(rows) for rows in stats.by_step.values()) == 2  # two of four steps, of all trajectories
 
 
 def test_terms_are_gathered_into_optimizer_steps_and_counted(policy: Policy) -> None:
-    trajectory, retain = policy.sample(FORGET), policy.sample(RETAIN)
+    trajectory, retain = sample(policy, FORGET), sample(policy, RETAIN)
     stats = update(
         policy,
         trajectory,
@@ -218,7 +218,7 @@ def test_terms_are_gathered_into_optimizer_steps_and_counted(policy: Policy) -> 
         retain,
         sgd(policy, 0.0),
         kl_coef=1.0,
-        accumulation=3,
+        gradient_accumulation_steps=3,
         inner_epochs=2,
     )
     assert [
@@ -228,31 +228,31 @@ def test_terms_are_gathered_into_optimizer_steps_and_counted(policy: Policy) -> 
 
 
 def test_the_gradient_is_clipped_and_its_norm_before_that_is_kept(policy: Policy) -> None:
-    before = [p.detach().clone() for p in policy.parameters]
+    before = [p.detach().clone() for p in parameters(policy)]
     stats = update(
         policy,
-        policy.sample(FORGET),
+        sample(policy, FORGET),
         torch.randn(4, 5),
-        policy.sample(RETAIN),
+        sample(policy, RETAIN),
         sgd(policy, 1.0),
         max_grad_norm=1e-3,
     )
     moved = math.sqrt(
-        sum((p - b).square().sum().item() for p, b in zip(policy.parameters, before, strict=True))
+        sum((p - b).square().sum().item() for p, b in zip(parameters(policy), before, strict=True))
     )
     assert stats.grad_norm[0] > 2e-3
     assert moved == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_the_inner_loop_stops_once_the_policy_has_gone_too_far(policy: Policy) -> None:
-    trajectory, retain = policy.sample(FORGET), policy.sample(RETAIN)
+    trajectory, retain = sample(policy, FORGET), sample(policy, RETAIN)
     stats = update(
         policy,
         trajectory,
         torch.randn(4, 5),
         retain,
         sgd(policy, 5.0),
-        accumulation=1,
+        gradient_accumulation_steps=1,
         inner_epochs=20,
         target_kl=1e-3,
     )
@@ -261,44 +261,44 @@ def test_the_inner_loop_stops_once_the_policy_has_gone_too_far(policy: Policy) -
 
 
 def test_a_gradient_that_is_no_number_is_skipped(policy: Policy) -> None:
-    before = [p.detach().clone() for p in policy.parameters]
+    before = [p.detach().clone() for p in parameters(policy)]
     stats = update(
         policy,
-        policy.sample(FORGET),
+        sample(policy, FORGET),
         torch.full((4, 5), math.nan),
-        policy.sample(RETAIN),
+        sample(policy, RETAIN),
         sgd(policy, 0.1),
-        accumulation=2,
+        gradient_accumulation_steps=2,
     )
     assert stats.skipped == len(stats.grad_norm) > 0
-    assert all(torch.equal(p, b) for p, b in zip(policy.parameters, before, strict=True))
+    assert all(torch.equal(p, b) for p, b in zip(parameters(policy), before, strict=True))
 
 
 def test_the_anchor_kl_pulls_forget_states_to_the_base_under_the_anchor_prompt(policy: Policy) -> None:
-    trajectory = policy.sample(FORGET, seed=3)
-    advantages = torch.zeros_like(trajectory.log_probs)
-    optimizer = torch.optim.Adam(policy.parameters, lr=1e-2)
+    trajectory = sample(policy, FORGET, seed=3)
+    advantages, trained = torch.zeros_like(trajectory.log_probs), parameters(policy)
+    optimizer = torch.optim.Adam(trained, lr=1e-2)
     kls = [
         sum(update(policy, trajectory, advantages, trajectory, optimizer, anchor_kl_coef=1.0).anchor_kl)
         for _ in range(8)
     ]
     assert kls[0] > 0 and kls[-1] < 0.9 * kls[0]
-    assert all(p.requires_grad for p in policy.parameters)
+    assert all(p.requires_grad for p in trained)  # though the base was asked in between
 
 
 def test_around_a_prompt_the_kl_is_larger_and_comes_down_where_it_is_trained(policy: Policy) -> None:
     """Among as many gradients of the same states: what one pass less of the UNet learns leaves the text
     around the prompt where it was."""
-    trajectory, start = policy.sample(FORGET, seed=3), [p.detach().clone() for p in policy.parameters]
+    trajectory, start = sample(policy, FORGET, seed=3), [p.detach().clone() for p in parameters(policy)]
     nothing = torch.zeros_like(trajectory.log_probs)
 
     def around(radius: float) -> tuple[UpdateStats, UpdateStats, float]:
         """Statistics of the first update with this radius, of the last, and the KL around the prompts
         after it."""
         with torch.no_grad():
-            for p, value in zip(policy.parameters, start, strict=True):
+            for p, value in zip(parameters(policy), start, strict=True):
                 p.copy_(value)
-        optimizer = torch.optim.Adam(policy.parameters, lr=1e-2)
+        optimizer = torch.optim.Adam(parameters(policy), lr=1e-2)
         stats = [
             update(
                 policy,
@@ -335,9 +335,9 @@ def test_around_a_prompt_the_kl_is_larger_and_comes_down_where_it_is_trained(pol
 
 
 def test_replayed_trajectories_are_weighed_by_what_the_policy_has_become(policy: Policy) -> None:
-    old = policy.sample(FORGET, seed=1)
-    policy.move(0.05)
-    fresh, retain = policy.sample(FORGET, seed=2), policy.sample(RETAIN)
+    old = sample(policy, FORGET, seed=1)
+    move(policy, 0.05)
+    fresh, retain = sample(policy, FORGET, seed=2), sample(policy, RETAIN)
     nothing, anchors = torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64)
     stats = update(
         policy,
@@ -345,8 +345,8 @@ def test_replayed_trajectories_are_weighed_by_what_the_policy_has_become(policy:
         nothing,
         retain,
         sgd(policy, 0.0),
-        [Experience(old, nothing, anchors)],
-        accumulation=4,
+        replayed=[Experience(old, nothing, anchors)],
+        gradient_accumulation_steps=4,
         masked_steps=1,
     )
     assert len(stats.grad_norm) == 2  # four trained steps of the fresh ones, then four of the replayed
@@ -354,15 +354,15 @@ def test_replayed_trajectories_are_weighed_by_what_the_policy_has_become(policy:
 
 
 def test_replayed_advantages_move_the_policy_too(policy: Policy) -> None:
-    old, retain = policy.sample(FORGET[:1], seed=1), policy.sample(RETAIN)
+    old, retain = sample(policy, FORGET[:1], seed=1), sample(policy, RETAIN)
     replayed = Experience(old, torch.ones(1, 5), torch.zeros(1, dtype=torch.int64))
     update(
         policy,
-        policy.sample(FORGET[:1], seed=2),
+        sample(policy, FORGET[:1], seed=2),
         torch.zeros(1, 5),
         retain,
         sgd(policy, 0.003),
-        [replayed],
+        replayed=[replayed],
         masked_steps=0,
     )
     assert (log_probs(policy, old) - old.log_probs).sum() > 1e-6
@@ -373,32 +373,41 @@ def test_how_many_go_through_the_unet_together_does_not_change_the_update(
     policy: Policy, by_slopes: bool
 ) -> None:
     """Five trajectories and three retain states, in passes of all, of two and of one: the same optimizer
-    steps, gradients and figures."""
-    trajectory = policy.sample(torch.tensor([0, 1, 0, 1, 1]))
-    retain = policy.sample(torch.tensor([2, 2, 2, 2]), seed=1)
-    policy.move(0.1)
-    start = [p.detach().clone() for p in policy.parameters]
+    steps, gradients and metrics."""
+    trajectory = sample(policy, torch.tensor([0, 1, 0, 1, 1]))
+    retain = sample(policy, torch.tensor([2, 2, 2, 2]), seed=1)
+    move(policy, 0.1)
+    start = [p.detach().clone() for p in parameters(policy)]
     advantages, slopes = torch.randn(5, 5), 0.3 * torch.randn_like(trajectory.means)
     anchors = torch.full((5,), 2)
+    config = UpdateConfig(
+        clip_range=0.2,
+        kl_coef=2.0,
+        anchor_kl_coef=1.0,
+        adversarial_radius=0.5,
+        target_kl=math.inf,
+        inner_epochs=1,
+        retain_batch_size=3,
+        gradient_accumulation_steps=2,
+        train_timestep_fraction=0.75,
+        masked_steps=1,
+        max_grad_norm=1.0,
+    )
 
     def learn(batch_size: int) -> tuple[list[torch.Tensor], UpdateStats]:
         with torch.no_grad():
-            for p, value in zip(policy.parameters, start, strict=True):
+            for p, value in zip(parameters(policy), start, strict=True):
                 p.copy_(value)
         accelerator = Accelerator(cpu=True)
-        config = UpdateConfig(0.2, 2.0, 1.0, 0.5, math.inf, 1, batch_size, 3, 2, 0.75, 1, 5.0, 1.0)
-        stats = update_policy(
-            policy.unet,
-            policy.kernel,
-            policy.table,
+        stats = replace(policy, batch_size=batch_size).update(
             [Experience(trajectory, advantages, anchors, slopes if by_slopes else None)],
             retain,
-            accelerator.prepare(sgd(policy, 0.05)),
-            accelerator,
-            config,
-            torch.Generator().manual_seed(0),
+            optimizer=accelerator.prepare(sgd(policy, 0.05)),
+            accelerator=accelerator,
+            config=config,
+            generator=torch.Generator().manual_seed(0),
         )
-        return [p.detach().clone() for p in policy.parameters], stats
+        return [p.detach().clone() for p in parameters(policy)], stats
 
     whole, stats = learn(5)
     assert (
@@ -426,16 +435,16 @@ def test_a_gradient_scaler_changes_no_step_and_leaves_out_what_overflows(
     """As accelerate has one on a GPU in half precision: through both KLs, the worst case and the clip of
     the gradient's norm."""
     trajectory, retain, advantages = (
-        policy.sample(FORGET, 1),
-        policy.sample(RETAIN, 3),
+        sample(policy, FORGET, 1),
+        sample(policy, RETAIN, 3),
         torch.randn(4, 5, generator=torch.Generator().manual_seed(0)),
     )
     terms = {"kl_coef": 1.0, "anchor_kl_coef": 1.0, "adversarial_radius": 0.5}
-    before = [p.detach().clone() for p in policy.parameters]
+    before = [p.detach().clone() for p in parameters(policy)]
     expected = update(policy, trajectory, advantages, retain, sgd(policy, 0.1), **terms)
-    moved = [p.detach().clone() for p in policy.parameters]
+    moved = [p.detach().clone() for p in parameters(policy)]
     with torch.no_grad():
-        for p, start in zip(policy.parameters, before, strict=True):
+        for p, start in zip(parameters(policy), before, strict=True):
             p.copy_(start)
     accelerator = Accelerator(cpu=True)
     monkeypatch.setattr(Accelerator, "mixed_precision", "fp16")
@@ -443,7 +452,7 @@ def test_a_gradient_scaler_changes_no_step_and_leaves_out_what_overflows(
     stats = update(policy, trajectory, advantages, retain, sgd(policy, 0.1), accelerator=accelerator, **terms)
     overflows = scale > 2.0**100
     assert stats.skipped == overflows and expected.skipped == 0 and stats.first_ratio_deviation == 0
-    for p, start, end in zip(policy.parameters, before, moved, strict=True):
+    for p, start, end in zip(parameters(policy), before, moved, strict=True):
         torch.testing.assert_close(p.detach(), start if overflows else end)
     assert any(not torch.equal(start, end) for start, end in zip(before, moved, strict=True))
     assert (accelerator.scaler.get_scale() < scale) == overflows

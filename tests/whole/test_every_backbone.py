@@ -28,6 +28,8 @@ from hub.adapter import load_adapter
 from pipelines.base import load_pipeline
 from pipelines.generate import evaluation_mode
 from reward.predictor import RewardPredictor
+from training.config import parse_config
+from training.setup import prepare
 
 CLIP = ["--clip_model", f"local-dir:{canvas.CLIP}"]
 FEW_STEPS = ["--num_inference_steps", "4"]
@@ -78,7 +80,7 @@ def train_reward(base: list[str], directory: Path, prompts: str) -> RewardPredic
         "8",
     ]
     reward.train.main(
-        reward.train.parse_args(
+        reward.train.parse_config(
             [*base, *CLIP, "--prompts", prompts, *FEW_STEPS, *few, "--output_dir", str(directory)]
         )
     )
@@ -87,7 +89,7 @@ def train_reward(base: list[str], directory: Path, prompts: str) -> RewardPredic
 
 def train_adapter(base: list[str], directory: Path, *more: str) -> dict[str, Any]:
     script.main(
-        script.parse_args(
+        parse_config(
             [
                 *base,
                 *CLIP,
@@ -135,7 +137,7 @@ def test_every_command_knows_every_backbone(
 
     few = ["--num_latents", "9", "--eval_batch_size", "4", "--num_inference_steps", "2"]
     evaluation.predictor.__main__.main(
-        evaluation.predictor.__main__.parse_args(
+        evaluation.predictor.__main__.parse_config(
             [*rewarded, *CLIP, *few, "--output_dir", str(tmp_path / "proof")]
         )
     )
@@ -148,7 +150,7 @@ def test_every_command_knows_every_backbone(
 
     few = [*FEW_STEPS, "--num_rollouts", "6", "--max_train_steps", "1", "--train_states", "8"]
     critic.train.main(
-        critic.train.parse_args(
+        critic.train.parse_config(
             [*rewarded, *CLIP, *few, "--concept", "Van Gogh style", "--output_dir", str(tmp_path / "critic")]
         )
     )
@@ -171,11 +173,10 @@ def test_every_command_knows_every_backbone(
         "--output_dir",
         str(tmp_path / "judged"),
     ]
-    evaluation.main(evaluation.parse_args([*given, *judged]))
+    evaluation.main(evaluation.parse_config([*given, *judged]))
     assert json.loads((tmp_path / "judged" / "results.json").read_text())["changed_images"] > 0
 
-    args = hub.parse_args(["fuse", *given, "--output_dir", str(tmp_path / "fused")])
-    args.run(args)
+    hub.main(hub.parse_config(["fuse", *given, "--output_dir", str(tmp_path / "fused")]))
     fused = DiffusionPipeline.from_pretrained(tmp_path / "fused", use_safetensors=True)
     assert type(fused) is type(pipe) and fused.scheduler.config.items() >= pipe.scheduler.config.items()
     before = pictures(pipe)
@@ -195,14 +196,11 @@ def test_networks_of_one_class_of_base_are_refused_by_another(
         "--reward_model_name_or_path",
         str(tmp_path / "reward"),
     ]
-    args = script.parse_args(
+    config = parse_config(
         [*other, *CLIP, *FEW_STEPS, *QUICK, "--concept", "cat", "--output_dir", str(tmp_path / "adapter")]
     )
-    with pytest.raises(
-        CheckpointError,
-        match="latents of a StableDiffusionPipeline, the base is a StableDiffusionXLPipeline; train one",
-    ):
-        script.prepare(args)
+    with pytest.raises(CheckpointError, match=r"StableDiffusionPipeline.*StableDiffusionXLPipeline"):
+        prepare(config)
 
 
 @pytest.mark.parametrize("save", [save_sd1, save_sdxl])
@@ -226,18 +224,11 @@ def test_latents_that_are_not_square_are_trained_on(save: Any, tmp_path: Path) -
     )
     square = RewardPredictor(4, 12, 64, width=8, condition_dim=16, prompts=TINY_PROMPTS)
     square.save_pretrained(tmp_path / "square")
-    with pytest.raises(CheckpointError, match="4x12x12 latents, the base has 4x8x12"):
-        train = [
-            *base,
-            "--reward_model_name_or_path",
-            str(tmp_path / "square"),
-            *CLIP,
-            *FEW_STEPS,
-            *QUICK,
-            "--concept",
-            "cat",
-        ]
-        script.prepare(script.parse_args([*train, "--output_dir", str(tmp_path / "refused")]))
+    rewarded = [*base, "--reward_model_name_or_path", str(tmp_path / "square")]
+    train = [*rewarded, *CLIP, *FEW_STEPS, *QUICK, "--concept", "cat"]
+    config = parse_config([*train, "--output_dir", str(tmp_path / "refused")])
+    with pytest.raises(CheckpointError, match=r"4x12x12.*4x8x12"):
+        prepare(config)
 
 
 def test_a_checkpoint_in_one_file_and_another_vae_are_trained_like_the_pipeline(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
+from benchmarks.report import write_json
 from benchmarks.worlds.canvas import models
 from benchmarks.worlds.canvas.draw import OBJECTS, PROMPT, STYLES, draw
 from evaluation.judge import Judge, to_pixels
@@ -135,30 +135,29 @@ def report(weights: Path, images_per_prompt: int = 8) -> dict[str, float]:
     sheet."""
     judge = Judge.from_pretrained(weights / "judge")
     fresh = drawings(2048, FRESH_SEED)
-    truth = labels(len(fresh))
-    verdict = judge.predict(models.pixels(fresh))
-    figures = {f"judge_{d}": 100 * (verdict[d] == truth[d]).float().mean().item() for d in verdict}
+    quality = {f"judge_{d}": share for d, share in right(judge, models.pixels(fresh)).items()}
     pipe = StableDiffusionPipeline.from_pretrained(weights / "pipeline")
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    reconstruction = pipe.vae(models.pixels(fresh[:512])).sample.clamp(-1, 1)
-    figures["reconstruction_psnr_db"] = (
-        -10 * ((reconstruction - models.pixels(fresh[:512])) / 2).square().mean().log10().item()
-    )
+    some = models.pixels(fresh[:512])
+    error = ((pipe.vae(some).sample.clamp(-1, 1) - some) / 2).square().mean()
+    quality["reconstruction_psnr_db"] = -10 * error.log10().item()
     images: list[Image.Image] = []
     for i in tqdm(range(images_per_prompt), desc="judging the pipeline"):
         images += pipe(prompts(), num_inference_steps=30, generator=torch.Generator().manual_seed(i)).images
-    verdict = judge.predict(to_pixels(images))
-    truth = labels(len(images))
-    figures |= {f"pipeline_{d}": 100 * (verdict[d] == truth[d]).float().mean().item() for d in verdict}
+    quality |= {f"pipeline_{d}": share for d, share in right(judge, to_pixels(images)).items()}
     side = images[0].width
     sheet = Image.new("RGB", (side * len(OBJECTS), side * len(STYLES)))
     for i in range(len(COMBINATIONS)):
         sheet.paste(images[i], (side * (i % len(OBJECTS)), side * (i // len(OBJECTS))))
-    sheet.resize((sheet.width * 3, sheet.height * 3), Image.Resampling.NEAREST).save(
-        weights / "contact_sheet.png"
-    )
-    (weights / "quality.json").write_text(
-        json.dumps({k: round(v, 2) for k, v in figures.items()}, indent=2) + "\n"
-    )
-    return figures
+    large = sheet.resize((sheet.width * 3, sheet.height * 3), Image.Resampling.NEAREST)
+    large.save(weights / "contact_sheet.png")
+    write_json(weights / "quality.json", {name: round(value, 2) for name, value in quality.items()})
+    return quality
+
+
+def right(judge: Judge, pixels: torch.Tensor) -> dict[str, float]:
+    """Percent of images (N, 3, H, W), of the combinations in turn, that a judge takes for what they are, by
+    domain."""
+    verdict, truth = judge.predict(pixels), labels(len(pixels))
+    return {d: 100 * (verdict[d] == truth[d]).float().mean().item() for d in verdict}

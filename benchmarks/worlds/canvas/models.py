@@ -148,7 +148,8 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def min_snr_weights(scheduler: DDIMScheduler, t: torch.Tensor, gamma: float) -> torch.Tensor:
-    """(B,) timesteps -> the weights min(SNR, gamma) / SNR of their errors in the noise (Hang et al., 2023, https://arxiv.org/abs/2303.09556)."""
+    """(B,) timesteps -> the weights min(SNR, gamma) / SNR of their errors in the noise (Hang et al., 2023,
+    https://arxiv.org/abs/2303.09556)."""
     return (gamma / compute_snr(scheduler, t)).clamp(max=1)
 
 

@@ -3,17 +3,16 @@
 
 Photographs -> autoencoder -> UNet with its text encoder (the pipeline); judge; open_clip teacher; reward
 predictor. Judge and teacher share nothing but the photographs: their networks, seeds and crops are their own.
-Every
-    stage
-resumes where it was interrupted; the last one says how good the result is. Trial runs with another
-`--scale` need another `--output_dir`.
+Every stage resumes where it was interrupted; the last one says how good the result is. Trial runs with
+another `--scale` need another `--output_dir`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,7 +27,7 @@ from benchmarks.worlds.photos.build import (
     report,
 )
 from benchmarks.worlds.photos.data import CLASSES, DataError, load_photos
-from common.command_line import number
+from common.flags import flag, parse
 
 STAGES = {
     "autoencoder": build_autoencoder,
@@ -37,64 +36,54 @@ STAGES = {
     "clip": build_teacher,
     "reward": build_reward,
 }
+PARTS = (*STAGES, "report")
 
 
-def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.worlds.photos",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--data_zip",
-        type=Path,
+@dataclass(frozen=True)
+class BuildConfig:
+    """Build."""
+
+    data_zip: Path | None = flag(
+        None,
         help="A zip with train/<class>/*.jpg and test/<class>/*.jpg. Default: the Hub, through `datasets`.",
     )
-    parser.add_argument(
-        "--output_dir",
-        type=Path,
-        default=Path("runs/photos"),
-        help="Where weights, figures and unfinished work are written.",
+    output_dir: Path = flag(
+        Path("runs/photos"), help="Where weights, quality.json and unfinished work are written."
     )
-    parser.add_argument(
-        "--stages",
-        nargs="+",
-        choices=[*STAGES, "report"],
-        default=[*STAGES, "report"],
-        help="Which parts to build.",
+    stages: tuple[str, ...] = flag(PARTS, choices=PARTS, help="Which parts to build. Default: all.")
+    without: str | None = flag(
+        None,
+        choices=tuple(CLASSES),
+        help="Train only one more pipeline, on the same latents, that is never shown this class: what exact "
+        "forgetting looks like.",
     )
-    parser.add_argument(
-        "--without",
-        choices=CLASSES,
-        help="Train only one more pipeline, on the same latents, that is never shown this class: what exact forgetting looks like.",
+    size: str | None = flag(
+        None, choices=tuple(SIZES), help="How large and how long. Default: gpu where there is one."
     )
-    parser.add_argument(
-        "--size", choices=list(SIZES), help="How large and how long. Default: gpu where there is one."
-    )
-    parser.add_argument(
-        "--scale",
-        type=number,
-        default=1.0,
-        help="Multiplies the number of training steps, for a quick trial.",
-    )
-    return parser.parse_args(input_args)
+    scale: float = flag(1.0, above=0, help="Multiplies the number of training steps, for a quick trial.")
 
 
-def main(args: argparse.Namespace) -> int:
+def parse_config(arguments: Sequence[str] | None = None) -> BuildConfig:
+    """The settings of a command line."""
+    return parse(BuildConfig, arguments, __doc__, prog="python -m benchmarks.worlds.photos")
+
+
+def main(config: BuildConfig) -> int:
     """Run the stages that were asked for; 0, or 2 after a sentence about what the user must do."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = SIZES[args.size or ("gpu" if device == "cuda" else "cpu")]
-    steps = {stage: max(1, round(count * args.scale)) for stage, count in size.steps.items()}
+    output_dir, device = config.output_dir, "cuda" if torch.cuda.is_available() else "cpu"
+    size = SIZES[config.size or ("gpu" if device == "cuda" else "cpu")]
+    steps = {stage: max(1, round(count * config.scale)) for stage, count in size.steps.items()}
     try:
-        photos = load_photos(args.data_zip, args.output_dir / "work" / "photos.safetensors")
-        if args.without:
-            build_denoiser(photos["train"], args.output_dir, size, steps["denoiser"], device, args.without)
+        photos = load_photos(config.data_zip, output_dir / "work" / "photos.safetensors")
+        train = photos["train"]
+        if config.without:
+            build_denoiser(train, output_dir, size, steps["denoiser"], device, without=config.without)
             return 0
-        for stage in args.stages:
+        for stage in config.stages:
             if stage == "report":
-                print(json.dumps(report(photos["test"], args.output_dir), indent=2))
+                print(json.dumps(report(photos["test"], output_dir), indent=2))
             else:
-                STAGES[stage](photos["train"], args.output_dir, size, steps[stage], device)
+                STAGES[stage](train, output_dir, size, steps[stage], device)
     except DataError as error:
         print(error, file=sys.stderr)
         return 2
@@ -102,4 +91,4 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parse_args()))
+    sys.exit(main(parse_config()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
+from benchmarks.report import write_json
 from benchmarks.worlds.canvas import models
 from benchmarks.worlds.photos.data import CLASSES, SIDE, DataError, Photos
 from benchmarks.worlds.photos.judge import train_judge
@@ -57,6 +57,7 @@ class Size:
         latent_channels: of its latents, which are a quarter of the images' side.
         autoencoder_channels, unet_channels: of each resolution.
         unet_layers: residual blocks at each.
+        reward_flags: further ones of `python -m reward.train`.
     """
 
     steps: Mapping[str, int]
@@ -64,6 +65,7 @@ class Size:
     autoencoder_channels: tuple[int, int, int]
     unet_channels: tuple[int, int]
     unet_layers: int
+    reward_flags: tuple[str, ...] = ()
 
 
 SIZES = {
@@ -84,7 +86,7 @@ SIZES = {
 }
 """For two cores and for a large card."""
 
-Figures = dict[str, float | dict[str, float]]
+Quality = dict[str, float | dict[str, float]]
 
 
 def prompts() -> list[str]:
@@ -208,7 +210,7 @@ def build_autoencoder(photos: Photos, output_dir: Path, size: Size, steps: int, 
 
 
 def build_denoiser(
-    photos: Photos, output_dir: Path, size: Size, steps: int, device: str, without: str | None = None
+    photos: Photos, output_dir: Path, size: Size, steps: int, device: str, *, without: str | None = None
 ) -> None:
     """Train UNet and text encoder on the latents of `build_autoencoder` and write the pipeline.
 
@@ -278,23 +280,16 @@ def build_teacher(photos: Photos, output_dir: Path, size: Size, steps: int, devi
 def build_reward(photos: Photos, output_dir: Path, size: Size, steps: int, device: str) -> None:
     """Distil the reward predictor from teacher and pipeline, as a user would."""
     (output_dir / "prompts.txt").write_text("\n".join(prompts()) + "\n", encoding="utf-8")
-    given = [
-        "--pretrained_model_name_or_path",
-        output_dir / "pipeline",
-        "--clip_model",
-        f"local-dir:{output_dir / 'clip'}",
-    ]
-    given += [
-        "--prompts",
-        output_dir / "prompts.txt",
-        "--output_dir",
-        output_dir / "reward",
-        "--max_train_steps",
-        steps,
-    ]
-    subprocess.run(
-        [sys.executable, "-m", "reward.train", *map(str, given), "--overwrite_output_dir"], check=True
-    )
+    given = {
+        "pretrained_model_name_or_path": output_dir / "pipeline",
+        "clip_model": f"local-dir:{output_dir / 'clip'}",
+        "prompts": output_dir / "prompts.txt",
+        "output_dir": output_dir / "reward",
+        "max_train_steps": steps,
+    }
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "reward.train", *words, "--overwrite_output_dir", *size.reward_flags]
+    subprocess.run(command, check=True)
 
 
 # --- report -------------------------------------------------------------------------------------------
@@ -351,7 +346,7 @@ def contact_sheet(images: list[Image.Image], columns: int = 16, zoom: int = 2) -
     return sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST)
 
 
-def report(test: Photos, output_dir: Path, images_per_class: int = 32) -> Figures:
+def report(test: Photos, output_dir: Path, images_per_class: int = 32) -> Quality:
     """Judge and teacher on the test set, the autoencoder on 1,000 of it, the pipeline by the judge;
     contact sheets, quality.json."""
     judge = Judge.from_pretrained(output_dir / "judge")
@@ -361,7 +356,7 @@ def report(test: Photos, output_dir: Path, images_per_class: int = 32) -> Figure
     some = Photos(*(t[:: max(1, len(test.labels) // 1000)] for t in test))
     reconstructions = reconstruct(pipeline.vae, some.images)
     error = ((reconstructions - models.pixels(some.images)) / 2).square().mean()
-    figures: Figures = {
+    quality: Quality = {
         "judge_test": per_class(judge.predict(models.pixels(test.images))["object"], test.labels),
         "teacher_zero_shot_test": per_class(zero_shot(output_dir / "clip", test.images), test.labels),
         "reconstruction_psnr_db": round(-10 * error.log10().item(), 2),
@@ -370,9 +365,9 @@ def report(test: Photos, output_dir: Path, images_per_class: int = 32) -> Figure
     truth = torch.arange(len(CLASSES)).repeat(images_per_class)
     for guidance in (DEFAULT_GUIDANCE, OTHER_GUIDANCE):
         images = generate(pipeline, guidance, images_per_class)
-        figures[f"pipeline_guidance_{guidance:g}"] = per_class(
+        quality[f"pipeline_guidance_{guidance:g}"] = per_class(
             judge.predict(to_pixels(images))["object"], truth
         )
         contact_sheet(images).save(output_dir / f"contact_sheet_guidance_{guidance:g}.png")
-    (output_dir / "quality.json").write_text(json.dumps(figures, indent=2) + "\n")
-    return figures
+    write_json(output_dir / "quality.json", quality)
+    return quality

@@ -73,7 +73,8 @@ def read_zip(file: Path) -> dict[str, Photos]:
             return {split: _read_split(archive, split) for split in ("train", "test")}
     except FileNotFoundError as error:
         raise DataError(
-            f"{file} does not exist: give --data_zip the path of a zip with train/<class>/*.jpg and test/<class>/*.jpg."
+            f"{file} does not exist: give --data_zip the path of a zip with train/<class>/*.jpg and "
+            "test/<class>/*.jpg."
         ) from error
     except (OSError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(
@@ -91,7 +92,8 @@ def _read_split(archive: zipfile.ZipFile, split: str) -> Photos:
     missing = [name for label, name in enumerate(CLASSES) if label not in labels]
     if missing:
         raise DataError(
-            f"{archive.filename} has no {split} photographs of {', '.join(missing)}: it needs {split}/<class>/*.jpg for every class."
+            f"{archive.filename} has no {split} photographs of {', '.join(missing)}: it needs "
+            f"{split}/<class>/*.jpg for every class."
         )
     with tqdm(members, desc=f"decoding {split}") as bar:
         images = [_decode(archive.read(member), member) for member in bar]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 import canvas
-from evaluation.predictor.__main__ import FIGURES, bars, main, means, parse_args
+from evaluation.predictor.__main__ import FIGURES, bars, main, means, parse_config
 from evaluation.predictor.scorers import (
     BLIND,
     CLEAN,
@@ -28,7 +29,7 @@ from pipelines.backbone import Backbone
 from pipelines.base import load_pipeline
 from policy.kernel import ReverseKernel
 from policy.lora import add_lora
-from policy.rollout import step_mean
+from policy.policy import Policy
 from reward.predictor import RewardPredictor
 from reward.teacher import Teacher
 
@@ -54,7 +55,7 @@ def arguments(pipeline: Path, output_dir: Path, *more: str) -> list[str]:
 
 
 def run(*args: Any) -> dict[str, Any]:
-    main(parse_args(arguments(*args)))
+    main(parse_config(arguments(*args)))
     return json.loads((args[1] / "reward_predictor.json").read_text())
 
 
@@ -168,13 +169,14 @@ def test_x0_hat_is_where_the_last_step_goes(tiny_pipeline_dir: Path, teacher: Te
     kernel = ReverseKernel.from_scheduler(pipe.scheduler, 4, eta=1e-6, min_std=0.0)
     backbone = Backbone.of(pipe)
     table = backbone.prompt_table(prompts)
-    process, rows, x = Process(backbone, kernel, table, 3.0), torch.tensor([0, 1, 1]), torch.randn(3, 4, 8, 8)
+    policy = Policy(pipe.unet, kernel, table, guidance_scale=3.0, batch_size=3)
+    process, rows, x = Process(backbone, policy), torch.tensor([0, 1, 1]), torch.randn(3, 4, 8, 8)
     with torch.no_grad():
         for know_prompt, known, guidance in (
             (True, table.conditioning[rows], 3.0),
             (False, table.negative.expand(3), 1.0),
         ):
-            end = step_mean(pipe.unet, kernel, x, 3, known, table.negative, guidance)
+            end = replace(policy, guidance_scale=guidance).mean(x, 3, known)
             expected = noisy_decode_scorer(process, teacher)(end, 3, rows)
             torch.testing.assert_close(
                 x0_scorer(process, teacher, know_prompt)(x, 3, rows), expected, atol=1e-3, rtol=0
@@ -189,7 +191,7 @@ BAD = {
     "other predictor": (["--reward_model_name_or_path", "wide"], "4x16x16 latents, the base has 4x8x8"),
     "seeing twin": (
         ["--reward_model_name_or_path", "fits", "--blind_twin", "fits"],
-        "--blind_twin is told the timestep",
+        "--blind_twin is conditioned on the timestep",
     ),
     "noisy twin": (
         ["--reward_model_name_or_path", "fits", "--clean_twin", "fits"],
@@ -232,7 +234,6 @@ def test_bad_input_is_one_sentence(
     assert not (tmp_path / "out" / "reward_predictor.json").exists()
 
 
-def test_one_concept_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse_args(["--output_dir", str(tmp_path), "--concepts", "a cat"])
-    assert "at least two texts" in capsys.readouterr().err
+def test_one_concept_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least two texts"):
+        main(parse_config(["--output_dir", str(tmp_path), "--concepts", "a cat"]))

@@ -18,9 +18,9 @@ from pipelines.backbone import Backbone
 from pipelines.base import load_pipeline
 
 FEW = Settings(
-    least_images=4,
-    concept_images=4,
-    batch_size=2,
+    num_images=4,
+    num_concept_images=4,
+    train_batch_size=2,
     inversion_tokens=(2,),
     inversion_steps=3,
     attack_tokens=2,

@@ -32,7 +32,12 @@ def error(pipe, examples: Examples, prompt: str) -> float:
     noise = torch.randn(latents.shape, generator=generator)
     return (
         denoising_loss(
-            backbone, ddim(pipe), latents, timesteps, noise, backbone.encode([prompt]).expand(len(latents))
+            backbone,
+            ddim(pipe),
+            latents,
+            timesteps,
+            noise,
+            conditioning=backbone.encode([prompt]).expand(len(latents)),
         )
         .mean()
         .item()
@@ -43,12 +48,12 @@ def test_relearning_lowers_the_loss_on_its_images_more_than_on_others(subject: S
     concept, control = constant(subject, 8.0), constant(subject, -8.0)
     subject._drawn = {(True, 4): concept}
     settings = Settings(
-        concept_images=4,
-        batch_size=4,
+        num_concept_images=4,
+        train_batch_size=4,
         relearning_steps=(60,),
         relearning_rank=4,
         relearning_learning_rate=1e-2,
-        least_images=1,
+        num_images=1,
     )
     prompt = subject.prompt(subject.forget[0])
     before = [error(subject.pipe, images, prompt) for images in (concept, control)]
@@ -63,7 +68,14 @@ def test_relearning_lowers_the_loss_on_its_images_more_than_on_others(subject: S
             torch.Generator().manual_seed(0),
         )
         for _ in range(60):
-            tuning_step(tuned, optimizer, concept, [prompt] * 4, settings.batch_size, generator)
+            tuning_step(
+                tuned,
+                optimizer,
+                concept,
+                [prompt] * 4,
+                batch_size=settings.train_batch_size,
+                generator=generator,
+            )
         after = [error(tuned, images, prompt) for images in (concept, control)]
     gains = [one - other for one, other in zip(before, after, strict=True)]
     assert gains[0] > 0 and gains[0] > gains[1]
@@ -73,7 +85,9 @@ def test_relearning_lowers_the_loss_on_its_images_more_than_on_others(subject: S
 def test_inversion_lowers_the_loss_on_its_images_more_than_on_others(subject: Subject) -> None:
     concept, control = constant(subject, 8.0), constant(subject, -8.0)
     subject._drawn = {(True, 4): concept}
-    settings = Settings(concept_images=4, batch_size=8, inversion_steps=80, inversion_learning_rate=1.0)
+    settings = Settings(
+        num_concept_images=4, train_batch_size=8, inversion_steps=80, inversion_learning_rate=1.0
+    )
     words = whole_words(subject.backbone, subject.examination.prompts + subject.concepts)[-2:]
     prompt = f"a cat image in {' '.join(words)} style"
     with frozen(subject.pipe):
@@ -96,10 +110,10 @@ def test_inversion_lowers_the_loss_on_its_images_more_than_on_others(subject: Su
 
 def test_the_attack_finds_words_that_can_be_typed(subject: Subject) -> None:
     subject._drawn = {(True, 4): constant(subject, 2.0)}
-    settings = Settings(concept_images=4, batch_size=4, attack_steps=25, attack_tokens=3)
+    settings = Settings(num_concept_images=4, train_batch_size=4, attack_steps=25, attack_tokens=3)
     words = whole_words(subject.backbone)
     with frozen(subject.pipe):
-        prefix, losses = find_prefix(subject, settings, subject.plain[0], words, 0, Budget())
+        prefix, losses = find_prefix(subject, settings, subject.plain[0], words, seed=0, budget=Budget())
     assert len(prefix) == 3 and set(prefix) <= set(words)
     assert min(losses) < losses[0]
     typed = f"{' '.join(prefix)} {subject.plain[0][1]}"
@@ -119,7 +133,7 @@ def test_the_attack_finds_words_that_can_be_typed(subject: Subject) -> None:
             latents,
             timesteps,
             noise,
-            subject.backbone.encode([typed]).expand(4),
+            conditioning=subject.backbone.encode([typed]).expand(4),
         ).mean()
     torch.testing.assert_close(found.item(), min(losses), rtol=1e-4, atol=1e-5)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from evaluation.probes.__main__ import main, parse_args
+from common.errors import friendly_errors
+from evaluation.probes.__main__ import main, parse_config
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_probes_are_kept_and_merged(
     line: list[str], adapter_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (adapter_dir / "results.json").write_text('{"concept": ["Van Gogh style"], "adapter": {"UA": 90.0}}')
-    main(parse_args([*line, "--probes", "removal", "--merge_with", str(adapter_dir)]))
+    main(parse_config([*line, "--probes", "removal", "--merge_with", str(adapter_dir)]))
     directory = adapter_dir / "probes"
     report = json.loads((directory / "probes.json").read_text())
     assert list(report["probes"]) == ["plain", "removal"]
@@ -57,14 +58,16 @@ def test_probes_are_kept_and_merged(
     marked = json.loads(path.read_text())
     marked["rows"][0]["name"] = "marked"
     path.write_text(json.dumps(marked))
-    main(parse_args([*line, "--probes", "removal", "--merge_with", str(adapter_dir), "--attack_steps", "7"]))
+    main(
+        parse_config([*line, "--probes", "removal", "--merge_with", str(adapter_dir), "--attack_steps", "7"])
+    )
     assert (
         json.loads((directory / "probes.json").read_text())["probes"]["removal"]["rows"][0]["name"]
         == "marked"
     )
     with pytest.raises(ValueError, match="seed differs"):
-        main(parse_args([*line, "--probes", "removal", "--merge_with", str(adapter_dir), "--seed", "1"]))
-    main(parse_args([*line, "--probes", "removal", "--seed", "1", "--overwrite_output_dir"]))
+        main(parse_config([*line, "--probes", "removal", "--merge_with", str(adapter_dir), "--seed", "1"]))
+    main(parse_config([*line, "--probes", "removal", "--seed", "1", "--overwrite_output_dir"]))
     report = json.loads((directory / "probes.json").read_text())
     assert report["probes"]["removal"]["rows"][0]["name"] == "unloaded" and report["settings"]["seed"] == 1
 
@@ -84,7 +87,7 @@ def test_without_the_base_the_adapters_side_is_the_same(line: list[str], tmp_pat
     ]
     probes = ["paraphrase", "inversion", "attack", "relearning"]
     for name, more in {"both": [], "one": ["--without_base"]}.items():
-        main(parse_args([*line, *few, *more, "--probes", *probes, "--output_dir", str(tmp_path / name)]))
+        main(parse_config([*line, *few, *more, "--probes", *probes, "--output_dir", str(tmp_path / name)]))
     both, one = (json.loads((tmp_path / name / "probes.json").read_text()) for name in ("both", "one"))
     for probe in ["plain", *probes]:
         for row, alone in zip(both["probes"][probe]["rows"], one["probes"][probe]["rows"], strict=True):
@@ -110,7 +113,7 @@ def test_images_of_the_users(line: list[str], tmp_path: Path) -> None:
         "--output_dir",
         str(tmp_path / "out"),
     ]
-    main(parse_args([*line, "--probes", "relearning", *more]))
+    main(parse_config([*line, "--probes", "relearning", *more]))
     report = json.loads((tmp_path / "out" / "probes.json").read_text())
     assert report["concept_images_from"] == "photos"
     assert [row["name"] for row in report["probes"]["relearning"]["rows"]] == [
@@ -131,6 +134,6 @@ def test_images_of_the_users(line: list[str], tmp_path: Path) -> None:
 def test_what_cannot_be_run(
     given: list[str], message: str, line: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        parse_args([*line, *given])
-    assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught, friendly_errors():
+        main(parse_config([*line, *given]))
+    assert caught.value.code == 2 and message in capsys.readouterr().err

@@ -15,10 +15,10 @@ from PIL import Image
 
 import train_unlearn_lora as script
 from evaluation.__main__ import main as evaluate
-from evaluation.__main__ import parse_args as parse_evaluation
+from evaluation.__main__ import parse_config as parse_evaluation
 from evaluation.probes.__main__ import main as probe
-from evaluation.probes.__main__ import parse_args as parse_probes
-from evaluation.report.__main__ import main, parse_args
+from evaluation.probes.__main__ import parse_config as parse_probes
+from evaluation.report.__main__ import main, parse_config
 from evaluation.report.run import Run
 from evaluation.report.svg import Bar, bars, lines
 from hub.card import model_card
@@ -74,7 +74,7 @@ def evaluated(adapter_dir: Path, tiny_pipeline_dir: Path, tiny_judge_dir: Path, 
 
 
 def report(run: Path) -> str:
-    main(parse_args([str(run)]))
+    main(parse_config([str(run)]))
     return (run / "report.html").read_text(encoding="utf-8")
 
 

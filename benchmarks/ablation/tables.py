@@ -1,4 +1,4 @@
-"""Tables and pictures of an ablation, from the JSON of its runs. Pure functions but for the writing."""
+"""Table and plot of an ablation, from the JSON of its runs. Pure functions but for the writing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks.report import markdown, mean_interval
 from evaluation.metrics import HEADLINE, summarize
 
 Run = Mapping[str, Any]
@@ -59,41 +60,35 @@ def best_learning_rate(runs: Sequence[Run]) -> float:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """One row a variant: images to the target, figures at the end of the budget, collapses; mean and 95 %
+    """One row a variant: images to the target, metrics at the end of the budget, collapses; mean and 95 %
     interval over concepts and seeds."""
-    lines = [
-        "| variant | learning rate | images to the target | reached | UA | IRA - base | CRA - base | collapsed |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for variant in dict.fromkeys(run["variant"] for run in runs):
         of = [run for run in runs if run["variant"] == variant]
-        rows = []
-        for run in of:
-            end, base = run["curve"][-1], run["base"]
-            rows.append(
-                {
-                    "images": spent(run),
-                    "UA": end["UA"],
-                    "IRA": end["IRA"] - base["IRA"],
-                    "CRA": end["CRA"] - base["CRA"],
-                }
-            )
-        cells = {name: _cell(value) for name, value in summarize(rows, {"UA": None}).items()}
+        found = summarize([_outcome(run) for run in of], {"UA": None})
+        cells = {name: mean_interval(s, 0 if abs(s["mean"]) >= 200 else 1) for name, s in found.items()}
         got = sum(reached(run) is not None for run in of)
         least = "" if got == len(of) else "≥ "
         rates = ", ".join(f"{rate:g}" for rate in sorted({run["learning_rate"] for run in of}))
-        lines.append(
-            f"| {variant} | {rates} | {least}{cells['images']} | {got} of {len(of)} | {cells['UA']} | {cells['IRA']} | {cells['CRA']} | {sum(map(collapsed, of))} |"
+        rows.append(
+            [
+                variant,
+                rates,
+                least + cells["images"],
+                f"{got} of {len(of)}",
+                *(cells[name] for name in HEADLINE),
+                str(sum(map(collapsed, of))),
+            ]
         )
-    return "\n".join(lines)
+    header = ["variant", "learning rate", "images to the target", "reached", "UA", "IRA - base", "CRA - base"]
+    return markdown([*header, "collapsed"], rows)
 
 
-def _cell(value: Mapping[str, Any]) -> str:
-    mean, interval = value["mean"], value["ci95"]
-    digits = 0 if abs(mean) >= 200 else 1
-    return f"{mean:.{digits}f}" + (
-        "" if interval is None else f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
-    )
+def _outcome(run: Run) -> dict[str, float]:
+    """What a run came to at the end of its budget."""
+    end, base = run["curve"][-1], run["base"]
+    kept = {name: end[name] - base[name] for name in ("IRA", "CRA")}
+    return {"images": spent(run), "UA": end["UA"]} | kept
 
 
 def explained_variance(runs: Sequence[Run]) -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""Table and figure of a comparison, from the results.json of its runs. Pure functions but for the writing."""
+"""Table and plot of a comparison, from the results.json of its runs. Pure functions but for the writing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.compare.methods import BASE, NAMES, OURS
+from benchmarks.report import MISSING, bold, markdown, mean, mean_interval, number
 from evaluation.metrics import HEADLINE, summarize
 
 Run = Mapping[str, Any]
@@ -32,61 +33,64 @@ def domain(run: Run) -> str:
     return next(iter(run["targets"]))
 
 
-def figures(run: Run, side: str = "adapter") -> dict[str, float]:
+def metrics(run: Run, side: str = "adapter") -> dict[str, float]:
     """UA, IRA, CRA and their mean, NRA and FID, as far as the evaluation could tell them."""
     of = run[side]
     found = {name: of[name] for name in HEADLINE if of.get(name) is not None}
     found["mean"] = fmean(found.values())
-    distance = of.get("measures", {}).get("FID")
-    return (
-        found
-        | ({"NRA": of["NRA"]} if of.get("NRA") is not None else {})
-        | ({"FID": distance["mean"]} if distance else {})
-    )
+    if of.get("NRA") is not None:
+        found["NRA"] = of["NRA"]
+    if distance := of.get("measures", {}).get("FID"):
+        found["FID"] = distance["mean"]
+    return found
 
 
 def table(runs: Sequence[Run]) -> str:
-    """One row a method, and the base: figures for styles and for objects, then what the adapter costs; mean
+    """One row a method, and the base: metrics for styles and for objects, then what the adapter costs; mean
     and 95 % interval over concepts and seeds.
 
     The highest mean of a column in percent is bold, equals alike.
     """
     methods = [name for name in NAMES if any(run["method"] == name for run in runs)]
-    per_domain = {d: of for d in DOMAINS if (of := [run for run in runs if domain(run) == d])}
-    columns = {
-        d: list(dict.fromkeys(name for run in of for name in figures(run))) for d, of in per_domain.items()
-    }
+    header, rows = ["method"], {name: [NAMES[name]] for name in methods}
+    base = [BASE]
+    for d in DOMAINS:
+        of = [run for run in runs if domain(run) == d]
+        for name in dict.fromkeys(name for run in of for name in metrics(run)):
+            header.append(f"{d} {name}")
+            base.append(number(_summary(of, name, "base")["mean"]))
+            for method, cell in _column(of, name, methods).items():
+                rows[method].append(cell)
     costs = {name: title for name, title in COSTS.items() if any(name in run["training"] for run in runs)}
-    cells: dict[str, list[str]] = {method: [] for method in methods}
-    base: list[str] = []
-    for d in per_domain:
-        for name in columns[d]:
-            found = {
-                method: _summary([run for run in per_domain[d] if run["method"] == method], name)
-                for method in methods
-            }
-            means = [s["mean"] for s in found.values() if s["mean"] is not None]
-            for method, s in found.items():
-                best = name in PERCENT and s["mean"] is not None and f"{s['mean']:.1f}" == f"{max(means):.1f}"
-                text = _cell(s, 2 if name == "FID" else 1)
-                cells[method].append(f"**{text}**" if best else text)
-            base.append(_cell(_summary(per_domain[d], name, "base"), 1, interval=False))
+    header += [*costs.values(), "adapter, MB"]
+    base += [MISSING] * (len(costs) + 1)
     for method in methods:
         of = [run for run in runs if run["method"] == method]
-        cells[method] += [_mean([run["training"].get(name) for run in of]) for name in costs] + [
-            _mean([run["adapter_mb"] for run in of], digits=2)
-        ]
-    base += ["–"] * (len(costs) + 1)
-    header = [f"{d} {name}" for d, names in columns.items() for name in names] + [
-        *costs.values(),
-        "adapter, MB",
-    ]
-    lines = [
-        f"| method | {' | '.join(header)} |",
-        "|---|" + "---|" * len(header),
-        f"| {BASE} | {' | '.join(base)} |",
-    ]
-    return "\n".join([*lines, *(f"| {NAMES[method]} | {' | '.join(row)} |" for method, row in cells.items())])
+        rows[method] += [number(mean(run["training"].get(name) for run in of), 0) for name in costs]
+        rows[method].append(number(mean(run["adapter_mb"] for run in of), 2))
+    return markdown(header, [base, *rows.values()])
+
+
+def _column(runs: Sequence[Run], name: str, methods: Sequence[str]) -> dict[str, str]:
+    """A metric's cell for each method."""
+    found = {method: _summary([r for r in runs if r["method"] == method], name) for method in methods}
+    means = [summary["mean"] for summary in found.values() if summary["mean"] is not None]
+    cells = {}
+    for method, summary in found.items():
+        best = (
+            name in PERCENT and summary["mean"] is not None and number(summary["mean"]) == number(max(means))
+        )
+        text = mean_interval(summary, 2 if name == "FID" else 1, least=0.0)
+        cells[method] = bold(text) if best else text
+    return cells
+
+
+def _summary(of: Sequence[Run], name: str, side: str = "adapter") -> dict[str, Any]:
+    if not of:
+        return {"mean": None, "ci95": None}
+    images = sum(run[side].get("images", {}).get(name, 0) for run in of) or None
+    rows = [{name: metrics(run, side).get(name)} for run in of]
+    return summarize(rows, {name: images} if name in PERCENT else None)[name]
 
 
 def plot(runs: Sequence[Run], path: Path) -> None:
@@ -98,7 +102,7 @@ def plot(runs: Sequence[Run], path: Path) -> None:
     shown = {}
     for axes, d in zip(figure.subplots(1, len(domains), squeeze=False)[0], domains, strict=True):
         for k, method in enumerate(NAMES):
-            of = [figures(run) for run in runs if run["method"] == method and domain(run) == d]
+            of = [metrics(run) for run in runs if run["method"] == method and domain(run) == d]
             if not of:
                 continue
             kept = [name for name in ("IRA", "CRA") if name in of[0]]
@@ -120,26 +124,3 @@ def plot(runs: Sequence[Run], path: Path) -> None:
         frameon=False,
     )
     figure.savefig(path)
-
-
-def _summary(of: Sequence[Run], name: str, side: str = "adapter") -> dict[str, Any]:
-    if not of:
-        return {"mean": None, "ci95": None}
-    images = sum(run[side].get("images", {}).get(name, 0) for run in of) or None
-    return summarize(
-        [{name: figures(run, side).get(name)} for run in of], {name: images} if name in PERCENT else None
-    )[name]
-
-
-def _cell(summary: Mapping[str, Any], digits: int, interval: bool = True) -> str:
-    if summary["mean"] is None:
-        return "–"
-    low_high = summary["ci95"]
-    return f"{summary['mean']:.{digits}f}" + (
-        f" [{max(0.0, low_high[0]):.{digits}f}, {low_high[1]:.{digits}f}]" if interval and low_high else ""
-    )
-
-
-def _mean(values: Sequence[float | None], digits: int = 0) -> str:
-    known = [value for value in values if value is not None]
-    return f"{fmean(known):.{digits}f}" if known else "–"

@@ -1,0 +1,25 @@
+"""Measure gradients or critics at frozen weights: `python -m benchmarks.diagnostics {gradients,critics}`.
+
+Each of the two has a `--help` of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from benchmarks.diagnostics import critics, gradients
+
+COMMANDS = {"gradients": gradients.main, "critics": critics.main}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] not in COMMANDS:
+        print((__doc__ or "").strip(), file=sys.stderr)
+        sys.exit(0 if given[:1] in (["-h"], ["--help"]) else 2)
+    COMMANDS[given[0]](given[1:])
+
+
+if __name__ == "__main__":
+    main()

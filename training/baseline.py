@@ -1,0 +1,111 @@
+"""What the base is before anything is learnt: what the reward is calibrated by, and retention is held to."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+from common.errors import Unsound
+from critic.credit import value_gradients, warm_up
+from critic.pathwise import slope_scale
+from environment.environment import Environment, ForgetScore
+from policy.lora import base_policy
+from policy.trajectory import Trajectory
+from training.collect import Batch
+from training.control import RECOGNISABLE
+from training.metrics import image_metrics
+from training.seeds import Purpose, generator_for
+from training.setup import Run
+from training.soundness import nonfinite_cause
+
+logger = logging.getLogger(__name__)
+
+OTHER_THINGS = 0.1
+"""Fraction of the base's images of a concept from which on what else they show is worth a warning."""
+
+
+@dataclass
+class Baseline:
+    """What the base is.
+
+    Attributes:
+        retain: its trajectories of retain prompts, which the KL holds to.
+        recognisable: the cosine with its nearest anchor from which on an image counts as showing something.
+        least_contrast: what the plainest of its prompts has, as a mean over that prompt's images; a concept
+            may be replaced by that.
+        acted: its trajectories of forget prompts; without a critic the first iteration learns from these.
+        gradient_scale: (T,) the scale of its value gradients if these are asked for.
+    """
+
+    retain: Trajectory
+    recognisable: float
+    least_contrast: float
+    acted: Batch
+    gradient_scale: torch.Tensor | None
+
+
+def measure_base(run: Run) -> Baseline:
+    """Roll the base out, calibrate the reward on its images and warm the critic up.
+
+    Raises:
+        Unsound: nothing can be learnt from the base.
+    """
+    with base_policy(run.unet):
+        return _measure(run)
+
+
+def _measure(run: Run) -> Baseline:
+    env, config, seed = run.env, run.config, run.config.output.seed
+    estimator = config.credit.estimator
+    generator = generator_for(seed, Purpose.RETAIN)
+    retain = env.collect(env.draw(env.retain_ids, config.schedule.retain_rollouts, generator), generator)
+    generator = generator_for(seed, Purpose.WARMUP)
+    forget = env.collect(env.draw(env.forget_ids, config.schedule.warmup_rollouts, generator), generator)
+    forget_images, retain_images = env.calibrate(forget, retain)
+    score, check = env.score_forget(forget, forget_images), env.score_retain(retain, retain_images)
+    cause = nonfinite_cause(image_metrics(env, score, check, recognisable=0.0))
+    if cause:
+        raise Unsound(f"Nothing can be learnt from the base: {cause}.")
+    warm_up(
+        run.critic,
+        env,
+        forget,
+        score.potentials,
+        config=config.critic,
+        estimator=estimator,
+        generator=generator,
+    )
+    warn_of_other_things(env, score)
+    shown = ((forget, forget_images), (retain, retain_images))
+    least_contrast = min(
+        images.contrast[rollouts.prompt_ids == i].mean().item()
+        for rollouts, images in shown
+        for i in rollouts.prompt_ids.unique()
+    )
+    recognisable = check.reward.mean().item() - RECOGNISABLE * env.reward.contrast
+    scale = None
+    if estimator.pathwise:
+        scale = slope_scale(value_gradients(estimator, env, run.critic, forget), env.kernel.stds)
+    metrics = image_metrics(env, score, check, recognisable)
+    if scale is not None and not scale.isfinite().all():
+        raise Unsound(
+            "The gradients of the reward predictor or the critic are NaN or infinite; make it anew, or choose "
+            "another --advantage."
+        )
+    return Baseline(retain, recognisable, least_contrast, Batch(forget, score, metrics), scale)
+
+
+def warn_of_other_things(env: Environment, base: ForgetScore) -> None:
+    """Say what else the base draws for the concept's prompts, if it often does: an ambiguous word, or one
+    that it does not know."""
+    seen = Counter(env.table.prompts[i] for i in base.anchor_ids[base.forgotten].tolist())
+    for text, count in seen.most_common(3):
+        if count >= OTHER_THINGS * len(base.forgotten):
+            logger.warning(
+                f"{100 * count / len(base.forgotten):.0f} % of what the base draws for the concept looks rather "
+                f'like "{text}". If that is to go too, name it in --concept; if not, say what you mean in '
+                "--forget_prompts FILE."
+            )
