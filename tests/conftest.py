@@ -4,9 +4,7 @@ predictors for them. And the rule by which a test belongs to the slow tier."""
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -15,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from finished_runs import Finished
 from tiny_pipelines import BACKBONES, TINY_PROMPTS, save_sd1
 
 import canvas
@@ -224,29 +223,6 @@ def command_line(tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path)
 def arguments(command_line: Callable[..., list[str]]) -> Callable[..., RunConfig]:
     """Its settings."""
     return lambda **changes: parse_config(command_line(**changes))
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A whole quick run that has ended well. Its directory is for reading: a test that goes on in it takes a
-    copy.
-
-    Attributes:
-        rates: the learning rate of every update.
-        updates: what every update came to.
-    """
-
-    directory: Path
-    rates: list[float] = field(default_factory=list)
-    updates: list[UpdateStats] = field(default_factory=list)
-
-    @property
-    def results(self) -> dict[str, Any]:
-        return json.loads((self.directory / "results.json").read_text())
-
-    @property
-    def training(self) -> dict[str, Any]:
-        return self.results["training"]
 
 
 @pytest.fixture(scope="session")
