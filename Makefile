@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 ROOMS := common pipelines policy reward environment critic hub evaluation training train_unlearn_lora.py
 
-.PHONY: install demo test lint types canvas clean
+.PHONY: install demo test test-slow test-all lint types canvas clean
 
 install: $(VENV)/.installed
 
@@ -21,8 +22,15 @@ demo: install
 		train_unlearn_lora.py --concept "Van Gogh style" --output_dir runs/demo --overwrite_output_dir
 	@echo "Look at runs/demo/before_after.png; the figures are in runs/demo/results.json."
 
+# Every room and the main job once: under four minutes on two idle cores. tests/conftest.py has the rule.
 test: install
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	$(PYTEST) -m "not slow"
+
+test-slow: install
+	$(PYTEST) -m slow
+
+test-all: install
+	$(PYTEST)
 
 lint: install
 	$(BIN)/ruff check .

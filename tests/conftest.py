@@ -1,26 +1,27 @@
 """Fixtures shared by all tests: random pipelines small enough to draw in milliseconds, and reward
-predictors for them."""
+predictors for them. And the rule by which a test belongs to the slow tier."""
 
 from __future__ import annotations
 
-import json
+import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from functools import cache
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from finished_runs import Finished
 from tiny_pipelines import BACKBONES, TINY_PROMPTS, save_sd1
 
 import canvas
-from pipelines.generate import generate
+from evaluation.examination import Examination
+from pipelines.generate import draw, generate
 from policy.policy import Policy
 from policy.update import UpdateStats
 from reward.predictor import RewardPredictor
-from training import previews
 from training.config import RunConfig, parse_config
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another
@@ -63,6 +64,51 @@ QUICK = {
 """Flags of the training script under which a run takes seconds."""
 
 
+SLOW_FOLDERS = {"fuzz", "probes", "whole"}
+"""Folders of tests that take seconds each: hostile inputs by the hundred, attacks on an erasure, and commands
+from their first file to their last."""
+SLOW_FIXTURES = {
+    "pipeline_dirs": "a pipeline of each backbone",
+    "command_line": "a run of the training script",
+    "arguments": "the same",
+    "finished": "the same, or a comparison of several",
+    "new_task": "a baseline that trains",
+    "line": "its whole command",
+    "small_world": "adapters that are composed",
+}
+"""What a test asks for that takes seconds each."""
+SLOW_HELPERS = {"chromium", "served", "two_processes"}
+"""Modules that start other programs: a file that imports one is slow."""
+SLOW_CASES = {"test_flags_are_accepted"}
+"""Tests with hundreds of cases, of which each takes little."""
+
+
+@cache
+def starts_programs(module: ModuleType) -> bool:
+    """Whether a file of tests has imported something from one of SLOW_HELPERS."""
+    imported = [value for value in vars(module).values() if isinstance(value, FunctionType | type)]
+    return any(value.__module__ in SLOW_HELPERS for value in imported)
+
+
+def is_slow(item: pytest.Item) -> bool:
+    """Whether a test belongs to the slow tier, by where it lies and what it asks for."""
+    if not isinstance(item, pytest.Function):
+        return False
+    folders = item.path.relative_to(Path(__file__).parent).parts[:-1]
+    return (
+        not SLOW_FOLDERS.isdisjoint(folders)
+        or not SLOW_FIXTURES.keys().isdisjoint(item.fixturenames)
+        or item.originalname in SLOW_CASES
+        or starts_programs(item.module)
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if is_slow(item):
+            item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True)
 def fresh_accelerator() -> Iterator[None]:
     """Accelerate remembers device and precision for the whole process; one test's choice must not be the
@@ -72,11 +118,26 @@ def fresh_accelerator() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def previews_of_few_steps() -> Iterator[None]:
-    """Previews are pictures to look at: of a random base they are as good after two steps as after thirty."""
+def few_drawing_steps() -> Iterator[None]:
+    """Previews and final metrics take two denoising steps unless a test says how many: images of a random
+    base are as good after two as after the default's thirty. `test_main_job.py` takes the default."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(previews, "generate", partial(generate, num_inference_steps=2))
+        set_drawing_steps(2, patch)
         yield
+
+
+@pytest.fixture
+def draw_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as ship."""
+    set_drawing_steps(30, monkeypatch)
+
+
+def set_drawing_steps(steps: int, patch: pytest.MonkeyPatch) -> None:
+    """Change the default number of denoising steps of images that are looked at or judged."""
+    for function in map(inspect.unwrap, (draw, generate)):
+        assert inspect.signature(function).parameters["num_inference_steps"].default in (2, 30)
+        patch.setattr(function, "__defaults__", (steps, *function.__defaults__[1:]))
+    patch.setattr(Examination, "num_inference_steps", steps)
 
 
 @pytest.fixture(scope="session")
@@ -162,29 +223,6 @@ def command_line(tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path)
 def arguments(command_line: Callable[..., list[str]]) -> Callable[..., RunConfig]:
     """Its settings."""
     return lambda **changes: parse_config(command_line(**changes))
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A whole quick run that has ended well. Its directory is for reading: a test that goes on in it takes a
-    copy.
-
-    Attributes:
-        rates: the learning rate of every update.
-        updates: what every update came to.
-    """
-
-    directory: Path
-    rates: list[float] = field(default_factory=list)
-    updates: list[UpdateStats] = field(default_factory=list)
-
-    @property
-    def results(self) -> dict[str, Any]:
-        return json.loads((self.directory / "results.json").read_text())
-
-    @property
-    def training(self) -> dict[str, Any]:
-        return self.results["training"]
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Finished
+from finished_runs import Finished
 from safetensors.torch import load_file
 
 import train_unlearn_lora as script

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo.utils
-from conftest import Finished
 from diffusers import DiffusionPipeline
+from finished_runs import Finished
 from safetensors.torch import load_file
 from tiny_pipelines import random_unet, random_vae, save_sd
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Finished
+from finished_runs import Finished
 from safetensors.torch import load_file, save_file
 from two_processes import run_in_two_processes, start_two_processes
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Finished
 from diffusers import DiffusionPipeline
+from finished_runs import Finished
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file

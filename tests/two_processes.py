@@ -45,6 +45,9 @@ def _work(rank: int, port: int, command: Callable[[list[str]], object], argument
         "MASTER_ADDR": "127.0.0.1",
     }
     os.environ |= {"MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    # Else accelerate gives each half of the cores: threads that wait for one another where tests run beside
+    # these, and sums in another order than those of the one process that both are compared with.
+    os.environ["OMP_NUM_THREADS"] = "1"
     AcceleratorState._reset_state(reset_partial_state=True)
     command(arguments)
     assert PartialState().num_processes == 2

@@ -57,8 +57,13 @@ def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.fixture
-def task(tiny_pipeline_dir: Path) -> Task:
-    return Task.build(load_pipeline(tiny_pipeline_dir), SPEC)
+def new_task(tiny_pipeline_dir: Path) -> Callable[[], Task]:
+    return lambda: Task.build(load_pipeline(tiny_pipeline_dir), SPEC)
+
+
+@pytest.fixture
+def task(new_task: Callable[[], Task]) -> Task:
+    return new_task()
 
 
 def settings(method: str, *given: str) -> Any:
@@ -378,11 +383,11 @@ def test_gradients_reach_the_adapter_alone_and_all_of_it(method: str, task: Task
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_is_its_seeds(method: str, tiny_pipeline_dir: Path) -> None:
+def test_a_run_is_its_seeds(method: str, new_task: Callable[[], Task]) -> None:
     """UCE has no chance in it but the anchor, of which each prompt has one here."""
 
     def weights(seed: int) -> dict[str, torch.Tensor]:
-        task = Task.build(load_pipeline(tiny_pipeline_dir), SPEC)
+        task = new_task()
         METHODS[method].erase(task, settings(method, *([] if method == "uce" else ["steps=2"])), seed)
         return {name: p.detach().clone() for name, p in task.unet.named_parameters() if "lora" in name}
 

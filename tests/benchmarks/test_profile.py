@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from tiny_pipelines import random_unet
 
 from benchmarks.memory.models import MODELS
 from benchmarks.profile import (
@@ -122,7 +122,5 @@ def test_the_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch
 
 def test_operations_are_counted_of_latents_that_are_not_square() -> None:
     with torch.device("meta"):
-        square, wide, tall = (
-            UNet2DConditionModel(sample_size=size, cross_attention_dim=768) for size in (8, (8, 16), (16, 8))
-        )
+        square, wide, tall = (random_unet(size, 16) for size in (8, (8, 16), (16, 8)))
     assert forward_operations(wide) == forward_operations(tall) > 1.5 * forward_operations(square)

@@ -372,23 +372,23 @@ def test_replayed_advantages_move_the_policy_too(policy: Policy) -> None:
 def test_how_many_go_through_the_unet_together_does_not_change_the_update(
     policy: Policy, by_slopes: bool
 ) -> None:
-    """Seven trajectories and five retain states, in passes of all, of three, of two and of one: the same
-    optimizer steps, gradients and figures."""
-    trajectory = sample(policy, torch.tensor([0, 1, 0, 1, 0, 1, 1]))
-    retain = sample(policy, torch.tensor([2, 2, 2, 2, 2, 2]), seed=1)
+    """Five trajectories and three retain states, in passes of all, of two and of one: the same optimizer
+    steps, gradients and metrics."""
+    trajectory = sample(policy, torch.tensor([0, 1, 0, 1, 1]))
+    retain = sample(policy, torch.tensor([2, 2, 2, 2]), seed=1)
     move(policy, 0.1)
     start = [p.detach().clone() for p in parameters(policy)]
-    advantages, slopes = torch.randn(7, 5), 0.3 * torch.randn_like(trajectory.means)
-    anchors = torch.full((7,), 2)
+    advantages, slopes = torch.randn(5, 5), 0.3 * torch.randn_like(trajectory.means)
+    anchors = torch.full((5,), 2)
     config = UpdateConfig(
-        clip_range=0.5,
+        clip_range=0.2,
         kl_coef=2.0,
         anchor_kl_coef=1.0,
         adversarial_radius=0.5,
         target_kl=math.inf,
-        inner_epochs=2,
-        retain_batch_size=5,
-        gradient_accumulation_steps=3,
+        inner_epochs=1,
+        retain_batch_size=3,
+        gradient_accumulation_steps=2,
         train_timestep_fraction=0.75,
         masked_steps=1,
         max_grad_norm=1.0,
@@ -409,15 +409,15 @@ def test_how_many_go_through_the_unet_together_does_not_change_the_update(
         )
         return [p.detach().clone() for p in parameters(policy)], stats
 
-    whole, stats = learn(7)
+    whole, stats = learn(5)
     assert (
         len(stats.grad_norm) == 2
         and min(stats.grad_norm) > 1e-3
         and min(stats.retain_kl) > 0
-        and 0 < max(stats.clip_fraction) < 1
+        and any(0 < clipped < 1 for clipped in stats.clip_fraction)
     )
     assert max((p - value).abs().max().item() for p, value in zip(whole, start, strict=True)) > 1e-3
-    for batch_size in (3, 2, 1):
+    for batch_size in (2, 1):
         parts, others = learn(batch_size)
         for p, q in zip(whole, parts, strict=True):
             torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-4)

@@ -14,6 +14,7 @@ import yaml
 
 import canvas
 from common.flags import settings_of, title_of, to_yaml, values_of
+from common.names import BUNDLED_PIPELINE
 from training.config import RunConfig, parse_config
 
 DEFAULTS: dict[str, Any] = {
@@ -188,7 +189,7 @@ def test_what_has_no_default_of_its_own_goes_by_something_else(tmp_path: Path) -
     config = parse_config([])
     assert config.adapter.alpha == RESOLVED["lora_alpha"]
     assert config.memory.precision == RESOLVED["mixed_precision"]
-    assert config.repository == "unlearned-lora" and config.base_name == "canvas"
+    assert config.repository == "unlearned-lora" and config.base_name == BUNDLED_PIPELINE
     assert {name: config.public_settings()[name] for name in RESOLVED} == RESOLVED
     config = parse_config(["--rank", "4", "--output_dir", str(tmp_path / "out"), "--mixed_precision", "bf16"])
     assert config.adapter.alpha == 4 and config.repository == "out" and config.memory.precision == "bf16"

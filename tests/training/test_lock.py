@@ -1,26 +1,33 @@
 from __future__ import annotations
 
-import subprocess
-import sys
+import multiprocessing
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
 from training.lock import exclusive_run
 
-HOLDER = "import sys, pathlib, time\nfrom training.lock import exclusive_run\nwith exclusive_run(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)"
+
+def hold(directory: Path, held: Connection) -> None:
+    with exclusive_run(directory):
+        held.send("held")
+        time.sleep(600)
 
 
 def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, tmp_path / "out"], stdout=subprocess.PIPE, text=True
-    ) as holder:
-        try:
-            assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-            with pytest.raises(ValueError, match="--output_dir"), exclusive_run(tmp_path / "out"):
-                pass
-        finally:
-            holder.kill()
+    processes = multiprocessing.get_context("fork")  # which imports nothing again
+    ours, theirs = processes.Pipe()
+    holder = processes.Process(target=hold, args=(tmp_path / "out", theirs))
+    holder.start()
+    try:
+        assert ours.poll(60) and ours.recv() == "held"
+        with pytest.raises(ValueError, match="--output_dir"), exclusive_run(tmp_path / "out"):
+            pass
+    finally:
+        holder.kill()
+        holder.join()
     with exclusive_run(tmp_path / "out"):
         pass
 

@@ -20,8 +20,8 @@ from benchmarks.worlds.canvas import models
 from benchmarks.worlds.photos import __main__ as command
 from benchmarks.worlds.photos import build
 from benchmarks.worlds.photos.data import CLASSES, DataError, Photos, load_photos, read_zip
-from evaluation.judge import to_pixels
 from evaluation.__main__ import parse_config as parse_evaluation
+from evaluation.judge import to_pixels
 from evaluation.probes.__main__ import parse_config as parse_probes
 from reward.concept.exemplars import read_images
 

@@ -1,5 +1,5 @@
-"""A long run of a very small configuration, watched for what grows: `python -m benchmarks.endurance
---output_dir DIR`.
+"""A long run of a very small configuration, watched for what grows: `python -m tests.soak --output_dir
+DIR`.
 
 The training script runs with a critic, previews, checkpoints and logs in one process of its own; from
 outside, memory, open files, threads and the output directory are read once an iteration at most. The figures
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "concept": "Van Gogh style",
     "advantage": "pathwise",
@@ -82,7 +82,7 @@ TOLERANCE = 1e-3
 
 def main(input_args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.endurance",
+        prog="python -m tests.soak",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -195,7 +195,3 @@ def slope(samples: Sequence[Sample], name: str) -> float:
 def beyond(slopes: dict[str, float]) -> list[str]:
     """The figures that grow by more than their limits."""
     return [name for name, value in slopes.items() if value > LIMITS[name] + TOLERANCE]
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import pytest
-
-from benchmarks.endurance import LIMITS, Sample, beyond, growth
+from endurance import LIMITS, Sample, beyond, growth
 
 
 def run(**by: float) -> list[Sample]:

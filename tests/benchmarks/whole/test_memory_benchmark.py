@@ -138,6 +138,7 @@ SMALL = Model(
     64,
     {
         "block_out_channels": (8, 16),
+        "layers_per_block": 1,
         "norm_num_groups": 4,
         "cross_attention_dim": 16,
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -145,6 +146,7 @@ SMALL = Model(
     },
     {
         "block_out_channels": (8, 8, 8, 8),
+        "layers_per_block": 1,
         "norm_num_groups": 4,
         "down_block_types": ("DownEncoderBlock2D",) * 4,
         "up_block_types": ("UpDecoderBlock2D",) * 4,
