@@ -1,4 +1,4 @@
-"""README and docs: every command parses, every link resolves, sizes hold, and what is copied agrees with its source."""
+"""README and docs: commands parse, links resolve, sizes hold, and what is copied agrees with its source."""
 
 from __future__ import annotations
 

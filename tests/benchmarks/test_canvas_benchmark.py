@@ -21,8 +21,8 @@ def test_the_table_gives_means_and_intervals_over_seeds() -> None:
         {"cat": summary([results(96.0, 97.0, 90.0), results(100.0, 95.0, 110.0), results(98.0, 96.0, 100.0)])}
     )
     # t(0.975, 2 degrees) = 4.303; the standard deviation of 96, 98, 100 is 2: 98 -+ 4.303 * 2 / sqrt(3) = 98
-    # -+ 5.0, but Wilson's interval for 98 % of 3 * 24 images begins at 91.6, and for 99 % of 3 * 192, where all
-    # runs agree, it is [97.8, 99.5].
+    # -+ 5.0, but Wilson's interval for 98 % of 3 * 24 images begins at 91.6, and for 99 % of 3 * 192, where
+    # all runs agree, it is [97.8, 99.5].
     row = "| cat | 98.0 [91.6, 100.0] | 96.0 [93.5, 98.5] (98.0) | 99.0 [97.8, 99.5] (100.0) |"
     assert text.splitlines()[-1] == f"{row} 8.0 | 1000 | 100 s |"
 
