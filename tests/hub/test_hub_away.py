@@ -3,7 +3,6 @@ to upload it later."""
 
 from __future__ import annotations
 
-import argparse
 import re
 import time
 from collections.abc import Callable
@@ -16,12 +15,13 @@ from loopback_http import FaultKind
 import train_unlearn_lora as script
 from hub.__main__ import main, parse_config
 from hub.pull import pull
+from training.config import RunConfig
 
 
 @pytest.mark.parametrize("kind", [503, "reset"])
 def test_an_hour_without_the_hub(
     kind: FaultKind,
-    arguments: Callable[..., argparse.Namespace],
+    arguments: Callable[..., RunConfig],
     loopback_hub: LoopbackHub,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -240,7 +240,7 @@ def test_probes_learn_from_photographs_of_the_test_set(tmp_path: Path) -> None:
     assert config.budgets.num_concept_images == 50
     assert config.examination.judge_name_or_path == str(tmp_path / "judge")
     assert config.base.pretrained_model_name_or_path == str(tmp_path / "pipeline")
-    evaluation = parse_evaluation(["--adapter", str(tmp_path), *world.evaluate])
+    evaluation = parse_evaluation(["--adapter", str(tmp_path), "--output_dir", "out", *world.evaluate])
     assert len(evaluation.measures.seeds) == comparison.EVALUATION_SEEDS
 
 
