@@ -19,7 +19,7 @@ from finished_runs import Finished
 from safetensors.torch import load_file
 
 import train_unlearn_lora as script
-from common.checkpoints import list_checkpoints, save_checkpoint
+from common.checkpoints import list_checkpoints
 from training.config import RunConfig
 from training.lock import LOCK_NAME, exclusive_run
 from training.setup import prepare
@@ -135,9 +135,7 @@ def test_two_runs_in_one_directory_are_refused(
     assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK_NAME]
 
 
-@pytest.mark.parametrize(
-    "change", [{"concept": "Neon style"}, {"seed": 3}, {"learning_rate": 1e-3}, {"advantage": "ddpo"}]
-)
+@pytest.mark.parametrize("change", [{"concept": "Neon style"}, {"seed": 3}], ids=str)
 def test_a_run_is_not_resumed_as_another(
     change: dict[str, Any],
     finished: Finish,
@@ -154,9 +152,15 @@ def test_a_run_is_not_resumed_as_another(
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
-def test_a_checkpoint_of_another_program_is_refused(arguments: Arguments, tmp_path: Path) -> None:
-    other = save_checkpoint(
-        tmp_path / "reward", 5, {"network": {"x": torch.zeros(1)}}, {"settings": {"width": 8}}, None
-    )
-    with pytest.raises(ValueError, match="--resume_from_checkpoint"):
-        prepare(arguments(resume_from_checkpoint=other))
+def test_a_run_is_not_resumed_with_other_prompts_of_the_same_name(
+    finished: Finish, arguments: Arguments, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a tree\na car\n")
+    whole = finished(max_train_iterations=1, checkpointing_steps=1, retain_prompts=prompts)
+    shutil.copytree(whole.directory, tmp_path / "out")
+    go_on = arguments(resume_from_checkpoint="latest", retain_prompts=prompts)
+    assert prepare(go_on).checkpoint is not None
+    prompts.write_text("a tree\na dog\n")
+    with pytest.raises(ValueError, match="--retain_prompts"):
+        prepare(go_on)

@@ -23,7 +23,6 @@ import train_unlearn_lora as script
 from common.checkpoints import list_checkpoints, load_checkpoint
 from reward.predictor import RewardPredictor
 from training import tracking
-from training.checks import check
 from training.config import RunConfig
 from training.run_state import OUT_OF_ITERATIONS
 from training.setup import Run, prepare
@@ -290,14 +289,6 @@ def test_a_critic_is_warmed_up_on_few_rollouts(
     run(lambda _: None, gamma=0.5, warmup_rollouts=rollouts)
     assert results_of(tmp_path / "out")["training"]["brakes"] == 0
     finite_adapter(tmp_path / "out")
-
-
-def test_a_critic_needs_a_rollout_to_learn_from_and_one_to_be_tried_on(
-    arguments: Arguments,
-) -> None:
-    check(arguments(warmup_rollouts=1))
-    with pytest.raises(ValueError, match="--warmup_rollouts"):
-        check(arguments(gamma=0.5, warmup_rollouts=1))
 
 
 # --- a reward that says nothing

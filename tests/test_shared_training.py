@@ -22,7 +22,6 @@ from two_processes import run_in_two_processes, start_two_processes
 
 import train_unlearn_lora as script
 from common.processes import all_rows, anywhere, keep_in_step, own_rows, processes, sum_gradients
-from training.checks import check
 from training.config import RunConfig
 
 Arguments = Callable[..., RunConfig]
@@ -227,15 +226,6 @@ def test_two_processes_of_a_machine_say_everything_once(
     logged = [line for line in capfd.readouterr().err.splitlines() if re.search(" - (INFO|WARNING) - ", line)]
     texts = [line.split(" - ", 1)[1] for line in logged]  # without the time of day
     assert len(texts) > 3 and sorted(texts) == sorted(set(texts))
-
-
-@pytest.mark.parametrize("plugin", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
-def test_a_model_is_not_shared_out(
-    plugin: str, arguments: Arguments, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(f"ACCELERATE_USE_{plugin}", "true")
-    with pytest.raises(ValueError, match="accelerate launch --multi_gpu"):
-        check(arguments())
 
 
 def test_more_processes_than_work_are_refused(
