@@ -57,7 +57,7 @@ class CreditConfig:
         help="Reward every step with the change of its potential, or the last one alone.",
     )
     advantage_clip: float = flag(
-        5.0, above=0, help="Clip of the normalized advantages; value gradients are not clipped."
+        5.0, at_least=0, help="Clip of the normalized advantages; value gradients are not clipped."
     )
 
     @property

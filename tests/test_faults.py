@@ -25,7 +25,7 @@ from training.lock import LOCK_NAME, exclusive_run
 from training.setup import prepare
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["conftest", "train_unlearn_lora"])  # the first asks for one thread
+PROCESSES.set_forkserver_preload(["one_thread", "train_unlearn_lora"])
 ADAPTER = "pytorch_lora_weights.safetensors"
 Arguments = Callable[..., RunConfig]
 Finish = Callable[..., Finished]

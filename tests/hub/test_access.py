@@ -52,8 +52,8 @@ def test_a_push_that_will_be_allowed_passes(exists: bool, hub: LoopbackHub) -> N
         ("someone/private", "hf_other", "other may make one only under other;"),
         ("adapter", "hf_unknown", "the Hub does not accept the token"),
         ("adapter", "hf_write\n", "no token holds"),
-        ("a b", "hf_write", "no repository id"),
-        ("a/b/c", "hf_write", "no repository id"),
+        ("a b", "hf_write", "repository id"),
+        ("a/b/c", "hf_write", "repository id"),
     ],
 )
 def test_one_that_will_be_refused_is_a_sentence(

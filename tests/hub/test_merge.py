@@ -389,8 +389,8 @@ def test_user_errors(
     for arguments, message in [
         ([first, *new], "at least two adapters"),
         ([first, second, "--weights", "1", *new], "--weights has 1 numbers for 2 adapters"),
-        ([first, second, "--weights", "1", "nan", *new], "must be finite numbers"),
-        ([first, second, "--weights", "0", "0", *new], "one of them other than 0"),
+        ([first, second, "--weights", "1", "nan", *new], "must be a finite number"),
+        ([first, second, "--weights", "0", "0", *new], "--weights 0 0 must be"),
         ([first, second, "--rank", "0", *new], "--rank must be at least 1"),
         ([first, second, "--output_dir", tmp_path / "full"], "is not an empty directory"),
         ([first, tmp_path / "absent", *new], "is not an adapter"),
@@ -401,12 +401,12 @@ def test_user_errors(
         ),
         ([first, tmp_path / "wider", *new], "The adapters do not fit each other"),
         ([first, tmp_path / "torn", *new], "do not fit each other: (1, "),
-        ([first, tmp_path / "dora", *new], "and the adapter has unet.mid_block.lora_magnitude_vector"),
+        ([first, tmp_path / "dora", *new], "the adapter has unet.mid_block.lora_magnitude_vector"),
     ]:
         with pytest.raises(SystemExit) as stop, friendly_errors():
             run(*arguments)
         said = capsys.readouterr().err
-        assert stop.value.code == 2 and message in said and said.count("\n") == 1, said
+        assert stop.value.code == 2 and message in said.splitlines()[-1] and "Traceback" not in said, said
     assert not (tmp_path / "new").exists() and [path.name for path in (tmp_path / "full").iterdir()] == [
         "precious.txt"
     ]

@@ -323,7 +323,7 @@ def test_a_card_that_the_hub_refuses_and_an_answer_of_something_else_are_named(
     loopback_hub.fail(
         "/api/repos/create", status=409
     )  # as of a repository that is there, but without its address
-    with pytest.raises(HubError, match="an answer that cannot be understood"):
+    with pytest.raises(HubError, match="answer cannot be read"):
         push_adapter(bare_dir, REPO)
     loopback_hub.fail("/api/repos/create", status=418)
     with pytest.raises(HubError, match=r"the Hub refused \(418: I'm a Teapot\)"):
@@ -338,7 +338,7 @@ def test_what_is_no_adapter_makes_no_repository(
         push_adapter(bare_dir, REPO)
     with pytest.raises(ValueError, match="is not an adapter"):
         push_adapter(tmp_path / "absent", REPO)
-    with pytest.raises(HubError, match="no repository id"):
+    with pytest.raises(HubError, match="repository id"):
         (bare_dir / KOHYA_NAME).unlink()
         push_adapter(bare_dir, "a b/c")
     assert not loopback_hub.sent("POST ")

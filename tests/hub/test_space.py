@@ -310,9 +310,9 @@ def test_a_generation_and_a_slider_move_over_http(page: Server, canvas_adapter_d
     base_alone, both = page.draw(adapter, prompt, 1.0, 7, 6, 7.5)
     assert both[2] == "Scale 1, seed 7. Two images drawn."
     moved = page.draw(adapter, prompt, 0.4, 7, 6, 7.5)[-1]
-    assert moved[2] == "Scale 0.4, seed 7. One image drawn, the other was at hand."
+    assert moved[2] == "Scale 0.4, seed 7. One image drawn, the other was cached."
     none = page.draw(adapter, prompt, 0.0, 7, 6, 7.5)[-1]
-    assert none[2] == "Scale 0, seed 7. Both images were at hand."
+    assert none[2] == "Scale 0, seed 7. Both images were cached."
     base = pixels(both[0])
     assert all(np.array_equal(base, pixels(path)) for path in (base_alone[0], moved[0], none[0], none[1]))
     assert not np.array_equal(base, pixels(both[1])) and not np.array_equal(pixels(both[1]), pixels(moved[1]))
@@ -331,7 +331,7 @@ def test_an_image_that_is_at_hand_is_not_written_again_while_it_may_be_fetched(
     for path in served:
         path.write_bytes(path.read_bytes() + b"untouched")
     again = page.draw(*asked)[-1]
-    assert "Both images were at hand." in again[2] and all(
+    assert "Both images were cached." in again[2] and all(
         Path(image).read_bytes().endswith(b"untouched") for image in again[:2]
     )
 
@@ -373,7 +373,7 @@ def test_a_generation_and_a_slider_move_in_a_browser(page: Server, tmp_path: Pat
 
         left, top, width, height = browser.rectangle("#scale input[type=range]")
         browser.drag((left + width * 2 / 3, top + height / 2), (left + width / 3, top + height / 2))
-        browser.wait_for(f"{status}.includes('One image drawn, the other was at hand.')")
+        browser.wait_for(f"{status}.includes('One image drawn, the other was cached.')")
         assert browser.evaluate(status).startswith("Scale 0.5, seed 0.")
         browser.wait_for(f"{images}[1] != {erased!r}")
         same_base, half_erased = browser.evaluate(images)
