@@ -116,7 +116,7 @@ class Choice:
 
     Attributes:
         adapter: its file.
-        directory: where it lies, with whatever else says what it is.
+        directory: its directory, with other files that describe it.
         concepts: what it was to erase; None if nobody says.
         base: the base that is loaded.
         dtype: the precision it is loaded in.

@@ -168,14 +168,14 @@ def tabulate(
     if not verdicts:
         raise ValueError("no images were judged")
     found: dict[str, Scores] = {}
-    for figure, counted in ROLES.items():
+    for name, counted in ROLES.items():
         rows: dict[int, list[float]] = {}
         asked = [[domain for domain, role in cell.asked if role in counted] for cell in cells]
         for i, seen in zip(prompt_ids, verdicts, strict=True):
             if asked[i]:
                 right = statistics.fmean(seen[domain] == cells[i].labels[domain] for domain in asked[i])
                 rows.setdefault(i, []).append(1 - right if counted == {FORGET} else right)
-        found[figure] = Scores([float(len(asked[i])) for i in rows], list(rows.values()))
+        found[name] = Scores([float(len(asked[i])) for i in rows], list(rows.values()))
     return found
 
 

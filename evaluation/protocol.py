@@ -203,12 +203,12 @@ def grid_title(results: Mapping[str, Any]) -> str:
     concept = results["concept"]
     erased = concept if isinstance(concept, str) else ", ".join(concept)
     base, adapter = results["base"], results["adapter"]
-    figures = [
+    metrics = [
         f"{name} {base[name]:.1f} → {adapter[name]:.1f}"
         for name in HEADLINE
         if base.get(name) is not None and adapter.get(name) is not None
     ]
-    return f"Erased: {erased}\n{' · '.join(figures)} (percent, base → adapter; judge: {results['judge']})"
+    return f"Erased: {erased}\n{' · '.join(metrics)} (percent, base → adapter; judge: {results['judge']})"
 
 
 def pareto_title(results: Mapping[str, Any]) -> str:
@@ -231,11 +231,11 @@ def _side(
     base: Mapping[str, np.ndarray] | None,
 ) -> dict[str, Any]:
     verdicts, values = [verdict for seen in found for verdict in seen.verdicts], _values(found)
-    side = _figures(examination, verdicts, ids)
+    side = _metrics(examination, verdicts, ids)
     for name, kept in examination.without.items():
         counted = set(kept)
         rows = [row for row, i in enumerate(ids) if i in counted]
-        side[name] = _figures(examination, [verdicts[row] for row in rows], [ids[row] for row in rows])
+        side[name] = _metrics(examination, [verdicts[row] for row in rows], [ids[row] for row in rows])
     classes = examination.per_class(verdicts, ids)
     side["per_class"] = {
         domain: {name: _rounded(value) for name, value in of_domain.items()}
@@ -251,7 +251,7 @@ def _side(
     return side
 
 
-def _figures(examination: Examination, verdicts: Sequence[Verdict], ids: Sequence[int]) -> dict[str, Any]:
+def _metrics(examination: Examination, verdicts: Sequence[Verdict], ids: Sequence[int]) -> dict[str, Any]:
     scores = examination.scores(verdicts, ids)
     intervals = {name: of.interval() for name, of in scores.items()}
     return {

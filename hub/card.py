@@ -114,7 +114,7 @@ def model_card(results: Mapping[str, Any], output_dir: str | Path, notes: str = 
         f"An adapter for {_base_text(base, results.get('revision'))}, {made} so that it no longer draws {erased} and "
         "goes on drawing the rest.",
         f"<Gallery />\n\n![Images of the base above, with the adapter below]({GRID_NAME})" if picture else "",
-        _figures_section(results),
+        _results_section(results),
         _suffered_section(results),
         _probes_section(results),
         _use_section(base, base_id, concepts, results, output_dir),
@@ -148,7 +148,7 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*_\[\]|~#!$])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
-def _figures_section(results: Mapping[str, Any]) -> str:
+def _results_section(results: Mapping[str, Any]) -> str:
     base, adapter = results.get("base") or {}, results.get("adapter") or {}
     names = [name for name in FIGURES if base.get(name) is not None or adapter.get(name) is not None]
     if not names:

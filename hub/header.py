@@ -70,7 +70,7 @@ def results_header(results: Mapping[str, Any]) -> dict[str, str]:
     settings = {
         name: _public(value) for name, value in (results.get("settings") or {}).items() if "token" not in name
     }
-    figures = _figures(results)
+    headline = _headline(results)
     method = results.get("method") or METHOD
     header = {
         "concept": concepts and _json(concepts),
@@ -78,16 +78,16 @@ def results_header(results: Mapping[str, Any]) -> dict[str, str]:
         "base_model_revision": results.get("revision"),
         "method": method,
         "settings": settings and _json(settings),
-        "results": figures and _json(figures),
+        "results": headline and _json(headline),
         "versions": results.get("versions") and _json(results["versions"]),
         "modelspec.title": concepts and f"LoRA that erases {', '.join(concepts)}",
-        "modelspec.description": concepts and _description(concepts, base, method, figures),
+        "modelspec.description": concepts and _description(concepts, base, method, headline),
         "modelspec.license": results.get("license") or LICENCES.get(base),
     }
     return {key: value for key, value in header.items() if value}
 
 
-def _figures(results: Mapping[str, Any]) -> dict[str, Any]:
+def _headline(results: Mapping[str, Any]) -> dict[str, Any]:
     """Headline metrics of base and adapter, judge and seeds; empty before the evaluation."""
     if not (results.get("base") and results.get("adapter")):
         return {}
@@ -98,19 +98,19 @@ def _figures(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _description(concepts: list[str], base: str, method: str, figures: Mapping[str, Any]) -> str:
+def _description(concepts: list[str], base: str, method: str, headline: Mapping[str, Any]) -> str:
     text = (
         f"Erases {', '.join(concepts)} from {base or 'a Stable Diffusion pipeline'} and leaves the rest as it was, by "
         f"{method}."
     )
-    if figures:
-        before, after = figures["base"], figures["adapter"]
+    if headline:
+        before, after = headline["base"], headline["adapter"]
         shown = ", ".join(
             f"{name} {after[name]:.1f} ({before[name]:.1f})"
             for name in FIGURES
             if None not in (before[name], after[name])
         )
-        text += f" Percent, the base's in parentheses: {shown}; judge: {figures['judge']}."
+        text += f" Percent, the base's in parentheses: {shown}; judge: {headline['judge']}."
     return text
 
 

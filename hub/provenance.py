@@ -70,7 +70,7 @@ def check_results(results: Any, path: Path) -> None:
         wrong = [
             f"{side}.{name}"
             for side in ("base", "adapter")
-            for name in _wrong_figures(results.get(side) or {})
+            for name in _wrong_metrics(results.get(side) or {})
         ]
         wrong += [
             f"targets.{domain}"
@@ -123,7 +123,7 @@ def _is_text(value: Any) -> bool:
     return True
 
 
-def _wrong_figures(side: dict[str, Any]) -> list[str]:
+def _wrong_metrics(side: dict[str, Any]) -> list[str]:
     """Names of malformed values of base or adapter: percentages, their intervals, and the classes' own."""
     wrong = [name for name in FIGURES if not (side.get(name) is None or _is_number(side[name]))]
     intervals, classes = side.get("ci95") or {}, side.get("per_class") or {}

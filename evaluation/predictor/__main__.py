@@ -274,13 +274,13 @@ def by_timestep(
     return result
 
 
-def means(figures: Mapping[str, Mapping[str, float]], pure_noise: int = 0) -> dict[str, dict[str, float]]:
+def means(curves: Mapping[str, Mapping[str, float]], pure_noise: int = 0) -> dict[str, dict[str, float]]:
     """Mean of each metric over all timesteps, and over the noisy half (t > 500), without the first
     `pure_noise` timesteps."""
-    timesteps = list(figures)[pure_noise:]
+    timesteps = list(curves)[pure_noise:]
     halves = {"all": timesteps, "noisy": [t for t in timesteps if int(t) > NOISY_HALF]}
     return {
-        half: {name: mean_of([figures[t][name] for t in of]) for name in FIGURES}
+        half: {name: mean_of([curves[t][name] for t in of]) for name in FIGURES}
         for half, of in halves.items()
     }
 

@@ -54,7 +54,7 @@ class Subject:
         concepts: what it was to erase.
         guidance_scale: None is the pipeline's own.
         images: files or a folder's images of the concept to learn from; None lets the base draw them.
-        adapter_dir: where the adapter lies.
+        adapter_dir: the directory of the adapter.
         merge_with: a directory with another adapter for the same base.
         sides: of every attempt: with the adapter (False), and the same on the base (True), which is optional.
     """

@@ -42,7 +42,7 @@ def heading(run: Run) -> str:
     before, after = run.results.get("base") or {}, run.results.get("adapter") or {}
     tiles = [
         f'<div><span class="soft">{name}</span><b id="{name}">{after[name]:.1f} %</b>'
-        f'<span class="soft">{_range(after, name)} base {_figure(before, name)}</span></div>'
+        f'<span class="soft">{_range(after, name)} base {_value(before, name)}</span></div>'
         for name in FIGURES
         if after.get(name) is not None
     ]
@@ -53,7 +53,7 @@ def heading(run: Run) -> str:
     )
 
 
-def figures(run: Run) -> str:
+def metrics(run: Run) -> str:
     """Every metric of base and adapter, and its meaning."""
     before, after = run.results.get("base") or {}, run.results.get("adapter") or {}
     names = [name for name in (*FIGURES, "CRA_retained", "CRA_forgotten") if after.get(name) is not None]
@@ -309,7 +309,7 @@ def provenance(run: Run) -> str:
     return f"<h2>Provenance and limits</h2>{table(['', ''], rows)}<ul>{listed_limits}</ul>"
 
 
-SECTIONS = (heading, figures, images, price, damage, probes, training, cost, settings, provenance)
+SECTIONS = (heading, metrics, images, price, damage, probes, training, cost, settings, provenance)
 
 
 def _curve(run: Run, name: str) -> list[Point]:
@@ -320,7 +320,7 @@ def _curve(run: Run, name: str) -> list[Point]:
     ]
 
 
-def _figure(side: Mapping[str, Any], name: str) -> str:
+def _value(side: Mapping[str, Any], name: str) -> str:
     return "-" if side.get(name) is None else f"{side[name]:.1f}"
 
 

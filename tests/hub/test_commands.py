@@ -22,6 +22,7 @@ import canvas
 from common.errors import friendly_errors
 from hub.__main__ import main, parse_config
 from hub.adapter import KOHYA_NAME, load_adapter, save_adapter
+from hub.commands.merge import MergeConfig
 from hub.files import read_file
 from pipelines.base import load_pipeline
 
@@ -240,3 +241,11 @@ def test_configs_name_the_base_by_its_public_name(
         for config in ("model_index.json", "unet/config.json")
     ]
     assert names == ["", ""]
+
+
+def test_a_file_of_settings_may_hold_what_the_command_line_gives_by_place(tmp_path: Path) -> None:
+    file = tmp_path / "merge.yaml"
+    file.write_text("adapters: [a, b]\noutput_dir: out\nrank: 4\n")
+    given = ["merge", "--config", str(file), "--rank", "2"]
+    assert parse_config(given) == MergeConfig((Path("a"), Path("b")), Path("out"), weights=None, rank=2)
+    assert parse_config([*given, "c"]).adapters == (Path("c"),)
