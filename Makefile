@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		train_unlearn_lora.py --concept "Van Gogh style" --output_dir runs/demo --overwrite_output_dir
-	@echo "Look at runs/demo/before_after.png; the figures are in runs/demo/results.json."
+	@echo "Look at runs/demo/before_after.png; the metrics are in runs/demo/results.json."
 
 # Every room and the main job once: under four minutes on two idle cores. tests/conftest.py has the rule.
 test: install
