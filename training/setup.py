@@ -144,14 +144,14 @@ def prepare(config: RunConfig) -> Run:
 
 
 def set_up_logging(accelerator: Accelerator) -> None:
-    """Say what this project logs, once on every machine; libraries say warnings, and those once."""
+    """Say what this project logs, once for all processes; libraries say warnings, once on every machine."""
     logging.basicConfig(
         format="%(asctime)s - %(levelname)s - %(name)s - %(message)s",
         datefmt="%H:%M:%S",
         level=logging.WARNING,
     )
     for name in ("training", "train_unlearn_lora", "__main__"):
-        logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(name).setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
     if not accelerator.is_local_main_process:
         transformers.utils.logging.set_verbosity_error()
         diffusers.utils.logging.set_verbosity_error()

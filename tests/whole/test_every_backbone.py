@@ -17,8 +17,8 @@ from tiny_pipelines import TINY_PROMPTS, save_sd1, save_sdxl
 
 import canvas
 import critic.train
-import evaluation.__main__ as evaluation
-import evaluation.predictor.__main__
+import evaluation.__main__ as evaluation_command
+import evaluation.predictor.__main__ as predictor_command
 import hub.__main__ as hub
 import reward.train
 import train_unlearn_lora as script
@@ -136,10 +136,8 @@ def test_every_command_knows_every_backbone(
     rewarded = [*base, "--reward_model_name_or_path", str(tmp_path / "reward")]
 
     few = ["--num_latents", "9", "--eval_batch_size", "4", "--num_inference_steps", "2"]
-    evaluation.predictor.__main__.main(
-        evaluation.predictor.__main__.parse_config(
-            [*rewarded, *CLIP, *few, "--output_dir", str(tmp_path / "proof")]
-        )
+    predictor_command.main(
+        predictor_command.parse_config([*rewarded, *CLIP, *few, "--output_dir", str(tmp_path / "proof")])
     )
     proof = json.loads((tmp_path / "proof" / "reward_predictor.json").read_text())
     assert all(
@@ -173,7 +171,7 @@ def test_every_command_knows_every_backbone(
         "--output_dir",
         str(tmp_path / "judged"),
     ]
-    evaluation.main(evaluation.parse_config([*given, *judged]))
+    evaluation_command.main(evaluation_command.parse_config([*given, *judged]))
     assert json.loads((tmp_path / "judged" / "results.json").read_text())["changed_images"] > 0
 
     hub.main(hub.parse_config(["fuse", *given, "--output_dir", str(tmp_path / "fused")]))
