@@ -90,7 +90,8 @@ def starts_programs(module: ModuleType) -> bool:
 
 
 def is_slow(item: pytest.Item) -> bool:
-    """Whether a test belongs to the slow tier, by where it lies and what it asks for."""
+    """Whether a test belongs to the slow tier, by where it lies, what it asks for, and whether it starts a
+    program."""
     if not isinstance(item, pytest.Function):
         return False
     folders = item.path.relative_to(Path(__file__).parent).parts[:-1]
@@ -99,6 +100,7 @@ def is_slow(item: pytest.Item) -> bool:
         or not SLOW_FIXTURES.keys().isdisjoint(item.fixturenames)
         or item.originalname in SLOW_CASES
         or starts_programs(item.module)
+        or "subprocess" in item.function.__code__.co_names
     )
 
 

@@ -100,7 +100,6 @@ def test_the_ratio_is_exactly_1_until_something_moves(
         sgd(policy, 0.0),
         batch_size=4,
         masked_steps=0,
-        inner_epochs=2,
         gradient_accumulation_steps=2,
     )
     assert (stats.first_ratio_deviation, stats.first_clip_fraction) == (0.0, 0.0)
