@@ -135,12 +135,14 @@ class Setting:
     Attributes:
         kind: bool, int, float, str or Path.
         several: whether it takes several values, as a tuple.
+        optional: whether it may be None.
         group: the class that it is a field of.
     """
 
     field: Field[Any]
     kind: type
     several: bool
+    optional: bool
     group: type
 
     @property
@@ -179,6 +181,8 @@ class Setting:
             argparse.ArgumentTypeError: it breaks one.
         """
         if value is None:
+            if not self.optional:
+                raise argparse.ArgumentTypeError("must have a value, got null")
             return None
         if self.kind is bool:
             if not isinstance(value, bool):
@@ -242,13 +246,14 @@ def settings_of(config: type | Any) -> Iterator[Setting]:
             yield Setting(f, *_kind_of(hints[f.name]), group=cls)
 
 
-def _kind_of(hint: Any) -> tuple[type, bool]:
-    """The type of one value, and whether there may be several."""
-    if get_origin(hint) in (Union, UnionType):
+def _kind_of(hint: Any) -> tuple[type, bool, bool]:
+    """The type of one value, whether there may be several, and whether there may be none."""
+    optional = get_origin(hint) in (Union, UnionType)
+    if optional:
         (hint,) = (part for part in get_args(hint) if part is not NoneType)
     if get_origin(hint) is tuple:
-        return get_args(hint)[0], True
-    return hint, False
+        return get_args(hint)[0], True, optional
+    return hint, False, optional
 
 
 def title_of(config: type) -> str:
