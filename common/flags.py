@@ -419,7 +419,12 @@ def to_yaml(config: Any, *, public: bool = False) -> str:
     else:
         secret = {setting.name for setting in settings_of(config) if setting.flag.secret}
         values = {name: _plain(value) for name, value in values_of(config).items() if name not in secret}
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+    return dump_yaml(values)
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """Values by name, in their order, as `read_file` reads them."""
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=100)
 
 
 def _plain(value: Any) -> Any:

@@ -6,13 +6,14 @@ import shlex
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RevisionNotFoundError
 from huggingface_hub.hf_api import ModelInfo, SpaceInfo
 
-from common.flags import flag
+from common.flags import dump_yaml, flag
 from common.network import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
 from hub.access import HubError, hub_errors
 from hub.adapter import KOHYA_NAME
@@ -21,8 +22,17 @@ from hub.files import read_header
 from hub.notes import merge_notes, read_notes, with_notes
 from hub.provenance import RESULTS_NAME, read_results, what_adapter_says
 
+SETTINGS_NAME = "config.yaml"
 CRITIC_FILES = (f"critic/{CONFIG_NAME}", f"critic/{WEIGHTS_NAME}")
-ADAPTER_FILES = (LORA_WEIGHT_NAME_SAFE, KOHYA_NAME, CARD_NAME, RESULTS_NAME, GRID_NAME, *CRITIC_FILES)
+ADAPTER_FILES = (
+    LORA_WEIGHT_NAME_SAFE,
+    KOHYA_NAME,
+    CARD_NAME,
+    RESULTS_NAME,
+    SETTINGS_NAME,
+    GRID_NAME,
+    *CRITIC_FILES,
+)
 """The only files of an adapter's directory that are uploaded and fetched back."""
 
 
@@ -60,8 +70,9 @@ def push_adapter(
     """Upload a directory's adapter in one commit, making the repository if there is none. The directory is
     not changed.
 
-    The card names the repository and keeps people's notes in the card on the Hub (`hub.notes`). Files of an
-    earlier push that the directory no longer has are deleted; other files of the repository are not touched.
+    The card names the repository and keeps people's notes in the card on the Hub (`hub.notes`). `config.yaml`
+    has names in place of local paths. Files of an earlier push that the directory no longer has are deleted;
+    other files of the repository are not touched.
 
     Args:
         repo_id: "owner/name", or "name" under the token's own user.
@@ -81,7 +92,7 @@ def push_adapter(
     """
     directory = Path(directory)
     files = files_to_push(directory)
-    card = local_card(directory)
+    card, settings = local_card(directory), public_settings(directory)
     if create_pr and revision:
         raise HubError("A pull request is against main; leave --revision or --create_pr out.")
     again = again or push_command(
@@ -103,8 +114,12 @@ def push_adapter(
         there = {file.rfilename for file in head.siblings or []}
         if CARD_NAME in there:
             card = with_notes(card, merge_notes(read_notes(fetch_card(api, head)), read_notes(card)))
-        contents: dict[str, Path | bytes] = {name: directory / name for name in files}
+        contents: dict[str, Path | bytes] = {
+            name: directory / name for name in files if name != SETTINGS_NAME
+        }
         contents[CARD_NAME] = addressed(card, repo_id, revision).encode()
+        if SETTINGS_NAME in files and settings:
+            contents[SETTINGS_NAME] = dump_yaml(settings).encode()
         stale = [name for name in ADAPTER_FILES if name in there and name not in contents]
         made = api.create_commit(
             repo_id,
@@ -154,6 +169,15 @@ def local_card(directory: Path) -> str:
         "revision": said["revision"],
     }
     return str(model_card(read_results(directory) | known, directory))
+
+
+def public_settings(directory: Path) -> dict[str, Any]:
+    """The settings of the run, as its results publish them: nothing that is local to a machine.
+
+    Raises:
+        ValueError: results.json is not JSON.
+    """
+    return read_results(directory).get("settings") or {}
 
 
 def branch_head(api: HfApi, repo_id: str, revision: str | None) -> ModelInfo:

@@ -21,14 +21,12 @@ from hub.card import GRID_NAME, save_model_card
 from hub.header import base_header, results_header
 from hub.kohya import save_kohya
 from hub.provenance import RESULTS_NAME
-from hub.push import CRITIC_FILES
+from hub.push import CRITIC_FILES, SETTINGS_NAME
 from policy.lora import ADAPTER
 from training.config import RunConfig
 from training.previews import preview_pairs
 from training.progress import Progress
 from training.setup import Run
-
-CONFIG_NAME = "config.yaml"
 
 
 def save_config(config: RunConfig) -> None:
@@ -36,7 +34,7 @@ def save_config(config: RunConfig) -> None:
     token."""
     config = replace(config, output=replace(config.output, resume_from_checkpoint=None))
     text = "# Repeats this run: --config config.yaml\n" + to_yaml(config)
-    path = config.output.output_dir / CONFIG_NAME
+    path = config.output.output_dir / SETTINGS_NAME
     write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 

@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard, constants
 from loopback import LoopbackHub
 
 import train_unlearn_lora as script
+from common.flags import parse
 from common.network import cached_revision
 from critic.network import ValueNetwork
 from hub.__main__ import main, parse_config
@@ -73,12 +74,17 @@ def test_a_run_ends_on_the_hub_and_its_token_stays_here(
         ".gitattributes",
         "README.md",
         "results.json",
+        "config.yaml",
         "before_after.png",
         "pytorch_lora_weights.safetensors",
     }
     assert len(loopback_hub.history("someone/out")) == 2 and loopback_hub.repository("someone/out").private
     out = tmp_path / "out"
-    assert (out / "config.yaml").is_file()  # which says where things lie here, so it stays here
+    assert str(tmp_path) in (out / "config.yaml").read_text()
+    assert not any(str(tmp_path).encode() in content for content in uploaded.values())
+    pulled = tmp_path / "pulled.yaml"
+    pulled.write_bytes(uploaded["config.yaml"])
+    assert parse(RunConfig, ["--config", str(pulled)], None).public_settings() == config.public_settings()
     assert all(
         uploaded[name] == (out / name).read_bytes()
         for name in ("results.json", "before_after.png", "pytorch_lora_weights.safetensors")
