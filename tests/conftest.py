@@ -78,8 +78,6 @@ SLOW_FIXTURES = {
 """What a test asks for that takes seconds each."""
 SLOW_HELPERS = {"chromium", "served", "two_processes"}
 """Modules that start other programs: a file that imports one is slow."""
-SLOW_CASES = {"test_flags_are_accepted"}
-"""Tests with hundreds of cases, of which each takes little."""
 
 
 @cache
@@ -98,7 +96,6 @@ def is_slow(item: pytest.Item) -> bool:
     return (
         not SLOW_FOLDERS.isdisjoint(folders)
         or not SLOW_FIXTURES.keys().isdisjoint(item.fixturenames)
-        or item.originalname in SLOW_CASES
         or starts_programs(item.module)
         or "subprocess" in item.function.__code__.co_names
     )

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from run_as_main import run_as_main
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -186,22 +184,13 @@ def wide(kind: str, line: str) -> bool:
 
 
 @pytest.fixture
-def accepted(request: pytest.FixtureRequest) -> set[str]:
-    """Flags that a program's --help lists; a process that imports the program, which takes seconds."""
-    name, *command = request.param
-    program = [name] if name.endswith(".py") else ["-m", name]
-    shown = subprocess.run(
-        [sys.executable, *program, *command, "--help"],
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert shown.returncode == 0, shown.stderr[-2000:]
-    heads = [
-        re.split(r" {2,}", line.strip())[0] for line in shown.stdout.splitlines() if re.match(r"  -", line)
-    ]
+def accepted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Flags that a program's --help lists."""
+    monkeypatch.setenv("COLUMNS", "200")
+    program, *command = request.param
+    code, shown = run_as_main(program, *command, "--help")
+    assert code == 0
+    heads = [re.split(r" {2,}", line.strip())[0] for line in shown.splitlines() if re.match(r"  -", line)]
     return {flag for head in heads for flag in re.findall(r"--\w[\w-]*", head)}
 
 

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from finished_runs import Finished
 from safetensors.torch import load_file
 
 import train_unlearn_lora as script
-from common.checkpoints import list_checkpoints
+from common.checkpoints import list_checkpoints, load_checkpoint
 from training.config import RunConfig
 from training.lock import LOCK_NAME, exclusive_run
 from training.setup import prepare
@@ -85,17 +84,15 @@ def outcome(directory: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"gamma": 0.5, "replay_iterations": 1}], ids=["defaults", "critic and replay"]
-)
 def test_a_run_that_is_killed_again_and_again_is_the_run_that_was_not(
-    options: dict[str, Any], arguments: Arguments, tmp_path: Path
+    arguments: Arguments, tmp_path: Path
 ) -> None:
     """At random moments, from the base's rollouts to the final files; `latest` goes on."""
-    settings = options | {"max_train_iterations": 4, "checkpointing_steps": 1}
+    settings = {"max_train_iterations": 3, "checkpointing_steps": 1, "gamma": 0.5, "replay_iterations": 1}
+    settings |= {"num_inference_steps": 3, "images_per_iteration": 3, "retain_rollouts": 3}
     run(arguments(output_dir=tmp_path / "whole", **settings))
     moments = random.Random(0)
-    for done in range(4):
+    for done in range(3):
         process = start(arguments(**settings, **again(tmp_path / "out")))
         await_iterations(done, tmp_path / "out", process)
         time.sleep(moments.uniform(0.0, 1.0))
@@ -110,9 +107,10 @@ def test_a_run_that_is_killed_again_and_again_is_the_run_that_was_not(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_run_ends_its_iteration_and_can_go_on(
+def test_an_interrupted_run_ends_its_iteration_and_leaves_a_checkpoint(
     number: signal.Signals, arguments: Arguments, tmp_path: Path
 ) -> None:
+    """From which a run goes on, as from any other."""
     process = start(arguments(max_train_iterations=1000))
     await_iterations(1, tmp_path / "out", process)
     os.kill(process.pid, number)
@@ -120,10 +118,7 @@ def test_an_interrupted_run_ends_its_iteration_and_can_go_on(
     assert process.exitcode == 128 + number
     (saved,) = list_checkpoints(tmp_path / "out")
     done = int(saved.name.removeprefix("checkpoint-"))
-    run(arguments(max_train_iterations=done + 1, resume_from_checkpoint="latest"))
-    run(arguments(output_dir=tmp_path / "whole", max_train_iterations=done + 1))
-    resumed, whole = (load_file(tmp_path / name / ADAPTER) for name in ("out", "whole"))
-    assert resumed.keys() == whole.keys() and all(torch.equal(resumed[name], whole[name]) for name in whole)
+    assert load_checkpoint(tmp_path / "out", "latest").numbers["progress"]["iteration"] == done >= 1
 
 
 def test_two_runs_in_one_directory_are_refused(

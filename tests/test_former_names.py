@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from run_as_main import run_as_main
 
-ROOT = Path(__file__).parents[1]
 NAMES = {
     "reward.spec": "reward.concept",
     "reward.evaluate": "evaluation.predictor",
@@ -18,7 +14,8 @@ NAMES = {
 
 
 @pytest.mark.parametrize("former", NAMES)
-def test_a_former_name_runs_the_command_and_says_the_new_one(former: str) -> None:
-    line = [sys.executable, "-m", former, "--help"]
-    run = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert NAMES[former] in run.stderr and f"python -m {NAMES[former]}" in run.stdout
+def test_a_former_name_runs_the_command_and_says_the_new_one(
+    former: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, shown = run_as_main(former, "--help")
+    assert code == 0 and NAMES[former] in capsys.readouterr().err and f"python -m {NAMES[former]}" in shown

@@ -21,7 +21,6 @@ from training.config import parse_config
 pytestmark = needs_another_device
 Line = Callable[..., list[str]]
 OPTIONS: dict[str, dict[str, Any]] = {
-    "defaults": {},
     "critic, replay, evaluation": {"gamma": 0.5, "replay_iterations": 1, "evaluation_seeds": 0},
     "offloading, previews": {
         "offload_models": True,
@@ -30,7 +29,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "train_batch_size": 3,
     },
 }
-QUICK = {"num_inference_steps": 3, "num_validation_images": 1, "train_batch_size": 64}
+QUICK = {
+    "num_inference_steps": 3,
+    "num_validation_images": 1,
+    "train_batch_size": 64,
+    "images_per_iteration": 3,
+    "retain_rollouts": 3,
+    "warmup_rollouts": 3,
+}
 
 
 def train(line: list[str]) -> None:
@@ -93,7 +99,7 @@ def test_an_optimizer_step_waits_for_the_device_twice(command_line: Line, tmp_pa
     run_on_another_device(
         first_update,
         command_line(
-            num_inference_steps=8, gradient_accumulation_steps=4, target_kl=1e9, train_timestep_fraction=1
+            num_inference_steps=4, gradient_accumulation_steps=2, target_kl=1e9, train_timestep_fraction=1
         ),
     )
     found = json.loads((tmp_path / "found.json").read_text())

@@ -250,12 +250,12 @@ def test_another_world_works_with_the_same_command(
     assert results_of(tmp_path / "out")["concept"] == ["cat", "dragons"]
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_every_backbone_is_trained_saved_and_loaded_into_its_stock_pipeline(
-    precision: str, backbone_dir: Path, arguments: Arguments, tmp_path: Path
+    backbone_dir: Path, arguments: Arguments, tmp_path: Path
 ) -> None:
-    """Two iterations with a critic, previews and figures, by the same command whatever the base; the file
-    for other programs too."""
+    """Two iterations with a critic, previews and metrics, by the same command whatever the base; the file
+    for other programs too. SDXL in half precision, as it is used."""
+    precision = "bf16" if (backbone_dir / "text_encoder_2").is_dir() else "no"
     config = arguments(
         pretrained_model_name_or_path=backbone_dir,
         mixed_precision=precision,
@@ -358,12 +358,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "half precision": {"mixed_precision": "bf16", "gradient_checkpointing": True},
     "pathwise, with a critic": {"gamma": 0.5, "replay_iterations": 2},
     "step": {"advantage": "step"},
-    "gae": {"advantage": "gae"},
     "td, blind critic": {"advantage": "td", "critic_type": "timestep_blind"},
     "mc, clean critic": {"advantage": "mc", "critic_type": "clean_only", "reward_signal": "terminal"},
     "ddpo": {"advantage": "ddpo"},
-    "replay": {"replay_iterations": 1, "inner_epochs": 2},
-    "adaptive KL": {"retain_kl_target": 1e-3},
+    "adaptive KL": {"retain_kl_target": 1e-3, "inner_epochs": 2},
     "gae, baselines alone": {"advantage": "gae", "critic_type": "none"},
 }
 
@@ -505,10 +503,9 @@ def test_the_first_iteration_draws_no_image_if_no_value_is_asked_for(
     "options",
     [
         {},
-        {"gamma": 0.5, "replay_iterations": 2},
         {"advantage": "step", "replay_iterations": 2, "retain_kl_target": 1e-9},
     ],
-    ids=["defaults", "critic and replay", "likelihood ratio, replay, adaptive KL"],
+    ids=["defaults", "likelihood ratio, replay, adaptive KL"],
 )
 def test_a_resumed_run_is_the_run_that_was_never_interrupted(
     options: dict[str, Any], finished: Finish, arguments: Arguments, tmp_path: Path

@@ -308,7 +308,7 @@ def test_around_a_prompt_the_kl_is_larger_and_comes_down_where_it_is_trained(pol
                 anchor_kl_coef=1.0,
                 adversarial_radius=radius,
             )
-            for _ in range(8)
+            for _ in range(5)
         ]
         after = update(
             policy,

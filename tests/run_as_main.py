@@ -1,0 +1,28 @@
+"""A program as its users start it, in the process of the test: one import of everything for all of them."""
+
+from __future__ import annotations
+
+import io
+import runpy
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_as_main(program: str, *arguments: str) -> tuple[object, str]:
+    """Run `python program.py` or `python -m program`; its exit code, 0 if it just ended, and what it says."""
+    said, script = io.StringIO(), program.endswith(".py")
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+        patch.setattr(sys, "argv", [program, *arguments])
+        try:
+            if script:
+                runpy.run_path(str(ROOT / program), run_name="__main__")
+            else:
+                runpy.run_module(program, run_name="__main__", alter_sys=True)
+        except SystemExit as ended:
+            return ended.code or 0, said.getvalue()
+    return 0, said.getvalue()
