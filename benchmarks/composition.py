@@ -76,10 +76,10 @@ class Easel:
         together = JudgeExamination(self.judge, concepts, "")
         verdicts = self.verdicts(adapters, together.prompts)
         order = list(range(len(together.prompts))) * len(self.seeds)
-        rest, ua = together.figures(verdicts, order), {}
+        rest, ua = together.metrics(verdicts, order), {}
         for concept in concepts:
             alone = JudgeExamination(self.judge, [concept], "")
-            ua[concept] = alone.figures(verdicts, order)["UA"]
+            ua[concept] = alone.metrics(verdicts, order)["UA"]
         return {"UA": ua, "IRA": rest["IRA"], "CRA": rest["CRA"]}
 
     def trigger_metrics(self, adapters: Weighted, style: str, concept: str) -> Row:

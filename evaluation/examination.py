@@ -14,9 +14,9 @@ from PIL import Image
 
 from evaluation.judge import ImageJudge, to_pixels
 from evaluation.metrics import (
-    FIGURES,
     FORGET,
     IN_DOMAIN,
+    METRICS,
     Cell,
     Scores,
     Verdict,
@@ -84,10 +84,10 @@ class Examination(ABC):
         """The scores behind each metric."""
         return tabulate(self.cells, verdicts, prompt_ids)
 
-    def figures(self, verdicts: Sequence[Verdict], prompt_ids: Sequence[int]) -> Metrics:
+    def metrics(self, verdicts: Sequence[Verdict], prompt_ids: Sequence[int]) -> Metrics:
         """UA, IRA, CRA and related metrics in percent; None where no image counts."""
         scores = self.scores(verdicts, prompt_ids)
-        return {name: scores[name].percent() for name in FIGURES}
+        return {name: scores[name].percent() for name in METRICS}
 
     def per_class(
         self, verdicts: Sequence[Verdict], prompt_ids: Sequence[int]

@@ -31,7 +31,7 @@ from typing import Any
 from evaluation.intervals import Interval, bootstrap, proportion_interval, t_interval, wilson
 
 HEADLINE = ("UA", "IRA", "CRA")
-FIGURES = (*HEADLINE, "CRA_retained", "CRA_forgotten", "NRA")
+METRICS = (*HEADLINE, "CRA_retained", "CRA_forgotten", "NRA")
 
 FORGET, IN_DOMAIN, NEIGHBOUR, CROSS_RETAINED, CROSS_FORGOTTEN = (
     "forget",

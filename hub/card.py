@@ -38,7 +38,7 @@ TRAINING = (
     "says which steps earned it, together with a critic if one was used. Only the LoRA is trained. After "
     f"{PAPER}."
 )
-FIGURES = {
+METRICS = {
     "UA": "unlearning accuracy: how often the judge does not find the concept where the prompt asks for it",
     "IRA": "in-domain retain accuracy: how often it finds the other classes of the concept's kind where they are "
     "asked for",
@@ -150,7 +150,7 @@ def escape(text: str) -> str:
 
 def _results_section(results: Mapping[str, Any]) -> str:
     base, adapter = results.get("base") or {}, results.get("adapter") or {}
-    names = [name for name in FIGURES if base.get(name) is not None or adapter.get(name) is not None]
+    names = [name for name in METRICS if base.get(name) is not None or adapter.get(name) is not None]
     if not names:
         return ""
     rows = [
@@ -176,7 +176,7 @@ def _results_section(results: Mapping[str, Any]) -> str:
             "",
             judge,
             "",
-            *(f"- {name}, {FIGURES[name]}" for name in names),
+            *(f"- {name}, {METRICS[name]}" for name in names),
         ]
     )
 
@@ -351,7 +351,7 @@ def _eval_results(results: Mapping[str, Any]) -> list[EvalResult] | None:
             metric_value=adapter[name],
             metric_args=seeds | ({"ci95": bounds} if (bounds := _interval(adapter, name)) else {}) or None,
         )
-        for name in FIGURES
+        for name in METRICS
         if adapter.get(name) is not None
     ]
     return found or None

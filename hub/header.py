@@ -13,7 +13,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from common.names import without_path
-from hub.card import FIGURES, LICENCES, listed
+from hub.card import LICENCES, METRICS, listed
 
 METHOD = "critic-guided reinforcement unlearning (arXiv 2601.03213)"
 ARCHITECTURES = {
@@ -91,7 +91,7 @@ def _headline(results: Mapping[str, Any]) -> dict[str, Any]:
     """Headline metrics of base and adapter, judge and seeds; empty before the evaluation."""
     if not (results.get("base") and results.get("adapter")):
         return {}
-    sides = {side: {name: results[side].get(name) for name in FIGURES} for side in ("base", "adapter")}
+    sides = {side: {name: results[side].get(name) for name in METRICS} for side in ("base", "adapter")}
     return sides | {
         "judge": without_path(str(results.get("judge") or "unknown")),
         "seeds": results.get("seeds"),
@@ -107,7 +107,7 @@ def _description(concepts: list[str], base: str, method: str, headline: Mapping[
         before, after = headline["base"], headline["adapter"]
         shown = ", ".join(
             f"{name} {after[name]:.1f} ({before[name]:.1f})"
-            for name in FIGURES
+            for name in METRICS
             if None not in (before[name], after[name])
         )
         text += f" Percent, the base's in parentheses: {shown}; judge: {headline['judge']}."

@@ -153,9 +153,9 @@ def read(rows: list[dict[str, torch.Tensor]]) -> list[dict[str, float]]:
 @dataclass(frozen=True)
 class Objective:
     """The loss at one denoising step, of forget and of retain states: each call adds its gradient to the
-    adapter's, and returns figures.
+    adapter's, and returns metrics.
 
-    A gradient is that of this process's rows, figures are all processes'.
+    A gradient is that of this process's rows, metrics are all processes'.
     """
 
     policy: Policy
@@ -298,14 +298,14 @@ def update_policy(
         for step in torch.randperm(trainable_steps, generator=generator)[:trained_steps]
     ]
     for start in range(0, len(terms), config.gradient_accumulation_steps):
-        chunk, figures = terms[start : start + config.gradient_accumulation_steps], []
+        chunk, metrics = terms[start : start + config.gradient_accumulation_steps], []
         for experience, step in chunk:
             forget = objective.forget(experience, step, scales[step], 1 / len(chunk))
             held, retain_kl = 0, torch.zeros_like(forget.step_kl)
             if config.kl_coef > 0:
                 drawn = torch.randint(len(retain), (config.retain_batch_size,), generator=generator)
                 held, retain_kl = len(drawn), objective.retain(retain, drawn, step, 1 / len(chunk))
-            figures.append(forget.scalars() | {"retain_kl": retain_kl.mean()})
+            metrics.append(forget.scalars() | {"retain_kl": retain_kl.mean()})
             stats.unet_samples += objective.unet_samples(len(experience.trajectory), held)
         sum_gradients(parameters)
         norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
@@ -315,7 +315,7 @@ def update_policy(
         if finite or accelerator.scaler is not None:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        found = read(figures)
+        found = read(metrics)
         for (_, step), term in zip(chunk, found, strict=True):
             stats.by_step.setdefault(step, []).append(
                 (term["ratio_mean"], term["ratio_std"], term["clip_fraction"])

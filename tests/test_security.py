@@ -33,7 +33,7 @@ from hub.card import model_card
 from hub.files import read_file, write_file
 from hub.pull import files_to_pull
 from hub.push import ADAPTER_FILES
-from hub.space.about import About, figures, introduction
+from hub.space.about import About, introduction, metrics
 from pipelines.base import load_pipeline
 from reward.classifier import ClassifierTeacher
 from reward.latents import read_shard
@@ -469,7 +469,7 @@ def test_texts_of_others_stay_texts_on_cards_and_pages(text: str, tmp_path: Path
     }
     about = About([text], text, text, [text], [text], results)
     card = str(model_card(results, tmp_path)).split("\n---\n", 1)[1]
-    for markdown in (card, introduction(about, text), figures(about)):
+    for markdown in (card, introduction(about, text), metrics(about)):
         page = Markup()
         page.feed(markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown))
         assert not {"script", "img", "svg", "iframe", "object"} & set(page.tags)

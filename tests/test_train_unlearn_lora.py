@@ -122,7 +122,7 @@ def test_the_shipped_canvas_knows_its_own_words_and_asks_for_others_in_general_o
 
 @pytest.fixture
 def whole(finished: Finish) -> Finished:
-    """A run that has everything: critic, previews, checkpoints, tracker, figures, both formats."""
+    """A run that has everything: critic, previews, checkpoints, tracker, metrics, both formats."""
     pictures = {"validation_steps": 1, "num_validation_images": 4, "evaluation_seeds": [0, 1]}
     kept = {"checkpointing_steps": 1, "checkpoints_total_limit": 1, "output_kohya_format": True}
     return finished(**pictures, **kept, gamma=0.5, lora_alpha=5, report_to="tensorboard")

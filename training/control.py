@@ -1,4 +1,4 @@
-"""When to stop, and when to go back: pure decisions from the figures of an iteration."""
+"""When to stop, and when to go back: pure decisions from the metrics of an iteration."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class StopSignal:
 
 @dataclass(frozen=True)
 class RollbackRule:
-    """Tells forgetting from destruction, against the base model's own figures.
+    """Tells forgetting from destruction, against the base model's own metrics.
 
     Attributes:
         least_contrast: the base's mean pixel standard deviation on the prompt that has least of it.

@@ -1,4 +1,4 @@
-"""The figures of every iteration in `diagnostics.jsonl`, one JSON object a line."""
+"""The metrics of every iteration in `diagnostics.jsonl`, one JSON object a line."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Diagnostics:
                     continue
         self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
-    def write(self, iteration: int, figures: Mapping[str, float]) -> None:
+    def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """One line."""
-        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"iteration": iteration, **finite}) + "\n")

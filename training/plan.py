@@ -43,7 +43,7 @@ class Amounts:
         learnt: those of them that the policy learns from.
         iterations: at most.
         cooldown: updates after the last.
-        evaluated: images of the final figures, both sides together.
+        evaluated: images of the final metrics, both sides together.
         evaluation_steps: their denoising steps, and `steps` those of a rollout.
     """
 

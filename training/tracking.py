@@ -32,9 +32,9 @@ class Tracking:
                 f"The tracker could not be started ({_reason(error)}); correct that, or go without one by --report_to none"
             ) from error
 
-    def log(self, figures: Mapping[str, float], step: int) -> None:
-        """Send an iteration's figures."""
-        self._attempt(lambda: self.accelerator.log(dict(figures), step=step))
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Send an iteration's metrics."""
+        self._attempt(lambda: self.accelerator.log(dict(metrics), step=step))
 
     def show(self, title: str, picture: np.ndarray, step: int) -> None:
         """Send a picture (H, W, 3) to tensorboard, if that is a tracker."""
@@ -55,7 +55,7 @@ class Tracking:
         except Exception as error:  # each tracker has errors of its own
             self.lost = True
             logger.warning(
-                f"The tracker failed ({_reason(error)}); the run goes on without it, and all figures are in diagnostics.jsonl."
+                f"The tracker failed ({_reason(error)}); the run goes on without it, and all metrics are in diagnostics.jsonl."
             )
 
 

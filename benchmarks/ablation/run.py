@@ -53,7 +53,7 @@ def judged(
     with evaluation_mode(pipe):
         drawn = list(generate(pipe, examination.prompts, seeds, num_inference_steps=JUDGED_STEPS))
     ids = [i for i, _, _ in drawn]
-    return examination.figures(examination.examine([image for _, _, image in drawn], ids), ids)
+    return examination.metrics(examination.examine([image for _, _, image in drawn], ids), ids)
 
 
 def run_flags(trial: TrialConfig, varied: Sequence[str], directory: Path) -> list[str]:

@@ -10,7 +10,7 @@ They are compared on two sets that no predictor was trained on: finished latents
 by the forward process ("latents"), and the states of stochastic rollouts ("rollouts") of the base or, with
 --adapter, of a trained policy, whose own x0-hat it then is. A rollout begins with pure noise, which says
 nothing except by the prompt: that state is in the curves and not in the means. The metrics are defined in
-`evaluation/predictor/figures.py`. Results are reward_predictor.json, .md and .png.
+`evaluation/predictor/metrics.py`. Results are reward_predictor.json, .md and .png.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from common.memory import advised
 from common.names import public_name
 from common.network import CheckpointError
 from common.versions import versions
-from evaluation.predictor.figures import foresight, mean_of, within_prompts
+from evaluation.predictor.metrics import foresight, mean_of, within_prompts
 from evaluation.predictor.scorers import (
     BLIND,
     CLEAN,
@@ -68,7 +68,7 @@ from reward.predictor import RewardPredictor
 from reward.teacher import Teacher
 
 NAME = "reward_predictor"
-FIGURES = {"auc": "AUC", "spearman": "Spearman", "within": "Spearman within prompts", "cosine": "cosine"}
+METRICS = {"auc": "AUC", "spearman": "Spearman", "within": "Spearman within prompts", "cosine": "cosine"}
 NOISY_HALF = 500
 HELD_OUT_SEED = 1_000_000
 """Added to --seed for what is evaluated on, so that no predictor was trained on it."""
@@ -280,7 +280,7 @@ def means(curves: Mapping[str, Mapping[str, float]], pure_noise: int = 0) -> dic
     timesteps = list(curves)[pure_noise:]
     halves = {"all": timesteps, "noisy": [t for t in timesteps if int(t) > NOISY_HALF]}
     return {
-        half: {name: mean_of([curves[t][name] for t in of]) for name in FIGURES}
+        half: {name: mean_of([curves[t][name] for t in of]) for name in METRICS}
         for half, of in halves.items()
     }
 
@@ -320,13 +320,13 @@ def markdown(results: Mapping[str, Any]) -> str:
         lines += [
             f"**{of}** ({results['sets'][of]} of them)",
             "",
-            f"| scorer | {' | '.join(f'{label}, all t | t > {NOISY_HALF}' for label in FIGURES.values())} "
+            f"| scorer | {' | '.join(f'{label}, all t | t > {NOISY_HALF}' for label in METRICS.values())} "
             "| ms per latent |",
-            f"|---|{'---|' * (2 * len(FIGURES) + 1)}",
+            f"|---|{'---|' * (2 * len(METRICS) + 1)}",
         ]
         for name, scorer in results["scorers"].items():
             cells = [
-                f"{scorer[of]['means'][half][figure]:.3f}" for figure in FIGURES for half in ("all", "noisy")
+                f"{scorer[of]['means'][half][figure]:.3f}" for figure in METRICS for half in ("all", "noisy")
             ]
             lines.append(f"| {name} | {' | '.join(cells)} | {scorer['ms_per_latent']:.3f} |")
         lines.append("")
@@ -340,7 +340,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 def plot(results: Mapping[str, Any], path: Path) -> None:
     """Plot every metric against the timestep, a row for each set, a line for each scorer."""
-    sets, shown = list(results["sets"]), list(FIGURES)
+    sets, shown = list(results["sets"]), list(METRICS)
     figure = Figure(figsize=(4.0 * len(shown), 3.0 * len(sets) + 0.8), dpi=80, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(sets), len(shown), squeeze=False)
@@ -354,7 +354,7 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
                     else {"linewidth": 1.3, "linestyle": "--" if "x0-hat" in scorer else "-"}
                 )
                 axes[i][j].plot(*zip(*points, strict=True), label=scorer, color=f"C{k}", **style)
-            axes[i][j].set_title(f"{of}: {FIGURES[name]}", fontsize=10)
+            axes[i][j].set_title(f"{of}: {METRICS[name]}", fontsize=10)
             axes[i][j].set_xlabel("timestep (1000 is noise)", fontsize=8)
             axes[i][j].grid(alpha=0.3)
             if name == "auc":

@@ -13,7 +13,7 @@ from PIL import Image
 
 from common.names import BUNDLED_PIPELINE, hub_id
 from hub.adapter import read_adapter_metadata
-from hub.card import FIGURES, UNLOADABLE, escape, listed
+from hub.card import METRICS, UNLOADABLE, escape, listed
 from hub.provenance import check_results, read_results, what_adapter_says
 from hub.space.studio import MAX_GUIDANCE, MAX_STEPS
 
@@ -109,18 +109,18 @@ def introduction(about: About | None, base: str) -> str:
     return text
 
 
-def figures(about: About | None) -> str:
+def metrics(about: About | None) -> str:
     """How well it erases and retains, who judged it, and the limits of an adapter."""
     if about is None:
         return ""
     before, after = about.results.get("base") or {}, about.results.get("adapter") or {}
     known = [
         name
-        for name in FIGURES
+        for name in METRICS
         if isinstance(before.get(name), int | float) and isinstance(after.get(name), int | float)
     ]
     lines = [
-        f"- **{name} {after[name]:.1f} %** (base {before[name]:.1f} %), {FIGURES[name]}" for name in known
+        f"- **{name} {after[name]:.1f} %** (base {before[name]:.1f} %), {METRICS[name]}" for name in known
     ]
     if known:
         lines = [

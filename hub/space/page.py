@@ -19,7 +19,7 @@ import canvas
 from common.names import BUNDLED_PIPELINE, without_path
 from hub.card import escape
 from hub.provenance import find_base, what_adapter_says
-from hub.space.about import About, enlarged, figures, introduction, read_about, sampling, spread, title
+from hub.space.about import About, enlarged, introduction, metrics, read_about, sampling, spread, title
 from hub.space.studio import (
     MAX_GUIDANCE,
     MAX_SCALE,
@@ -115,7 +115,7 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
             introduction(about, base),
             gr.update(**asking),
             gr.update(**others),
-            figures(about),
+            metrics(about),
         ]
 
     def draw(  # noqa: PLR0917 (Gradio passes its inputs by position)
@@ -206,7 +206,7 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
             steps = gr.Slider(1, MAX_STEPS, usual_steps, step=1, label="Steps", buttons=[])
             guidance = gr.Slider(0, MAX_GUIDANCE, usual_guidance, step=0.5, label="Guidance", buttons=[])
-        judged = gr.Markdown(figures(about))
+        judged = gr.Markdown(metrics(about))
 
         drawn = {
             "fn": draw,

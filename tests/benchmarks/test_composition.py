@@ -88,12 +88,12 @@ def test_shares_under_the_trigger_word() -> None:
 
 
 def test_the_tables() -> None:
-    figures = {"UA": {"cat": 100.0, "boat": 12.5}, "IRA": 97.25, "CRA": None}
-    text = table_of_erasers([{"concepts": ["boat", "cat"], "adapters": "merged"} | figures])
+    metrics = {"UA": {"cat": 100.0, "boat": 12.5}, "IRA": 97.25, "CRA": None}
+    text = table_of_erasers([{"concepts": ["boat", "cat"], "adapters": "merged"} | metrics])
     assert text.splitlines()[-1] == "| boat + cat | merged | 12.5 | 100.0 | 97.2 | – |"
     word = {"style": 50.0, "trigger UA": None}
     text = table_of_styles(
-        [{"concept": "cat", "style": "Neon", "adapters": "both", "by the trigger": word} | figures]
+        [{"concept": "cat", "style": "Neon", "adapters": "both", "by the trigger": word} | metrics]
     )
     assert text.splitlines()[-1] == "| cat | Neon | both | 100.0 | 97.2 | – | 50.0 | – |"
     assert all(line.count("|") == text.splitlines()[0].count("|") for line in text.splitlines())

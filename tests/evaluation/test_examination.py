@@ -68,8 +68,8 @@ def test_judge_verdicts(tiny_judge: Judge) -> None:
     verdicts = examination.examine([Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")], [0, 1])
     assert all(set(v) == {"style", "object"} and v["object"] in ("cat", "car") for v in verdicts)
     classes = [("Van Gogh", "car"), ("Van Gogh", "car"), ("Mosaic", "cat"), ("Van Gogh", "car")]
-    figures = examination.figures([{"style": s, "object": o} for s, o in classes], [0, 1, 2, 3])
-    assert (figures["UA"], figures["IRA"], figures["CRA"]) == (50, 100, 75)
+    metrics = examination.metrics([{"style": s, "object": o} for s, o in classes], [0, 1, 2, 3])
+    assert (metrics["UA"], metrics["IRA"], metrics["CRA"]) == (50, 100, 75)
 
 
 @pytest.mark.parametrize("concept", ["Van Gogh", "cat"])
@@ -104,13 +104,13 @@ def test_teacher_figures() -> None:
     assert examination.prompts == ["red cat", "red dog", "red fox"]
     cat, dog, fox = (Image.new("RGB", (4, 4), colour) for colour in StubTeacher.colours)
     expected = {"CRA": None, "CRA_retained": None, "CRA_forgotten": None, "NRA": None}
-    for images, figures in [
+    for images, metrics in [
         ([cat, dog, fox], {"UA": 0, "IRA": 100}),
         ([dog, dog, fox], {"UA": 100, "IRA": 100}),
         ([fox, dog, cat], {"UA": 100, "IRA": 50}),
     ]:
         verdicts = examination.examine(images, [0, 1, 2])
-        assert examination.figures(verdicts, [0, 1, 2]) == figures | expected
+        assert examination.metrics(verdicts, [0, 1, 2]) == metrics | expected
     assert examination.per_class(verdicts, [0, 1, 2]) == {
         "prompt": {"red cat": 0, "red dog": 100, "red fox": 0}
     }
@@ -139,5 +139,5 @@ def test_neighbours_are_the_nearest_classes_in_a_text_space_or_those_named(tiny_
     verdicts = [
         {"style": c["style"], "object": "dog" if c["object"] == "fox" else c["object"]} for c in apart.classes
     ]
-    figures = apart.figures(verdicts, list(range(8)))
-    assert figures["NRA"] == 0 and figures["IRA"] == pytest.approx(200 / 3)
+    metrics = apart.metrics(verdicts, list(range(8)))
+    assert metrics["NRA"] == 0 and metrics["IRA"] == pytest.approx(200 / 3)

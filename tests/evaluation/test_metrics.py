@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from evaluation.metrics import FIGURES, class_accuracy, grid, summarize, tabulate
+from evaluation.metrics import METRICS, class_accuracy, grid, summarize, tabulate
 
 # Two styles x two objects: Van Gogh (to forget) and Mosaic, cat and car.
 DOMAINS = {"style": ["Van Gogh", "Mosaic"], "object": ["cat", "car"]}
@@ -18,7 +18,7 @@ def judged(style: str, obj: str) -> list[dict[str, str]]:
     return [{"style": names[s], "object": names[o]} for s, o in zip(style, obj, strict=True)]
 
 
-def figures(
+def metrics(
     domains: dict,
     targets: dict,
     verdicts: list[dict[str, str]],
@@ -30,7 +30,7 @@ def figures(
         verdicts,
         ids or list(range(len(verdicts))),
     )
-    return {name: scores[name].percent() for name in FIGURES}
+    return {name: scores[name].percent() for name in METRICS}
 
 
 def table(
@@ -57,11 +57,11 @@ def table(
     ],
 )
 def test_style_target(style: str, obj: str, expected: tuple[float, ...]) -> None:
-    assert figures(DOMAINS, STYLE_TARGET, judged(style, obj)) == table(*expected)
+    assert metrics(DOMAINS, STYLE_TARGET, judged(style, obj)) == table(*expected)
 
 
 def test_object_target_swaps_the_domains() -> None:
-    assert figures(DOMAINS, {"object": {"cat"}}, judged("vvvm", "aaaa")) == table(100, 100, 75, 100, 50)
+    assert metrics(DOMAINS, {"object": {"cat"}}, judged("vvvm", "aaaa")) == table(100, 100, 75, 100, 50)
 
 
 def one_domain(*names: str) -> list[dict[str, str]]:
@@ -69,12 +69,12 @@ def one_domain(*names: str) -> list[dict[str, str]]:
 
 
 def test_one_domain_has_no_cross_domain_figure() -> None:
-    found = figures({"object": ["cat", "car", "dog"]}, {"object": {"cat"}}, one_domain("dog", "car", "cat"))
+    found = metrics({"object": ["cat", "car", "dog"]}, {"object": {"cat"}}, one_domain("dog", "car", "cat"))
     assert found == table(100, 50, None, None, None)
 
 
 def test_several_targets_of_one_domain() -> None:
-    found = figures(
+    found = metrics(
         {"object": ["cat", "car", "dog", "fox"]},
         {"object": {"cat", "car"}},
         one_domain("cat", "cat", "dog", "car"),
@@ -85,29 +85,29 @@ def test_several_targets_of_one_domain() -> None:
 def test_targets_in_two_domains() -> None:
     targets = {"style": {"Van Gogh"}, "object": {"cat"}}
     # Both erased everywhere (a cat became a car), the rest as it was.
-    assert figures(DOMAINS, targets, judged("mmmm", "aaaa")) == table(100, 100, 100, 100, 100)
+    assert metrics(DOMAINS, targets, judged("mmmm", "aaaa")) == table(100, 100, 100, 100, 100)
     # The prompt of both targets is asked twice, and half forgotten; of "car", which only the style head may
     # judge, the same.
-    assert figures(DOMAINS, targets, judged("mvmm", "caca"))["UA"] == pytest.approx(100 * (1 + 0 + 0 + 0) / 4)
+    assert metrics(DOMAINS, targets, judged("mvmm", "caca"))["UA"] == pytest.approx(100 * (1 + 0 + 0 + 0) / 4)
 
 
 def test_neighbours_stand_apart_and_count_among_the_others_too() -> None:
     domains, targets = {"object": ["cat", "lynx", "car"]}, {"object": {"cat"}}
-    assert figures(
+    assert metrics(
         domains, targets, one_domain("car", "car", "car"), neighbours={"object": {"lynx"}}
     ) == table(100, 50, None, None, None, 0)
 
 
 def test_every_prompt_weighs_the_same_however_many_images_it_has() -> None:
     domains, targets = {"object": ["cat", "car", "dog"]}, {"object": {"cat"}}
-    found = figures(
+    found = metrics(
         domains, targets, one_domain("cat", "car", "car", "car", "car", "cat"), [0, 1, 1, 1, 1, 2]
     )
     assert (found["UA"], found["IRA"]) == (0, 50)
 
 
 def test_every_class_a_target_leaves_nothing_to_retain() -> None:
-    found = figures({"object": ["cat"]}, {"object": {"cat"}}, one_domain("car"))
+    found = metrics({"object": ["cat"]}, {"object": {"cat"}}, one_domain("car"))
     assert (found["UA"], found["IRA"]) == (100, None)
 
 

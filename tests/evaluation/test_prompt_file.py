@@ -107,8 +107,8 @@ def test_groups_are_figures(csv_file: Path, tiny_judge: Judge) -> None:
         {"style": "Mosaic", "object": "car"},
         {"style": "Van Gogh", "object": "car"},
     ]
-    figures = examination.figures([*seen, {"style": "Mosaic", "object": "car"}], [0, 1, 2, 3])
-    assert figures == {"UA": 0, "IRA": 100, "CRA": 0, "CRA_retained": 0, "CRA_forgotten": None, "NRA": 100}
+    metrics = examination.metrics([*seen, {"style": "Mosaic", "object": "car"}], [0, 1, 2, 3])
+    assert metrics == {"UA": 0, "IRA": 100, "CRA": 0, "CRA_retained": 0, "CRA_forgotten": None, "NRA": 100}
     assert examination.per_class(seen, [0, 1, 2]) == {
         "object": {"cat": 100, "car": 100},
         "style": {"Mosaic": 0},

@@ -1,4 +1,4 @@
-"""The same figures whether an evaluation runs at once, is interrupted anywhere, loses images, or is shared
+"""The same metrics whether an evaluation runs at once, is interrupted anywhere, loses images, or is shared
 by processes."""
 
 from __future__ import annotations

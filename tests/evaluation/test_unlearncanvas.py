@@ -132,17 +132,17 @@ def test_the_whole_benchmark(judge: UnlearnCanvasJudge) -> None:
 
 
 def test_both_conventions_of_seed_images(judge: UnlearnCanvasJudge) -> None:
-    """A judge that takes every photograph for Rust: the headline counts it, the figures beside it do not."""
+    """A judge that takes every photograph for Rust: the headline counts it, the metrics beside it do not."""
     examination = UnlearnCanvasExamination(judge, ["Cats"], "heads")
     verdicts = [
         cell.labels | ({"style": "Rust"} if cell.labels["style"] == "Seed Images" else {})
         for cell in examination.cells
     ]
     ids = list(range(len(verdicts)))
-    assert examination.figures(verdicts, ids)["CRA"] == pytest.approx(100 * 50 / 51)
+    assert examination.metrics(verdicts, ids)["CRA"] == pytest.approx(100 * 50 / 51)
     kept = examination.without["without_seed_images"]
     assert len(kept) == 50 * 20
-    assert examination.figures([verdicts[i] for i in kept], kept)["CRA"] == 100
+    assert examination.metrics([verdicts[i] for i in kept], kept)["CRA"] == 100
 
 
 def test_the_lite_subset_is_called_one(judge: UnlearnCanvasJudge) -> None:

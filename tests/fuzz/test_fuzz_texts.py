@@ -19,7 +19,7 @@ from hub.header import results_header
 from hub.notes import BEGIN, END, merge_notes, read_notes, with_notes
 from hub.provenance import read_results
 from hub.push import local_card
-from hub.space.about import About, figures, introduction, sampling
+from hub.space.about import About, introduction, metrics, sampling
 from reward.concept import read_prompts, read_spec
 
 SPEC = {
@@ -186,7 +186,7 @@ def use_results(folder: Path) -> None:
     header = results_header(results)
     assert all(isinstance(value, str) for value in header.values())
     shown = About(["x"], "", None, [], [], results)
-    assert figures(shown) and introduction(shown, "base") and sampling(shown)
+    assert metrics(shown) and introduction(shown, "base") and sampling(shown)
 
 
 @fuzz(200)

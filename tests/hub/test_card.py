@@ -158,8 +158,8 @@ def test_what_suffered_most_is_shown_worst_first_without_what_was_to_be_erased(o
 
 
 def test_prompts_that_suffered_stand_in_for_classes_where_the_teacher_judged(output_dir: Path) -> None:
-    figures = {"base": {"a cat": 90.0, "a | tree": 80.0}, "adapter": {"a cat": 0.0, "a | tree": 70.0}}
-    sides = {side: {"UA": 1.0, "per_class": {"prompt": of_prompts}} for side, of_prompts in figures.items()}
+    metrics = {"base": {"a cat": 90.0, "a | tree": 80.0}, "adapter": {"a cat": 0.0, "a | tree": 70.0}}
+    sides = {side: {"UA": 1.0, "per_class": {"prompt": of_prompts}} for side, of_prompts in metrics.items()}
     text = model_card(results(**sides, forget_prompts=["a cat"]), output_dir).text
     assert r"| prompt | a \| tree | 80.00 | 70.00 |" in text and "| a cat |" not in text
 

@@ -33,8 +33,8 @@ from hub.space.about import (
     About,
     base_name,
     enlarged,
-    figures,
     introduction,
+    metrics,
     read_about,
     sampling,
     spread,
@@ -95,7 +95,7 @@ def test_a_page_says_what_results_json_says(canvas_adapter_dir: Path) -> None:
     assert base_name("bundled canvas") in on_its_own
     assert on_its_own == introduction(replace(about, base=""), "bundled canvas")
     assert "another" in elsewhere and base_name("bundled canvas") in elsewhere
-    said = figures(about)
+    said = metrics(about)
     assert (
         "bundled canvas judge" in said
         and "**UA 100.0 %** (base 0.0 %)" in said
@@ -118,16 +118,16 @@ def test_an_adapter_that_is_alone_speaks_by_its_header(
         [],
         "",
     ) and sampling(about) == (30, 7.5)
-    assert figures(about).startswith("**Limits.**")
+    assert metrics(about).startswith("**Limits.**")
     judged = read_about(save_adapter(tmp_path, trained, metadata=results_header(results)).parent)
-    assert "**UA 97.9 %** (base 0.5 %)" in figures(judged) and judged.revision == "451f4fe"
+    assert "**UA 97.9 %** (base 0.5 %)" in metrics(judged) and judged.revision == "451f4fe"
 
 
 def test_without_an_adapter_it_says_how_to_come_by_one() -> None:
     assert title(None) == "Before and after" and "train_unlearn_lora.py --concept" in introduction(
         None, "bundled canvas"
     )
-    assert figures(None) == "" and sampling(None) == (30, 7.5)
+    assert metrics(None) == "" and sampling(None) == (30, 7.5)
 
 
 def test_no_concept_judge_or_figure_of_others_is_markup_or_breaks_the_page() -> None:
@@ -140,7 +140,7 @@ def test_no_concept_judge_or_figure_of_others_is_markup_or_breaks_the_page() -> 
         "guidance_scale": 1e9,
     }
     about = About([evil], evil, None, [], [], results)
-    said = introduction(about, "base") + figures(about)
+    said = introduction(about, "base") + metrics(about)
     assert (
         "<script>" not in said and "[x](" not in said and "IRA" not in said and sampling(about) == (30, 7.5)
     )

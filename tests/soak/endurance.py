@@ -2,7 +2,7 @@
 DIR`.
 
 The training script runs with a critic, previews, checkpoints and logs in one process of its own; from
-outside, memory, open files, threads and the output directory are read once an iteration at most. The figures
+outside, memory, open files, threads and the output directory are read once an iteration at most. The metrics
 are slopes over the second half of the run, where whatever is made once has been made. Linux only: the
 system's own account of a process is read from /proc.
 """
@@ -74,7 +74,7 @@ class Sample:
 
 LIMITS = {"memory": 20.0, "files": 0.0, "threads": 0.0, "checkpoints": 0.0, "disk": 12_000.0}
 """By how much each may grow an iteration: 20 KB of memory are 2 % of what the run holds in 1,000
-iterations, where the allocator's own ups and downs are 1 %; the disk gets a line of figures an iteration
+iterations, where the allocator's own ups and downs are 1 %; the disk gets a line of metrics an iteration
 and the tracker's copy of it."""
 TOLERANCE = 1e-3
 """What a slope of whole numbers may be by a sample that fell into the writing of a file."""
@@ -193,5 +193,5 @@ def slope(samples: Sequence[Sample], name: str) -> float:
 
 
 def beyond(slopes: dict[str, float]) -> list[str]:
-    """The figures that grow by more than their limits."""
+    """The metrics that grow by more than their limits."""
     return [name for name, value in slopes.items() if value > LIMITS[name] + TOLERANCE]

@@ -49,7 +49,7 @@ def test_within_its_bounds_nothing_is_rolled_back(changes: dict[str, float]) -> 
 
 
 @pytest.mark.parametrize(
-    ("changes", "figures", "flag"),
+    ("changes", "metrics", "flag"),
     [
         ({"retain_drop": 0.21}, ("0.21", "0.2"), "--kl_coef"),
         ({"retain_kl": 0.31}, ("0.310", "0.3"), "--kl_coef"),
@@ -64,10 +64,10 @@ def test_within_its_bounds_nothing_is_rolled_back(changes: dict[str, float]) -> 
     ],
 )
 def test_the_rule_names_what_was_destroyed_and_the_flag_to_turn(
-    changes: dict[str, float], figures: tuple[str, ...], flag: str
+    changes: dict[str, float], metrics: tuple[str, ...], flag: str
 ) -> None:
     said = RULE.reason(**HEALTHY | changes)
-    assert said is not None and flag in said and all(figure in said for figure in figures)
+    assert said is not None and flag in said and all(figure in said for figure in metrics)
 
 
 def test_the_rule_has_the_bounds_of_the_settings_and_the_contrast_of_the_base() -> None:

@@ -51,12 +51,12 @@ def test_results_table_and_grid(
     assert results["changed_images"] > 0
     assert results["guidance_scale"] == 7.5
     for side in ("base", "adapter"):
-        figures = results[side]
-        assert all(0 <= figures[name] <= 100 for name in ("UA", "IRA", "CRA"))
+        metrics = results[side]
+        assert all(0 <= metrics[name] <= 100 for name in ("UA", "IRA", "CRA"))
         for name in ("UA", "IRA", "CRA"):
-            low, high = figures["ci95"][name]
-            assert 0 <= low <= figures[name] <= high <= 100 and low < high
-        assert figures["images"] == {
+            low, high = metrics["ci95"][name]
+            assert 0 <= low <= metrics[name] <= high <= 100 and low < high
+        assert metrics["images"] == {
             "UA": 4,
             "IRA": 4,
             "CRA": 8,
@@ -64,7 +64,7 @@ def test_results_table_and_grid(
             "CRA_forgotten": 4,
             "NRA": 0,
         }
-        assert set(figures["per_class"]) == {"style", "object"}
+        assert set(metrics["per_class"]) == {"style", "object"}
     assert str(tmp_path.parent) not in json.dumps(results)
     printed = capsys.readouterr().out
     assert "adapter" in printed and "tiny-judge" in printed
@@ -127,7 +127,7 @@ def test_a_sweep_draws_the_base_once_and_shows_the_price(
         assert min(picture.size) > 300
     printed = capsys.readouterr().out
     assert "weight 0.5" in printed and "weight 1.5" in printed and "weight 0 " not in printed
-    # One weight alone gives the same figures as in the sweep.
+    # One weight alone gives the same metrics as in the sweep.
     alone = run(adapter_dir, tmp_path / "alone", *base, "--scales", "0.5")
     assert alone["adapter"] == half and "scales" not in alone
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import canvas
-from evaluation.predictor.__main__ import FIGURES, bars, main, means, parse_config
+from evaluation.predictor.__main__ import METRICS, bars, main, means, parse_config
 from evaluation.predictor.scorers import (
     BLIND,
     CLEAN,
@@ -89,8 +89,8 @@ def test_a_predictor_is_proved_against_twins_and_decoders(
             timesteps = [int(t) for t in scorer[of]["by_timestep"]]
             assert len(timesteps) == 2 and timesteps == sorted(timesteps, reverse=True)
             assert all(
-                0 <= figures["auc"] <= 1 and -1 <= figures["spearman"] <= 1
-                for figures in scorer[of]["by_timestep"].values()
+                0 <= metrics["auc"] <= 1 and -1 <= metrics["spearman"] <= 1
+                for metrics in scorer[of]["by_timestep"].values()
             )
     text = (tmp_path / "a" / "reward_predictor.md").read_text()
     assert text in capsys.readouterr().out
@@ -141,12 +141,12 @@ def test_rollouts_can_be_of_a_trained_policy_and_concepts_be_named(
 
 
 def test_means_are_over_timesteps_and_bars_say_which_are_met() -> None:
-    curve = {str(t): dict.fromkeys(FIGURES, t / 1000) for t in (900, 600, 500, 100)}
+    curve = {str(t): dict.fromkeys(METRICS, t / 1000) for t in (900, 600, 500, 100)}
     for pure_noise, everywhere, noisy in ((0, 0.525, 0.75), (1, 0.4, 0.6)):
         found = means(curve, pure_noise)
-        assert found["all"] == pytest.approx(dict.fromkeys(FIGURES, everywhere)) and found[
+        assert found["all"] == pytest.approx(dict.fromkeys(METRICS, everywhere)) and found[
             "noisy"
-        ] == pytest.approx(dict.fromkeys(FIGURES, noisy))
+        ] == pytest.approx(dict.fromkeys(METRICS, noisy))
 
     def scorer(value: float, time: float) -> dict[str, Any]:
         return {

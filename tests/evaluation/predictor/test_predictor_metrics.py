@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evaluation.predictor.figures import auc, foresight, mean_of, pearson, ranks, spearman, within_prompts
+from evaluation.predictor.metrics import auc, foresight, mean_of, pearson, ranks, spearman, within_prompts
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
