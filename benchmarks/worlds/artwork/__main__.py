@@ -5,13 +5,13 @@ Drawings of npm packages -> one file of sprites with names, synonyms and categor
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.worlds.artwork.pack import Artwork, load, make, save
+from benchmarks.worlds.artwork.pack import CREDITS, Artwork, load, make, save
 from benchmarks.worlds.artwork.packages import NAMES, STYLES, credits
 from benchmarks.worlds.artwork.sheets import contact_sheet, scene_sheet
 from common.errors import friendly_errors
@@ -38,14 +38,10 @@ def run_data(config: DataConfig) -> None:
     save(make(config.packages, config.objects), config.pack)
     artwork = load(config.pack)
     print(summary(artwork))
-    stem = config.pack.with_suffix("")
-    write_aside(
-        stem.with_name("CREDITS.md"), lambda aside: aside.write_text(credits(artwork.sources), "utf-8")
-    )
+    folder, stem = config.pack.parent, config.pack.stem
+    write_aside(folder / CREDITS, lambda aside: aside.write_text(credits(artwork.sources), "utf-8"))
     for name, sheet in {"objects": contact_sheet(artwork), "scenes": scene_sheet(artwork)}.items():
-        write_aside(
-            stem.with_name(f"{stem.name}_{name}.png"), lambda aside, sheet=sheet: sheet.save(aside, "PNG")
-        )
+        write_aside(folder / f"{stem}_{name}.png", partial(sheet.save, format="PNG"))
     print(f"{config.pack}: {config.pack.stat().st_size / 1e6:.1f} MB")
 
 
@@ -87,4 +83,4 @@ def main(config: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parse_config()))
+    main(parse_config())

@@ -1,7 +1,7 @@
 """The pack: the chosen objects in all styles, whose they are and what they are called, as one file.
 
-A zip of `pack.json` and one PNG for each style, in which the sprites of all objects stand below each other.
-It is made where the npm packages are, and read where they are not.
+A zip of `pack.json`, `CREDITS.md` and one PNG for each style, in which the sprites of all objects stand below
+each other. It is made where the npm packages are, and read where they are not.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from benchmarks.worlds.artwork.packages import (
     IconSet,
     Source,
     Style,
+    credits,
     read_entries,
     read_icons,
 )
 from benchmarks.worlds.artwork.render import FAINT, SIDE, render
 from common.files import write_aside
 
-INDEX = "pack.json"
+INDEX, CREDITS = "pack.json", "CREDITS.md"
 FORMAT = 1
 LARGEST = 2**26
 """Bytes of a member, and pixels of one of its pictures, that are read at most."""
@@ -127,6 +128,7 @@ def save(artwork: Artwork, file: Path) -> None:
         with zipfile.ZipFile(aside, "w") as archive:
             text = json.dumps(index, indent=1, ensure_ascii=False)
             archive.writestr(_member(INDEX), text, zipfile.ZIP_DEFLATED, 9)
+            archive.writestr(_member(CREDITS), credits(artwork.sources), zipfile.ZIP_DEFLATED, 9)
             for i, sprites in enumerate(artwork.sprites):
                 archive.writestr(_member(f"{i}.png"), _png(sprites), zipfile.ZIP_STORED)
 

@@ -257,6 +257,22 @@ def read_entries(directory: Path) -> tuple[list[Entry], Source]:
     return found
 
 
+MIT = """Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
+associated documentation files (the "Software"), to deal in the Software without restriction, including without
+limitation the rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the
+Software, and to permit persons to whom the Software is furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all copies or substantial portions of
+the Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO
+THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF
+CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS
+IN THE SOFTWARE."""
+"""What copies under that licence must carry."""
+
+
 def credits(sources: Sequence[Source]) -> str:
     """Markdown that names authors and licences, to lie beside whatever is made of the drawings."""
     lines = [
@@ -264,15 +280,18 @@ def credits(sources: Sequence[Source]) -> str:
         "",
         "The pictures that these files hold, or were trained on, are made of drawings from the sets below, each "
         "under its own licence. The drawings were changed: rendered small, moved, mirrored, scaled and set on "
-        "other backgrounds. Their authors have endorsed none of it.",
+        "other backgrounds. Their authors have endorsed none of it. Names, synonyms and categories are those of "
+        "Unicode's CLDR (copyright Unicode, Inc., Unicode License V3).",
         "",
         "| Style | Set | Author | Licence | Package |",
         "|---|---|---|---|---|",
     ]
     for s in sources:
         author = f"[{s.author}]({s.author_url})" if s.author_url.startswith("http") else s.author
-        licence = f"[{s.licence}]({s.licence_url})" if s.licence_url else s.licence
-        lines.append(
-            f"| {s.style or '(words)'} | {s.title} | {author} | {licence} | `{s.package}` {s.version} |"
-        )
+        licence = f"[{s.licence}]({s.licence_url})" if s.licence_url.startswith("http") else s.licence
+        row = (s.style or "(names)", s.title, author, licence, f"`{s.package}` {s.version}")
+        lines.append("| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in row) + " |")
+    holders = dict.fromkeys(f"Copyright (c) {s.author}" for s in sources if s.licence == "MIT")
+    if holders:
+        lines += ["", "The licence of those under MIT:", "", *(f"{holder}  " for holder in holders), "", MIT]
     return "\n".join([*lines, ""])

@@ -19,6 +19,8 @@ FAINT = 16
 """Alpha below which a pixel does not count as drawn, of 255."""
 LARGEST_BODY = 2**20
 """Characters of an SVG."""
+DEEPEST = 32
+"""Elements within each other; some hundreds end the process that draws them."""
 ELEMENTS = {
     *(
         "svg",
@@ -85,8 +87,8 @@ def _cut(image: Image.Image) -> np.ndarray | None:
 def unsafe(svg: str) -> str | None:
     """Why an SVG is not to be drawn, in words, or None.
 
-    It may hold ELEMENTS only, refer to its own parts only, and use only parts that use no others: otherwise a
-    short text could mean billions of shapes.
+    It may hold ELEMENTS only, refer to its own parts only, be nested no deeper than DEEPEST, and use only
+    parts that use no others: otherwise a short text could mean billions of shapes.
     """
     if len(svg) > LARGEST_BODY:
         return f"it has more than {LARGEST_BODY} characters"
