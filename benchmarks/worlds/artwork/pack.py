@@ -162,6 +162,9 @@ def load(file: Path) -> Artwork:
             pictures = [
                 _sprites(_read(archive, f"{i}.png"), len(objects)) for i in range(len(index["styles"]))
             ]
+            for names in (index["styles"], [obj.name for obj in objects]):
+                if len(set(names)) != len(names):
+                    raise ValueError("it names something twice")
             sources = tuple(Source(**row) for row in index["sources"])
             artwork = Artwork(tuple(map(str, index["styles"])), objects, sources, np.stack(pictures))
     except FileNotFoundError:

@@ -196,7 +196,9 @@ def _icons(style: Style, icons: Any, chars: Any, info: Any) -> tuple[IconSet, So
         name: Icon(str(icon["body"]), *(float(icon.get(field, usual[field])) for field in usual))
         for name, icon in icons["icons"].items()
     }
-    aliases = {name: alias["parent"] for name, alias in icons.get("aliases", {}).items() if len(alias) == 1}
+    aliases = {
+        name: str(alias["parent"]) for name, alias in icons.get("aliases", {}).items() if len(alias) == 1
+    }
     source = Source(
         style.name,
         style.package.name,
@@ -207,7 +209,7 @@ def _icons(style: Style, icons: Any, chars: Any, info: Any) -> tuple[IconSet, So
         info["license"]["spdx"],
         info["license"]["url"],
     )
-    return IconSet(drawings, aliases, {code.lower(): name for code, name in chars.items()}), source
+    return IconSet(drawings, aliases, {code.lower(): str(name) for code, name in chars.items()}), source
 
 
 @dataclass(frozen=True)
@@ -232,9 +234,9 @@ def read_entries(directory: Path) -> tuple[list[Entry], Source]:
     def entries() -> tuple[list[Entry], Source]:
         found = [
             Entry(
-                row["label"],
-                row["hexcode"],
-                tuple(row.get("tags", ())),
+                str(row["label"]),
+                str(row["hexcode"]),
+                tuple(map(str, row.get("tags", ()))),
                 groups["groups"][str(row["group"])],
                 groups["subgroups"][str(row["subgroup"])],
             )

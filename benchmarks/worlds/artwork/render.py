@@ -103,6 +103,11 @@ def unsafe(svg: str) -> str | None:
         for key, value in element.attrib.items():
             if (local(key) == "href" and not value.startswith("#")) or refers_out(value):
                 return f"it refers to {value[:40]!r}"
+    level, depth = [root], 0
+    while level:
+        level, depth = [child for element in level for child in element], depth + 1
+    if depth > DEEPEST:
+        return f"its elements are nested {depth} deep"
     users = {
         element.get("id") for element in root.iter() if any(local(e.tag) == "use" for e in element.iter())
     }
