@@ -29,7 +29,7 @@ GROUPS = ("animals-nature", "food-drink", "travel-places", "activities", "object
 LEFT_OUT = ("time", "money", "mail", "office", "place-map", "place-other", "place-religious")
 LEFT_OUT_TAGS = ("railway",)
 PER_SUBGROUP = 7
-"""Objects of a subgroup at least, where it has as many."""
+"""Objects of each subgroup, where it has as many and more are not needed."""
 NEIGHBOURS = 2
 """Others of its subgroup that each object has at least."""
 CATEGORY_MEMBERS = 6
@@ -169,7 +169,7 @@ def is_plain(name: str) -> bool:
     """Whether it is one or two lower-case words for one thing, and takes "a"."""
     words = name.split()
     return (
-        len(words) <= 2
+        1 <= len(words) <= 2
         and all(re.fullmatch("[a-z]+", word) and is_one_thing(word) for word in words)
         and name[0] not in "aeiou"
     )

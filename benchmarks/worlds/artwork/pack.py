@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -29,6 +30,7 @@ from benchmarks.worlds.artwork.packages import (
     credits,
     read_entries,
     read_icons,
+    text,
 )
 from benchmarks.worlds.artwork.render import FAINT, SIDE, render
 from common.files import write_aside
@@ -126,8 +128,8 @@ def save(artwork: Artwork, file: Path) -> None:
 
     def write(aside: Path) -> None:
         with zipfile.ZipFile(aside, "w") as archive:
-            text = json.dumps(index, indent=1, ensure_ascii=False)
-            archive.writestr(_member(INDEX), text, zipfile.ZIP_DEFLATED, 9)
+            listed = json.dumps(index, indent=1, ensure_ascii=False)
+            archive.writestr(_member(INDEX), listed, zipfile.ZIP_DEFLATED, 9)
             archive.writestr(_member(CREDITS), credits(artwork.sources), zipfile.ZIP_DEFLATED, 9)
             for i, sprites in enumerate(artwork.sprites):
                 archive.writestr(_member(f"{i}.png"), _png(sprites), zipfile.ZIP_STORED)
@@ -165,12 +167,12 @@ def load(file: Path) -> Artwork:
             for names in (index["styles"], [obj.name for obj in objects]):
                 if len(set(names)) != len(names):
                     raise ValueError("it names something twice")
-            sources = tuple(Source(**row) for row in index["sources"])
-            artwork = Artwork(tuple(map(str, index["styles"])), objects, sources, np.stack(pictures))
+            sources = tuple(_source(row) for row in index["sources"])
+            artwork = Artwork(tuple(map(text, index["styles"])), objects, sources, np.stack(pictures))
     except FileNotFoundError:
         raise ArtworkError(f"There is no {file}. {again}") from None
     except (
-        *(OSError, zipfile.BadZipFile, EOFError, ValueError, KeyError, TypeError, RecursionError),
+        *(OSError, zlib.error, zipfile.BadZipFile, EOFError, ValueError, KeyError, TypeError, RecursionError),
         *(NotImplementedError, RuntimeError, AttributeError, SyntaxError),  # by zipfile and Pillow
     ) as error:
         raise ArtworkError(f"{file} cannot be read as a pack of artwork ({error}). {again}") from error
@@ -182,7 +184,14 @@ def load(file: Path) -> Artwork:
 
 
 def _object(row: dict[str, Any]) -> ArtObject:
-    return ArtObject(**row | {key: tuple(map(str, row[key])) for key in ("synonyms", "categories")})
+    synonyms, categories = (tuple(map(text, row[key])) for key in ("synonyms", "categories"))
+    name, group, subgroup, hexcode = (text(row[key]) for key in ("name", "group", "subgroup", "hexcode"))
+    icons = {text(style): text(icon) for style, icon in row["icons"].items()}
+    return ArtObject(name, synonyms, categories, group, subgroup, hexcode, icons)
+
+
+def _source(row: dict[str, Any]) -> Source:
+    return Source(**{key: value if value in (None, "") else text(value) for key, value in row.items()})
 
 
 def _read(archive: zipfile.ZipFile, name: str) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,9 @@ LICENCES = ("Apache-2.0", "MIT", "CC-BY-4.0")
 
 class ArtworkError(ValueError):
     """The artwork cannot be had; the message is one sentence for the user."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines())[:2000])
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ def read_package(directory: Path, package: Package, members: Sequence[str]) -> l
         raise ArtworkError(
             f"{package.name} at version {package.version} is missing: there is no {file}{instead}. {hint}"
         ) from None
-    except (tarfile.TarError, EOFError, ValueError, RecursionError, OSError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, ValueError, RecursionError, OSError) as error:
         raise ArtworkError(f"{file} cannot be read as an npm package ({error}). {hint}") from error
     about = found.get("package.json")
     said = (about.get("name"), about.get("version")) if isinstance(about, dict) else (None, None)
@@ -172,6 +176,17 @@ def shaped(package: Package, read: Callable[[], Any]) -> Any:
         raise ArtworkError(f"{package.name} {package.version} is not as it should be ({error!r}).") from error
 
 
+def text(value: Any) -> str:
+    """What should be a text in a file that somebody else has written.
+
+    Raises:
+        TypeError: it is none, or it is empty.
+    """
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
 def read_icons(directory: Path, style: Style) -> tuple[IconSet, Source]:
     """All drawings of a style, and whose they are.
 
@@ -193,23 +208,23 @@ def _icons(style: Style, icons: Any, chars: Any, info: Any) -> tuple[IconSet, So
     usual = {"left": 0, "top": 0, "width": 16, "height": 16}
     usual |= {field: icons[field] for field in usual if field in icons}
     drawings = {
-        name: Icon(str(icon["body"]), *(float(icon.get(field, usual[field])) for field in usual))
+        name: Icon(text(icon["body"]), *(float(icon.get(field, usual[field])) for field in usual))
         for name, icon in icons["icons"].items()
     }
     aliases = {
-        name: str(alias["parent"]) for name, alias in icons.get("aliases", {}).items() if len(alias) == 1
+        name: text(alias["parent"]) for name, alias in icons.get("aliases", {}).items() if len(alias) == 1
     }
     source = Source(
         style.name,
         style.package.name,
         style.package.version,
-        info["name"],
-        info["author"]["name"],
-        info["author"]["url"],
-        info["license"]["spdx"],
-        info["license"]["url"],
+        text(info["name"]),
+        text(info["author"]["name"]),
+        text(info["author"]["url"]),
+        text(info["license"]["spdx"]),
+        text(info["license"]["url"]),
     )
-    return IconSet(drawings, aliases, {code.lower(): str(name) for code, name in chars.items()}), source
+    return IconSet(drawings, aliases, {code.lower(): text(name) for code, name in chars.items()}), source
 
 
 @dataclass(frozen=True)
@@ -234,11 +249,11 @@ def read_entries(directory: Path) -> tuple[list[Entry], Source]:
     def entries() -> tuple[list[Entry], Source]:
         found = [
             Entry(
-                str(row["label"]),
-                str(row["hexcode"]),
-                tuple(map(str, row.get("tags", ()))),
-                groups["groups"][str(row["group"])],
-                groups["subgroups"][str(row["subgroup"])],
+                text(row["label"]),
+                text(row["hexcode"]),
+                tuple(map(text, row.get("tags", ()))),
+                text(groups["groups"][str(row["group"])]),
+                text(groups["subgroups"][str(row["subgroup"])]),
             )
             for row in sorted(data, key=lambda row: row.get("order", len(data)))
             if "group" in row
@@ -248,9 +263,9 @@ def read_entries(directory: Path) -> tuple[list[Entry], Source]:
             NAMES.name,
             NAMES.version,
             "Emojibase, from Unicode's CLDR",
-            about["author"],
-            about["repository"]["url"].removeprefix("git@").replace(":", "/").removesuffix(".git"),
-            about["license"],
+            text(about["author"]),
+            text(about["repository"]["url"]).removeprefix("git@").replace(":", "/").removesuffix(".git"),
+            text(about["license"]),
             "",
         )
         return found, source
