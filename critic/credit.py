@@ -12,7 +12,7 @@ from critic.advantages import centre_within, normalize
 from critic.critic import Critic, CriticConfig
 from critic.estimators import CreditConfig, Estimator
 from critic.network import ValueNetwork
-from critic.pathwise import linear_advantages, scaled, value_slopes
+from critic.pathwise import action_gradients, linear_advantages, scaled
 from environment.environment import Environment, ForgetScore
 from policy.trajectory import Experience, Trajectory
 
@@ -143,7 +143,7 @@ def value_gradients(
             return estimator.action_value(potential, critic.state_value(x, state, timestep, text, potential))
 
         on_device = replace(part, latents=part.latents.to(env.kernel.stds.device))
-        return value_slopes(on_device, value).to(part.latents.device)
+        return action_gradients(on_device, value).to(part.latents.device)
 
     rows = own_batches(len(trajectory), env.batch_size)
     mine = torch.cat([gradients(trajectory[part]) for part in rows])

@@ -3,7 +3,7 @@ the named ones are its settings.
 
     A_t = GAE(gamma, lambda; r, V)_t + w phi(x_0)
 
-    pathwise  gamma 0: not the advantage itself but its slope in the state that the step led to
+    pathwise  gamma 0: not the advantage itself but its gradient in the state that the step led to
         (`critic.pathwise`)
     step   gamma 0, w 1: the change of the potential that the step made, above what the critic expected, and
         how the image turned out
@@ -83,7 +83,7 @@ class Estimator:
         signal: "noisy" rewards every step with the change of its potential; "terminal" only the last one,
             with the finished image's.
         uses_critic: whether values are asked for at all.
-        pathwise: whether steps are credited with slopes rather than with numbers.
+        pathwise: whether steps are credited with action gradients rather than with numbers.
     """
 
     gamma: float

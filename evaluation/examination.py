@@ -34,7 +34,7 @@ NUM_NEIGHBOURS = 2
 """Number of classes nearest to each target that are reported separately by default."""
 LEAST_SEEDS, LEAST_FORGET_IMAGES = 3, 24
 
-Figures = dict[str, float | None]
+Metrics = dict[str, float | None]
 
 
 class Examination(ABC):
@@ -84,7 +84,7 @@ class Examination(ABC):
         """The scores behind each metric."""
         return tabulate(self.cells, verdicts, prompt_ids)
 
-    def figures(self, verdicts: Sequence[Verdict], prompt_ids: Sequence[int]) -> Figures:
+    def figures(self, verdicts: Sequence[Verdict], prompt_ids: Sequence[int]) -> Metrics:
         """UA, IRA, CRA and related metrics in percent; None where no image counts."""
         scores = self.scores(verdicts, prompt_ids)
         return {name: scores[name].percent() for name in FIGURES}

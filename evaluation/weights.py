@@ -8,6 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 
+class UnreadableWeights(ValueError):
+    """A file of weights that is missing, damaged, or a pickle of more than tensors, which could run code."""
+
+
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     """A state dict from `.safetensors`, or from a pickle (`.pth`) of tensors and plain containers only.
 
@@ -15,7 +19,8 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     `model_state_dict` is taken out.
 
     Raises:
-        ValueError: the file cannot be read that way, or holds no tensors.
+        UnreadableWeights: the file cannot be read that way.
+        ValueError: it holds no tensors.
     """
     path = Path(path)
     try:
@@ -26,7 +31,7 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
         )
     except Exception as error:  # a pickle may raise anything
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise ValueError(
+        raise UnreadableWeights(
             f"The weights {path} were not loaded ({reason}). Safetensors are read, and pickles of tensors only "
             "(torch.load with weights_only=True); any other pickle could run code."
         ) from error

@@ -23,12 +23,20 @@ from peft.utils import get_peft_model_state_dict
 
 from common.network import resolve_directory
 from hub.checks import find_fault, loaded_adapters
-from hub.files import HASH_KEY, read_file, read_header, write_file
+from hub.files import HASH_KEY, UnreadableAdapter, read_file, read_header, write_file
 
 KOHYA_NAME = "pytorch_lora_weights_kohya.safetensors"
 """The same adapter in kohya's format, next to the one in diffusers'."""
 RESERVED = {LORA_ADAPTER_METADATA_KEY, "format", HASH_KEY}
 """Header keys that are derived from the tensors."""
+
+
+class NoAdapter(ValueError):
+    """A place that holds no adapter, or several and none by the usual name."""
+
+
+class UnfitAdapter(ValueError):
+    """An adapter that does not fit the pipeline as a whole, or that changes nothing."""
 
 
 def save_adapter(
@@ -118,7 +126,7 @@ def read_adapter_metadata(directory: str | Path) -> dict[str, Any]:
     decoded.
 
     Raises:
-        ValueError: there is no adapter, or its file is not safetensors.
+        UnreadableAdapter: there is no adapter, or its file is not safetensors.
     """
     path = Path(directory) / LORA_WEIGHT_NAME_SAFE
     header: dict[str, Any] = read_header(path)
@@ -126,9 +134,9 @@ def read_adapter_metadata(directory: str | Path) -> dict[str, Any]:
         try:
             header[LORA_ADAPTER_METADATA_KEY] = json.loads(header[LORA_ADAPTER_METADATA_KEY])
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not an adapter: {error}") from error
+            raise UnreadableAdapter(f"{path} is not an adapter: {error}") from error
         if not isinstance(header[LORA_ADAPTER_METADATA_KEY], dict):
-            raise ValueError(
+            raise UnreadableAdapter(
                 f"{path} is not an adapter: {LORA_ADAPTER_METADATA_KEY} in its header is not a JSON object"
             )
     return header
@@ -153,13 +161,14 @@ def load_adapter(
         The adapter's name in the pipeline.
 
     Raises:
-        ValueError: there is no adapter, it does not fit the pipeline as a whole, or it changes nothing; the
-            pipeline is then as before.
+        CheckpointError, NoAdapter, UnreadableAdapter: there is none that can be read.
+        UnfitAdapter: it does not fit the pipeline as a whole, or it changes nothing; the pipeline is then as
+            before.
     """
     path = find_adapter(name_or_path, weight_name, revision)
     tensors, header = read_file(path)
     if not tensors:
-        raise ValueError(f"The adapter {path} holds no tensors; train it again, or fetch it again.")
+        raise UnfitAdapter(f"The adapter {path} holds no tensors; train it again, or fetch it again.")
     taken, cause = loaded_adapters(pipe), None
     adapter = next(name for name in (f"default_{i}" for i in itertools.count()) if name not in taken)
     with _quiet_loaders():
@@ -177,7 +186,7 @@ def load_adapter(
             pipe.delete_adapters(adapter)
     if fault:
         base = header.get("base_model_name_or_path")
-        raise ValueError(
+        raise UnfitAdapter(
             f"The adapter {path} {fault}" + (f" It says that it is for {base}." if base else "")
         ) from cause
     return adapter
@@ -189,7 +198,8 @@ def find_adapter(
     """The adapter's file in a directory, or fetched from the Hub.
 
     Raises:
-        ValueError: there is none, or there are several and none has the usual name.
+        CheckpointError: there is no such directory, and the Hub has none or cannot be reached.
+        NoAdapter: there is none, or there are several and none has the usual name.
     """
     name = weight_name or LORA_WEIGHT_NAME_SAFE
     directory = resolve_directory(name_or_path, revision, [name])
@@ -197,9 +207,9 @@ def find_adapter(
         return directory / name
     found = sorted(directory.glob("*.safetensors"))
     if weight_name or not found:
-        raise ValueError(f"{name_or_path} holds no adapter: a directory with {name} is needed.")
+        raise NoAdapter(f"{name_or_path} holds no adapter: a directory with {name} is needed.")
     if len(found) > 1:
-        raise ValueError(
+        raise NoAdapter(
             f"{name_or_path} holds {len(found)} safetensors files and none is called {name}; rename the adapter "
             "to that."
         )

@@ -29,6 +29,10 @@ class Factors(NamedTuple):
         return self.alpha / self.rank
 
 
+class NotPairs(ValueError):
+    """An adapter of something else than pairs of a UNet's LoRA matrices."""
+
+
 def read_factors(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, Factors]:
     """The matrices of a UNet's adapter by module, with the alphas they were trained with.
 
@@ -37,7 +41,7 @@ def read_factors(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any])
         config: peft's, by `lora_config`; without one alpha is the rank, as diffusers reads it.
 
     Raises:
-        ValueError: there are tensors other than pairs of such matrices, or those of a pair differ in rank.
+        NotPairs: there are tensors other than pairs of such matrices, or those of a pair differ in rank.
     """
     state = convert_unet_state_dict_to_peft(dict(tensors))
     modules = [name.removesuffix(".lora_A.weight") for name in state if name.endswith(".lora_A.weight")]
@@ -49,14 +53,14 @@ def read_factors(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any])
     }
     if not pairs or pairs != state.keys():
         strange = min(pairs ^ state.keys(), default="nothing at all")
-        raise ValueError(
+        raise NotPairs(
             f"Only pairs of LoRA matrices of a UNet can be converted or merged; the adapter has {strange}."
         )
     factors: dict[str, Factors] = {}
     for module in modules:
         down, up = state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"]
         if down.ndim < 2 or up.ndim < 2 or len(down) != up.shape[1]:
-            raise ValueError(
+            raise NotPairs(
                 f"The matrices of {module} do not fit each other: {tuple(down.shape)} and {tuple(up.shape)}."
             )
         name = module.removeprefix("unet.")

@@ -18,11 +18,15 @@ from common.files import give_usual_mode
 HASH_KEY = "modelspec.hash_sha256"
 
 
+class UnreadableAdapter(ValueError):
+    """A file that is not there or cannot be read as an adapter."""
+
+
 def read_header(path: Path) -> dict[str, str]:
     """The header alone.
 
     Raises:
-        ValueError: there is no such file, or it is not safetensors.
+        UnreadableAdapter: there is no such file, or it is not safetensors.
     """
     with _readable(path), safe_open(path, "pt") as file:
         return dict(file.metadata() or {})
@@ -32,7 +36,7 @@ def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and header.
 
     Raises:
-        ValueError: there is no such file, or it is not safetensors.
+        UnreadableAdapter: there is no such file, or it is not safetensors.
     """
     with _readable(path):
         return load_file(path), read_header(path)
@@ -72,4 +76,4 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is not an adapter: {reason}") from error
+        raise UnreadableAdapter(f"{path} is not an adapter: {reason}") from error

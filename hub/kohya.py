@@ -64,7 +64,7 @@ def to_kohya(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> 
         config: peft's, from diffusers' header; without one alpha is the rank, as diffusers reads it.
 
     Raises:
-        ValueError: there are tensors other than pairs of such matrices.
+        NotPairs: there are tensors other than pairs of such matrices.
     """
     alphas = {
         f"lora_unet_{module.replace('.', '_')}.alpha": torch.tensor(f.alpha)

@@ -9,7 +9,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Movement:
+class RatioStats:
     """How far B samples of one step have moved, detached.
 
     Attributes:
@@ -42,7 +42,7 @@ class Movement:
 
 
 @dataclass(frozen=True)
-class Surrogate(Movement):
+class Surrogate(RatioStats):
     """The same with the loss: a scalar to minimise, with gradient, the mean over the samples."""
 
     loss: torch.Tensor
@@ -73,14 +73,14 @@ def clipped_surrogate(
 def pathwise_surrogate(
     mean: torch.Tensor,
     old_mean: torch.Tensor,
-    slope: torch.Tensor,
+    action_gradient: torch.Tensor,
     *,
     log_prob: torch.Tensor,
     old_log_prob: torch.Tensor,
     std: torch.Tensor | float,
     clip_range: float,
 ) -> Surrogate:
-    """-E[<slope, mean - old mean>] / sqrt(D): how much of the action's value the step gains, to first order,
+    """-E[<dQ/da, mean - old mean>] / sqrt(D): how much of the action's value the step gains, to first order,
     by having moved its mean.
 
     By Stein's identity E[grad log p(a) Q(a)] = E[grad mean . dQ/da] for a Gaussian p: this has the gradient
@@ -91,14 +91,14 @@ def pathwise_surrogate(
     Args:
         mean: (B, C, H, W), with gradient.
         old_mean: (B, C, H, W), of the policy that acted.
-        slope: (B, C, H, W), dQ/da at the action that was taken.
+        action_gradient: (B, C, H, W), dQ/da at the action that was taken.
         log_prob, old_log_prob: (B,), for the diagnostics alone.
         std: of the step, a number.
         clip_range: how far a mean may move.
     """
     moved = mean - old_mean
     inside = moved.detach().square().mean(dim=(1, 2, 3)).sqrt() <= clip_range * std
-    gain = (slope * moved).sum(dim=(1, 2, 3)) / moved[0].numel() ** 0.5
+    gain = (action_gradient * moved).sum(dim=(1, 2, 3)) / moved[0].numel() ** 0.5
     return Surrogate(
         log_ratio(log_prob, old_log_prob, moved[0].numel()).detach(), ~inside, -(inside * gain).mean()
     )

@@ -82,20 +82,20 @@ class Experience:
         trajectory: with the log-probabilities of the policy that acted.
         advantages: (B, T).
         anchor_ids: (B,) rows of the prompt table: what each image came nearest to.
-        slopes: (B, T, C, H, W), the slopes of the steps' values in the state they led to, where the latents
-            are; None if the advantages are used as they are.
+        action_gradients: (B, T, C, H, W), gradients of the steps' values in the state they led to, on the
+            latents' device; None if the advantages are used as they are.
     """
 
     trajectory: Trajectory
     advantages: torch.Tensor
     anchor_ids: torch.Tensor
-    slopes: torch.Tensor | None = None
+    action_gradients: torch.Tensor | None = None
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """All tensors by name, for a checkpoint."""
-        slopes = {} if self.slopes is None else {"slopes": self.slopes}
+        gradients = {} if self.action_gradients is None else {"action_gradients": self.action_gradients}
         own = {"advantages": self.advantages, "anchor_ids": self.anchor_ids}
-        return own | vars(self.trajectory) | slopes
+        return own | vars(self.trajectory) | gradients
 
     @classmethod
     def from_state_dict(
@@ -103,7 +103,7 @@ class Experience:
     ) -> Experience:
         """What `state_dict` returned, on `device`; with `offload` what is large stays in main memory."""
         own = {name: tensors[name].to(device) for name in ("advantages", "anchor_ids")}
-        slopes = tensors.get("slopes")
-        if slopes is not None and not offload:
-            slopes = slopes.to(device)
-        return cls(Trajectory.from_state_dict(tensors, device, offload), **own, slopes=slopes)
+        gradients = tensors.get("action_gradients")
+        if gradients is not None and not offload:
+            gradients = gradients.to(device)
+        return cls(Trajectory.from_state_dict(tensors, device, offload), **own, action_gradients=gradients)

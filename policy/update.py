@@ -16,7 +16,7 @@ from common.flags import flag
 from common.processes import all_rows, own_batches, sum_gradients
 from policy.adversary import worst_case
 from policy.lora import base_policy
-from policy.surrogate import Movement, clipped_surrogate, pathwise_surrogate
+from policy.surrogate import RatioStats, clipped_surrogate, pathwise_surrogate
 from policy.trajectory import Experience, Trajectory
 
 if TYPE_CHECKING:
@@ -112,20 +112,20 @@ class UpdateStats:
 
 
 @dataclass(frozen=True)
-class ForgetFigures:
+class ForgetStats:
     """Of B trajectories at one step, all processes' and detached.
 
     Attributes:
         change: (B,) what their log-densities have gained on those of the policy that acted; 0 before anything
             has moved.
-        movement: how far they have moved, in the surrogate's units.
+        ratios: how far they have moved, in the surrogate's units.
         step_kl: (B,) KL to the policy that acted.
         anchor_kl, worst_anchor_kl: (B,) KL to the base under the anchor, under the prompt and under the worst
             text near it; 0 where it is not asked for.
     """
 
     change: torch.Tensor
-    movement: Movement
+    ratios: RatioStats
     step_kl: torch.Tensor
     anchor_kl: torch.Tensor
     worst_anchor_kl: torch.Tensor
@@ -134,10 +134,10 @@ class ForgetFigures:
         """One number for each diagnostic of a term, still on the device."""
         return {
             "deviation": (self.change.exp() - 1).abs().max(),
-            "ratio_mean": self.movement.ratio_mean,
-            "ratio_std": self.movement.ratio_std,
-            "clip_fraction": self.movement.clip_fraction,
-            "approx_kl": self.movement.approx_kl,
+            "ratio_mean": self.ratios.ratio_mean,
+            "ratio_std": self.ratios.ratio_std,
+            "clip_fraction": self.ratios.clip_fraction,
+            "approx_kl": self.ratios.approx_kl,
             "step_kl": self.step_kl.mean(),
             "anchor_kl": self.anchor_kl.mean(),
             "worst_anchor_kl": self.worst_anchor_kl.mean(),
@@ -177,7 +177,7 @@ class Objective:
         branches = 2 if self.policy.guidance_scale > 1 else 1
         return branches * (forget * (1 + self.anchored + self.adversarial) + retain)
 
-    def forget(self, experience: Experience, step: int, scale: float, share: float) -> ForgetFigures:
+    def forget(self, experience: Experience, step: int, scale: float, share: float) -> ForgetStats:
         """The surrogate and the KLs to the anchor at `step` of all trajectories.
 
         Args:
@@ -188,7 +188,7 @@ class Objective:
         rows = own_batches(count, self.policy.batch_size)
         mine = torch.cat([self._forget_rows(experience, part, step, scale, share / count) for part in rows])
         change, log_ratio, outside, step_kl, anchor_kl, worst_kl = all_rows(mine, count).unbind(dim=1)
-        return ForgetFigures(change, Movement(log_ratio, outside.bool()), step_kl, anchor_kl, worst_kl)
+        return ForgetStats(change, RatioStats(log_ratio, outside.bool()), step_kl, anchor_kl, worst_kl)
 
     def retain(self, base: Trajectory, rows: torch.Tensor, step: int, share: float) -> torch.Tensor:
         """(B,) the KL to the base at `step` of its own trajectories `rows` (B,)."""
@@ -203,7 +203,7 @@ class Objective:
     def _forget_rows(
         self, experience: Experience, rows: slice, step: int, scale: float, share: float
     ) -> torch.Tensor:
-        """(b, 6): the columns of `ForgetFigures`. `share` is that of one row."""
+        """(b, 6): the columns of `ForgetStats`. `share` is that of one row."""
         config, policy, kernel = self.config, self.policy, self.policy.kernel
         batch, device = experience.trajectory[rows], kernel.stds.device
         x, action = (batch.latents[:, index].to(device) for index in (step, step + 1))
@@ -217,14 +217,14 @@ class Objective:
             prompts = replace(prompts, states=prompts.states.float().requires_grad_())
         mean = policy.mean(x, step, prompts)
         log_prob = kernel.log_prob(action, mean, step)
-        if experience.slopes is None:
+        if experience.action_gradients is None:
             advantage, dim = experience.advantages[rows, step], x[0].numel()
             surrogate = clipped_surrogate(log_prob, old_log_prob, advantage, config.clip_range, dim)
         else:
             surrogate = pathwise_surrogate(
                 mean,
                 old_mean,
-                experience.slopes[rows, step].to(device),
+                experience.action_gradients[rows, step].to(device),
                 log_prob=log_prob,
                 old_log_prob=old_log_prob,
                 std=kernel.stds[step],

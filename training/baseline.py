@@ -10,7 +10,7 @@ import torch
 
 from common.errors import Unsound
 from critic.credit import value_gradients, warm_up
-from critic.pathwise import slope_scale
+from critic.pathwise import gradient_scale
 from environment.environment import Environment, ForgetScore
 from policy.lora import base_policy
 from policy.trajectory import Trajectory
@@ -88,7 +88,7 @@ def _measure(run: Run) -> Baseline:
     recognisable = check.reward.mean().item() - RECOGNISABLE * env.reward.contrast
     scale = None
     if estimator.pathwise:
-        scale = slope_scale(value_gradients(estimator, env, run.critic, forget), env.kernel.stds)
+        scale = gradient_scale(value_gradients(estimator, env, run.critic, forget), env.kernel.stds)
     metrics = image_metrics(env, score, check, recognisable)
     if scale is not None and not scale.isfinite().all():
         raise Unsound(

@@ -134,12 +134,13 @@ def check_same_run(config: RunConfig, checkpoint: Checkpoint, inputs: dict[str, 
     Args:
         inputs: of this run, by `training.inputs.describe_inputs`.
     """
+    named = f"--resume_from_checkpoint {config.output.resume_from_checkpoint}"
     if "settings" not in checkpoint.numbers or "lora" not in checkpoint.groups:
-        raise ValueError(
-            f"--resume_from_checkpoint {config.output.resume_from_checkpoint} is not a checkpoint of this script."
-        )
+        raise ValueError(f"{named} is not a checkpoint of this script.")
+    if "inputs" not in checkpoint.numbers:
+        raise ValueError(f"{named} is of version 0.1.0 of this script; resume it with that version.")
     now, then = fixed_settings(config), checkpoint.numbers["settings"]
-    changed = what_differs(checkpoint.numbers.get("inputs", {}), inputs)
+    changed = what_differs(checkpoint.numbers["inputs"], inputs)
     changed += [
         f"--{name} was {then.get(name)} and is {value}"
         for name, value in now.items()

@@ -34,7 +34,7 @@ from common.flags import flag, parse, values_of
 from critic.advantages import normalize
 from critic.credit import create_critic, credit, value_gradients, warm_up
 from critic.credit import values_of as critic_values
-from critic.pathwise import slope_scale
+from critic.pathwise import gradient_scale
 from environment.environment import ForgetScore
 from policy.lora import load_lora_state
 from policy.trajectory import Experience, Trajectory
@@ -192,7 +192,7 @@ def credited(sample: Sample, config: RunConfig, seed: int) -> list[Experience]:
     )
     scale = None
     if estimator.pathwise:
-        scale = slope_scale(value_gradients(estimator, env, critic, sample.warmup), env.kernel.stds)
+        scale = gradient_scale(value_gradients(estimator, env, critic, sample.warmup), env.kernel.stds)
     return [
         credit(
             config.credit,

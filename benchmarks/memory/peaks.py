@@ -22,7 +22,7 @@ from torchvision.transforms import CenterCrop, Compose, Resize
 
 from benchmarks.memory.computed import Weights, components
 from benchmarks.memory.models import TOKENS, Model
-from critic.pathwise import value_slopes
+from critic.pathwise import action_gradients
 from pipelines.backbone import Backbone, usual_batch_size
 from pipelines.conditioning import Conditioning, PromptTable
 from pipelines.memory import DTYPES
@@ -136,7 +136,7 @@ def activations(model: Model, config: RunConfig) -> dict[str, int]:
         experience = Experience(drawn, empty, rows, torch.empty_like(drawn.means))
         phase("update", lambda: objective.forget(experience, 0, 1.0, 1.0))
         phase("update, retain states", lambda: objective.retain(drawn, torch.arange(count), 0, 1.0))
-        phase("value gradients", lambda: value_slopes(drawn, values(predictor, policy, count)))
+        phase("value gradients", lambda: action_gradients(drawn, values(predictor, policy, count)))
         phase("scores", lambda: predictor.score_trajectory(noisy, torch.zeros(steps, device=META)))
         phase("rewards", lambda: teacher.encode_images(backbone.decode(drawn.latents[:, -1])))
     return found

@@ -307,9 +307,9 @@ def test_settings_are_changed_by_name() -> None:
         Prompts.SPEC,
         ("to_k", "to_v"),
     )
-    with pytest.raises(ValueError, match="no setting 'rate'"):
+    with pytest.raises(ValueError, match=r"'rate'.*\blearning_rate\b"):
         changed(METHODS["leco"].settings(), ["rate=1"])
-    with pytest.raises(ValueError, match="steps cannot be 'many'"):
+    with pytest.raises(ValueError, match=r"\bsteps\b.*'many'"):
         changed(METHODS["leco"].settings(), ["steps=many"])
 
 
@@ -478,7 +478,7 @@ def test_what_is_there_is_not_written_over(line: Line) -> None:
     out = config.output.output_dir
     out.mkdir()
     (out / "notes.txt").touch()
-    with pytest.raises(ValueError, match="not an empty directory"):
+    with pytest.raises(ValueError, match=f"--output_dir {out}"):
         main(config)
     main(line("uce", "--overwrite_output_dir"))
     assert (out / "results.json").is_file()

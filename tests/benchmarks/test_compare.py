@@ -238,10 +238,10 @@ def test_the_grid_draws_base_and_adapters_from_the_same_noise(
 
 def test_a_failed_run_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "benchmarks.compare.runs.command", lambda *_: ["-c", "import sys; print('why'); sys.exit(3)"]
+        "benchmarks.compare.runs.command", lambda *_: ["-c", "import sys; print('why'); sys.exit(1 + 2)"]
     )
     given = ["--methods", "uce", "--concepts", "cat", "--seeds", "0", "--jobs", "1"]
-    with pytest.raises(RuntimeError, match=r"exit code 3; see .*uce-cat-0\.log"):
+    with pytest.raises(RuntimeError, match=r" 3\b.*uce-cat-0\.log"):
         main(parse_config([*given, "--output_dir", str(tmp_path)]))
     assert (tmp_path / "runs" / "uce-cat-0.log").read_text() == "why\n"
 
@@ -268,7 +268,7 @@ def test_probes_are_told_concept_by_concept_and_method_by_method() -> None:
 
 
 def test_only_what_is_erased_can_be_probed() -> None:
-    with pytest.raises(ValueError, match="--probe 'dog' is none of --concepts: cat"):
+    with pytest.raises(ValueError, match=r"--probe 'dog'.*--concepts\b.*\bcat\b"):
         main(parse_config(["--concepts", "cat", "--probe", "dog"]))
 
 

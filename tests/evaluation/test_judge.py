@@ -60,5 +60,5 @@ def test_a_network_that_is_not_known_is_named(tmp_path: Path) -> None:
     make("pooled").save_pretrained(tmp_path)
     config = json.loads((tmp_path / CONFIG_NAME).read_text())
     (tmp_path / CONFIG_NAME).write_text(json.dumps(config | {"blocks": "dense"}))
-    with pytest.raises(ValueError, match="There are no 'dense' blocks"):
+    with pytest.raises(ValueError, match="'dense'"):
         Judge.from_pretrained(tmp_path)

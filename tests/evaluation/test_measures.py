@@ -25,6 +25,7 @@ from evaluation.measures import (
     kernel_distance,
     reference_features,
 )
+from evaluation.weights import UnreadableWeights
 from reward.teacher import Teacher
 
 
@@ -122,10 +123,10 @@ def test_features_of_the_networks_that_can_be_named(clip: Teacher, tmp_path: Pat
     assert found.shape == (2, 2048)
     torch.testing.assert_close(inception_features(tmp_path / "inception.pth").embed(images), found)
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="no weights of torchvision's Inception v3"):
+    with pytest.raises(ValueError, match=r"other\.safetensors"):
         inception_features(tmp_path / "other.safetensors")
     torch.save(nn.Linear(2, 2), tmp_path / "code.pth")  # a pickle of a module, which is code
-    with pytest.raises(ValueError, match="any other pickle could run code"):
+    with pytest.raises(UnreadableWeights, match=r"code\.pth"):
         inception_features(tmp_path / "code.pth")
 
 
@@ -139,5 +140,5 @@ def test_a_folder_of_real_images_is_a_reference(tiny_judge: Judge, tmp_path: Pat
     values = measures.observe(pictures(4, seed=1), [""] * 4, None)
     assert measures.summarize(values, None, [0, 0, 1, 1], [True, False]).keys() == {"FID", "KID"}
     (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"broken\.png could not be read"):
+    with pytest.raises(ValueError, match=r"broken\.png"):
         reference_features(tmp_path, tiny_judge.embed, (16, 16))

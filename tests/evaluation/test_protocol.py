@@ -3,6 +3,7 @@ by processes."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,10 +126,10 @@ def test_lost_and_damaged_images_are_drawn_again_to_the_same_results(
     (tmp_path / "1.0" / "00002-seed2.png").unlink()
     assert run(tmp_path) == expected
     assert sum(draws) == 2 * SHARD
-    assert (
-        "base/00001-seed0.png is missing or damaged" in caplog.text
-        and "1.0/00002-seed2.png is missing" in caplog.text
-    )
+    assert re.findall(r"(?:base|1\.0)/\d+-seed\d\.png", caplog.text) == [
+        "base/00001-seed0.png",
+        "1.0/00002-seed2.png",
+    ]
 
 
 def test_another_judge_looks_at_the_same_images(
@@ -189,4 +190,4 @@ def test_the_table_names_every_weight_and_shows_intervals(run: Callable[..., Any
     text = table(results)
     low, high = results["adapter"]["ci95"]["UA"]
     assert "weight 0.5" in text and f"{results['adapter']['UA']:.2f} [{low:.1f}, {high:.1f}]" in text
-    assert "12 images a side, 6 of the concept" in text and "pixel_drift" in text
+    assert re.search(r"^judge: .*\b12\b.*\b6\b.*\b95 %", text, re.MULTILINE) and "pixel_drift" in text

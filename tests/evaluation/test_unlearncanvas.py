@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from evaluation.unlearncanvas import (
     UnlearnCanvasJudge,
     load_vit,
 )
+from evaluation.weights import UnreadableWeights
 
 SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1}
 
@@ -92,17 +94,17 @@ def test_a_real_vit_large_fits_its_own_state() -> None:
 
 
 def test_files_that_are_no_such_classifier_are_refused(files: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has 20 classes and 51 are needed"):
+    with pytest.raises(ValueError, match=rf"{files[1].name}.*\b20\b.*\b51\b"):
         UnlearnCanvasJudge.from_files(files[1], files[1])
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="no vision transformer"):
+    with pytest.raises(ValueError, match=r"other\.safetensors"):
         load_vit(tmp_path / "other.safetensors", 51)
     harmful = tmp_path / "harmful.pth"
     harmful.write_bytes(pickle.dumps(Harmful(), protocol=2))
-    with pytest.raises(ValueError, match="any other pickle could run code"):
+    with pytest.raises(UnreadableWeights, match=r"harmful\.pth"):
         load_vit(harmful, 51)
     assert not (Path.cwd() / "ran").exists()
-    with pytest.raises(ValueError, match="were not loaded"):
+    with pytest.raises(UnreadableWeights, match=r"absent\.pth"):
         load_vit(tmp_path / "absent.pth", 51)
     save_file(head(51, 0).state_dict(), tmp_path / "style.safetensors")
     assert load_vit(tmp_path / "style.safetensors", 51).head.out_features == 51
@@ -149,11 +151,13 @@ def test_the_lite_subset_is_called_one(judge: UnlearnCanvasJudge) -> None:
     assert (
         {"Rust", "Seed Images"} <= themes and len(themes) <= 12 and len(objects) == 5 and len(lite.seeds) == 2
     )
-    assert "lite" in lite.protocol and "comparable with no published figure" in lite.protocol
+    unchanged = lite.protocol
+    assert re.search(rf"lite\b.*\b{len(themes)}\b.*\b5\b.*\b2 seeds\b", unchanged)
     lite.note_changes(None, 100, 9.0)
-    assert "changed" not in lite.protocol
+    assert lite.protocol == unchanged
     lite.note_changes([1], 2, None)
-    assert lite.protocol.endswith("changed: seeds (1,) in place of (188, 288); steps 2 in place of 100")
+    changes = lite.protocol.removeprefix(unchanged)
+    assert re.search(r"seeds \(1,\).*\(188, 288\).*steps 2\b.*\b100$", changes) and "guidance" not in changes
 
 
 def test_the_command(files: list[Path], adapter_dir: Path, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
@@ -179,7 +183,7 @@ def test_the_command(files: list[Path], adapter_dir: Path, tiny_pipeline_dir: Pa
     main(parse_config([*given, "--output_dir", str(tmp_path / "out")]))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["guidance_scale"] == 9.0 and results["seeds"] == [188]
-    assert "lite" in results["protocol"] and "steps 1 in place of 100" in results["protocol"]
+    assert re.search(r"lite\b.*steps 1\b.*\b100\b", results["protocol"])
     for side in ("base", "adapter"):
         assert (
             results[side]["images"]["CRA"]

@@ -45,15 +45,15 @@ def test_a_push_that_will_be_allowed_passes(exists: bool, hub: LoopbackHub) -> N
 @pytest.mark.parametrize(
     ("repo_id", "token", "message"),
     [
-        ("someone/adapter", "hf_read", "the token of someone may only read"),
-        ("theirs/adapter", "hf_write", "someone may make one only under someone, makers;"),
-        ("readers/adapter", "hf_write", "someone may make one only under someone, makers;"),
-        ("someone/taken", "hf_other", "may not do this"),
-        ("someone/private", "hf_other", "other may make one only under other;"),
-        ("adapter", "hf_unknown", "the Hub does not accept the token"),
-        ("adapter", "hf_write\n", "no token holds"),
-        ("a b", "hf_write", "repository id"),
-        ("a/b/c", "hf_write", "repository id"),
+        ("someone/adapter", "hf_read", "settings/tokens"),
+        ("theirs/adapter", "hf_write", r"\bsomeone, makers\b"),
+        ("readers/adapter", "hf_write", r"\bsomeone, makers\b"),
+        ("someone/taken", "hf_other", r"\(403\)"),
+        ("someone/private", "hf_other", r"\bother\b.*\bother\b"),
+        ("adapter", "hf_unknown", r"\(401\).*hf auth login"),
+        ("adapter", "hf_write\n", r"^[^(]*hf auth login"),
+        ("a b", "hf_write", "OWNER/NAME"),
+        ("a/b/c", "hf_write", "OWNER/NAME"),
     ],
 )
 def test_one_that_will_be_refused_is_a_sentence(
@@ -65,9 +65,7 @@ def test_one_that_will_be_refused_is_a_sentence(
     with pytest.raises(HubError, match=message) as caught:
         check_push(repo_id, token)
     sentence = str(caught.value)
-    assert sentence.startswith(f"Nothing could be uploaded to {repo_id}: ") and sentence.endswith(
-        "leave --push_to_hub out to train without it."
-    )
+    assert repo_id in sentence and "--push_to_hub" in sentence
     assert token.strip() not in sentence and "\n" not in sentence
     assert len(hub.sent("POST ")) == made
 
@@ -78,7 +76,7 @@ def test_a_hub_that_fails_is_a_sentence(where: str, kind: int | str, hub: Loopba
     hub.api().create_repo("someone/adapter")
     hub.fail(where, status=kind)
     with pytest.raises(
-        HubError, match=str(kind) if isinstance(kind, int) else "cannot be reached or broke off"
+        HubError, match=rf"\({kind}\)" if isinstance(kind, int) else r"\(\w+(Timeout|Error)\)"
     ):
         check_push("someone/adapter")
     assert check_push("someone/adapter") == "someone/adapter"
@@ -91,7 +89,7 @@ def test_a_hub_that_never_answers_is_waited_for_in_bounds(
     with LoopbackHub(tmp_path, TOKENS, stall_seconds=600) as hub:  # longer than this test may take
         hub.redirect_client(monkeypatch)
         hub.fail("whoami", status="timeout")
-        with pytest.raises(HubError, match="cannot be reached or broke off \\(ReadTimeout\\)"):
+        with pytest.raises(HubError, match=r"\(ReadTimeout\)"):
             check_push("someone/adapter")
 
 
@@ -99,7 +97,7 @@ def test_without_a_token_or_offline_nothing_is_asked(
     hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(HubError, match="run `hf auth login`"):
+    with pytest.raises(HubError, match="`hf auth login`"):
         check_push("adapter")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match="HF_HUB_OFFLINE"):

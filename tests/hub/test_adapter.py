@@ -17,8 +17,17 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from hub.adapter import KOHYA_NAME, load_adapter, read_adapter_metadata, save_adapter, update_adapter_metadata
-from hub.files import read_file
+from common.network import CheckpointError
+from hub.adapter import (
+    KOHYA_NAME,
+    NoAdapter,
+    UnfitAdapter,
+    load_adapter,
+    read_adapter_metadata,
+    save_adapter,
+    update_adapter_metadata,
+)
+from hub.files import UnreadableAdapter, read_file
 from hub.kohya import save_kohya
 from pipelines.base import load_pipeline
 
@@ -141,19 +150,19 @@ def test_an_interrupted_write_keeps_the_old_file(
 
 
 def test_errors(trained: UNet2DConditionModel, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no adapter named 'absent'"):
+    with pytest.raises(ValueError, match="'absent'"):
         save_adapter(tmp_path, trained, "absent")
     for taken in ("format", "lora_adapter_metadata", "modelspec.hash_sha256"):
-        with pytest.raises(ValueError, match="header key"):
+        with pytest.raises(ValueError, match=f"'{taken}'"):
             save_adapter(tmp_path, trained, metadata={taken: "pt"})
-        with pytest.raises(ValueError, match="header key"):
+        with pytest.raises(ValueError, match=f"'{taken}'"):
             update_adapter_metadata(tmp_path, {taken: "pt"})
-    with pytest.raises(ValueError, match="is not an adapter"):
+    with pytest.raises(UnreadableAdapter, match=NAME):
         read_adapter_metadata(tmp_path)
-    with pytest.raises(ValueError, match="is not an adapter"):
+    with pytest.raises(UnreadableAdapter, match=NAME):
         update_adapter_metadata(tmp_path, {})
     (tmp_path / NAME).write_bytes(b"half a file")
-    with pytest.raises(ValueError, match="is not an adapter"):
+    with pytest.raises(UnreadableAdapter, match=NAME):
         read_adapter_metadata(tmp_path)
 
 
@@ -166,40 +175,40 @@ DOWN, UP = (
 FAULTS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], str]] = {
     "wrong prefix": (
         lambda tensors: {name.replace("unet.", "transformer."): t for name, t in tensors.items()},
-        "no weights for this pipeline",
+        NAME,
     ),
     "no prefix": (
         lambda tensors: {name.removeprefix("unet."): t for name, t in tensors.items()},
-        "no weights for this pipeline",
+        NAME,
     ),
-    "empty": (lambda tensors: {}, "holds no tensors; train it again"),
+    "empty": (lambda tensors: {}, NAME),
     "unknown layer": (
         lambda tensors: tensors | {DOWN.replace("to_q", "to_z"): tensors[DOWN].clone()},
-        "to_z.lora_A.weight; load it into its own base",
+        "to_z.lora_A.weight",
     ),
     "unknown component": (
         lambda tensors: tensors | {"critic.lora_A.weight": tensors[DOWN].clone()},
-        "has 1 of 65 tensors .* such as critic",
+        r"\b1 of 65\b.*critic",
     ),
     "not of a LoRA": (
         lambda tensors: tensors | {"unet.conv_in.weight": tensors[DOWN].clone()},
-        r"does not fit this pipeline \(Invalid LoRA checkpoint",
+        NAME,
     ),
     "one layer misnamed": (
         lambda tensors: {name.replace("mid_block", "mid_blok"): t for name, t in tensors.items()},
-        "no place for, such as unet.mid_blok",
+        "unet.mid_blok",
     ),
     "incomplete": (
         lambda tensors: {name: t for name, t in tensors.items() if name != UP},
-        "lacks 1 of 64 tensors.*to_q.lora_B",
+        r"\b1 of 64\b.*to_q.lora_B",
     ),
     "another width": (
         lambda tensors: {name: t.repeat(1, 3) for name, t in tensors.items()},
-        "does not fit this pipeline",
+        NAME,
     ),
     "all zero": (
         lambda tensors: {name: t * (".down." in name) for name, t in tensors.items()},
-        "changes nothing.*train it again",
+        "lora_B",
     ),
 }
 
@@ -218,10 +227,14 @@ def test_what_does_not_fit_as_a_whole_is_refused_and_the_pipeline_is_as_before(
     tensors, header = read_file(path)
     save_file(damage(tensors), path, metadata=header)
     pipe = load_pipeline(tiny_pipeline_dir)
-    with pytest.raises(ValueError, match=message) as refused:
+    with pytest.raises(UnfitAdapter, match=message) as refused:
         load_adapter(pipe, tmp_path)
-    assert "\n" not in str(refused.value)
-    assert len(tensors) == 64 and (not damage(tensors) or "for bundled canvas" in str(refused.value))
+    assert str(path) in str(refused.value) and "\n" not in str(refused.value)
+    if refused.value.__cause__:  # what diffusers said
+        assert " ".join(str(refused.value.__cause__).split()[:3]) in str(refused.value)
+    assert len(tensors) == 64 and (
+        not damage(tensors) or HEADER["base_model_name_or_path"] in str(refused.value)
+    )
     assert not any(pipe.get_list_adapters().values())
     assert torch.equal(output(pipe.unet), base_output)
 
@@ -234,7 +247,7 @@ def test_a_second_adapter_that_is_refused_leaves_the_first(
     save_file({name: torch.zeros_like(t) for name, t in load_file(path).items()}, path)
     pipe = load_pipeline(tiny_pipeline_dir)
     name = load_adapter(pipe, tmp_path / "good")
-    with pytest.raises(ValueError, match="changes nothing"):
+    with pytest.raises(UnfitAdapter, match="lora_B"):
         load_adapter(pipe, tmp_path / "zero")
     assert pipe.get_list_adapters() == {"unet": [name]}
     pipe.set_adapters(name)
@@ -245,18 +258,18 @@ def test_half_a_file_no_file_and_several_files(
     trained: UNet2DConditionModel, tiny_pipeline_dir: Path, output: Output, tmp_path: Path
 ) -> None:
     pipe = load_pipeline(tiny_pipeline_dir)
-    with pytest.raises(ValueError, match="holds no adapter"):
+    with pytest.raises(NoAdapter, match=NAME):
         load_adapter(pipe, tmp_path)
     path = save_adapter(tmp_path, trained)
-    with pytest.raises(ValueError, match="holds no adapter"):
+    with pytest.raises(NoAdapter, match=r"other\.safetensors"):
         load_adapter(pipe, tmp_path, weight_name="other.safetensors")
     path.rename(tmp_path / "one.safetensors")
     load_adapter(pipe, tmp_path)
     assert (output(pipe.unet) - output(trained)).abs().max() <= 1e-5
     (tmp_path / "two.safetensors").write_bytes(b"half a file")
-    with pytest.raises(ValueError, match="holds 2 safetensors files"):
+    with pytest.raises(NoAdapter, match=f" 2 .*{NAME}"):
         load_adapter(pipe, tmp_path)
-    with pytest.raises(ValueError, match="is not an adapter"):
+    with pytest.raises(UnreadableAdapter, match=r"two\.safetensors"):
         load_adapter(pipe, tmp_path, weight_name="two.safetensors")
 
 
@@ -278,10 +291,10 @@ def test_an_adapter_on_the_hub_is_loaded_at_its_revision_and_nothing_else_is_fet
     pipe = load_pipeline(tiny_pipeline_dir)
     load_adapter(pipe, "someone/adapter", revision=good)
     assert (output(pipe.unet) - output(trained)).abs().max() <= 1e-5
-    with pytest.raises(ValueError, match="changes nothing"):
+    with pytest.raises(UnfitAdapter, match="lora_B"):
         load_adapter(load_pipeline(tiny_pipeline_dir), "someone/adapter")
     assert loopback_hub.sent(NAME) and not loopback_hub.sent("before_after.png")
-    with pytest.raises(ValueError, match="neither a local directory nor a Hub repository"):
+    with pytest.raises(CheckpointError, match="someone/absent"):
         load_adapter(pipe, "someone/absent")
 
 

@@ -18,8 +18,8 @@ from PIL import Image
 from common.names import hub_id
 from hub.__main__ import main, parse_config
 from hub.adapter import save_adapter
-from hub.card import addressed, escape, model_card, save_model_card
-from hub.notes import read_notes, with_notes
+from hub.card import UNLOADABLE, addressed, escape, model_card, save_model_card
+from hub.notes import BEGIN, read_notes, with_notes
 
 HOSTILE = "<script>alert(1)</script> | **x** `y`\n# z ``` [a](http://b) {{ c }}"
 
@@ -148,13 +148,13 @@ def test_what_suffered_most_is_shown_worst_first_without_what_was_to_be_erased(o
     }
     sides = {"base": {"UA": 1.0, "per_class": before}, "adapter": {"UA": 99.0, "per_class": after}}
     text = model_card(results(**sides, targets={"style": ["Van Gogh"]}), output_dir).text
-    section = text.partition("## What suffered most")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (\w+) \| (.+?) \| ([\d.]+) \| ([\d.]+) \|$", section, re.MULTILINE)
-    assert rows == [
+    row = re.compile(r"^\| (\w+) \| (.+?) \| ([\d.]+) \| ([\d.]+) \|$", re.MULTILINE)
+    assert row.findall(text) == [
         ("style", "Mosaic", "98.00", "90.00"),
         *(("object", f"thing {i}", "90.00", f"{90 - i / 2:.2f}") for i in (7, 6, 5, 4)),
     ]
-    assert "## What suffered most" not in model_card(results(**sides), output_dir).text
+    unaimed = model_card(results(**sides), output_dir).text
+    assert not row.findall(unaimed) and unaimed.count("\n## ") == text.count("\n## ") - 1
 
 
 def test_prompts_that_suffered_stand_in_for_classes_where_the_teacher_judged(output_dir: Path) -> None:
@@ -174,15 +174,15 @@ def test_where_it_comes_from(output_dir: Path) -> None:
         "prompts": {"forget": 5, "retain": 59},
     }
     text = model_card(results(**given), output_dir).text
-    assert (
-        "| reward model | owner/reward at revision abc123 |" in text and "| critic model | critic |" in text
-    )
-    assert (
-        r'| forget prompts | 5: "prompt 0 \# &lt;b&gt;0&lt;/b&gt;", "prompt 1' in text
-        and "prompt 3" not in text
-    )
-    assert '| retain prompts | 1: "a tree" |' in text
-    assert "5 prompts of the concept and 59 others" in text
+    facts = {line.split(" | ")[-1].removesuffix(" |") for line in text.splitlines() if line.count("|") == 3}
+    assert {"critic", '1: "a tree"'} <= facts
+    for fact in (
+        r"owner/reward\b.*\babc123",
+        r'5: "prompt 0 \\# &lt;b&gt;0&lt;/b&gt;", "prompt 1.*',
+        r"5\b.*\b59\b.*",
+    ):
+        assert len([one for one in facts if re.fullmatch(fact, one)]) == 1
+    assert "prompt 3" not in text
 
 
 def test_the_gallery_is_there_with_the_picture(output_dir: Path, tmp_path: Path) -> None:
@@ -205,10 +205,10 @@ def test_body(output_dir: Path) -> None:
     text = model_card(results(), output_dir).text
     assert "| base | 0.52 [0.4, 0.7] | 99.40 [99.2, 99.6] | 98.96 [98.6, 99.2] |" in text
     assert "| with this adapter | 97.92 [93.5, 99.4] | 98.81 [98.6, 99.0] | 97.40 |" in text
-    assert "Judge: bundled canvas judge. Seeds: 0, 1, 2. In brackets the 95 % interval" in text
+    assert re.search(r"\bbundled canvas judge\b.*\b0, 1, 2\b.*\b95 %", text)
     assert r"| --learning\_rate | 0.003 |" in text
     assert "target reached" in text
-    assert "can unload an adapter" in text
+    assert UNLOADABLE in text
     assert "not independent" not in text
 
 
@@ -221,8 +221,8 @@ def test_the_teachers_figures_are_called_so(output_dir: Path) -> None:
         output_dir,
     )
     assert card.text.count("not independent") >= 2
-    assert "| percent | UA | IRA |\n" in card.text
-    assert "Seeds: 3." in card.text and "In brackets" not in card.text
+    assert " | UA | IRA |\n" in card.text
+    assert re.search(r"teacher.*\b3\.\s", card.text) and "95 %" not in card.text
     assert all(
         "not independent" in m["name"]
         for m in front_matter(str(card))["model-index"][0]["results"][0]["metrics"]
@@ -267,7 +267,7 @@ def test_hostile_text_stays_text(output_dir: Path) -> None:
 
 def test_scarce_results(tmp_path: Path) -> None:
     card = str(model_card({"concept": "cat"}, tmp_path))
-    assert "# LoRA that erases: cat" in card
+    assert re.search(r"^# .*\bcat$", card, re.MULTILINE)
     assert "before_after.png" not in card
     assert front_matter(card)["library_name"] == "diffusers"
     assert front_matter(str(model_card({}, tmp_path)))["pipeline_tag"] == "text-to-image"
@@ -277,16 +277,13 @@ def test_many_seeds_are_counted_and_half_widths_of_older_results_left_out(output
     text = model_card(
         results(seeds=list(range(24)), adapter={"UA": 97.92, "ci95": {"UA": 1.5}}), output_dir
     ).text
-    assert "24 seeds." in text and "| with this adapter | 97.92 |" in text
+    assert re.search(r"\b24\b", text) and "0, 1, 2" not in text and "| with this adapter | 97.92 |" in text
 
 
 def test_save_replaces_an_older_card_but_not_what_people_wrote_into_it(output_dir: Path) -> None:
     (output_dir / "README.md").write_text("old")
     path = save_model_card(results(), output_dir)
-    assert (
-        "is kept when the card is made or uploaded again" in path.read_text()
-        and "old" not in path.read_text().split()
-    )
+    assert BEGIN in path.read_text() and "old" not in path.read_text().split()
     path.write_text(with_notes(path.read_text(), "## Mine\n\nBy hand."))
     save_model_card(results(judge="another judge"), output_dir)
     assert ModelCard.load(path).data.library_name == "diffusers"
@@ -313,7 +310,7 @@ def test_the_snippet_runs(tiny_pipeline_dir: Path, output_dir: Path, monkeypatch
 def test_the_card_command_makes_it_again_and_keeps_what_people_wrote(
     output_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ValueError, match=r"holds no results\.json"):
+    with pytest.raises(ValueError, match=r"results\.json"):
         main(parse_config(["card", str(output_dir)]))
     (output_dir / "results.json").write_text(json.dumps(results()))
     (output_dir / "README.md").write_text(with_notes("old", "By hand."))

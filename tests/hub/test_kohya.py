@@ -14,7 +14,8 @@ from original_layout import save_original
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from hub.adapter import KOHYA_NAME, load_adapter, save_adapter
+from hub.adapter import KOHYA_NAME, UnfitAdapter, load_adapter, save_adapter
+from hub.factors import NotPairs
 from hub.files import read_file
 from hub.kohya import kohya_header, save_kohya, to_kohya
 from hub.names import original_name
@@ -79,7 +80,7 @@ def test_several_alphas_which_diffusers_would_misread_are_refused_there(
 ) -> None:
     save_adapter(tmp_path, train(**lora_settings["patterns"]))
     save_kohya(tmp_path)
-    with pytest.raises(ValueError, match=f"several alphas.*load {NAME} instead"):
+    with pytest.raises(UnfitAdapter, match=NAME):
         load_adapter(load_pipeline(tiny_pipeline_dir), tmp_path, weight_name=KOHYA_NAME)
     load_adapter(load_pipeline(tiny_pipeline_dir), tmp_path)
 
@@ -91,7 +92,7 @@ def test_parts_of_a_file_that_diffusers_leaves_out_are_refused_there(
     tensors, _ = read_file(save_kohya(tmp_path))
     module = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_q"
     save_file(tensors | {f"{module}.dora_scale": torch.ones(16, 1)}, tmp_path / KOHYA_NAME)
-    with pytest.raises(ValueError, match=r"no place for, such as .*dora_scale"):
+    with pytest.raises(UnfitAdapter, match="dora_scale"):
         load_adapter(load_pipeline(tiny_pipeline_dir), tmp_path, weight_name=KOHYA_NAME)
 
 
@@ -237,12 +238,12 @@ def test_sdxl_does_what_was_trained_in_diffusers(pipeline_dirs: dict[str, Path],
     save_adapter(tmp_path / "several", several.unet, metadata=SDXL)
     save_kohya(tmp_path / "several")
     other = load_pipeline(pipeline_dirs["sdxl"])
-    with pytest.raises(ValueError, match=f"several alphas.*load {NAME} instead"):
+    with pytest.raises(UnfitAdapter, match=NAME):
         load_adapter(other, tmp_path / "several", weight_name=KOHYA_NAME)
 
 
 def test_a_module_that_sdxl_does_not_have_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"has no module transformer\.proj"):
+    with pytest.raises(ValueError, match=r"transformer\.proj"):
         original_name("transformer.proj")
 
 
@@ -259,10 +260,10 @@ def test_what_the_format_has_no_keys_for_is_refused() -> None:
     pair = {f"unet.a.to_q.lora.{side}.weight": torch.ones(2, 2) for side in ("down", "up")}
     assert len(to_kohya(pair, {})) == 3
     for tensors, strange in [
-        ({}, "nothing at all"),
+        ({}, None),
         (pair | {"unet.a.to_q.lora_magnitude_vector": torch.ones(2)}, "unet.a.to_q.lora_magnitude_vector"),
         ({"unet.a.to_q.lora.down.weight": torch.ones(2, 2)}, "unet.a.to_q.lora_B.weight"),
         ({name.replace("unet", "text_encoder"): t for name, t in pair.items()}, "text_encoder.a"),
     ]:
-        with pytest.raises(ValueError, match=rf"Only pairs .* has {strange}"):
+        with pytest.raises(NotPairs, match=strange):
             to_kohya(tensors, {})

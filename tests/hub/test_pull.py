@@ -154,11 +154,7 @@ def test_a_pull_that_is_cut_off_leaves_nothing_and_its_command_completes_it(
         with pytest.raises(HubError) as caught:
             pull(REPO, tmp_path / "work" / "pulled")
         sentence = str(caught.value)
-        assert (
-            sentence.startswith(f"{REPO} was not fetched: ")
-            and "\n" not in sentence
-            and "nothing was written" in sentence
-        )
+        assert REPO in sentence.split("`")[0] and "\n" not in sentence
         assert list((tmp_path / "work").iterdir()) == []
         fault.times = 0
         main(parse_config(shlex.split(sentence.split("`")[-2])[3:]))
@@ -168,12 +164,12 @@ def test_a_pull_that_is_cut_off_leaves_nothing_and_its_command_completes_it(
 def test_what_cannot_be_read_is_refused_and_leaves_nothing(loopback_hub: LoopbackHub, tmp_path: Path) -> None:
     api = loopback_hub.api()
     for name, files, message in [
-        ("damaged", {WEIGHTS: b"half a file"}, f"{WEIGHTS} is not readable safetensors"),
-        ("pickle", {"pytorch_lora_weights.bin": b"pickle"}, "holds neither"),
+        ("damaged", {WEIGHTS: b"half a file"}, WEIGHTS),
+        ("pickle", {"pytorch_lora_weights.bin": b"pickle"}, rf"{WEIGHTS}.*model\.safetensors"),
         (
             "strange",
             {"config.json": b"{}", "model.safetensors": b"\x02\0\0\0\0\0\0\0{}"},
-            "does not say what kind",
+            r"config\.json",
         ),
         ("absent", {}, r"\(404\)"),
     ]:
@@ -191,11 +187,11 @@ def test_user_errors_of_a_pull(
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious.txt").write_text("keep me")
-    with pytest.raises(ValueError, match="not an empty directory"):
+    with pytest.raises(ValueError, match=f"--output_dir {tmp_path / 'full'}"):
         pull(REPO, tmp_path / "full")
-    with pytest.raises(HubError, match="repository id"):
+    with pytest.raises(HubError, match="OWNER/NAME"):
         pull("a b", tmp_path / "new")
-    with pytest.raises(HubError, match="no token holds") as caught:
+    with pytest.raises(HubError, match="hf auth login") as caught:
         pull(REPO, tmp_path / "new", token="hf_write x")
     assert "hf_write" not in str(caught.value)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

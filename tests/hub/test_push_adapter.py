@@ -25,6 +25,7 @@ from hub.__main__ import main, parse_config
 from hub.access import HubError
 from hub.adapter import KOHYA_NAME, save_adapter
 from hub.card import save_model_card
+from hub.files import UnreadableAdapter
 from hub.header import results_header
 from hub.kohya import save_kohya
 from hub.notes import BEGIN, END, read_notes, with_notes
@@ -180,7 +181,7 @@ def test_an_adapter_without_figures_or_picture_gets_a_card_from_its_header(
     push_adapter(bare_dir, "adapter", private=True)
     assert on_hub(loopback_hub).keys() == {"pytorch_lora_weights.safetensors", "README.md"}
     card = ModelCard(on_hub(loopback_hub)["README.md"].decode())
-    assert card.data.base_model == "owner/model" and "# LoRA that erases: cat" in card.text
+    assert card.data.base_model == "owner/model" and re.search(r"^# .*\bcat$", card.text, re.MULTILINE)
     assert read(bare_dir).keys() == {"pytorch_lora_weights.safetensors"}
     assert loopback_hub.repository(REPO).private
 
@@ -204,7 +205,7 @@ def test_a_pull_request_leaves_main_alone_and_needs_no_right_to_write(
     ) as hub:
         hub.redirect_client(monkeypatch)
         hub.api().create_repo(REPO)
-        with pytest.raises(HubError, match=r"403.*--create_pr` uploads it"):
+        with pytest.raises(HubError, match=r"403.*--create_pr`"):
             hub.fail("/commit/", status=403)
             push_adapter(bare_dir, REPO, token="hf_other", create_pr=True)
         assert (
@@ -215,7 +216,7 @@ def test_a_pull_request_leaves_main_alone_and_needs_no_right_to_write(
             "pytorch_lora_weights.safetensors",
             "README.md",
         }
-        with pytest.raises(HubError, match="against main"):
+        with pytest.raises(HubError, match="--create_pr"):
             push_adapter(bare_dir, REPO, create_pr=True, revision="branch")
 
 
@@ -249,6 +250,7 @@ def test_every_failure_is_a_sentence_that_leaves_all_as_it_was_and_its_command_c
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = read(bare_dir)
+    command = ["python", "-m", "hub", "push", str(bare_dir), "--hub_model_id", REPO]
     failed = 0
     for kind in KINDS:
         fault = impatient_hub.fail(where, times=20, status=kind)
@@ -257,9 +259,7 @@ def test_every_failure_is_a_sentence_that_leaves_all_as_it_was_and_its_command_c
         except HubError as error:
             failed += 1
             sentence = str(error)
-            assert sentence.startswith(f"The adapter was not uploaded to {REPO}: ") and sentence.endswith(
-                " uploads it."
-            ), sentence
+            assert REPO in sentence.split("`")[0] and f"`{shlex.join(command)}`" in sentence, sentence
             assert "\n" not in sentence and "hf_write" not in sentence
             if isinstance(kind, int):
                 assert f"({kind})" in sentence
@@ -267,9 +267,7 @@ def test_every_failure_is_a_sentence_that_leaves_all_as_it_was_and_its_command_c
         fault.times = 0
         assert read(bare_dir) == before
     assert failed == len(KINDS)
-    command = re.search("`(.*)`", sentence)[1]
-    assert shlex.split(command) == ["python", "-m", "hub", "push", str(bare_dir), "--hub_model_id", REPO]
-    main(parse_config(shlex.split(command)[3:]))
+    main(parse_config(command[3:]))
     assert on_hub(impatient_hub).keys() == {"pytorch_lora_weights.safetensors", "README.md"}
     assert commits(impatient_hub) == 1
 
@@ -285,7 +283,7 @@ def test_notes_that_were_written_during_a_push_are_not_lost(
         loopback_hub.api().upload_file(path_or_fileobj=edited, path_in_repo="README.md", repo_id=REPO)
         return card
 
-    with monkeypatch.context() as patch, pytest.raises(HubError, match=r"changed meanwhile \(412\)"):
+    with monkeypatch.context() as patch, pytest.raises(HubError, match=r"\(412\)"):
         patch.setattr("hub.push.fetch_card", write_meanwhile)
         (bare_dir / "README.md").write_text("# Another card\n")
         push_adapter(bare_dir, REPO)
@@ -297,17 +295,17 @@ def test_notes_that_were_written_during_a_push_are_not_lost(
 def test_without_a_token_or_offline_or_with_no_token_at_all_nothing_is_asked(
     bare_dir: Path, loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(HubError, match="no token holds") as caught:
+    with pytest.raises(HubError, match="hf auth login") as caught:
         push_adapter(bare_dir, REPO, token="hf_write\nX-Other: header")
     assert "hf_write" not in str(caught.value)
     with (
         monkeypatch.context() as patch,
-        pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set; unset it; .*hub push"),
+        pytest.raises(HubError, match=r"HF_HUB_OFFLINE.*hub push"),
     ):
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         push_adapter(bare_dir, REPO)
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(HubError, match=r"run `hf auth login`.*hub push"):
+    with pytest.raises(HubError, match=r"`hf auth login`.*hub push"):
         push_adapter(bare_dir, REPO)
     assert not loopback_hub.sent("/api/models/") and not loopback_hub.sent("POST ")
 
@@ -316,17 +314,17 @@ def test_a_card_that_the_hub_refuses_and_an_answer_of_something_else_are_named(
     bare_dir: Path, loopback_hub: LoopbackHub
 ) -> None:
     loopback_hub.fail("/api/validate-yaml", status=400)
-    with pytest.raises(
-        HubError, match=r"uploaded to someone/adapter: Invalid metadata in README\.md; it is complete"
-    ):
+    with pytest.raises(HubError, match=r"someone/adapter.*README\.md"):
         push_adapter(bare_dir, REPO)
     loopback_hub.fail(
         "/api/repos/create", status=409
     )  # as of a repository that is there, but without its address
-    with pytest.raises(HubError, match="answer cannot be read"):
+    with pytest.raises(HubError, match=REPO) as caught:
         push_adapter(bare_dir, REPO)
+    assert isinstance(caught.value.__cause__, LookupError)
+    assert str(caught.value.__cause__) not in str(caught.value)
     loopback_hub.fail("/api/repos/create", status=418)
-    with pytest.raises(HubError, match=r"the Hub refused \(418: I'm a Teapot\)"):
+    with pytest.raises(HubError, match=r"\(418: I'm a Teapot\)"):
         push_adapter(bare_dir, REPO)
 
 
@@ -334,11 +332,11 @@ def test_what_is_no_adapter_makes_no_repository(
     bare_dir: Path, loopback_hub: LoopbackHub, tmp_path: Path
 ) -> None:
     (bare_dir / KOHYA_NAME).write_bytes(b"half a file")
-    with pytest.raises(ValueError, match=f"{KOHYA_NAME} is not an adapter"):
+    with pytest.raises(UnreadableAdapter, match=KOHYA_NAME):
         push_adapter(bare_dir, REPO)
-    with pytest.raises(ValueError, match="is not an adapter"):
+    with pytest.raises(UnreadableAdapter, match=str(tmp_path / "absent")):
         push_adapter(tmp_path / "absent", REPO)
-    with pytest.raises(HubError, match="repository id"):
+    with pytest.raises(HubError, match="OWNER/NAME"):
         (bare_dir / KOHYA_NAME).unlink()
         push_adapter(bare_dir, "a b/c")
     assert not loopback_hub.sent("POST ")

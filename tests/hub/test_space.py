@@ -4,10 +4,10 @@ errs."""
 from __future__ import annotations
 
 import os
-import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,23 @@ from served import Server, serve
 from transformers import CLIPConfig, CLIPImageProcessor
 
 import canvas
+from common.network import CheckpointError
 from hub.__main__ import main, parse_config
-from hub.adapter import save_adapter
+from hub.adapter import NoAdapter, UnfitAdapter, save_adapter
+from hub.card import UNLOADABLE
 from hub.header import results_header
 from hub.space import studio as studio_module
-from hub.space.about import About, enlarged, figures, introduction, read_about, sampling, spread, title
+from hub.space.about import (
+    About,
+    base_name,
+    enlarged,
+    figures,
+    introduction,
+    read_about,
+    sampling,
+    spread,
+    title,
+)
 from hub.space.studio import Settings, Studio, read_settings
 from pipelines.base import load_pipeline
 from pipelines.generate import ddim, image_seed
@@ -63,13 +75,13 @@ def studio(tiny_pipeline_dir: Path) -> Studio:
 def test_what_is_typed_is_read_or_refused_in_a_sentence() -> None:
     assert read_settings("  a\n cat ", 3.0, 4, 5) == Settings("a cat", 3, 4, 5.0)
     for given, message in [
-        ((" \n", 0, 1, 1), "Write a prompt first"),
-        ((None, 0, 1, 1), "Write a prompt first"),
-        (("a", -1, 1, 1), "seed must be a number from 0 to 4294967295"),
+        ((" \n", 0, 1, 1), "prompt"),
+        ((None, 0, 1, 1), "prompt"),
+        (("a", -1, 1, 1), r"seed.*\b0\b.*\b4294967295\b"),
         (("a", None, 1, 1), "seed"),
-        (("a", 0, 101, 1), "steps must be a number from 1 to 100"),
+        (("a", 0, 101, 1), r"steps.*\b1\b.*\b100\b"),
         (("a", 0, "many", 1), "steps"),
-        (("a", 0, 1, float("nan")), "guidance must be a number from 0 to 20"),
+        (("a", 0, 1, float("nan")), r"guidance.*\b0\b.*\b20\b"),
         (("a", 0, 1, True), "guidance"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -79,16 +91,16 @@ def test_what_is_typed_is_read_or_refused_in_a_sentence() -> None:
 def test_a_page_says_what_results_json_says(canvas_adapter_dir: Path) -> None:
     about = read_about(canvas_adapter_dir)
     assert title(about) == "Van Gogh style, erased" and sampling(about) == (6, 7.5)
-    assert "the bundled canvas" in introduction(
-        about, "bundled canvas"
-    ) and "says that it is for" not in introduction(about, "bundled canvas")
-    assert "says that it is for the bundled canvas" in introduction(about, "another")
+    on_its_own, elsewhere = (introduction(about, base) for base in ("bundled canvas", "another"))
+    assert base_name("bundled canvas") in on_its_own
+    assert on_its_own == introduction(replace(about, base=""), "bundled canvas")
+    assert "another" in elsewhere and base_name("bundled canvas") in elsewhere
     said = figures(about)
     assert (
-        "Judged by bundled canvas judge" in said
+        "bundled canvas judge" in said
         and "**UA 100.0 %** (base 0.0 %)" in said
         and "CRA" not in said
-        and "unload" in said
+        and UNLOADABLE in said
     )
     assert (
         about.asking[0] == "a house image in Van Gogh style"
@@ -259,15 +271,15 @@ def test_what_cannot_be_drawn_is_a_sentence_and_leaves_the_adapter_before(
 ) -> None:
     studio.load(str(adapter_dir))
     loaded = studio.loaded
-    for adapter, message in [
-        (str(canvas_adapter_dir), "It says that it is for bundled canvas"),
-        (str(tmp_path), "holds no adapter"),
-        (str(tmp_path / "absent"), "neither a local directory nor a Hub repository"),
+    for adapter, fault, named in [
+        (str(canvas_adapter_dir), UnfitAdapter, "bundled canvas"),
+        (str(tmp_path), NoAdapter, str(tmp_path)),
+        (str(tmp_path / "absent"), CheckpointError, str(tmp_path / "absent")),
     ]:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(fault, match=named):
             studio.draw(SETTINGS, adapter, 1.0)
         assert studio.loaded == loaded and len(studio.pipe.get_list_adapters()["unet"]) == 1
-    with pytest.raises(ValueError, match="use fewer words"):
+    with pytest.raises(ValueError, match=r"\b202\b.*\b32\b"):
         studio.draw(Settings("cat " * 100, 0, 1, 1.0))
 
 
@@ -305,24 +317,36 @@ def page(canvas_adapter_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         yield server
 
 
-def test_a_generation_and_a_slider_move_over_http(page: Server, canvas_adapter_dir: Path) -> None:
+@pytest.fixture(scope="module")
+def drawn(page: Server) -> tuple[str, ...]:
+    """What the page says when it has drawn no image, one or two. It is asked once the page is served, which
+    must not inherit what an import of Gradio sets."""
+    from hub.space.page import DRAWN
+
+    return DRAWN
+
+
+def test_a_generation_and_a_slider_move_over_http(
+    page: Server, drawn: tuple[str, ...], canvas_adapter_dir: Path
+) -> None:
     prompt, adapter = "a cat image in Van Gogh style", str(canvas_adapter_dir)
     base_alone, both = page.draw(adapter, prompt, 1.0, 7, 6, 7.5)
-    assert both[2] == "Scale 1, seed 7. Two images drawn."
+    assert both[2] == f"Scale 1, seed 7. {drawn[2]}"
     moved = page.draw(adapter, prompt, 0.4, 7, 6, 7.5)[-1]
-    assert moved[2] == "Scale 0.4, seed 7. One image drawn, the other was cached."
+    assert moved[2] == f"Scale 0.4, seed 7. {drawn[1]}"
     none = page.draw(adapter, prompt, 0.0, 7, 6, 7.5)[-1]
-    assert none[2] == "Scale 0, seed 7. Both images were cached."
+    assert none[2] == f"Scale 0, seed 7. {drawn[0]}"
     base = pixels(both[0])
     assert all(np.array_equal(base, pixels(path)) for path in (base_alone[0], moved[0], none[0], none[1]))
     assert not np.array_equal(base, pixels(both[1])) and not np.array_equal(pixels(both[1]), pixels(moved[1]))
     studio = Studio(canvas.PIPELINE)
     assert np.array_equal(base, np.asarray(enlarged(studio.draw(Settings(prompt, 7, 6, 7.5)).image)))
-    assert page.draw("", prompt, 1.0, 7, 6, 7.5)[-1][1:] == (None, "This is the base alone.")
+    nothing, status = page.draw("", prompt, 1.0, 7, 6, 7.5)[-1][1:]
+    assert nothing is None and status and not any(text in status for text in drawn)
 
 
 def test_an_image_that_is_at_hand_is_not_written_again_while_it_may_be_fetched(
-    page: Server, canvas_adapter_dir: Path
+    page: Server, drawn: tuple[str, ...], canvas_adapter_dir: Path
 ) -> None:
     asked = (str(canvas_adapter_dir), "a cat image in Van Gogh style", 1.0, 3, 2, 7.5)
     fetched = {Path(image).read_bytes() for image in page.draw(*asked)[-1][:2]}
@@ -331,7 +355,7 @@ def test_an_image_that_is_at_hand_is_not_written_again_while_it_may_be_fetched(
     for path in served:
         path.write_bytes(path.read_bytes() + b"untouched")
     again = page.draw(*asked)[-1]
-    assert "Both images were cached." in again[2] and all(
+    assert drawn[0] in again[2] and all(
         Path(image).read_bytes().endswith(b"untouched") for image in again[:2]
     )
 
@@ -341,22 +365,21 @@ def test_a_visitor_who_errs_reads_a_sentence_and_the_log_has_no_traceback(
 ) -> None:
     adapter = str(canvas_adapter_dir)
     for given, message in [
-        ((adapter, " ", 1.0, 0, 2, 1.0), "Write a prompt first."),
-        ((adapter, "cat " * 100, 1.0, 0, 2, 1.0), "use fewer words"),
-        (
-            ("/<b>absent</b>", "a cat", 1.0, 0, 2, 1.0),
-            "/&lt;b&gt;absent&lt;/b&gt; is neither a local directory nor a Hub repository",
-        ),
-        ((str(adapter_dir), "a cat", 1.0, 0, 2, 1.0), "load it into its own base"),
-        ((adapter, "a cat", 1.0, None, 2, 1.0), "The seed must be a number"),
+        ((adapter, " ", 1.0, 0, 2, 1.0), "prompt"),
+        ((adapter, "cat " * 100, 1.0, 0, 2, 1.0), r"\b202\b.*\b32\b"),
+        (("/<b>absent</b>", "a cat", 1.0, 0, 2, 1.0), "/&lt;b&gt;absent&lt;/b&gt;"),
+        ((str(adapter_dir), "a cat", 1.0, 0, 2, 1.0), str(adapter_dir)),
+        ((adapter, "a cat", 1.0, None, 2, 1.0), r"seed.*\b0\b.*\b4294967295\b"),
     ]:
-        with pytest.raises(AppError, match=re.escape(message)):
+        with pytest.raises(AppError, match=message):
             page.draw(*given)
     assert "Traceback" not in page.log.read_text() and "Error" not in page.log.read_text()
 
 
 @pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium here (on Debian: apt-get install chromium)")
-def test_a_generation_and_a_slider_move_in_a_browser(page: Server, tmp_path: Path) -> None:
+def test_a_generation_and_a_slider_move_in_a_browser(
+    page: Server, drawn: tuple[str, ...], tmp_path: Path
+) -> None:
     images = "[...document.querySelectorAll('#before img, #after img')].map(image => image.src)"
     status = "document.querySelector('#status').innerText"
     with Chromium(tmp_path / "profile") as browser:
@@ -368,12 +391,12 @@ def test_a_generation_and_a_slider_move_in_a_browser(page: Server, tmp_path: Pat
             == "a house image in Van Gogh style"
         )
         browser.click("#draw")
-        browser.wait_for(f"{status}.startsWith('Scale 1, seed 0. Two images drawn.') && {images}.length == 2")
+        browser.wait_for(f"{status}.startsWith('Scale 1, seed 0. {drawn[2]}') && {images}.length == 2")
         base, erased = browser.evaluate(images)
 
         left, top, width, height = browser.rectangle("#scale input[type=range]")
         browser.drag((left + width * 2 / 3, top + height / 2), (left + width / 3, top + height / 2))
-        browser.wait_for(f"{status}.includes('One image drawn, the other was cached.')")
+        browser.wait_for(f"{status}.includes('{drawn[1]}')")
         assert browser.evaluate(status).startswith("Scale 0.5, seed 0.")
         browser.wait_for(f"{images}[1] != {erased!r}")
         same_base, half_erased = browser.evaluate(images)
@@ -382,7 +405,7 @@ def test_a_generation_and_a_slider_move_in_a_browser(page: Server, tmp_path: Pat
         browser.evaluate(
             "[...document.querySelectorAll('button')].find(it => it.innerText == 'a tree image in Neon style').click()"
         )
-        browser.wait_for(f"{status}.includes('Two images drawn.') && {images}[0] != {base!r}")
+        browser.wait_for(f"{status}.includes('{drawn[2]}') && {images}[0] != {base!r}")
         assert (
             browser.evaluate("document.querySelector('#prompt textarea').value")
             == "a tree image in Neon style"
@@ -425,17 +448,18 @@ def test_without_gradio_the_command_says_how_to_install_it(monkeypatch: pytest.M
 def test_what_cannot_be_opened_is_a_sentence(
     adapter_dir: Path, wide_pipeline_dir: Path, tmp_path: Path
 ) -> None:
-    for arguments, message in [
-        (["--adapter", tmp_path], "holds no adapter"),
-        (["--adapter", tmp_path / "absent"], "neither a local directory"),
-        (["--adapter", adapter_dir], "does not say which base it is for"),
+    for arguments, fault, named in [
+        (["--adapter", tmp_path], NoAdapter, str(tmp_path)),
+        (["--adapter", tmp_path / "absent"], CheckpointError, str(tmp_path / "absent")),
+        (["--adapter", adapter_dir], ValueError, "--pretrained_model_name_or_path"),
         (
             ["--adapter", adapter_dir, "--pretrained_model_name_or_path", wide_pipeline_dir],
-            "load it into its own base",
+            UnfitAdapter,
+            str(adapter_dir),
         ),
-        (["--pretrained_model_name_or_path", tmp_path], "no model_index.json"),
+        (["--pretrained_model_name_or_path", tmp_path], ValueError, r"model_index\.json"),
     ]:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(fault, match=named):
             main(parse_config(["space", *map(str, arguments)]))
 
 
@@ -444,7 +468,7 @@ def test_a_port_that_is_taken_is_a_sentence(tiny_pipeline_dir: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        with pytest.raises(ValueError, match="name another with --port"):
+        with pytest.raises(ValueError, match="--port"):
             main(
                 parse_config(
                     ["space", "--pretrained_model_name_or_path", str(tiny_pipeline_dir), "--port", port]

@@ -68,7 +68,7 @@ def test_a_push_makes_the_adapter_and_a_space_in_one_commit_each(
     directory: Path, loopback_hub: LoopbackHub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     push(directory)
-    assert f"uploaded its Space to {loopback_hub.endpoint}/spaces/{REPO}\n" in capsys.readouterr().out
+    assert f"{loopback_hub.endpoint}/spaces/{REPO}\n" in capsys.readouterr().out
     assert "pytorch_lora_weights.safetensors" in loopback_hub.files(REPO)
     uploaded = on_space(loopback_hub)
     assert uploaded.keys() == PAGE | PIPELINE
@@ -154,7 +154,7 @@ def test_a_space_of_something_else_is_left_alone(directory: Path, loopback_hub: 
     loopback_hub.api().upload_file(
         path_or_fileobj=b"theirs", path_in_repo="app.py", repo_id=REPO, repo_type="space"
     )
-    with pytest.raises(HubError, match="is a Space of something else; choose another with --space_id"):
+    with pytest.raises(HubError, match=f"{REPO}.*--space_id"):
         push(directory)
     assert on_space(loopback_hub)["app.py"] == b"theirs"
     push(directory, "--space_id", "someone/other")
@@ -172,14 +172,11 @@ def test_what_no_space_can_show_is_refused_before_anything_is_uploaded(
     nameless = save_adapter(tmp_path / "nameless", trained).parent
     ValueNetwork(4, 8, 16, width=8, condition_dim=16).save_pretrained(tmp_path / "critic")
     for arguments, message in [
-        (
-            [local, "--space"],
-            "for a local pipeline called 'tiny', and a Space loads its base from the Hub; push without --space",
-        ),
-        ([nameless, "--space"], "for a base that it does not name"),
-        ([tmp_path / "critic", "--space"], "are for adapters"),
-        ([directory, "--space", "--create_pr"], "not what is proposed"),
-        ([directory, "--space_id", "page"], "add --space"),
+        ([local, "--space"], "'tiny'.*--space"),
+        ([nameless, "--space"], "--space.*base_model_name_or_path"),
+        ([tmp_path / "critic", "--space"], "--revision.*--space"),
+        ([directory, "--space", "--create_pr"], "--space.*--create_pr"),
+        ([directory, "--space_id", "page"], r"--space_id.*--space\b"),
     ]:
         with pytest.raises(HubError, match=message):
             main(parse_config(["push", *map(str, arguments)]))
@@ -201,9 +198,7 @@ def test_a_failure_is_a_sentence_and_its_command_completes_the_push(
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     for kind in (401, 403, 404, 412, 500, "reset"):
         fault = loopback_hub.fail(where, times=20, status=kind)
-        with pytest.raises(
-            HubError, match=r"was not uploaded.*`python -m hub push .* --space --space_id page`"
-        ) as caught:
+        with pytest.raises(HubError, match=r"`python -m hub push .* --space --space_id page`") as caught:
             push(hub_based_dir, "--space_id", "page")
         sentence = str(caught.value)
         assert "\n" not in sentence and "hf_write" not in sentence
@@ -218,12 +213,12 @@ def test_without_a_token_or_offline_nothing_is_asked(
 ) -> None:
     with (
         monkeypatch.context() as patch,
-        pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set; unset it; .*--space`"),
+        pytest.raises(HubError, match=r"HF_HUB_OFFLINE.*--space`"),
     ):
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         push_space(directory, REPO)
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(HubError, match=r"run `hf auth login`.*--space`"):
+    with pytest.raises(HubError, match=r"`hf auth login`.*--space`"):
         push_space(directory, REPO)
     assert not loopback_hub.requests
 

@@ -128,7 +128,7 @@ def test_the_pathwise_gradient_is_what_the_likelihood_ratio_comes_to_on_average(
 
     def gradient(count: int, pathwise: bool) -> torch.Tensor:
         action = (old_mean + std * torch.randn(count, *shape[1:], generator=generator)).requires_grad_()
-        (slope,) = torch.autograd.grad(value(action).sum(), action)
+        (gradient,) = torch.autograd.grad(value(action).sum(), action)
         action, advantage = action.detach(), value(action).detach()
         mean = old_mean.clone().requires_grad_()
         new, old = kernel.log_prob(action, mean, 0), kernel.log_prob(action, old_mean, 0)
@@ -136,7 +136,7 @@ def test_the_pathwise_gradient_is_what_the_likelihood_ratio_comes_to_on_average(
             loss = pathwise_surrogate(
                 mean.expand_as(action),
                 old_mean.expand_as(action),
-                slope,
+                gradient,
                 log_prob=new,
                 old_log_prob=old,
                 std=std,
@@ -152,10 +152,10 @@ def test_the_pathwise_gradient_is_what_the_likelihood_ratio_comes_to_on_average(
 
 
 def test_a_mean_that_has_moved_too_far_is_left_out_of_the_pathwise_gradient() -> None:
-    old_mean, slope, nothing = torch.zeros(2, 1, 2, 2), torch.ones(2, 1, 2, 2), torch.zeros(2)
+    old_mean, gradient, nothing = torch.zeros(2, 1, 2, 2), torch.ones(2, 1, 2, 2), torch.zeros(2)
     mean = torch.stack([torch.full((1, 2, 2), 0.05), torch.full((1, 2, 2), 0.07)]).requires_grad_()
     surrogate = pathwise_surrogate(
-        mean, old_mean, slope, log_prob=nothing, old_log_prob=nothing, std=0.3, clip_range=0.2
+        mean, old_mean, gradient, log_prob=nothing, old_log_prob=nothing, std=0.3, clip_range=0.2
     )
     assert (
         surrogate.loss.item() == pytest.approx(-(4 * 0.05 / 2) / 2) and surrogate.clip_fraction.item() == 0.5

@@ -367,9 +367,9 @@ def test_replayed_advantages_move_the_policy_too(policy: Policy) -> None:
     assert (log_probs(policy, old) - old.log_probs).sum() > 1e-6
 
 
-@pytest.mark.parametrize("by_slopes", [False, True], ids=["likelihood ratio", "slopes"])
+@pytest.mark.parametrize("by_gradients", [False, True], ids=["likelihood ratio", "action gradients"])
 def test_how_many_go_through_the_unet_together_does_not_change_the_update(
-    policy: Policy, by_slopes: bool
+    policy: Policy, by_gradients: bool
 ) -> None:
     """Five trajectories and three retain states, in passes of all, of two and of one: the same optimizer
     steps, gradients and metrics."""
@@ -377,7 +377,7 @@ def test_how_many_go_through_the_unet_together_does_not_change_the_update(
     retain = sample(policy, torch.tensor([2, 2, 2, 2]), seed=1)
     move(policy, 0.1)
     start = [p.detach().clone() for p in parameters(policy)]
-    advantages, slopes = torch.randn(5, 5), 0.3 * torch.randn_like(trajectory.means)
+    advantages, gradients = torch.randn(5, 5), 0.3 * torch.randn_like(trajectory.means)
     anchors = torch.full((5,), 2)
     config = UpdateConfig(
         clip_range=0.2,
@@ -399,7 +399,7 @@ def test_how_many_go_through_the_unet_together_does_not_change_the_update(
                 p.copy_(value)
         accelerator = Accelerator(cpu=True)
         stats = replace(policy, batch_size=batch_size).update(
-            [Experience(trajectory, advantages, anchors, slopes if by_slopes else None)],
+            [Experience(trajectory, advantages, anchors, gradients if by_gradients else None)],
             retain,
             optimizer=accelerator.prepare(sgd(policy, 0.05)),
             accelerator=accelerator,

@@ -233,8 +233,12 @@ def test_all_that_differs_is_named_at_once(config: Callable[..., RunConfig]) -> 
 
 @pytest.mark.parametrize(
     "checkpoint",
-    [Checkpoint({"lora": {}}, {"iteration": 3}), Checkpoint({"network": {}}, {"settings": {}})],
-    ids=["no settings", "no adapter"],
+    [
+        Checkpoint({"lora": {}}, {"iteration": 3}),
+        Checkpoint({"network": {}}, {"settings": {}}),
+        Checkpoint({"lora": {}}, {"settings": {}}),
+    ],
+    ids=["no settings", "no adapter", "an earlier version"],
 )
 def test_a_checkpoint_of_something_else_is_refused(
     checkpoint: Checkpoint, config: Callable[..., RunConfig]

@@ -82,9 +82,3 @@ def test_a_base_of_other_weights_is_named(tiny_pipeline_dir: Path, tmp_path: Pat
     save_file(weights, path)
     (changed,) = what_differs(then, describe_inputs(config))
     assert "--pretrained_model_name_or_path" in changed
-
-
-def test_a_checkpoint_that_does_not_say_is_believed() -> None:
-    config = parse_config(["--concept", "cat"])
-    checkpoint = Checkpoint({"lora": {}}, {"settings": fixed_settings(config)})
-    check_same_run(config, checkpoint, describe_inputs(config))

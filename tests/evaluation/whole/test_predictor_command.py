@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import sys
 from dataclasses import replace
@@ -93,7 +94,9 @@ def test_a_predictor_is_proved_against_twins_and_decoders(
             )
     text = (tmp_path / "a" / "reward_predictor.md").read_text()
     assert text in capsys.readouterr().out
-    assert all(f"| {name} |" in text for name in first["scorers"]) and "**rollouts** (18 of them)" in text
+    assert all(f"| {name} |" in text for name in first["scorers"]) and re.search(
+        r"\*\*rollouts\*\*.*\b18\b", text
+    )
     with Image.open(tmp_path / "a" / "reward_predictor.png") as picture:
         assert picture.width > 600
     assert str(tmp_path) not in json.dumps(first)
@@ -107,7 +110,7 @@ def test_a_predictor_is_proved_against_twins_and_decoders(
     )
     for name in (OURS, NOISY_DECODE, X0_PROMPT, X0_ALONE):
         assert without_times(again)["scorers"][name] == without_times(first)["scorers"][name]
-    with pytest.raises(ValueError, match="already holds an evaluation"):
+    with pytest.raises(ValueError, match=f"{tmp_path / 'b'} .*--overwrite_output_dir"):
         run(tiny_pipeline_dir, tmp_path / "b", "--reward_model_name_or_path", str(tiny_reward_dir))
 
 
@@ -184,22 +187,22 @@ def test_x0_hat_is_where_the_last_step_goes(tiny_pipeline_dir: Path, teacher: Te
 
 
 BAD = {
-    "no clip": (["--clip_model", ""], "needs a teacher"),
-    "no predictor": ([], "has no bundled predictor"),
-    "no prompts": (["--train_twins"], "no prompts to train on"),
-    "one prompt": (["--train_twins", "--prompts", "one.txt"], "at least two prompts"),
+    "no clip": (["--clip_model", ""], "--clip_model"),
+    "no predictor": ([], "--reward_model_name_or_path"),
+    "no prompts": (["--train_twins"], "--prompts"),
+    "one prompt": (["--train_twins", "--prompts", "one.txt"], "--concepts"),
     "other predictor": (["--reward_model_name_or_path", "wide"], "4x16x16 latents, the base has 4x8x8"),
     "seeing twin": (
         ["--reward_model_name_or_path", "fits", "--blind_twin", "fits"],
-        "--blind_twin is conditioned on the timestep",
+        "--blind_twin",
     ),
     "noisy twin": (
         ["--reward_model_name_or_path", "fits", "--clean_twin", "fits"],
-        "--clean_twin was trained on noisy latents",
+        "--clean_twin",
     ),
     "no twin": (
         ["--reward_model_name_or_path", "fits", "--blind_twin", "/nowhere/twin"],
-        "/nowhere/twin is neither",
+        "/nowhere/twin",
     ),
 }
 
@@ -235,5 +238,5 @@ def test_bad_input_is_one_sentence(
 
 
 def test_one_concept_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least two texts"):
+    with pytest.raises(ValueError, match="--concepts"):
         main(parse_config(["--output_dir", str(tmp_path), "--concepts", "a cat"]))
