@@ -1,24 +1,49 @@
-"""Text-to-image pictures of open-licensed emoji: `python -m benchmarks.worlds.artwork data --packages DIR`.
+"""Build a small text-to-image world from open-licensed emoji.
 
-Drawings of npm packages -> one file of sprites with names, synonyms and categories (the pack).
+`python -m benchmarks.worlds.artwork data --packages DIR` turns drawings of npm packages into one file of
+sprites with names, synonyms and categories, the pack. `python -m benchmarks.worlds.artwork build` makes of it
+an autoencoder, a UNet with its text encoder (the pipeline), a judge, an open_clip teacher and a reward
+predictor. Judge and teacher share nothing with the pipeline but the sprites: pictures, networks and seeds are
+their own. Every stage resumes where it was interrupted; the last one says how good the result is.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from benchmarks.worlds.artwork.build import (
+    SIZES,
+    Build,
+    build_autoencoder,
+    build_denoiser,
+    build_judge,
+    build_reward,
+    build_teacher,
+)
 from benchmarks.worlds.artwork.pack import CREDITS, Artwork, load, make, save
 from benchmarks.worlds.artwork.packages import NAMES, STYLES, credits
+from benchmarks.worlds.artwork.report import report
 from benchmarks.worlds.artwork.sheets import contact_sheet, scene_sheet
 from common.errors import friendly_errors
 from common.files import write_aside
 from common.flags import Command, flag, parse_command
 
 PROG = "python -m benchmarks.worlds.artwork"
+STAGES = {
+    "autoencoder": build_autoencoder,
+    "denoiser": build_denoiser,
+    "judge": build_judge,
+    "clip": build_teacher,
+    "reward": build_reward,
+}
+PARTS = (*STAGES, "report")
 
 
 @dataclass(frozen=True)
@@ -45,6 +70,37 @@ def run_data(config: DataConfig) -> None:
     print(f"{config.pack}: {config.pack.stat().st_size / 1e6:.1f} MB")
 
 
+@dataclass(frozen=True)
+class BuildConfig:
+    """Build."""
+
+    pack: Path = flag(Path("runs/artwork/pack.zip"), help="What `data` has written.")
+    output_dir: Path = flag(
+        Path("runs/artwork"), help="Where weights, quality.json and unfinished work are written."
+    )
+    stages: tuple[str, ...] = flag(PARTS, choices=PARTS, help="Which parts to build. Default: all.")
+    size: str | None = flag(
+        None, choices=tuple(SIZES), help="How large and how long. Default: gpu where there is one."
+    )
+    scale: float = flag(1.0, above=0, help="Multiplies the number of training steps, for a quick trial.")
+
+
+def run_build(config: BuildConfig) -> None:
+    """Run the stages that were asked for."""
+    artwork = load(config.pack)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = SIZES[config.size or ("gpu" if device == "cuda" else "cpu")]
+    build = Build(config.pack, config.output_dir, size, config.scale, device)
+    build.work.mkdir(parents=True, exist_ok=True)
+    text = credits(artwork.sources)
+    write_aside(config.output_dir / CREDITS, lambda aside: aside.write_text(text, "utf-8"))
+    for stage in config.stages:
+        if stage == "report":
+            print(json.dumps(report(build), indent=2))
+        else:
+            STAGES[stage](build)
+
+
 def summary(artwork: Artwork) -> str:
     """Objects by subgroup with their synonyms, then categories with their members."""
     lines = [f"{len(artwork.styles)} styles: {', '.join(artwork.styles)}", f"{len(artwork.names)} objects"]
@@ -66,7 +122,13 @@ COMMANDS = {
         help="Make the pack from npm packages.",
         description="Make the pack from npm packages, which these commands put into DIR:\n\n"
         + "\n".join(f"  {p.command(Path('DIR'))}" for p in (*(style.package for style in STYLES), NAMES)),
-    )
+    ),
+    "build": Command(
+        BuildConfig,
+        run_build,
+        help="Train base, judge, teacher and reward predictor on the pack.",
+        description="Train base, judge, teacher and reward predictor on the pack.",
+    ),
 }
 
 
