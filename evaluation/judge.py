@@ -176,10 +176,10 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def shown(self, pixels: torch.Tensor, batch_size: int = 256) -> dict[str, torch.Tensor]:
-        """(B, 3, H, W) in [-1, 1] -> (B, classes) bool by domain, on the CPU: all classes that an image shows.
+        """All classes that images show: (B, 3, H, W) in [-1, 1] -> (B, classes) bool by domain, on the CPU.
 
-        One class of each domain, but of the domains in `several` those that are likelier there than not, which
-        may be none.
+        One class of each domain, but of the domains in `several` those that are likelier there than not,
+        perhaps none.
         """
         chunks = [self(chunk) for chunk in self._fitted(pixels).split(batch_size)]
         logits = {domain: torch.cat([c[domain] for c in chunks]).cpu() for domain in self.domains}
