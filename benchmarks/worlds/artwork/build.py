@@ -62,7 +62,7 @@ SIZES = {
         (16, 32, 64, 96),
         (64, 96),
         1,
-        96,
+        64,
     ),
     "gpu": Size(
         100_000,
@@ -197,7 +197,7 @@ def build_denoiser(build: Build) -> None:
         device=build.device,
     )
     vae = AutoencoderKL.from_pretrained(build.work / "autoencoder")
-    models.save_pipeline(build.output_dir / "pipeline", vae, unet, text_encoder.half(), tokenizer)
+    models.save_pipeline(build.output_dir / "pipeline", vae, unet, text_encoder, tokenizer)
 
 
 def build_judge(build: Build) -> None:

@@ -21,7 +21,8 @@ from benchmarks.worlds.canvas.models import pixels
 from evaluation.judge import Judge, to_pixels
 
 FRESH_SEED, PAIR_SEED = 24, 25
-FRESH = 4000
+FRESH, CATEGORY_IMAGES, PAIR_IMAGES = 4000, 32, 256
+"""Pictures that the judge is shown; images of each category, and of pairs, that the pipeline draws."""
 STEPS = 30
 Quality = dict[str, float | dict[str, float]]
 
@@ -51,8 +52,8 @@ def report(build: Build, images: int = 2) -> Quality:
     quality |= reconstructions(pipe.vae, judge, fresh[:1000], truth["object"][:1000])
     quality |= by_name(pipe, artwork, judge, images, build.output_dir)
     quality |= by_synonym(pipe, artwork, judge, max(1, images // 4))
-    quality |= by_category(pipe, artwork, judge, 32)
-    quality |= in_pairs(pipe, artwork, judge, 256, build.output_dir)
+    quality |= by_category(pipe, artwork, judge, CATEGORY_IMAGES)
+    quality |= in_pairs(pipe, artwork, judge, PAIR_IMAGES, build.output_dir)
     write_json(build.output_dir / "quality.json", quality)
     return quality
 
