@@ -103,6 +103,8 @@ class Judge(nn.Module):
             do.
         blocks: "residual", or "pooled" for photographs.
         mirrored: average the features of an image and its mirror image, except in training.
+        several: domains of which an image may show more than one class; their heads answer yes or no for each
+            class (logits of sigmoids), the others choose one.
     """
 
     def __init__(
@@ -114,13 +116,15 @@ class Judge(nn.Module):
         *,
         blocks: str = "residual",
         mirrored: bool = False,
+        several: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.config = {"domains": domains, "prompt": prompt, "image_size": image_size, "widths": list(widths)}
         self.config |= {} if blocks == "residual" else {"blocks": blocks}
         self.config |= {"mirrored": True} if mirrored else {}
+        self.config |= {"several": list(several)} if several else {}
         self.domains, self.prompt, self.image_size = domains, prompt, image_size
-        self.blocks, self.mirrored = blocks, mirrored
+        self.blocks, self.mirrored, self.several = blocks, mirrored, tuple(several)
         if blocks == "residual":
             channels = [widths[0], *widths]
             self.stem = nn.Sequential(
@@ -169,6 +173,22 @@ class Judge(nn.Module):
             {domain: names[seen[domain][i]] for domain, names in self.domains.items()}
             for i in range(len(images))
         ]
+
+    @torch.no_grad()
+    def shown(self, pixels: torch.Tensor, batch_size: int = 256) -> dict[str, torch.Tensor]:
+        """All classes that images show: (B, 3, H, W) in [-1, 1] -> (B, classes) bool by domain, on the CPU.
+
+        One class of each domain, but of the domains in `several` those that are likelier there than not,
+        perhaps none.
+        """
+        chunks = [self(chunk) for chunk in self._fitted(pixels).split(batch_size)]
+        logits = {domain: torch.cat([c[domain] for c in chunks]).cpu() for domain in self.domains}
+        return {
+            domain: found > 0
+            if domain in self.several
+            else torch.nn.functional.one_hot(found.argmax(-1), found.shape[-1]).bool()
+            for domain, found in logits.items()
+        }
 
     @torch.no_grad()
     def embed(self, images: list[Image.Image]) -> torch.Tensor:

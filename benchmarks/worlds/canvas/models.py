@@ -27,6 +27,9 @@ from evaluation.judge import Judge
 Captions = Callable[[torch.Tensor, torch.Generator], list[str]]
 """Image indices (B,) and a generator -> one caption for each image."""
 
+Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Reconstructions and images (B, 3, H, W) in [-1, 1] -> a scalar, the less the better."""
+
 VOCABULARY = 2048
 TEXT_LENGTH = 32
 CLIP_RESNET = {"layers": [1, 1, 1, 1], "width": 12}
@@ -85,18 +88,30 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
 # --- pipeline -----------------------------------------------------------------------------------------
 
 
+def coarse_distance(reconstruction: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Squared and absolute error of images (B, 3, H, W), and absolute error at half the resolution."""
+    coarse = F.l1_loss(F.avg_pool2d(reconstruction, 2), F.avg_pool2d(x, 2))
+    return F.mse_loss(reconstruction, x) + F.l1_loss(reconstruction, x) + coarse
+
+
 def train_autoencoder(
     images: torch.Tensor,
     *,
     steps: int,
     state_dir: Path,
     seed: int,
-    channels: tuple[int, int, int] = (24, 48, 48),
+    channels: tuple[int, ...] = (24, 48, 48),
     latent_channels: int = 4,
     batch_size: int = 32,
+    distance: Distance = coarse_distance,
     device: str = "cpu",
 ) -> AutoencoderKL:
-    """AutoencoderKL from (N, 3, H, W) uint8 images to latents at a quarter of the resolution."""
+    """AutoencoderKL from (N, 3, H, W) uint8 images to latents, half the resolution for each of `channels` but
+    the first.
+
+    Args:
+        distance: of reconstructions from images, which training lowers.
+    """
     torch.manual_seed(seed)
     vae = AutoencoderKL(
         in_channels=3,
@@ -104,8 +119,8 @@ def train_autoencoder(
         latent_channels=latent_channels,
         block_out_channels=channels,
         layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
         norm_num_groups=8,
         sample_size=images.shape[-1],
     ).to(device)
@@ -115,8 +130,7 @@ def train_autoencoder(
         posterior = vae.encode(x).latent_dist
         reconstruction = vae.decode(posterior.sample()).sample
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        coarse = F.l1_loss(F.avg_pool2d(reconstruction, 2), F.avg_pool2d(x, 2))
-        return F.mse_loss(reconstruction, x) + F.l1_loss(reconstruction, x) + coarse + 1e-4 * kl
+        return distance(reconstruction, x) + 1e-4 * kl
 
     fit("autoencoder", vae, loss_fn, adamw(2e-3), steps=steps, state_dir=state_dir, seed=seed)
     with torch.no_grad():
@@ -163,6 +177,7 @@ def train_denoiser(
     seed: int,
     channels: tuple[int, int] = (48, 96),
     layers_per_block: int = 1,
+    text_width: int = 64,
     batch_size: int = 64,
     learning_rate: float = 1.5e-3,
     snr_gamma: float | None = None,
@@ -175,7 +190,7 @@ def train_denoiser(
         snr_gamma: of `min_snr_weights`; by default all timesteps count alike.
     """
     torch.manual_seed(seed)
-    text_encoder = build_text_encoder(tokenizer)
+    text_encoder = build_text_encoder(tokenizer, text_width)
     unet = UNet2DConditionModel(
         sample_size=latents[0].shape[-1],
         in_channels=latents[0].shape[1],

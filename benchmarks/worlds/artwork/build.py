@@ -1,0 +1,252 @@
+"""The stages of the build: `python -m benchmarks.worlds.artwork build` runs them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+
+from benchmarks.worlds.artwork.judge import train_judge
+from benchmarks.worlds.artwork.pack import Artwork, load
+from benchmarks.worlds.artwork.packages import ArtworkError
+from benchmarks.worlds.artwork.scenes import PROMPT, SIZE, Scene, compose, draw
+from benchmarks.worlds.canvas import models
+from evaluation.judge import Judge
+
+PIPELINE_SEED, TEACHER_SEED, JUDGE_SEED = 21, 22, 23
+JUDGE_WIDTHS = (24, 48, 96, 128)
+TEACHER_TOWER = {"layers": [1, 1, 1, 1], "width": 16}
+CHUNK = 500
+"""Pictures that a process draws before it reports."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the pipeline is and how long everything is trained.
+
+    Attributes:
+        pictures: that the pipeline is trained on, and half as many each for judge and teacher.
+        steps: of each stage that is trained.
+        latent_channels: of its latents, which are an eighth of the pictures' side.
+        autoencoder_channels, unet_channels: of each resolution.
+        unet_layers: residual blocks at each.
+        text_width: of the text encoder.
+        reward_flags: further ones of `python -m reward.train`.
+    """
+
+    pictures: int
+    steps: Mapping[str, int]
+    latent_channels: int
+    autoencoder_channels: tuple[int, ...]
+    unet_channels: tuple[int, int]
+    unet_layers: int
+    text_width: int
+    reward_flags: tuple[str, ...] = ()
+
+
+SIZES = {
+    "cpu": Size(
+        30_000,
+        {"autoencoder": 4500, "denoiser": 9000, "judge": 3000, "clip": 3000, "reward": 4000},
+        8,
+        (16, 32, 64, 96),
+        (64, 96),
+        1,
+        64,
+    ),
+    "gpu": Size(
+        100_000,
+        {"autoencoder": 20_000, "denoiser": 60_000, "judge": 10_000, "clip": 10_000, "reward": 6000},
+        8,
+        (32, 64, 128, 192),
+        (128, 256),
+        2,
+        128,
+    ),
+}
+"""For two cores and for a large card."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """What every stage is given.
+
+    Attributes:
+        pack: the file of sprites and names.
+        output_dir: where weights are written, and unfinished work in `work`.
+        scale: multiplies the number of training steps.
+    """
+
+    pack: Path
+    output_dir: Path
+    size: Size
+    scale: float
+    device: str
+
+    @property
+    def work(self) -> Path:
+        return self.output_dir / "work"
+
+    def steps(self, stage: str) -> int:
+        """Training steps of a stage."""
+        return max(1, round(self.size.steps[stage] * self.scale))
+
+
+def scenes(artwork: Artwork, count: int, seed: int) -> list[Scene]:
+    """What the pictures of `pictures` show, in the same order."""
+    return [compose(artwork, np.random.default_rng([seed, i])) for i in range(count)]
+
+
+def pictures(pack: Path, count: int, seed: int, cache: Path | None = None) -> torch.Tensor:
+    """`count` pictures (count, 3, 64, 64) uint8, each a function of the seed and its index."""
+    if cache and cache.exists():
+        return load_file(cache)["images"]
+    jobs = [(pack, seed, start, min(CHUNK, count - start)) for start in range(0, count, CHUNK)]
+    with ProcessPoolExecutor() as pool:
+        chunks = list(tqdm(pool.map(_draw_many, jobs), total=len(jobs), desc=f"pictures (seed {seed})"))
+    images = torch.from_numpy(np.concatenate(chunks)).permute(0, 3, 1, 2).contiguous()
+    if cache:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"images": images}, cache)
+    return images
+
+
+def _draw_many(job: tuple[Path, int, int, int]) -> np.ndarray:
+    pack, seed, start, count = job
+    artwork, drawn = load(pack), []
+    for i in range(start, start + count):
+        rng = np.random.default_rng([seed, i])
+        drawn.append(draw(artwork, compose(artwork, rng), rng))
+    return np.stack(drawn)
+
+
+def captions_of(shown: list[Scene]) -> models.Captions:
+    """Each picture's own caption."""
+    return lambda index, generator: [shown[i].caption for i in index.tolist()]
+
+
+def labels(artwork: Artwork, shown: list[Scene]) -> dict[str, torch.Tensor]:
+    """What a judge is to see: "style" (N,) class indices, "object" (N, objects) float, 1 for those shown."""
+    objects = torch.zeros(len(shown), len(artwork.names))
+    for row, scene in enumerate(shown):
+        for name in scene.objects:
+            objects[row, artwork.names.index(name)] = 1
+    return {
+        "style": torch.tensor([artwork.styles.index(scene.style) for scene in shown]),
+        "object": objects,
+    }
+
+
+def outline_distance(reconstruction: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """`models.coarse_distance`, the absolute error at a quarter of the resolution, and that of differences
+    between neighbouring pixels: colours of areas and places of outlines, which decide what a drawing is."""
+    coarse = F.l1_loss(F.avg_pool2d(reconstruction, 4), F.avg_pool2d(x, 4))
+    outlines = F.l1_loss(reconstruction.diff(dim=-1), x.diff(dim=-1))
+    outlines = outlines + F.l1_loss(reconstruction.diff(dim=-2), x.diff(dim=-2))
+    return models.coarse_distance(reconstruction, x) + coarse + outlines
+
+
+def build_autoencoder(build: Build) -> None:
+    """Train the autoencoder, keep it in work/autoencoder and the latents of all pictures in work/latents."""
+    images = pictures(build.pack, build.size.pictures, PIPELINE_SEED, build.work / "pictures.safetensors")
+    images = images.contiguous(memory_format=torch.channels_last)  # the faster layout for its convolutions
+    vae = models.train_autoencoder(
+        images,
+        steps=build.steps("autoencoder"),
+        state_dir=build.work,
+        seed=PIPELINE_SEED,
+        channels=build.size.autoencoder_channels,
+        latent_channels=build.size.latent_channels,
+        batch_size=16,
+        distance=outline_distance,
+        device=build.device,
+    )
+    vae.save_pretrained(build.work / "autoencoder")
+    mean, std = models.encode(vae, images)
+    save_file({"mean": mean.contiguous(), "std": std.contiguous()}, build.work / "latents.safetensors")
+
+
+def build_denoiser(build: Build) -> None:
+    """Train UNet and text encoder on the latents of `build_autoencoder` and write the pipeline."""
+    file = build.work / "latents.safetensors"
+    if not file.exists():
+        raise ArtworkError(f"{build.work} holds no latents: run the stage autoencoder first.")
+    latents = load_file(file, build.device)
+    tokenizer = models.build_tokenizer()
+    unet, text_encoder = models.train_denoiser(
+        (latents["mean"], latents["std"]),
+        captions_of(scenes(load(build.pack), len(latents["mean"]), PIPELINE_SEED)),
+        tokenizer,
+        steps=build.steps("denoiser"),
+        state_dir=build.work,
+        seed=PIPELINE_SEED,
+        channels=build.size.unet_channels,
+        layers_per_block=build.size.unet_layers,
+        text_width=build.size.text_width,
+        snr_gamma=5,
+        device=build.device,
+    )
+    vae = AutoencoderKL.from_pretrained(build.work / "autoencoder")
+    models.save_pipeline(build.output_dir / "pipeline", vae, unet, text_encoder, tokenizer)
+
+
+def build_judge(build: Build) -> None:
+    """Train the judge on pictures of its own."""
+    artwork, count = load(build.pack), build.size.pictures // 2
+    torch.manual_seed(JUDGE_SEED)
+    domains = {"style": list(artwork.styles), "object": list(artwork.names)}
+    judge = Judge(domains, PROMPT, SIZE, JUDGE_WIDTHS, several=["object"])
+    train_judge(
+        pictures(build.pack, count, JUDGE_SEED),
+        labels(artwork, scenes(artwork, count, JUDGE_SEED)),
+        judge,
+        steps=build.steps("judge"),
+        state_dir=build.work,
+        seed=JUDGE_SEED,
+        device=build.device,
+    )
+    judge.save_pretrained(build.output_dir / "judge", dtype=torch.float16)
+
+
+def build_teacher(build: Build) -> None:
+    """Train the open_clip teacher on pictures of its own."""
+    artwork, count = load(build.pack), build.size.pictures // 2
+    models.train_clip(
+        pictures(build.pack, count, TEACHER_SEED),
+        captions_of(scenes(artwork, count, TEACHER_SEED)),
+        models.build_tokenizer(),
+        build.output_dir / "clip",
+        steps=build.steps("clip"),
+        state_dir=build.work,
+        seed=TEACHER_SEED,
+        tower=TEACHER_TOWER,
+        device=build.device,
+    )
+
+
+def build_reward(build: Build) -> None:
+    """Distil the reward predictor from teacher and pipeline, as a user would."""
+    artwork = load(build.pack)
+    prompts = [PROMPT.format(object=name, style=style) for style in artwork.styles for name in artwork.names]
+    file = build.work / "prompts.txt"
+    file.write_text("\n".join(prompts) + "\n", encoding="utf-8")
+    given = {
+        "pretrained_model_name_or_path": build.output_dir / "pipeline",
+        "clip_model": f"local-dir:{build.output_dir / 'clip'}",
+        "prompts": file,
+        "output_dir": build.output_dir / "reward",
+        "max_train_steps": build.steps("reward"),
+    }
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "reward.train", *words, "--overwrite_output_dir"]
+    subprocess.run([*command, *build.size.reward_flags], check=True)
