@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import runpy
 import sys
+import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -16,7 +17,9 @@ ROOT = Path(__file__).parents[1]
 def run_as_main(program: str, *arguments: str) -> tuple[object, str]:
     """Run `python program.py` or `python -m program`; its exit code, 0 if it just ended, and what it says."""
     said, script = io.StringIO(), program.endswith(".py")
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), warnings.catch_warnings():
+        # Other tests may have imported the module; here it runs once more all the same.
+        warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
         patch.setattr(sys, "argv", [program, *arguments])
         try:
             if script:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from finished_runs import Finished
 from safetensors.torch import load_file
 
 import train_unlearn_lora as script
-from common.checkpoints import list_checkpoints, load_checkpoint
+from common.checkpoints import list_checkpoints
 from training.config import RunConfig
 from training.lock import LOCK_NAME, exclusive_run
 from training.setup import prepare
@@ -26,6 +27,7 @@ from training.setup import prepare
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["one_thread", "train_unlearn_lora"])
 ADAPTER = "pytorch_lora_weights.safetensors"
+FEW = {"num_inference_steps": 3, "images_per_iteration": 3, "retain_rollouts": 3}
 Arguments = Callable[..., RunConfig]
 Finish = Callable[..., Finished]
 
@@ -89,7 +91,7 @@ def test_a_run_that_is_killed_again_and_again_is_the_run_that_was_not(
 ) -> None:
     """At random moments, from the base's rollouts to the final files; `latest` goes on."""
     settings = {"max_train_iterations": 3, "checkpointing_steps": 1, "gamma": 0.5, "replay_iterations": 1}
-    settings |= {"num_inference_steps": 3, "images_per_iteration": 3, "retain_rollouts": 3}
+    settings |= FEW
     run(arguments(output_dir=tmp_path / "whole", **settings))
     moments = random.Random(0)
     for done in range(3):
@@ -107,18 +109,20 @@ def test_a_run_that_is_killed_again_and_again_is_the_run_that_was_not(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_run_ends_its_iteration_and_leaves_a_checkpoint(
+def test_an_interrupted_run_ends_its_iteration_and_can_go_on(
     number: signal.Signals, arguments: Arguments, tmp_path: Path
 ) -> None:
-    """From which a run goes on, as from any other."""
-    process = start(arguments(max_train_iterations=1000))
+    process = start(arguments(max_train_iterations=1000, **FEW))
     await_iterations(1, tmp_path / "out", process)
     os.kill(process.pid, number)
     process.join(60)
     assert process.exitcode == 128 + number
     (saved,) = list_checkpoints(tmp_path / "out")
     done = int(saved.name.removeprefix("checkpoint-"))
-    assert load_checkpoint(tmp_path / "out", "latest").numbers["progress"]["iteration"] == done >= 1
+    run(arguments(max_train_iterations=done + 1, resume_from_checkpoint="latest", **FEW))
+    run(arguments(output_dir=tmp_path / "whole", max_train_iterations=done + 1, **FEW))
+    resumed, whole = (load_file(tmp_path / name / ADAPTER) for name in ("out", "whole"))
+    assert resumed.keys() == whole.keys() and all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
 def test_two_runs_in_one_directory_are_refused(

@@ -101,9 +101,7 @@ def test_a_compiled_unet_makes_the_same_run(
     finished: Finish, arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Traced and differentiated ahead of time, with nothing left to a compiler that this machine may lack."""
-    settings = (
-        SMOOTH | SMALL | {"num_inference_steps": 3, "max_train_iterations": 1, "adversarial_radius": 0.0}
-    )
+    settings = SMOOTH | SMALL | {"num_inference_steps": 3, "max_train_iterations": 1}
     plain = adapter(finished(**settings).directory)
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "AOT_EAGER")
     torch._dynamo.utils.counters.clear()
