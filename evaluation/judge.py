@@ -163,8 +163,7 @@ class Judge(nn.Module):
     @torch.no_grad()
     def predict(self, pixels: torch.Tensor, batch_size: int = 256) -> dict[str, torch.Tensor]:
         """(B, 3, H, W) in [-1, 1] -> class indices (B,) by domain, on the CPU."""
-        chunks = [self(chunk) for chunk in self._fitted(pixels).split(batch_size)]
-        return {domain: torch.cat([c[domain].argmax(-1) for c in chunks]).cpu() for domain in self.domains}
+        return {domain: found.argmax(-1) for domain, found in self._logits(pixels, batch_size).items()}
 
     def verdicts(self, images: list[Image.Image]) -> list[dict[str, str]]:
         """For each of B images of one size, the class it sees, by domain."""
@@ -181,13 +180,11 @@ class Judge(nn.Module):
         One class of each domain, but of the domains in `several` those that are likelier there than not,
         perhaps none.
         """
-        chunks = [self(chunk) for chunk in self._fitted(pixels).split(batch_size)]
-        logits = {domain: torch.cat([c[domain] for c in chunks]).cpu() for domain in self.domains}
         return {
             domain: found > 0
             if domain in self.several
-            else torch.nn.functional.one_hot(found.argmax(-1), found.shape[-1]).bool()
-            for domain, found in logits.items()
+            else nn.functional.one_hot(found.argmax(-1), found.shape[-1]).bool()
+            for domain, found in self._logits(pixels, batch_size).items()
         }
 
     @torch.no_grad()
@@ -198,6 +195,10 @@ class Judge(nn.Module):
     def identity(self) -> str:
         """A hash of its weights and classes."""
         return weights_digest(self, json.dumps(self.config))
+
+    def _logits(self, pixels: torch.Tensor, batch_size: int) -> dict[str, torch.Tensor]:
+        chunks = [self(chunk) for chunk in self._fitted(pixels).split(batch_size)]
+        return {domain: torch.cat([c[domain] for c in chunks]).cpu() for domain in self.domains}
 
     def _fitted(self, pixels: torch.Tensor) -> torch.Tensor:
         if pixels.shape[-2:] != (self.image_size, self.image_size):

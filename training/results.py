@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
 from accelerate.utils import gather_object
 
-from common.files import write_aside
+from common.files import write_aside, write_json
 from common.flags import to_yaml
 from common.names import public_name
 from common.network import cached_revision
@@ -104,8 +103,7 @@ def evaluate_run(run: Run, progress: Progress, last: dict[str, float]) -> dict[s
         return {}
     results |= described(run) | {"training": summary(progress) | {"last_iteration": last}}
     directory = run.config.output.output_dir
-    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-    write_aside(directory / RESULTS_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(directory / RESULTS_NAME, results)
     before_after(pairs, directory / GRID_NAME, title)
     save_model_card(results, directory)
     update_adapter_metadata(directory, results_header(results))

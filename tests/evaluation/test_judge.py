@@ -35,6 +35,26 @@ def test_a_judge_comes_back_as_it_was(blocks: str, tmp_path: Path) -> None:
     )
 
 
+def test_a_judge_may_see_several_classes_or_none(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    Judge(DOMAINS, "{object}, {style}", 16, (8, 12), several=["object"]).save_pretrained(tmp_path)
+    judge, pixels = Judge.from_pretrained(tmp_path), torch.rand(3, 3, 16, 16) * 2 - 1
+    for head in judge.heads.values():
+        head.weight.zero_()
+    for biases, seen in [
+        ((1.0, 2.0), [True, True]),
+        ((-1.0, 2.0), [False, True]),
+        ((-2.0, -1.0), [False] * 2),
+    ]:
+        judge.heads["object"].bias.copy_(torch.tensor(biases))
+        judge.heads["style"].bias.copy_(torch.tensor([-3.0, -1.0, -2.0]))
+        shown = judge.shown(pixels, batch_size=2)
+        assert (
+            shown["object"].tolist() == [seen] * 3 and shown["style"].tolist() == [[False, True, False]] * 3
+        )
+        assert judge.predict(pixels)["object"].tolist() == [1] * 3
+
+
 def test_pooled_blocks_begin_as_the_identity() -> None:
     judge = make("pooled")
     first, second = (judge.stages[0].body[i] for i in (0, 4))

@@ -91,7 +91,7 @@ def run_build(config: BuildConfig) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = SIZES[config.size or ("gpu" if device == "cuda" else "cpu")]
     build = Build(config.pack, config.output_dir, size, config.scale, device)
-    build.work.mkdir(parents=True, exist_ok=True)
+    build.begin()
     text = credits(artwork.sources)
     write_aside(config.output_dir / CREDITS, lambda aside: aside.write_text(text, "utf-8"))
     for stage in config.stages:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +14,16 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
-from tqdm.auto import tqdm
 
-from benchmarks.worlds.artwork.judge import train_judge
+from benchmarks.worlds.artwork.judge import augment
 from benchmarks.worlds.artwork.pack import Artwork, load
 from benchmarks.worlds.artwork.packages import ArtworkError
 from benchmarks.worlds.artwork.scenes import PROMPT, SIZE, Scene, compose, draw
 from benchmarks.worlds.canvas import models
+from benchmarks.worlds.drawing import draw_in_parallel, shares
+from common.files import write_aside, write_json
 from evaluation.judge import Judge
+from pipelines.identity import content_digest
 
 PIPELINE_SEED, TEACHER_SEED, JUDGE_SEED = 21, 22, 23
 JUDGE_WIDTHS = (24, 48, 96, 128)
@@ -56,22 +58,22 @@ class Size:
 
 SIZES = {
     "cpu": Size(
-        30_000,
-        {"autoencoder": 4500, "denoiser": 9000, "judge": 3000, "clip": 3000, "reward": 4000},
-        8,
-        (16, 32, 64, 96),
-        (64, 96),
-        1,
-        64,
+        pictures=30_000,
+        steps={"autoencoder": 4500, "denoiser": 9000, "judge": 3000, "clip": 3000, "reward": 4000},
+        latent_channels=8,
+        autoencoder_channels=(16, 32, 64, 96),
+        unet_channels=(64, 96),
+        unet_layers=1,
+        text_width=64,
     ),
     "gpu": Size(
-        100_000,
-        {"autoencoder": 20_000, "denoiser": 60_000, "judge": 10_000, "clip": 10_000, "reward": 6000},
-        8,
-        (32, 64, 128, 192),
-        (128, 256),
-        2,
-        128,
+        pictures=100_000,
+        steps={"autoencoder": 20_000, "denoiser": 60_000, "judge": 10_000, "clip": 10_000, "reward": 6000},
+        latent_channels=8,
+        autoencoder_channels=(32, 64, 128, 192),
+        unet_channels=(128, 256),
+        unet_layers=2,
+        text_width=128,
     ),
 }
 """For two cores and for a large card."""
@@ -97,6 +99,24 @@ class Build:
     def work(self) -> Path:
         return self.output_dir / "work"
 
+    def begin(self) -> None:
+        """Make the directories, and note what is built there.
+
+        Raises:
+            ArtworkError: something else has been begun there. Pictures, captions and weights of two builds
+                would mix without a sign of it.
+        """
+        self.work.mkdir(parents=True, exist_ok=True)
+        file = self.work / "build.json"
+        now = {"pack": content_digest(self.pack), "size": repr(self.size), "scale": self.scale}
+        if file.exists() and (then := json.loads(file.read_text("utf-8"))) != now:
+            changed = [name for name in now if then.get(name) != now[name]]
+            raise ArtworkError(
+                f"{self.output_dir} holds what was begun with another {' and '.join(changed)}; "
+                "take another --output_dir."
+            )
+        write_json(file, now)
+
     def steps(self, stage: str) -> int:
         """Training steps of a stage."""
         return max(1, round(self.size.steps[stage] * self.scale))
@@ -107,18 +127,10 @@ def scenes(artwork: Artwork, count: int, seed: int) -> list[Scene]:
     return [compose(artwork, np.random.default_rng([seed, i])) for i in range(count)]
 
 
-def pictures(pack: Path, count: int, seed: int, cache: Path | None = None) -> torch.Tensor:
+def pictures(pack: Path, count: int, seed: int) -> torch.Tensor:
     """`count` pictures (count, 3, 64, 64) uint8, each a function of the seed and its index."""
-    if cache and cache.exists():
-        return load_file(cache)["images"]
-    jobs = [(pack, seed, start, min(CHUNK, count - start)) for start in range(0, count, CHUNK)]
-    with ProcessPoolExecutor() as pool:
-        chunks = list(tqdm(pool.map(_draw_many, jobs), total=len(jobs), desc=f"pictures (seed {seed})"))
-    images = torch.from_numpy(np.concatenate(chunks)).permute(0, 3, 1, 2).contiguous()
-    if cache:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"images": images}, cache)
-    return images
+    jobs = [(pack, seed, *share) for share in shares(count, CHUNK)]
+    return draw_in_parallel(_draw_many, jobs, f"pictures (seed {seed})")
 
 
 def _draw_many(job: tuple[Path, int, int, int]) -> np.ndarray:
@@ -158,7 +170,7 @@ def outline_distance(reconstruction: torch.Tensor, x: torch.Tensor) -> torch.Ten
 
 def build_autoencoder(build: Build) -> None:
     """Train the autoencoder, keep it in work/autoencoder and the latents of all pictures in work/latents."""
-    images = pictures(build.pack, build.size.pictures, PIPELINE_SEED, build.work / "pictures.safetensors")
+    images = pictures(build.pack, build.size.pictures, PIPELINE_SEED)
     images = images.contiguous(memory_format=torch.channels_last)  # the faster layout for its convolutions
     vae = models.train_autoencoder(
         images,
@@ -173,7 +185,8 @@ def build_autoencoder(build: Build) -> None:
     )
     vae.save_pretrained(build.work / "autoencoder")
     mean, std = models.encode(vae, images)
-    save_file({"mean": mean.contiguous(), "std": std.contiguous()}, build.work / "latents.safetensors")
+    latents = {"mean": mean.contiguous(), "std": std.contiguous()}
+    write_aside(build.work / "latents.safetensors", lambda aside: save_file(latents, aside))
 
 
 def build_denoiser(build: Build) -> None:
@@ -206,13 +219,14 @@ def build_judge(build: Build) -> None:
     torch.manual_seed(JUDGE_SEED)
     domains = {"style": list(artwork.styles), "object": list(artwork.names)}
     judge = Judge(domains, PROMPT, SIZE, JUDGE_WIDTHS, several=["object"])
-    train_judge(
+    models.train_judge(
         pictures(build.pack, count, JUDGE_SEED),
         labels(artwork, scenes(artwork, count, JUDGE_SEED)),
         judge,
         steps=build.steps("judge"),
         state_dir=build.work,
         seed=JUDGE_SEED,
+        augment=augment,
         device=build.device,
     )
     judge.save_pretrained(build.output_dir / "judge", dtype=torch.float16)

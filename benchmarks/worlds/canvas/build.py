@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,8 @@ from tqdm.auto import tqdm
 from benchmarks.report import write_json
 from benchmarks.worlds.canvas import models
 from benchmarks.worlds.canvas.draw import OBJECTS, PROMPT, STYLES, draw
+from benchmarks.worlds.drawing import draw_in_parallel, shares
+from common.files import write_aside
 from evaluation.judge import Judge, to_pixels
 from pipelines.base import load_pipeline
 from reward.distil import train_predictor
@@ -51,13 +51,11 @@ def drawings(count: int, seed: int, cache: Path | None = None) -> torch.Tensor:
     """`count` drawings (count, 3, 32, 32) uint8; drawing i is of combination i modulo their number."""
     if cache and cache.exists():
         return load_file(cache)["images"]
-    jobs = [(seed, start, min(256, count - start)) for start in range(0, count, 256)]
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        chunks = list(tqdm(pool.map(_draw_many, jobs), total=len(jobs), desc=f"drawings (seed {seed})"))
-    images = torch.from_numpy(np.concatenate(chunks)).permute(0, 3, 1, 2).contiguous()
+    jobs = [(seed, *share) for share in shares(count, 256)]
+    images = draw_in_parallel(_draw_many, jobs, f"drawings (seed {seed})")
     if cache:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"images": images}, cache)
+        write_aside(cache, lambda aside: save_file({"images": images}, aside))
     return images
 
 

@@ -30,6 +30,9 @@ Captions = Callable[[torch.Tensor, torch.Generator], list[str]]
 Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Reconstructions and images (B, 3, H, W) in [-1, 1] -> a scalar, the less the better."""
 
+Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+"""Images (B, 3, H, W) in [-1, 1] and a generator -> the same shape, changed at random."""
+
 VOCABULARY = 2048
 TEXT_LENGTH = 32
 CLIP_RESNET = {"layers": [1, 1, 1, 1], "width": 12}
@@ -38,6 +41,11 @@ CLIP_RESNET = {"layers": [1, 1, 1, 1], "width": 12}
 def pixels(images: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) uint8 -> float in [-1, 1]."""
     return images.float() / 127.5 - 1
+
+
+def as_they_are(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """No augmentation."""
+    return x
 
 
 def _batch(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
@@ -272,7 +280,7 @@ def train_clip(
     steps: int,
     state_dir: Path,
     seed: int,
-    augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] = lambda x, generator: x,
+    augment: Augment = as_they_are,
     tower: Mapping[str, Any] = CLIP_RESNET,
     batch_size: int = 128,
     learning_rate: float = 2e-3,
@@ -345,15 +353,26 @@ def train_judge(
     steps: int,
     state_dir: Path,
     seed: int,
+    augment: Augment = as_they_are,
+    device: str = "cpu",
 ) -> Judge:
-    """Train every head of `judge` by cross-entropy; `labels` holds (N,) class indices by domain."""
+    """Train every head of `judge` by cross-entropy, of the domains in `judge.several` class by class.
+
+    Args:
+        labels: by domain, (N,) class indices, or (N, classes) float, 1 for what is shown, where there may be
+            several.
+    """
+    judge.to(device)
 
     def loss_fn(_: int, generator: torch.Generator) -> torch.Tensor:
         index = _batch(len(images), 64, generator)
-        logits = judge(pixels(images[index]))
-        return sum(
-            F.cross_entropy(logits[domain], labels[domain][index], label_smoothing=0.05) for domain in logits
-        )
+        logits = judge(augment(pixels(images[index]), generator).to(device))
+        return sum(loss(domain, logits[domain], labels[domain][index].to(device)) for domain in logits)
+
+    def loss(domain: str, found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        if domain in judge.several:
+            return F.binary_cross_entropy_with_logits(found, truth, reduction="sum") / len(found)
+        return F.cross_entropy(found, truth, label_smoothing=0.05)
 
     fit("judge", judge, loss_fn, adamw(3e-3, weight_decay=0.05), steps=steps, state_dir=state_dir, seed=seed)
-    return judge
+    return judge.cpu()

@@ -20,6 +20,7 @@ from benchmarks.report import write_json
 from benchmarks.worlds.canvas import models
 from benchmarks.worlds.photos.data import CLASSES, SIDE, DataError, Photos
 from benchmarks.worlds.photos.judge import train_judge
+from common.files import write_aside
 from evaluation.judge import Judge, to_pixels
 
 PROMPT = "a photo of a {object}"
@@ -206,7 +207,8 @@ def build_autoencoder(photos: Photos, output_dir: Path, size: Size, steps: int, 
     )
     vae.save_pretrained(work / "autoencoder")
     mean, std = models.encode(vae, images)
-    save_file({"mean": mean.contiguous(), "std": std.contiguous()}, work / "latents.safetensors")
+    latents = {"mean": mean.contiguous(), "std": std.contiguous()}
+    write_aside(work / "latents.safetensors", lambda aside: save_file(latents, aside))
 
 
 def build_denoiser(

@@ -53,13 +53,13 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_pictures_their_labels_and_captions_belong_together(packed: Path, tmp_path: Path) -> None:
+def test_pictures_their_labels_and_captions_belong_together(packed: Path) -> None:
     artwork = load(packed)
     shown = build.scenes(artwork, 40, 7)
-    images = build.pictures(packed, 40, 7, tmp_path / "cache" / "pictures.safetensors")
+    images = build.pictures(packed, 40, 7)
     assert images.shape == (40, 3, SIZE, SIZE) and images.dtype == torch.uint8
     assert torch.equal(images[:20], build.pictures(packed, 20, 7))
-    assert torch.equal(images, build.pictures(packed, 40, 7, tmp_path / "cache" / "pictures.safetensors"))
+    assert not torch.equal(images[:20], build.pictures(packed, 20, 8))
     truth = build.labels(artwork, shown)
     assert truth["object"].sum(1).tolist() == [len(scene.objects) for scene in shown]
     captions = build.captions_of(shown)(torch.tensor([3, 5]), torch.Generator())
@@ -77,7 +77,17 @@ def test_from_the_pack_to_the_report(
 ) -> None:
     small = dict.fromkeys(build.SIZES["cpu"].steps, 4)
     few = ("--num_images", "32", "--width", "8")
-    monkeypatch.setitem(build.SIZES, "cpu", build.Size(64, small, 4, (8, 8, 8, 8), (16, 16), 1, 16, few))
+    size = build.Size(
+        pictures=64,
+        steps=small,
+        latent_channels=4,
+        autoencoder_channels=(8, 8, 8, 8),
+        unet_channels=(16, 16),
+        unet_layers=1,
+        text_width=16,
+        reward_flags=few,
+    )
+    monkeypatch.setitem(build.SIZES, "cpu", size)
     monkeypatch.setattr(build, "JUDGE_WIDTHS", (8, 8))
     for name, value in {"FRESH": 32, "STEPS": 2, "CATEGORY_IMAGES": 4, "PAIR_IMAGES": 4}.items():
         monkeypatch.setattr(report, name, value)
@@ -87,6 +97,8 @@ def test_from_the_pack_to_the_report(
         command.run_build(command.parse_config(["build", *given, "--stages", "denoiser"]))
     command.main(command.parse_config(["build", *given]))
     assert '"judge_style"' in capsys.readouterr().out
+    with pytest.raises(ArtworkError, match=r"scale.*--output_dir"):
+        command.run_build(command.parse_config(["build", *given, "--scale", "2"]))
     quality = json.loads((out / "quality.json").read_text())
     assert all(0 <= quality[name] <= 100 for name in ("judge_style", "pipeline_object", "pipeline_synonym"))
     assert set(quality["category_entropy_bits"]) == {"animal"}
