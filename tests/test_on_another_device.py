@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from another_device import needs_another_device, run_on_another_device, waits
-from safetensors.torch import load_file
+from rounding import SMOOTH, adapter, assert_as_near_as_a_bit, nudged
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import policy.policy
@@ -45,16 +45,18 @@ def train(line: list[str]) -> None:
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_a_run_on_another_device_is_the_run_on_the_cpu(
-    options: dict[str, Any], command_line: Line, tmp_path: Path
+    options: dict[str, Any], command_line: Line, tiny_pipeline_dir: Path, tmp_path: Path
 ) -> None:
+    """Up to rounding, which learning amplifies: kernels read other layouts there."""
+    changes = QUICK | SMOOTH | options
+    base = nudged(tiny_pipeline_dir, tmp_path / "base")
     with sdpa_kernel(SDPBackend.MATH):
-        train(command_line(output_dir=tmp_path / "here", **QUICK | options))
-    run_on_another_device(train, command_line(output_dir=tmp_path / "there", **QUICK | options))
-    here, there = (
-        load_file(tmp_path / name / "pytorch_lora_weights.safetensors") for name in ("here", "there")
-    )
-    for name, tensor in here.items():
-        torch.testing.assert_close(there[name], tensor, atol=1e-4, rtol=0)
+        train(command_line(output_dir=tmp_path / "here", **changes))
+        unjudged = changes | {"evaluation_seeds": None, "pretrained_model_name_or_path": base}
+        train(command_line(output_dir=tmp_path / "bit", **unjudged))
+    run_on_another_device(train, command_line(output_dir=tmp_path / "there", **changes))
+    assert adapter(tmp_path / "here").abs().max() > 1e-3
+    assert_as_near_as_a_bit(tmp_path / "there", tmp_path / "here", tmp_path / "bit")
 
 
 def test_what_mixes_devices_fails_there(tmp_path: Path) -> None:

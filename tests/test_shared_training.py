@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from finished_runs import Finished
+from rounding import ADAPTER, SMOOTH, assert_as_near_as_a_bit, nudged
 from safetensors.torch import load_file, save_file
 from two_processes import run_in_two_processes, start_two_processes
 
@@ -26,7 +26,6 @@ from training.config import RunConfig
 
 Arguments = Callable[..., RunConfig]
 Finish = Callable[..., Finished]
-ADAPTER = "pytorch_lora_weights.safetensors"
 SEVERAL = {
     "cooldown_updates": 1,
     "images_per_iteration": 5,
@@ -44,28 +43,6 @@ def in_two_processes(config: RunConfig) -> None:
 
 def diagnostics(directory: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (directory / "diagnostics.jsonl").read_text().splitlines()]
-
-
-def adapter(directory: Path) -> torch.Tensor:
-    """(N,) all weights of the adapter, float64."""
-    return torch.cat(
-        [value.double().flatten() for _, value in sorted(load_file(directory / ADAPTER).items())]
-    )
-
-
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """L2, as a share of the length of `b`."""
-    return float(torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b))
-
-
-def nudged(pipeline: Path, directory: Path) -> Path:
-    """A copy of the base whose first convolution differs in the last bit of every weight."""
-    shutil.copytree(pipeline, directory)
-    path = directory / "unet" / "diffusion_pytorch_model.safetensors"
-    weights = load_file(path)
-    weights["conv_in.weight"] = torch.nextafter(weights["conv_in.weight"], torch.tensor(torch.inf))
-    save_file(weights, path, metadata={"format": "pt"})
-    return directory
 
 
 def assert_same_counts(one: Path, two: Path) -> None:
@@ -117,12 +94,6 @@ def test_equal_shares_are_rolled_out_to_the_same_bits(
 ROLLED_OUT = ("latents", "means", "log_probs", "prompt_ids", "anchor_ids")
 
 
-SMOOTH = {"adam_epsilon": 0.1}
-"""AdamW's first steps are the signs of the gradient, and the sign of what is hardly more than rounding is
-anything. With a large epsilon a small gradient takes a small step, so that rounding grows as smoothly as
-the policy learns."""
-
-
 @pytest.fixture(scope="module")
 def nudged_base(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return nudged(tiny_pipeline_dir, tmp_path_factory.mktemp("nudged") / "base")
@@ -149,6 +120,7 @@ def test_two_processes_train_the_adapter_that_one_trains(
     for name in MEASURED:
         assert shared[0][name] == pytest.approx(alone[0][name], rel=1e-3, abs=1e-4), name
     assert_as_near_as_a_bit(tmp_path / "out", one, bit_of(finished, nudged_base, options))
+    assert_same_counts(one, tmp_path / "out")
     evaluated = "base" in json.loads((tmp_path / "out" / "results.json").read_text())
     assert evaluated == ("evaluation_seeds" in options)
 
@@ -171,13 +143,6 @@ MEASURED = (
 """Metrics of an iteration's images, which are drawn before anything is learnt from them."""
 
 
-def assert_as_near_as_a_bit(other: Path, one: Path, bit: Path) -> None:
-    """An adapter is no further from the one of `one` than a few times that of `bit` is, whose base differs in
-    last bits."""
-    assert distance(adapter(other), adapter(one)) <= 30 * distance(adapter(bit), adapter(one)) < 0.1
-    assert_same_counts(one, other)
-
-
 def test_what_two_processes_began_one_ends(
     finished: Finish, arguments: Arguments, nudged_base: Path, tmp_path: Path
 ) -> None:
@@ -186,6 +151,7 @@ def test_what_two_processes_began_one_ends(
     script.main(arguments(resume_from_checkpoint="latest", **TWO, **options))
     one, bit = finished(**TWO, **options).directory, bit_of(finished, nudged_base, options)
     assert_as_near_as_a_bit(tmp_path / "out", one, bit)
+    assert_same_counts(one, tmp_path / "out")
 
 
 @pytest.mark.parametrize(("rank", "number"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGTERM)])
