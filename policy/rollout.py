@@ -47,8 +47,17 @@ def guided_output(
 def _ask(
     unet: UNet2DConditionModel, timestep: torch.Tensor, x: torch.Tensor, conditioning: Conditioning
 ) -> torch.Tensor:
+    """Called as the stock pipelines call it, argument for argument: a compiled UNet is one for both."""
     conditioning = conditioning.to(unet.dtype)
-    return unet(x.to(unet.dtype), timestep, conditioning.states, added_cond_kwargs=conditioning.added).sample
+    return unet(
+        x.to(unet.dtype),
+        timestep,
+        encoder_hidden_states=conditioning.states,
+        timestep_cond=None,
+        cross_attention_kwargs=None,
+        added_cond_kwargs=conditioning.added,
+        return_dict=False,
+    )[0]
 
 
 @torch.no_grad()

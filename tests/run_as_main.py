@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import runpy
+import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,3 +33,18 @@ def run_as_main(program: str, *arguments: str) -> tuple[object, str]:
         except SystemExit as ended:
             return ended.code or 0, said.getvalue()
     return 0, said.getvalue()
+
+
+def run_programs_here(patch: pytest.MonkeyPatch) -> None:
+    """Let `subprocess.run` run a program of ours in this process, one after the other. What a test has
+    patched holds for them too."""
+
+    def run(command: Sequence[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        assert command[0] == sys.executable
+        program, *arguments = command[2:] if command[1] == "-m" else command[1:]
+        AcceleratorState._reset_state(reset_partial_state=True)
+        code, said = run_as_main(program, *arguments)
+        assert code == 0, said
+        return subprocess.CompletedProcess(command, 0, said)
+
+    patch.setattr(subprocess, "run", run)

@@ -50,18 +50,26 @@ def training(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "results.json").read_text())["training"]
 
 
+def save_flat(directory: Path, width: int, **settings: Any) -> Path:
+    """A pipeline whose UNet has blocks of one resolution only, for what costs by the layer. Its latents are
+    as the tiny pipeline's."""
+    torch.manual_seed(0)
+    tokenizer, text_encoder = build_tokenizer(), build_text_encoder(build_tokenizer(), width=width)
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    unet = random_unet(8, width, **blocks, **settings)
+    save_sd(directory, tokenizer, text_encoder, random_vae(8), unet, build_scheduler())
+    return directory
+
+
+@pytest.fixture(scope="module")
+def flat_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_flat(tmp_path_factory.mktemp("flat"), 16, block_out_channels=(8,))
+
+
 @pytest.fixture(scope="module")
 def broad_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Linear layers of 64 to 512 features: as wide as a block of bitsandbytes, and wider. Latents as the
-    tiny pipeline's."""
-    directory = tmp_path_factory.mktemp("broad")
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    unet = random_unet(8, 64, block_out_channels=(64, 128), norm_num_groups=8)
-    save_sd(
-        directory, tokenizer, build_text_encoder(tokenizer, width=64), random_vae(8), unet, build_scheduler()
-    )
-    return directory
+    """Linear layers of 64 to 512 features: as wide as a block of bitsandbytes, and wider."""
+    return save_flat(tmp_path_factory.mktemp("broad"), 64, block_out_channels=(64,), norm_num_groups=8)
 
 
 def assert_same_run(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -98,15 +106,22 @@ def test_small_batches_make_the_same_run(finished: Finish) -> None:
 
 
 def test_a_compiled_unet_makes_the_same_run(
-    finished: Finish, arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flat_pipeline_dir: Path,
+    finished: Finish,
+    arguments: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Traced and differentiated ahead of time, with nothing left to a compiler that this machine may lack."""
+    """Traced and differentiated ahead of time, with nothing left to a compiler that this machine may lack:
+    without gradients, with them, with those of the prompts, and the base without gradients. Previews are
+    drawn by what rollouts are drawn by."""
     settings = SMOOTH | SMALL | {"num_inference_steps": 3, "max_train_iterations": 1}
+    settings |= {"pretrained_model_name_or_path": flat_pipeline_dir, "num_validation_images": 3}
     plain = adapter(finished(**settings).directory)
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "AOT_EAGER")
     torch._dynamo.utils.counters.clear()
     script.main(arguments(torch_compile=True, **settings))
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
     assert_same_run(plain, adapter(tmp_path / "out"))
     assert training(tmp_path / "out")["first_ratio_deviation"] < 1e-5
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from run_as_main import run_programs_here
 
 from benchmarks.worlds.artwork import __main__ as command
 from benchmarks.worlds.artwork import build, report
@@ -75,6 +76,7 @@ def test_the_judge_is_trained_on_pictures_worse_than_drawings() -> None:
 def test_from_the_pack_to_the_report(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    run_programs_here(monkeypatch)
     small = dict.fromkeys(build.SIZES["cpu"].steps, 4)
     few = ("--num_images", "32", "--width", "8")
     size = build.Size(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from run_as_main import run_programs_here
 from safetensors.torch import load_file
 
 import benchmarks.photos.__main__ as comparison
@@ -249,6 +250,7 @@ def test_from_photographs_to_the_table(
 ) -> None:
     """Everything is built in a few steps, a class is left out of one more pipeline, and one is erased in
     closed form."""
+    run_programs_here(monkeypatch)
     small = dict.fromkeys(build.SIZES["cpu"].steps, 4)
     few = ("--num_images", "32", "--width", "8")
     monkeypatch.setitem(build.SIZES, "cpu", build.Size(small, 6, (8, 8, 8), (16, 16), 1, few))
