@@ -14,6 +14,8 @@ import torch
 from accelerate.state import AcceleratorState
 from finished_runs import Finished
 from tiny_pipelines import BACKBONES, TINY_PROMPTS, save_sd1
+from tqdm import tqdm
+from tqdm.std import TqdmDefaultWriteLock
 
 import canvas
 from evaluation.examination import Examination
@@ -24,6 +26,8 @@ from reward.predictor import RewardPredictor
 from training.config import RunConfig, parse_config
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another
+# Progress bars share a lock with forked processes: one that a test kills while it holds it stops all others.
+TqdmDefaultWriteLock.mp_lock, tqdm.monitor_interval = None, 0
 
 
 def save_random_reward(directory: Path, latent_size: int) -> None:
