@@ -4,7 +4,7 @@ them."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import canvas
 from common.flags import by_name, flag
 from common.names import public_name
 from common.network import resolve_directory
+from evaluation.artwork import NAME as ARTWORK
+from evaluation.artwork import ArtworkExamination, World
 from evaluation.examination import Examination, JudgeExamination, TeacherExamination
 from evaluation.judge import ImageJudge, Judge
 from evaluation.judges import load_judge, zero_shot_judge
@@ -47,7 +49,7 @@ class ExaminationConfig:
         GRID,
         metavar="NAME_OR_FILE",
         help=f"Prompts to draw: every combination of the judge's classes ({GRID}; {CANVAS} is the one of the "
-        f"bundled world), {NAME}, {LITE} (a subset of it), or a .csv or .jsonl file with the columns prompt, "
+        f"bundled world), {ARTWORK} (for a judge of artwork), {NAME}, {LITE} (a subset of it), or a .csv or .jsonl file with the columns prompt, "
         "group (forget, in_domain, cross_domain, neighbour) and label. Default: grid; without a judge the "
         "prompts of --forget_prompts and --retain_prompts.",
     )
@@ -212,10 +214,11 @@ def choose_examination(
         ValueError: there is nothing to judge with, or the judge does not know what it is asked for.
     """
     encode_text = teacher.encode_text if teacher else None
-    if config.protocol not in (GRID, CANVAS, NAME, LITE):
+    if config.protocol not in (GRID, CANVAS, ARTWORK, NAME, LITE):
         if not Path(config.protocol).is_file():
             raise ValueError(
-                f"--protocol {config.protocol} is neither a file nor one of {GRID}, {CANVAS}, {NAME}, {LITE}."
+                f"--protocol {config.protocol} is neither a file nor one of {GRID}, {CANVAS}, {ARTWORK}, {NAME}, "
+                f"{LITE}."
             )
         rows = read_prompt_file(config.protocol)
         judge, name = choose_judge(
@@ -246,6 +249,8 @@ def choose_examination(
         )
         of_benchmark.note_changes(seeds, config.num_inference_steps, config.guidance_scale)
         return of_benchmark
+    if config.protocol == ARTWORK:
+        return artwork_examination(config, concepts, encode_text, device)
     if config.judge_name_or_path or (bundled and not config.retain_prompts):
         judge, name = choose_judge(
             config, [], bundled=bundled, teacher=teacher, clip_name=clip_name, device=device
@@ -272,6 +277,31 @@ def choose_examination(
         num_retain_prompts=len(known),
     )
     return TeacherExamination(teacher, spec)
+
+
+def artwork_examination(
+    config: ExaminationConfig,
+    concepts: list[str],
+    encode_text: Callable[[list[str]], torch.Tensor] | None,
+    device: torch.device,
+) -> ArtworkExamination:
+    """The protocol of artwork.
+
+    Raises:
+        ValueError: no judge of artwork is named, or it does not know the concept.
+    """
+    if not (config.judge_name_or_path and Path(config.judge_name_or_path).is_dir()):
+        raise ValueError(f"--protocol {ARTWORK} needs a judge of artwork: --judge_name_or_path DIR.")
+    directory = Path(config.judge_name_or_path)
+    judge = Judge.from_pretrained(directory).to(device)
+    return ArtworkExamination(
+        judge,
+        World.read(directory, judge),
+        concepts,
+        public_name(directory),
+        neighbours=config.neighbours,
+        encode_text=encode_text,
+    )
 
 
 def choose_judge(

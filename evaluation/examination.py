@@ -7,7 +7,7 @@ import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import torch
 from PIL import Image
@@ -35,6 +35,7 @@ NUM_NEIGHBOURS = 2
 LEAST_SEEDS, LEAST_FORGET_IMAGES = 3, 24
 
 Metrics = dict[str, float | None]
+T = TypeVar("T")
 
 
 class Examination(ABC):
@@ -72,6 +73,12 @@ class Examination(ABC):
         """For each prompt, whether it asks for the concept."""
         return [cell.forget for cell in self.cells]
 
+    def seeds_by_prompt(self) -> list[list[int]]:
+        """For each prompt, the seeds of its images."""
+        if self.seeds is None:
+            return default_seeds(self.forget)
+        return [list(self.seeds) for _ in self.cells]
+
     @abstractmethod
     def examine(self, images: list[Image.Image], prompt_ids: list[int]) -> Sequence[Verdict]:
         """A verdict for each image."""
@@ -100,7 +107,7 @@ class Examination(ABC):
         without looking at any image."""
         forget = [i for i, asks in enumerate(self.forget) if asks]
         retain = [i for i, asks in enumerate(self.forget) if not asks]
-        return [*_spaced(forget, count), *_spaced(retain, count)]
+        return [*spaced(forget, count), *spaced(retain, count)]
 
 
 class JudgeExamination(Examination):
@@ -280,6 +287,7 @@ def _words(text: str) -> set[str]:
     return {word.removesuffix("s") or word for word in found}
 
 
-def _spaced(candidates: Sequence[int], count: int) -> list[int]:
+def spaced(candidates: Sequence[T], count: int) -> list[T]:
+    """Up to `count` of them, evenly spaced."""
     count = min(count, len(candidates))
     return [candidates[i * len(candidates) // count] for i in range(count)]

@@ -40,7 +40,11 @@ FORGET, IN_DOMAIN, NEIGHBOUR, CROSS_RETAINED, CROSS_FORGOTTEN = (
     "cross_retained",
     "cross_forgotten",
 )
-ROLES = {
+SYNONYM, CATEGORY, PAIR = "synonym", "category", "pair"
+FORGETTING = frozenset({FORGET, SYNONYM, CATEGORY, PAIR})
+"""Roles of the verdicts on prompts that draw the concept, by its name or without it: right is what does not
+show it."""
+ROLES: dict[str, set[str]] = {
     "UA": {FORGET},
     "IRA": {IN_DOMAIN},
     "CRA": {CROSS_RETAINED, CROSS_FORGOTTEN},
@@ -70,7 +74,7 @@ class Cell:
     @property
     def forget(self) -> bool:
         """Whether the prompt asks for the concept."""
-        return any(role == FORGET for _, role in self.asked)
+        return any(role in FORGETTING for _, role in self.asked)
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,10 @@ def roles(
 
 
 def tabulate(
-    cells: Sequence[Cell], verdicts: Sequence[Verdict], prompt_ids: Sequence[int]
+    cells: Sequence[Cell],
+    verdicts: Sequence[Verdict],
+    prompt_ids: Sequence[int],
+    roles: Mapping[str, set[str]] = ROLES,
 ) -> dict[str, Scores]:
     """The scores behind each metric.
 
@@ -159,6 +166,7 @@ def tabulate(
         cells: the protocol's.
         verdicts: one for each image.
         prompt_ids: for each image, the index of its cell.
+        roles: which verdicts each metric counts.
 
     Raises:
         ValueError: no images, or verdicts and prompts differ in number.
@@ -168,13 +176,13 @@ def tabulate(
     if not verdicts:
         raise ValueError("no images were judged")
     found: dict[str, Scores] = {}
-    for name, counted in ROLES.items():
+    for name, counted in roles.items():
         rows: dict[int, list[float]] = {}
         asked = [[domain for domain, role in cell.asked if role in counted] for cell in cells]
         for i, seen in zip(prompt_ids, verdicts, strict=True):
             if asked[i]:
                 right = statistics.fmean(seen[domain] == cells[i].labels[domain] for domain in asked[i])
-                rows.setdefault(i, []).append(1 - right if counted == {FORGET} else right)
+                rows.setdefault(i, []).append(1 - right if counted <= FORGETTING else right)
         found[name] = Scores([float(len(asked[i])) for i in rows], list(rows.values()))
     return found
 

@@ -13,9 +13,9 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from common.versions import versions
-from evaluation.examination import Examination, default_seeds
+from evaluation.examination import Examination
 from evaluation.grid import Pair
-from evaluation.metrics import HEADLINE, Verdict
+from evaluation.metrics import HEADLINE, METRICS, Verdict
 from evaluation.observation import BASE, CHANGED, Observer, Store
 from evaluation.shards import Job, Seen
 from pipelines.backbone import Backbone
@@ -60,7 +60,7 @@ def evaluate(
 
     Args:
         pipe: a pipeline with an adapter; its sampler and modes are restored afterwards.
-        seeds: one image for each prompt and seed. None is the examination's own, else `default_seeds`.
+        seeds: one image for each prompt and seed. None is the examination's own.
         num_inference_steps: None is the examination's own.
         guidance_scale: None is the examination's own, else the pipeline's default.
         batch_size: images drawn at a time; None goes by the size of the latents.
@@ -158,10 +158,7 @@ def evaluate(
 
 def list_jobs(examination: Examination, seeds: Sequence[int] | None = None) -> list[Job]:
     """The images to draw, seed after seed; `seeds` as in `evaluate`."""
-    given = examination.seeds if seeds is None else seeds
-    of_prompts = (
-        default_seeds(examination.forget) if given is None else [list(given)] * len(examination.cells)
-    )
+    of_prompts = examination.seeds_by_prompt() if seeds is None else [list(seeds)] * len(examination.cells)
     ordered = dict.fromkeys(
         seed for of_prompt in sorted(of_prompts, key=len, reverse=True) for seed in of_prompt
     )
@@ -186,6 +183,9 @@ def table(results: Mapping[str, Any]) -> str:
     lines = [" ".join([f"{'':12}", *(f"{name:>22}" for name in names)]) + "   (percent)"]
     for label, side in rows.items():
         lines.append(" ".join([f"{label:12}", *(f"{_cell(side, name):>22}" for name in names)]))
+    for name in further_metrics(results):
+        base, adapter = (_cell(results[side], name) for side in ("base", "adapter"))
+        lines.append(f"{name}: {base}, then {adapter}")
     for name, found in results["adapter"].get("measures", {}).items():
         lines.append(f"{name}: {found['mean']:.3f} [{found['ci95'][0]:.3f}, {found['ci95'][1]:.3f}]")
     images = results["adapter"]["images"]["UA"]
@@ -196,6 +196,12 @@ def table(results: Mapping[str, Any]) -> str:
             "brackets 95 % intervals",
         ]
     )
+
+
+def further_metrics(results: Mapping[str, Any]) -> list[str]:
+    """The metrics that the protocol has beyond those of every protocol."""
+    side = results["adapter"]
+    return [name for name in side["images"] if name not in METRICS and side.get(name) is not None]
 
 
 def grid_title(results: Mapping[str, Any]) -> str:

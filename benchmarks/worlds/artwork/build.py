@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from benchmarks.worlds.artwork.judge import augment
 from benchmarks.worlds.artwork.pack import Artwork, load
 from benchmarks.worlds.artwork.packages import ArtworkError
-from benchmarks.worlds.artwork.scenes import PROMPT, SIZE, Scene, compose, draw
+from benchmarks.worlds.artwork.scenes import PROMPT, SIZE, Scene, caption, compose, draw, with_article
 from benchmarks.worlds.canvas import models
 from benchmarks.worlds.drawing import draw_in_parallel, shares
 from common.files import write_aside, write_json
+from evaluation.artwork import Object, World
 from evaluation.judge import Judge
 from pipelines.identity import content_digest
 
@@ -230,6 +231,20 @@ def build_judge(build: Build) -> None:
         device=build.device,
     )
     judge.save_pretrained(build.output_dir / "judge", dtype=torch.float16)
+    world(artwork).save(build.output_dir / "judge")
+
+
+def world(artwork: Artwork) -> World:
+    """What `--protocol artwork` draws beside the names."""
+
+    def said(words: Sequence[str]) -> tuple[str, ...]:
+        return tuple(map(with_article, words))
+
+    objects = {
+        obj.name: Object(with_article(obj.name), said(obj.synonyms), said(obj.categories), obj.subgroup)
+        for obj in artwork.objects
+    }
+    return World(caption("{said}", "{style}"), objects)
 
 
 def build_teacher(build: Build) -> None:
