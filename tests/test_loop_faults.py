@@ -56,8 +56,9 @@ def calls_between(module: torch.nn.Module, first: int, last: float, value: float
     def hook(_: torch.nn.Module, given: Any, output: Any) -> Any:
         if not first <= next(count) <= last:
             return None
-        spoilt = (output if isinstance(output, torch.Tensor) else output.sample) * 0 + value
-        return spoilt if isinstance(output, torch.Tensor) else type(output)(sample=spoilt)
+        if isinstance(output, tuple):
+            return (output[0] * 0 + value, *output[1:])
+        return output * 0 + value
 
     module.register_forward_hook(hook)
 

@@ -269,7 +269,7 @@ def test_user_errors(
         ),
         (
             [*adapter, *base, *output, "--protocol", "absent.csv"],
-            "grid, canvas, unlearncanvas",
+            "absent.csv",
         ),
         (
             [*adapter, *base, *output, "--protocol", "unlearncanvas"],
