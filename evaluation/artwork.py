@@ -143,6 +143,20 @@ def told(names: Sequence[str], targets: AbstractSet[str]) -> list[str]:
     return [name for name in names if name not in targets][::2]
 
 
+def noting_told(cell: Cell, kept: Mapping[str, Sequence[str]]) -> Cell:
+    """The same, with a note of whether methods were told to keep its class.
+
+    Args:
+        kept: by domain, the classes that they were.
+    """
+    further = [
+        (domain, TOLD if cell.labels[domain] in kept[domain] else UNTOLD)
+        for domain, role in cell.asked
+        if role == IN_DOMAIN
+    ]
+    return Cell(cell.prompt, cell.labels, (*cell.asked, *further))
+
+
 class ArtworkExamination(JudgeExamination):
     """Every object in every style, and the prompts that mean the concept without its name.
 
@@ -180,7 +194,8 @@ class ArtworkExamination(JudgeExamination):
         self._seeds: list[list[int]] = []
         named = grid(judge.domains, judge.prompt, self.targets, self.neighbours)
         self._add([cell for cell in named if cell.forget], NAMED_IMAGES)
-        self._add([self._noting_told(cell) for cell in named if not cell.forget], 1)
+        kept = {domain: told(judge.domains[domain], names) for domain, names in self.targets.items()}
+        self._add([noting_told(cell, kept) for cell in named if not cell.forget], 1)
         self._named = len(named)
         for obj in sorted(self.targets.get(OBJECT, ())):
             self._add(self._by_synonym(obj), NAMED_IMAGES)
@@ -194,16 +209,6 @@ class ArtworkExamination(JudgeExamination):
         """With at least so many images, at least one a prompt."""
         self.cells += cells
         self._seeds += [list(range(-(-images // len(cells)))) for _ in cells]
-
-    def _noting_told(self, cell: Cell) -> Cell:
-        """The same, with a note of what methods were told to keep."""
-        kept = {domain: told(self.judge.domains[domain], names) for domain, names in self.targets.items()}
-        further = [
-            (domain, TOLD if cell.labels[domain] in kept[domain] else UNTOLD)
-            for domain, role in cell.asked
-            if role == IN_DOMAIN
-        ]
-        return Cell(cell.prompt, cell.labels, (*cell.asked, *further))
 
     def _by_synonym(self, obj: str) -> list[Cell]:
         return [
@@ -253,13 +258,14 @@ class ArtworkExamination(JudgeExamination):
     def examine(self, images: list[Image.Image], prompt_ids: list[int]) -> list[dict[str, str]]:
         """For each image and each class that its prompt names, that class if it is shown, else the likeliest
         one of its domain."""
-        likeliest, shown = self.judge.verdicts(images), self.judge.shown(to_pixels(images))
+        logits, classes = self.judge.logits(to_pixels(images)), self.judge.domains
+        likeliest = {domain: of.argmax(-1).tolist() for domain, of in logits.items()}
         found = []
         for row, i in enumerate(prompt_ids):
-            verdict = {**likeliest[row], OTHER: likeliest[row][OBJECT]}
+            verdict = {domain: names[likeliest[domain][row]] for domain, names in classes.items()}
+            verdict[OTHER] = verdict[OBJECT]
             for place, name in self.cells[i].labels.items():
-                domain = OBJECT if place == OTHER else place
-                if shown[domain][row, self.judge.domains[domain].index(name)]:
+                if place != STYLE and logits[OBJECT][row, classes[OBJECT].index(name)] > 0:
                     verdict[place] = name
             found.append(verdict)
         return found

@@ -49,8 +49,8 @@ class ExaminationConfig:
         GRID,
         metavar="NAME_OR_FILE",
         help=f"Prompts to draw: every combination of the judge's classes ({GRID}; {CANVAS} is the one of the "
-        f"bundled world), {ARTWORK} (for a judge of artwork), {NAME}, {LITE} (a subset of it), or a .csv or .jsonl file with the columns prompt, "
-        "group (forget, in_domain, cross_domain, neighbour) and label. Default: grid; without a judge the "
+        f"bundled world), {ARTWORK} (for a judge of artwork), {NAME}, {LITE} (a subset of it), or a .csv or "
+        ".jsonl file with the columns prompt, group (forget, in_domain, cross_domain, neighbour) and label. Default: grid; without a judge the "
         "prompts of --forget_prompts and --retain_prompts.",
     )
     judge_name_or_path: str | None = flag(

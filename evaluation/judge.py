@@ -161,9 +161,15 @@ class Judge(nn.Module):
         return {domain: head(features) for domain, head in self.heads.items()}
 
     @torch.no_grad()
+    def logits(self, pixels: torch.Tensor, batch_size: int = 256) -> dict[str, torch.Tensor]:
+        """(B, 3, H, W) in [-1, 1] -> (B, classes) by domain, on the CPU; above 0 is likelier there than not,
+        for the domains in `several`."""
+        chunks = [self(chunk) for chunk in self._fitted(pixels).split(batch_size)]
+        return {domain: torch.cat([c[domain] for c in chunks]).cpu() for domain in self.domains}
+
     def predict(self, pixels: torch.Tensor, batch_size: int = 256) -> dict[str, torch.Tensor]:
         """(B, 3, H, W) in [-1, 1] -> class indices (B,) by domain, on the CPU."""
-        return {domain: found.argmax(-1) for domain, found in self._logits(pixels, batch_size).items()}
+        return {domain: found.argmax(-1) for domain, found in self.logits(pixels, batch_size).items()}
 
     def verdicts(self, images: list[Image.Image]) -> list[dict[str, str]]:
         """For each of B images of one size, the class it sees, by domain."""
@@ -173,7 +179,6 @@ class Judge(nn.Module):
             for i in range(len(images))
         ]
 
-    @torch.no_grad()
     def shown(self, pixels: torch.Tensor, batch_size: int = 256) -> dict[str, torch.Tensor]:
         """All classes that images show: (B, 3, H, W) in [-1, 1] -> (B, classes) bool by domain, on the CPU.
 
@@ -184,7 +189,7 @@ class Judge(nn.Module):
             domain: found > 0
             if domain in self.several
             else nn.functional.one_hot(found.argmax(-1), found.shape[-1]).bool()
-            for domain, found in self._logits(pixels, batch_size).items()
+            for domain, found in self.logits(pixels, batch_size).items()
         }
 
     @torch.no_grad()
@@ -195,10 +200,6 @@ class Judge(nn.Module):
     def identity(self) -> str:
         """A hash of its weights and classes."""
         return weights_digest(self, json.dumps(self.config))
-
-    def _logits(self, pixels: torch.Tensor, batch_size: int) -> dict[str, torch.Tensor]:
-        chunks = [self(chunk) for chunk in self._fitted(pixels).split(batch_size)]
-        return {domain: torch.cat([c[domain] for c in chunks]).cpu() for domain in self.domains}
 
     def _fitted(self, pixels: torch.Tensor) -> torch.Tensor:
         if pixels.shape[-2:] != (self.image_size, self.image_size):

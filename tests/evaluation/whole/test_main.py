@@ -269,7 +269,7 @@ def test_user_errors(
         ),
         (
             [*adapter, *base, *output, "--protocol", "absent.csv"],
-            "absent.csv",
+            "grid, canvas, artwork, unlearncanvas",
         ),
         (
             [*adapter, *base, *output, "--protocol", "unlearncanvas"],
