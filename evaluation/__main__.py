@@ -1,7 +1,8 @@
 """Judge an adapter: `python -m evaluation --adapter DIR --output_dir DIR` reports UA, IRA and CRA of base and
 adapter side by side.
 
-The adapter is loaded with `load_lora_weights`, as any user would load it. Images and verdicts are kept in
+The adapter is loaded with `load_lora_weights`, as any user would load it. Without one a pipeline is judged as
+it is, for example one that an adapter was fused into. Images and verdicts are kept in
 --output_dir, so that the same command goes on where it was interrupted; under `accelerate launch` the
 processes share the work. docs/evaluation.md explains protocols and metrics.
 """
@@ -42,7 +43,7 @@ from evaluation.measures import (
     judge_features,
     reference_features,
 )
-from evaluation.observation import Store
+from evaluation.observation import BASE, Store
 from evaluation.pareto import pareto
 from evaluation.protocol import default_guidance, evaluate, grid_title, list_jobs, pareto_title, table
 from evaluation.shards import Side
@@ -111,6 +112,11 @@ class EvaluationConfig:
     base: AdapterBase
     measures: MeasureConfig
 
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Weights of the adapter; without one there is the base alone."""
+        return self.measures.scales if self.examination.adapter else (BASE,)
+
     def with_batch_size(self, usual: int) -> EvaluationConfig:
         """With the base's usual batch size where none was given."""
         return replace(self, examination=self.examination.with_batch_size(usual))
@@ -127,8 +133,8 @@ def check_config(config: EvaluationConfig) -> None:
     Raises:
         ValueError: which flag is wrong.
     """
-    adapter, output = Path(config.examination.adapter), config.output.output_dir
-    if adapter.is_dir() and output.resolve() == adapter.resolve():
+    adapter, output = config.examination.adapter, config.output.output_dir
+    if adapter and Path(adapter).is_dir() and output.resolve() == Path(adapter).resolve():
         raise ValueError(
             "--output_dir is the adapter's own directory, whose results.json it would replace; choose another."
         )
@@ -143,6 +149,8 @@ def check_config(config: EvaluationConfig) -> None:
     seeds = config.measures.seeds or ()
     if len(set(seeds)) < len(seeds):
         raise ValueError("--seeds holds a seed twice.")
+    if adapter is None and config.measures.scales != MeasureConfig().scales:
+        raise ValueError("--scales are weights of an adapter; name it with --adapter.")
 
 
 @advised("eval_batch_size")
@@ -174,7 +182,8 @@ def compare(
     """Draw and judge with the adapter and without it, and write what was found."""
     # The digest distinguishes local pipelines of the same name.
     base = {"base": public_name(chosen.base.name), "base_digest": weights_digest(pipe.unet.conv_in)}
-    load_adapter(pipe, config.examination.adapter)
+    if config.examination.adapter:
+        load_adapter(pipe, config.examination.adapter)
     measures = choose_measures(config.measures, features, chosen, image_size=Backbone.of(pipe).image_size)
     output = config.output.output_dir
     if config.output.overwrite_output_dir and accelerator.is_main_process:
@@ -190,7 +199,7 @@ def compare(
             num_inference_steps=config.examination.num_inference_steps,
             guidance_scale=config.examination.guidance_scale,
             batch_size=config.examination.eval_batch_size,
-            scales=config.measures.scales,
+            scales=config.scales,
             measures=measures,
             store=store,
             processes=(accelerator.process_index, accelerator.num_processes),
@@ -271,7 +280,7 @@ def choose_measures(
 
 
 def open_store(
-    config: EvaluationConfig, examination: Examination, pipe: Any, base: dict[str, str], adapter: Path
+    config: EvaluationConfig, examination: Examination, pipe: Any, base: dict[str, str], adapter: Path | None
 ) -> Store:
     """The directories of base and adapter, each with what its images depend on.
 
@@ -291,13 +300,13 @@ def open_store(
         "images": len(jobs),
         "prompts_and_seeds": hashlib.sha256(json.dumps(jobs).encode()).hexdigest(),
     }
-    digest = hashlib.sha256(adapter.read_bytes()).hexdigest()
+    digest = adapter and hashlib.sha256(adapter.read_bytes()).hexdigest()
     images, kind = config.output.output_dir / IMAGES, examination.image_format
     sides = {
         float(scale): Side(
             images / f"weight-{scale:g}", {**settings, "adapter": digest, "scale": scale}, kind
         )
-        for scale in config.measures.scales
+        for scale in config.scales
         if scale
     }
     return Store(Side(config.output.base_images or images / "base", settings, kind), sides)

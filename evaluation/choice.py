@@ -33,14 +33,19 @@ from reward.teacher import Teacher
 logger = logging.getLogger(__name__)
 
 CANVAS, GRID, CLIP_JUDGE = "canvas", "grid", "clip"
+NOTHING_SAID: dict[str, Any] = {"concept": None, "base": None, "revision": None}
+"""By no adapter."""
 
 
 @dataclass(frozen=True)
 class ExaminationConfig:
     """Adapter, prompts and judge."""
 
-    adapter: str = flag(
-        metavar="DIR", help="Directory with pytorch_lora_weights.safetensors, or an id on the Hub."
+    adapter: str | None = flag(
+        None,
+        metavar="DIR",
+        help="Directory with pytorch_lora_weights.safetensors, or an id on the Hub. Default: none; the pipeline "
+        "is judged as it is, for example one that an adapter was fused into.",
     )
     concept: tuple[str, ...] | None = flag(
         None, metavar="TEXT", help="What the adapter was to erase. Default: what the adapter says."
@@ -117,16 +122,16 @@ class Choice:
     """What the settings choose; the pipeline is not loaded yet.
 
     Attributes:
-        adapter: its file.
-        directory: its directory, with other files that describe it.
+        adapter: its file; None is the base alone.
+        directory: the adapter's, with other files that describe it.
         concepts: what it was to erase; None if nobody says.
         base: the base that is loaded.
         dtype: the precision it is loaded in.
         clip_name: the teacher's, as results show it.
     """
 
-    adapter: Path
-    directory: Path
+    adapter: Path | None
+    directory: Path | None
     concepts: list[str] | None
     base: BaseConfig
     dtype: torch.dtype
@@ -159,13 +164,9 @@ def choose(
     Raises:
         ValueError: one of them cannot be found.
     """
-    adapter = find_adapter(config.adapter)
-    directory = (
-        adapter.parent
-        if Path(config.adapter).is_dir()
-        else resolve_directory(config.adapter, None, [adapter.name, RESULTS_NAME])
-    )
-    said = what_adapter_says(directory)
+    adapter = find_adapter(config.adapter) if config.adapter else None
+    directory = adapter and directory_of(adapter, str(config.adapter))
+    said = what_adapter_says(directory) if directory else NOTHING_SAID
     concepts = list(config.concept) if config.concept else said["concept"]
     resolved = (
         replace(base, pretrained_model_name_or_path=str(canvas.PIPELINE))
@@ -174,7 +175,8 @@ def choose(
     )
     clip_model = config.clip_model or (f"local-dir:{canvas.CLIP}" if resolved.is_bundled else None)
     teacher = Teacher.from_pretrained(clip_model, config.clip_pretrained, device) if clip_model else None
-    clip_name = name_clip(clip_model, read_results(directory).get("settings")) if clip_model else None
+    settings = read_results(directory).get("settings") if directory else None
+    clip_name = name_clip(clip_model, settings) if clip_model else None
     examination = choose_examination(
         config,
         concepts,
@@ -195,6 +197,17 @@ def choose(
         clip_name=clip_name,
         device=device,
     )
+
+
+def directory_of(adapter: Path, named: str) -> Path:
+    """Where the files lie that describe an adapter.
+
+    Args:
+        named: its directory or Hub id.
+    """
+    if Path(named).is_dir():
+        return adapter.parent
+    return resolve_directory(named, None, [adapter.name, RESULTS_NAME])
 
 
 def choose_examination(
@@ -231,7 +244,7 @@ def choose_examination(
         )
         return FileExamination(judge, rows, name, Path(config.protocol).name)
     if not concepts:
-        raise ValueError("The adapter does not say what it erases; name it with --concept.")
+        raise ValueError("No adapter says what it erases; name it with --concept.")
     if config.protocol in (NAME, LITE):
         if not (config.style_classifier and config.object_classifier):
             raise ValueError(

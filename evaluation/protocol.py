@@ -178,7 +178,7 @@ def table(results: Mapping[str, Any]) -> str:
     rows = {"base": results["base"]}
     if results.get("scales"):
         rows |= {f"weight {side['scale']:g}": side for side in results["scales"] if side["scale"]}
-    else:
+    elif results["lora_scale"]:
         rows["adapter"] = results["adapter"]
     lines = [" ".join([f"{'':12}", *(f"{name:>22}" for name in names)]) + "   (percent)"]
     for label, side in rows.items():

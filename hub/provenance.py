@@ -178,7 +178,7 @@ def find_base(given: str | None, recorded: str | None) -> str | Path:
     name = given or recorded
     if name is None:
         raise ValueError(
-            "The adapter does not say which base it is for; name it with --pretrained_model_name_or_path."
+            "No adapter says which base it is for; name it with --pretrained_model_name_or_path."
         )
     if name == BUNDLED_PIPELINE:
         return canvas.PIPELINE

@@ -106,7 +106,7 @@ class ProbesConfig:
     @property
     def output_dir(self) -> Path:
         """Where reports and samples are written."""
-        return self.output.output_dir or Path(self.examination.adapter) / "probes"
+        return self.output.output_dir or Path(str(self.examination.adapter)) / "probes"
 
     def with_batch_size(self, usual: int) -> ProbesConfig:
         """With the base's usual batch size where none was given."""
@@ -124,7 +124,10 @@ def check_config(config: ProbesConfig) -> None:
     Raises:
         ValueError: which flag is missing.
     """
-    if config.output.output_dir is None and not Path(config.examination.adapter).is_dir():
+    adapter = config.examination.adapter
+    if not adapter:
+        raise ValueError("Probes try to get back what an adapter erased; name it with --adapter.")
+    if config.output.output_dir is None and not Path(adapter).is_dir():
         raise ValueError("--output_dir is needed for an adapter on the Hub.")
 
 
@@ -142,6 +145,7 @@ def main(config: ProbesConfig) -> None:
 def run_all(config: ProbesConfig, *, chosen: Choice, pipe: DiffusionPipeline) -> None:
     """Run the probes and write what they found."""
     given, examination = config.examination, chosen.examination
+    assert given.adapter and chosen.directory  # `check_config` has refused anything else
     subject = Subject(
         pipe,
         load_adapter(pipe, given.adapter),
@@ -173,6 +177,7 @@ def run_all(config: ProbesConfig, *, chosen: Choice, pipe: DiffusionPipeline) ->
 
 def described(subject: Subject, chosen: Choice, config: ProbesConfig) -> dict[str, Any]:
     """What the results depend on, as JSON."""
+    assert chosen.adapter
     guidance = default_guidance(subject.pipe) if subject.guidance_scale is None else subject.guidance_scale
     given = config.output
     said = {

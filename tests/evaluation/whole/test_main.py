@@ -108,6 +108,24 @@ def test_scale_zero_is_the_base(
         assert [image.tobytes() for image in draw(pipe, jobs, 2)] == [image.tobytes() for image in before]
 
 
+def test_without_an_adapter_the_pipeline_is_judged_as_it_is(
+    adapter_dir: Path, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged = run(adapter_dir, tmp_path / "with", *base)
+    alone = ["--output_dir", str(tmp_path / "alone"), "--concept", *judged["concept"], *base, *QUICK]
+    capsys.readouterr()
+    main(parse_config(alone))
+    results = json.loads((tmp_path / "alone" / "results.json").read_text())
+    assert {**results["base"], "measures": None} == {**judged["base"], "measures": None}
+    assert results["adapter"] == results["base"] and results["lora_scale"] == 0
+    printed = capsys.readouterr().out
+    assert "base" in printed and "\nadapter" not in printed
+    with pytest.raises(ValueError, match="--scales are weights of an adapter"):
+        main(parse_config([*alone, "--scales", "0.5"]))
+    with pytest.raises(ValueError, match="name it with --concept"):
+        main(parse_config(["--output_dir", str(tmp_path / "none"), *base, *QUICK]))
+
+
 def test_a_sweep_draws_the_base_once_and_shows_the_price(
     adapter_dir: Path, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
