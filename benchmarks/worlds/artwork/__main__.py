@@ -22,6 +22,7 @@ from benchmarks.worlds.artwork.build import (
     SIZES,
     Build,
     build_autoencoder,
+    build_decoder,
     build_denoiser,
     build_judge,
     build_reward,
@@ -38,6 +39,7 @@ from common.flags import Command, flag, parse_command
 PROG = "python -m benchmarks.worlds.artwork"
 STAGES = {
     "autoencoder": build_autoencoder,
+    "decoder": build_decoder,
     "denoiser": build_denoiser,
     "judge": build_judge,
     "clip": build_teacher,
@@ -79,6 +81,12 @@ class BuildConfig:
         Path("runs/artwork"), help="Where weights, quality.json and unfinished work are written."
     )
     stages: tuple[str, ...] = flag(PARTS, choices=PARTS, help="Which parts to build. Default: all.")
+    without: str | None = flag(
+        None,
+        metavar="NAME",
+        help="Train only one more pipeline, on the same latents, that never sees this object or style: what exact "
+        "forgetting looks like.",
+    )
     size: str | None = flag(
         None, choices=tuple(SIZES), help="How large and how long. Default: gpu where there is one."
     )
@@ -94,6 +102,9 @@ def run_build(config: BuildConfig) -> None:
     build.begin()
     text = credits(artwork.sources)
     write_aside(config.output_dir / CREDITS, lambda aside: aside.write_text(text, "utf-8"))
+    if config.without:
+        build_denoiser(build, config.without)
+        return
     for stage in config.stages:
         if stage == "report":
             print(json.dumps(report(build), indent=2))

@@ -147,6 +147,38 @@ def train_autoencoder(
     return vae
 
 
+def train_decoder(
+    vae: AutoencoderKL,
+    images: torch.Tensor,
+    latents: tuple[torch.Tensor, torch.Tensor],
+    *,
+    steps: int,
+    state_dir: Path,
+    seed: int,
+    batch_size: int = 16,
+    distance: Distance = coarse_distance,
+) -> None:
+    """Train what draws latents further, in place. Latents stay what they are, and so does whatever was
+    trained on them.
+
+    Args:
+        latents: of the images, as `encode` has them.
+    """
+    device = next(vae.parameters()).device
+    decoder = nn.ModuleList([vae.post_quant_conv, vae.decoder])
+    mean, std = latents
+
+    def loss_fn(_: int, generator: torch.Generator) -> torch.Tensor:
+        index = _batch(len(images), batch_size, generator)
+        sample = mean[index] + std[index] * torch.randn(std[index].shape, generator=generator).to(mean.device)
+        reconstruction = vae.decode(sample.to(device) / vae.config.scaling_factor).sample
+        return distance(reconstruction, pixels(images[index]).to(device))
+
+    fit(
+        "decoder", decoder, loss_fn, adamw(1e-3), steps=steps, state_dir=state_dir, seed=seed, ema_decay=0.999
+    )
+
+
 @torch.no_grad()
 def encode(
     vae: AutoencoderKL, images: torch.Tensor, batch_size: int = 256
