@@ -29,6 +29,9 @@ NAMES = {
     "spm": "SPM, ungated",
 }
 """As tables show them, in their order."""
+NEVER = "never"
+TITLES = NAMES | {NEVER: "never saw the concept"}
+"""The same, and a pipeline that was trained without the concept: what forgetting would be at best."""
 
 
 def command(method: str, concept: str, seed: int, directory: str, world: Sequence[str] = ()) -> list[str]:

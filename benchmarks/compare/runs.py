@@ -19,15 +19,18 @@ class World:
     """Flags that name a base and what belongs to it; none for the bundled one.
 
     Attributes:
-        erase: for the programs that erase: base, CLIP, reward predictor.
+        erase: for the programs that erase, from the concept: base, CLIP, reward predictor, prompts.
         evaluate: for `python -m evaluation`: base, CLIP, judge, seeds.
         probe: for `python -m evaluation.probes`, from the erased concept: base, CLIP, judge, and what else it
             is given.
+        base_images: from the concept, where an evaluation keeps the base's images; concepts that are judged
+            on the same prompts share a folder.
     """
 
-    erase: Sequence[str] = ()
+    erase: Callable[[str], Sequence[str]] = lambda concept: ()
     evaluate: Sequence[str] = ()
     probe: Callable[[str], Sequence[str]] = lambda concept: ()
+    base_images: Callable[[str], str] = lambda concept: "base"
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def run_all(
     """For every run the results of its evaluation, what its training cost, method, concept, seed and the size
     of the adapter's file.
 
-    The base's images are drawn once for all.
+    The base's images are drawn once for all concepts that share them.
 
     Raises:
         RuntimeError: a run failed; the message names its log.
@@ -57,10 +60,12 @@ def run_all(
     erase, evaluate = [], []
     for erasure in erasures:
         path = erasure.directory(output_dir)
-        given = command(erasure.method, erasure.concept, erasure.seed, str(path), world.erase)
+        given = command(
+            erasure.method, erasure.concept, erasure.seed, str(path), world.erase(erasure.concept)
+        )
         erase.append(Job(given, path / RESULTS_NAME, path.with_suffix(".log")))
-        judged = path / "evaluation"
-        given = ["-m", "evaluation", "--adapter", str(path), "--base_images", str(output_dir / "base")]
+        judged, images = path / "evaluation", output_dir / world.base_images(erasure.concept)
+        given = ["-m", "evaluation", "--adapter", str(path), "--base_images", str(images)]
         given += ["--output_dir", str(judged), *world.evaluate]
         evaluate.append(Job(given, judged / RESULTS_NAME, path.with_suffix(".evaluation.log")))
     erased, evaluated = run_jobs(erase, at_a_time, "erasing"), run_jobs(evaluate, at_a_time, "evaluating")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.compare.methods import BASE, NAMES, OURS
+from benchmarks.compare.methods import BASE, OURS, TITLES
 from benchmarks.report import MISSING, bold, markdown, mean, mean_interval, number
 from evaluation.metrics import HEADLINE, summarize
 
@@ -25,7 +26,12 @@ COSTS = {
     "images": "images drawn",
 }
 """Columns from the `training` of results.json."""
-PERCENT = (*HEADLINE, "NRA", "mean")
+COLOURS = colormaps["tab20"]
+"""One for each method."""
+DISTANCES = ("FID",)
+"""Metrics that are not in percent, and the better the lower."""
+Read = Callable[[Run, str], dict[str, float]]
+"""A run and one of its sides, "base" or "adapter" -> the metrics that are shown, by name."""
 
 
 def domain(run: Run) -> str:
@@ -33,7 +39,7 @@ def domain(run: Run) -> str:
     return next(iter(run["targets"]))
 
 
-def metrics(run: Run, side: str = "adapter") -> dict[str, float]:
+def metrics(run: Run, side: str) -> dict[str, float]:
     """UA, IRA, CRA and their mean, NRA and FID, as far as the evaluation could tell them."""
     of = run[side]
     found = {name: of[name] for name in HEADLINE if of.get(name) is not None}
@@ -45,21 +51,25 @@ def metrics(run: Run, side: str = "adapter") -> dict[str, float]:
     return found
 
 
-def table(runs: Sequence[Run]) -> str:
+def table(runs: Sequence[Run], read: Read = metrics) -> str:
     """One row a method, and the base: metrics for styles and for objects, then what the adapter costs; mean
     and 95 % interval over concepts and seeds.
 
     The highest mean of a column in percent is bold, equals alike.
     """
-    methods = [name for name in NAMES if any(run["method"] == name for run in runs)]
-    header, rows = ["method"], {name: [NAMES[name]] for name in methods}
+    methods = [name for name in TITLES if any(run["method"] == name for run in runs)]
+    header, rows = ["method"], {name: [TITLES[name]] for name in methods}
     base = [BASE]
     for d in DOMAINS:
         of = [run for run in runs if domain(run) == d]
-        for name in dict.fromkeys(name for run in of for name in metrics(run)):
+        adapters = [
+            _Found(run["method"], read(run, "adapter"), run["adapter"].get("images", {})) for run in of
+        ]
+        bases = [_Found(BASE, read(run, "base"), run["base"].get("images", {})) for run in of]
+        for name in dict.fromkeys(name for found in adapters for name in found.metrics):
             header.append(f"{d} {name}")
-            base.append(number(_summary(of, name, "base")["mean"]))
-            for method, cell in _column(of, name, methods).items():
+            base.append(number(_summary(bases, name)["mean"]))
+            for method, cell in _column(adapters, name, methods).items():
                 rows[method].append(cell)
     costs = {name: title for name, title in COSTS.items() if any(name in run["training"] for run in runs)}
     header += [*costs.values(), "adapter, MB"]
@@ -71,49 +81,66 @@ def table(runs: Sequence[Run]) -> str:
     return markdown(header, [base, *rows.values()])
 
 
-def _column(runs: Sequence[Run], name: str, methods: Sequence[str]) -> dict[str, str]:
+class _Found(NamedTuple):
+    """One side of a run: who drew it, its metrics, and how many images are behind those that say so."""
+
+    method: str
+    metrics: Mapping[str, float]
+    images: Mapping[str, int]
+
+
+def _column(found: Sequence[_Found], name: str, methods: Sequence[str]) -> dict[str, str]:
     """A metric's cell for each method."""
-    found = {method: _summary([r for r in runs if r["method"] == method], name) for method in methods}
-    means = [summary["mean"] for summary in found.values() if summary["mean"] is not None]
+    summaries = {method: _summary([f for f in found if f.method == method], name) for method in methods}
+    means = [summary["mean"] for summary in summaries.values() if summary["mean"] is not None]
     cells = {}
-    for method, summary in found.items():
-        best = (
-            name in PERCENT and summary["mean"] is not None and number(summary["mean"]) == number(max(means))
-        )
-        text = mean_interval(summary, 2 if name == "FID" else 1, least=0.0)
+    for method, summary in summaries.items():
+        percent = name not in DISTANCES
+        best = percent and summary["mean"] is not None and number(summary["mean"]) == number(max(means))
+        text = mean_interval(summary, 1 if percent else 2, least=0.0)
         cells[method] = bold(text) if best else text
     return cells
 
 
-def _summary(of: Sequence[Run], name: str, side: str = "adapter") -> dict[str, Any]:
+def _summary(of: Sequence[_Found], name: str) -> dict[str, Any]:
     if not of:
         return {"mean": None, "ci95": None}
-    images = sum(run[side].get("images", {}).get(name, 0) for run in of) or None
-    rows = [{name: metrics(run, side).get(name)} for run in of]
-    return summarize(rows, {name: images} if name in PERCENT else None)[name]
+    images = sum(found.images.get(name, 0) for found in of) or None
+    percent = {} if name in DISTANCES else {name: images}
+    return summarize([{name: found.metrics.get(name)} for found in of], percent)[name]
 
 
-def plot(runs: Sequence[Run], path: Path) -> None:
-    """UA against (IRA + CRA) / 2, or against IRA where the judge knows one domain, for styles and for
-    objects: a large point a method, a small one a run."""
+def plot(
+    runs: Sequence[Run],
+    path: Path,
+    read: Read = metrics,
+    *,
+    forgotten: str = "UA",
+    kept: Sequence[str] = ("IRA", "CRA"),
+) -> None:
+    """What is forgotten against the mean of what is kept, as far as it is known, for styles and for objects:
+    a large point a method, a small one a run."""
     domains = [d for d in DOMAINS if any(domain(run) == d for run in runs)]
     figure = Figure(figsize=(5.5 * len(domains), 4.8), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
     shown = {}
     for axes, d in zip(figure.subplots(1, len(domains), squeeze=False)[0], domains, strict=True):
-        for k, method in enumerate(NAMES):
-            of = [metrics(run) for run in runs if run["method"] == method and domain(run) == d]
+        for k, method in enumerate(TITLES):
+            of = [read(run, "adapter") for run in runs if run["method"] == method and domain(run) == d]
             if not of:
                 continue
-            kept = [name for name in ("IRA", "CRA") if name in of[0]]
-            x, y = [f["UA"] for f in of], [fmean(f[name] for name in kept) for f in of]
-            axes.scatter(x, y, s=10, color=f"C{k}", alpha=0.35, linewidths=0)
+            known = [name for name in kept if name in of[0]]
+            x, y = [f[forgotten] for f in of], [fmean(f[name] for name in known) for f in of]
+            axes.scatter(x, y, s=10, color=COLOURS(k), alpha=0.35, linewidths=0)
             size, marker = (150, "*") if method == OURS else (60, "o")
-            shown[NAMES[method]] = axes.scatter(fmean(x), fmean(y), s=size, color=f"C{k}", marker=marker)
-            axes.set_ylabel("(IRA + CRA) / 2 (percent)" if len(kept) == 2 else f"{kept[0]} (percent)")
+            shown[TITLES[method]] = axes.scatter(fmean(x), fmean(y), s=size, color=COLOURS(k), marker=marker)
+            together = " + ".join(known)
+            axes.set_ylabel(
+                f"({together}) / {len(known)} (percent)" if len(known) > 1 else f"{together} (percent)"
+            )
         axes.set(xlim=(None, 101), ylim=(None, 101))
         axes.set_title(f"{d}s", fontsize=11)
-        axes.set_xlabel("UA (percent)")
+        axes.set_xlabel(f"{forgotten} (percent)")
         axes.grid(alpha=0.3)
     figure.legend(
         list(shown.values()),

@@ -76,7 +76,7 @@ def world(base: Path, photographs: Path) -> World:
     judged = [*both, "--judge_name_or_path", judge]
     learnt = ["--num_concept_images", str(PROBE_PHOTOGRAPHS), "--concept_images"]
     return World(
-        [*both, "--reward_model_name_or_path", reward],
+        lambda name: [*both, "--reward_model_name_or_path", reward],
         [*judged, "--seeds", *seeds],
         lambda name: [*judged, *learnt, str(photographs / name)],
     )

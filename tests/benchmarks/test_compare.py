@@ -95,7 +95,14 @@ def test_what_was_measured_gets_a_column_and_what_was_not_gets_none() -> None:
         "NRA": 50.0,
         "changed_images": 3.0,
     }
-    assert metrics(known) == {"UA": 100.0, "IRA": 90.0, "CRA": 80.0, "mean": 90.0, "NRA": 50.0, "FID": 12.34}
+    assert metrics(known, "adapter") == {
+        "UA": 100.0,
+        "IRA": 90.0,
+        "CRA": 80.0,
+        "mean": 90.0,
+        "NRA": 50.0,
+        "FID": 12.34,
+    }
     without = run("uce", "cat", 100.0, 90.0, 80.0, training={"seconds": 1.0})
     text = table([known, without])
     assert (
@@ -124,7 +131,9 @@ def test_a_judge_of_one_domain_has_no_cross_domain_figure(tmp_path: Path) -> Non
     for found in runs:
         for side in ("base", "adapter"):
             found[side] = found[side] | {"CRA": None}
-    assert metrics(runs[0]) == {"UA": 100.0, "IRA": 90.0, "mean": 95.0} and "CRA" not in table(runs)
+    assert metrics(runs[0], "adapter") == {"UA": 100.0, "IRA": 90.0, "mean": 95.0} and "CRA" not in table(
+        runs
+    )
     plot(runs, tmp_path / "figure.png")
     assert Image.open(tmp_path / "figure.png").height > 300
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from run_as_main import run_programs_here
+from safetensors.torch import load_file
 
+from benchmarks.artwork import __main__ as comparison
 from benchmarks.worlds.artwork import __main__ as command
 from benchmarks.worlds.artwork import build, report
 from benchmarks.worlds.artwork.judge import augment
@@ -20,6 +23,7 @@ from benchmarks.worlds.artwork.packages import ArtworkError, Source
 from benchmarks.worlds.artwork.render import SIDE
 from benchmarks.worlds.artwork.scenes import SIZE
 from benchmarks.worlds.canvas.models import pixels
+from evaluation import artwork
 from evaluation.judge import Judge
 
 STYLES, NAMES = ("Flat", "Line"), ("cat", "dog", "fox", "pear")
@@ -55,13 +59,13 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_pictures_their_labels_and_captions_belong_together(packed: Path) -> None:
-    artwork = load(packed)
-    shown = build.scenes(artwork, 40, 7)
+    found = load(packed)
+    shown = build.scenes(found, 40, 7)
     images = build.pictures(packed, 40, 7)
     assert images.shape == (40, 3, SIZE, SIZE) and images.dtype == torch.uint8
     assert torch.equal(images[:20], build.pictures(packed, 20, 7))
     assert not torch.equal(images[:20], build.pictures(packed, 20, 8))
-    truth = build.labels(artwork, shown)
+    truth = build.labels(found, shown)
     assert truth["object"].sum(1).tolist() == [len(scene.objects) for scene in shown]
     captions = build.captions_of(shown)(torch.tensor([3, 5]), torch.Generator())
     assert captions == [shown[3].caption, shown[5].caption]
@@ -73,7 +77,7 @@ def test_the_judge_is_trained_on_pictures_worse_than_drawings() -> None:
     assert torch.equal(one, again) and one.shape == x.shape and not torch.equal(one, x)
 
 
-def test_from_the_pack_to_the_report(
+def test_from_the_pack_to_the_comparison(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_programs_here(monkeypatch)
@@ -110,3 +114,38 @@ def test_from_the_pack_to_the_report(
     judge = Judge.from_pretrained(out / "judge")
     seen = judge.shown(pixels(build.pictures(packed, 3, 1)))
     assert seen["style"].sum(1).tolist() == [1, 1, 1] and seen["object"].shape == (3, len(NAMES))
+
+    with pytest.raises(ArtworkError, match=r"'dodo'.*\bfox\b.*\bLine\b"):
+        command.run_build(command.parse_config(["build", *given, "--without", "dodo"]))
+    command.main(command.parse_config(["build", *given, "--without", "cat"]))
+    whole, without = (load_file(weights_of(out, name)) for name in ("pipeline", "pipeline-without-cat"))
+    assert whole.keys() == without.keys() and any(not torch.equal(whole[k], without[k]) for k in whole)
+
+    for name in ("CATEGORY_IMAGES", "PAIR_IMAGES", "NAMED_IMAGES"):
+        monkeypatch.setattr(artwork, name, 4)
+    chosen = ["--base", str(out), "--methods", "uce", "--concepts", "cat", "Line style", "--jobs", "1"]
+    compared = tmp_path / "compared"
+    comparison.main(comparison.parse_config([*chosen, "--output_dir", str(compared)]))
+    told = {file.stem: file.read_text().splitlines() for file in (compared / "told").iterdir()}
+    assert told["cat"] == [f"a {name} in {style} style" for style in STYLES for name in ("dog", "pear")]
+    assert told["line-style"] == [f"a {name} in Flat style" for name in NAMES]
+    spec = json.loads((compared / "runs" / "uce-cat-0" / "results.json").read_text())
+    assert spec["forget_prompts"] == [f"a cat in {style} style" for style in STYLES]
+    assert spec["retain_prompts"] == told["cat"]
+    table = (compared / "table.md").read_text()
+    assert "| never saw the concept |" in table and "object UA_synonyms" not in table
+    found = json.loads((compared / "comparison.json").read_text())["runs"]
+    assert [(run["method"], run["concept"]) for run in found] == [
+        ("uce", "cat"),
+        ("uce", "Line style"),
+        ("never", "cat"),
+    ]
+    assert found[2]["base"] == found[0]["base"] and found[2]["adapter"] != found[0]["base"]
+    assert (compared / "cat.png").is_file() and (compared / "comparison.png").is_file()
+    shutil.rmtree(out / "judge")
+    with pytest.raises(ValueError, match=r"holds no judge.*--output_dir"):
+        comparison.main(comparison.parse_config([*chosen, "--output_dir", str(compared)]))
+
+
+def weights_of(out: Path, name: str) -> Path:
+    return out / name / "unet" / "diffusion_pytorch_model.safetensors"

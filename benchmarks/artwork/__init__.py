@@ -1,0 +1,1 @@
+"""Our default beside published methods on a world of artwork."""

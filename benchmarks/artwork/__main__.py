@@ -1,0 +1,159 @@
+"""Forget objects and styles of artwork, by our default and by published methods: `python -m
+benchmarks.artwork`.
+
+The base is what `python -m benchmarks.worlds.artwork build` has written. Every method erases every concept
+with every seed, with one set of settings, and is told the same: the concept's name and half of the other
+objects, or styles, to keep. The base's judge then looks at what names the concept, means it, or draws it all
+the same, and at what was never told (`evaluation.artwork`). Where a pipeline lies beside the base that never
+saw the concept (`build --without`), it is judged too. What has its results is not run again. Written are
+table.md, comparison.json, comparison.png, and for each concept a picture of what all methods draw for the
+same prompts and seed. The erasures of the concepts of `--probe` are probed too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.artwork.tables import category_table, metrics
+from benchmarks.artwork.world import Base
+from benchmarks.compare.grid import method_grid
+from benchmarks.compare.methods import NAMES, NEVER
+from benchmarks.compare.probes import probe_all
+from benchmarks.compare.probes import sections as probe_sections
+from benchmarks.compare.runs import Erasure, run_all
+from benchmarks.compare.tables import Run, plot, table
+from benchmarks.jobs import Job, run_jobs, slug
+from benchmarks.report import sections, write_json, write_text
+from benchmarks.worlds.artwork import WEIGHTS
+from common.errors import friendly_errors
+from common.flags import flag, parse
+from hub.provenance import RESULTS_NAME
+from pipelines.base import load_pipeline
+
+CONCEPTS = (
+    *("cat", "doughnut", "rose", "cyclone"),
+    *("Noto style", "Fluent 3D style", "Monotone style"),
+)
+"""Chosen before any of them was erased: objects of four categories, and styles of which each has one that is
+near to it. Settings are chosen on others (benchmarks/baselines/sweep.py)."""
+
+
+@dataclass(frozen=True)
+class ArtworkConfig:
+    """Runs."""
+
+    base: Path = flag(
+        WEIGHTS, metavar="DIR", help="What `python -m benchmarks.worlds.artwork build` has written."
+    )
+    methods: tuple[str, ...] = flag(
+        tuple(NAMES), choices=tuple(NAMES), help="Which methods to compare. Default: all."
+    )
+    concepts: tuple[str, ...] = flag(CONCEPTS, help="What to erase, each in runs of its own.")
+    seeds: tuple[int, ...] = flag((0,), help="Training seeds of every method.")
+    more_seeds: tuple[int, ...] = flag((1, 2), help="Further training seeds of --repeated.")
+    repeated: tuple[str, ...] = flag(
+        ("ours", "esd"), choices=tuple(NAMES), help="Methods that are trained with --more_seeds too."
+    )
+    probe: tuple[str, ...] = flag(
+        (),
+        metavar="CONCEPT",
+        help="Erasures of these, of the first training seed, are probed too. Default: none.",
+    )
+    jobs: int = flag(
+        os.cpu_count() or 1,
+        at_least=1,
+        help="Runs at a time, one thread each. Default: the number of cores.",
+    )
+    output_dir: Path = flag(
+        Path("runs/artwork-comparison"), help="Where runs, tables, JSON and pictures are written."
+    )
+
+    @property
+    def erasures(self) -> list[Erasure]:
+        """All of them; a concept's are together."""
+        return [
+            Erasure(method, concept, seed)
+            for concept in self.concepts
+            for method in self.methods
+            for seed in (*self.seeds, *(self.more_seeds if method in self.repeated else ()))
+        ]
+
+    @property
+    def probed(self) -> list[Erasure]:
+        """Those that are probed."""
+        first = self.seeds[0]
+        return [e for e in self.erasures if e.seed == first and e.concept in self.probe]
+
+    def check(self) -> None:
+        """
+        Raises:
+            ValueError: something is to be probed that is not erased.
+        """
+        if unknown := [concept for concept in self.probe if concept not in self.concepts]:
+            raise ValueError(f"--probe {unknown[0]!r} is none of --concepts: {', '.join(self.concepts)}.")
+
+
+def judge_never(config: ArtworkConfig, base: Base, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The same for the pipelines that never saw a concept, beside the base that did.
+
+    Raises:
+        RuntimeError: an evaluation failed; the message names its log.
+    """
+    jobs, concepts = [], []
+    for concept in config.concepts:
+        if pipeline := base.never_saw(concept):
+            output = config.output_dir / NEVER / slug(concept)
+            given = ["--concept", concept, "--output_dir", str(output), *base.judged(pipeline)]
+            jobs.append(Job(["-m", "evaluation", *given], output / RESULTS_NAME, output.with_suffix(".log")))
+            concepts.append(concept)
+    found = []
+    for concept, judged in zip(concepts, run_jobs(jobs, config.jobs, "never saw it"), strict=True):
+        before = next(run["base"] for run in runs if run["concept"] == concept)
+        known = {"method": NEVER, "concept": concept, "seed": 0, "adapter_mb": None, "training": {}}
+        found.append(judged | known | {"base": before})
+    return found
+
+
+def draw_grids(config: ArtworkConfig, base: Base) -> None:
+    """A picture for each concept: what the base and all methods draw for the same prompts and seed."""
+    pipe, seed = load_pipeline(base.directory / "pipeline"), config.seeds[0]
+    for concept in config.concepts:
+        erased = {NAMES[m]: Erasure(m, concept, seed).directory(config.output_dir) for m in config.methods}
+        method_grid(
+            pipe,
+            base.examination(concept),
+            {"base": None} | erased,
+            path=config.output_dir / f"{slug(concept)}.png",
+            title=f"Erased: {concept} (training seed {seed})",
+        )
+
+
+def parse_config(arguments: Sequence[str] | None = None) -> ArtworkConfig:
+    """The settings of a command line."""
+    return parse(ArtworkConfig, arguments, __doc__, prog="python -m benchmarks.artwork")
+
+
+def main(config: ArtworkConfig) -> None:
+    config.check()
+    base, output_dir = Base(config.base), config.output_dir
+    base.check()
+    world = base.world(config.concepts, output_dir / "told")
+    runs = run_all(config.erasures, output_dir, config.jobs, world)
+    runs += judge_never(config, base, runs)
+    probed = probe_all(config.probed, output_dir, config.jobs, world)
+    tables = {"All concepts": table(runs, metrics), "Category prompts": category_table(runs)}
+    text = sections(tables) + probe_sections(probed)
+    write_text(output_dir / "table.md", text)
+    write_json(output_dir / "comparison.json", {"runs": runs, "probes": probed})
+    plot(runs, output_dir / "comparison.png", metrics, forgotten="forgotten", kept=("kept",))
+    draw_grids(config, base)
+    print(text)
+
+
+if __name__ == "__main__":
+    with friendly_errors():
+        main(parse_config())
