@@ -45,6 +45,16 @@ METRICS = {
     "CRA": "cross-domain retain accuracy: the same for the other kinds, over all images",
     "NRA": "neighbour retain accuracy: IRA over the classes nearest to the concept alone",
 }
+DEFINED = METRICS | {
+    "UA_synonyms": "UA where the prompt says a synonym of the concept",
+    "UA_categories": "UA where the prompt says a category that the concept belongs to: its other members may be "
+    "drawn",
+    "UA_pairs": "UA where the prompt asks for the concept and for something else",
+    "other_of_two": "how often the judge finds the something else there",
+    "IRA_told": "IRA over the classes that training was told to keep",
+    "IRA_untold": "IRA over those that it was not told of",
+}
+"""The same, and what single protocols measure beyond it."""
 LICENCES = {
     BUNDLED_PIPELINE: "apache-2.0",
     "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
@@ -150,7 +160,7 @@ def escape(text: str) -> str:
 
 def _results_section(results: Mapping[str, Any]) -> str:
     base, adapter = results.get("base") or {}, results.get("adapter") or {}
-    names = [name for name in METRICS if base.get(name) is not None or adapter.get(name) is not None]
+    names = [name for name in DEFINED if base.get(name) is not None or adapter.get(name) is not None]
     if not names:
         return ""
     rows = [
@@ -176,7 +186,7 @@ def _results_section(results: Mapping[str, Any]) -> str:
             "",
             judge,
             "",
-            *(f"- {name}, {METRICS[name]}" for name in names),
+            *(f"- {name}, {DEFINED[name]}" for name in names),
         ]
     )
 
@@ -184,15 +194,16 @@ def _results_section(results: Mapping[str, Any]) -> str:
 def suffered(results: Mapping[str, Any]) -> list[tuple[str, str, float, float]]:
     """The retained classes, or prompts, whose accuracy fell, worst first: domain, name, percent of the base
     and of the adapter; empty if it is not known which were to be erased."""
-    erased = results.get("targets") or {"prompt": results.get("forget_prompts") or []}
-    if not any(erased.values()):
+    targets = results.get("targets") or {"prompt": results.get("forget_prompts") or []}
+    erased = {name for names in targets.values() for name in names}
+    if not erased:
         return []
     before, after = ((results.get(side) or {}).get("per_class") or {} for side in ("base", "adapter"))
     pairs = [
         (domain, name, before[domain][name], value)
         for domain, classes in after.items()
         for name, value in classes.items()
-        if name in before.get(domain, {}) and name not in erased.get(domain, [])
+        if name in before.get(domain, {}) and name not in erased
     ]
     return sorted((pair for pair in pairs if pair[3] < pair[2]), key=lambda pair: pair[3] - pair[2])
 
@@ -351,7 +362,7 @@ def _eval_results(results: Mapping[str, Any]) -> list[EvalResult] | None:
             metric_value=adapter[name],
             metric_args=seeds | ({"ci95": bounds} if (bounds := _interval(adapter, name)) else {}) or None,
         )
-        for name in METRICS
+        for name in DEFINED
         if adapter.get(name) is not None
     ]
     return found or None

@@ -12,7 +12,7 @@ import canvas
 from common.flags import by_name, flag
 from common.names import BUNDLED_PIPELINE
 from hub.adapter import read_adapter_metadata
-from hub.card import METRICS
+from hub.card import DEFINED
 from pipelines.base import BaseConfig
 
 RESULTS_NAME = "results.json"
@@ -125,7 +125,7 @@ def _is_text(value: Any) -> bool:
 
 def _wrong_metrics(side: dict[str, Any]) -> list[str]:
     """Names of malformed values of base or adapter: percentages, their intervals, and the classes' own."""
-    wrong = [name for name in METRICS if not (side.get(name) is None or _is_number(side[name]))]
+    wrong = [name for name in DEFINED if not (side.get(name) is None or _is_number(side[name]))]
     intervals, classes = side.get("ci95") or {}, side.get("per_class") or {}
     if not isinstance(intervals, dict) or not all(
         _is_number(pair)

@@ -15,7 +15,7 @@ from common.names import without_path
 from evaluation.report.page import table
 from evaluation.report.run import Run, data_uri
 from evaluation.report.svg import Bar, Point, bars, lines, pareto
-from hub.card import GRID_NAME, METRICS, UNLOADABLE, listed, suffered
+from hub.card import DEFINED, GRID_NAME, METRICS, UNLOADABLE, listed, suffered
 
 CURVES = {
     "Forgotten: share of forget images": ("forgotten", "replaced"),
@@ -56,7 +56,7 @@ def heading(run: Run) -> str:
 def metrics(run: Run) -> str:
     """Every metric of base and adapter, and its meaning."""
     before, after = run.results.get("base") or {}, run.results.get("adapter") or {}
-    names = [name for name in (*METRICS, "CRA_retained", "CRA_forgotten") if after.get(name) is not None]
+    names = [name for name in (*DEFINED, "CRA_retained", "CRA_forgotten") if after.get(name) is not None]
     if not names:
         return ""
     rows = [
@@ -67,7 +67,7 @@ def metrics(run: Run) -> str:
         other = (before.get("measures") or {}).get(name)
         rows.append([name, _measure(other), _measure(found), ""])
     meaning = "".join(
-        f"<li><b>{name}</b>, {html.escape(text)}</li>" for name, text in METRICS.items() if name in names
+        f"<li><b>{name}</b>, {html.escape(text)}</li>" for name, text in DEFINED.items() if name in names
     )
     found = table(["percent", "base", "with the adapter", "images"], rows, 1)
     return f"<h2>Metrics</h2>{found}<ul class='soft'>{meaning}</ul>"

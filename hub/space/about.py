@@ -13,7 +13,7 @@ from PIL import Image
 
 from common.names import BUNDLED_PIPELINE, hub_id
 from hub.adapter import read_adapter_metadata
-from hub.card import METRICS, UNLOADABLE, escape, listed
+from hub.card import DEFINED, UNLOADABLE, escape, listed
 from hub.provenance import check_results, read_results, what_adapter_says
 from hub.space.studio import MAX_GUIDANCE, MAX_STEPS
 
@@ -116,11 +116,11 @@ def metrics(about: About | None) -> str:
     before, after = about.results.get("base") or {}, about.results.get("adapter") or {}
     known = [
         name
-        for name in METRICS
+        for name in DEFINED
         if isinstance(before.get(name), int | float) and isinstance(after.get(name), int | float)
     ]
     lines = [
-        f"- **{name} {after[name]:.1f} %** (base {before[name]:.1f} %), {METRICS[name]}" for name in known
+        f"- **{name} {after[name]:.1f} %** (base {before[name]:.1f} %), {DEFINED[name]}" for name in known
     ]
     if known:
         lines = [

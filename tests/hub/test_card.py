@@ -157,6 +157,15 @@ def test_what_suffered_most_is_shown_worst_first_without_what_was_to_be_erased(o
     assert not row.findall(unaimed) and unaimed.count("\n## ") == text.count("\n## ") - 1
 
 
+def test_what_a_protocol_adds_is_shown_and_explained(output_dir: Path) -> None:
+    before = {"UA": 1.0, "UA_categories": 80.0, "per_class": {"an animal": {"cat": 20.0, "dog": 80.0}}}
+    after = {"UA": 99.0, "UA_categories": 97.5, "per_class": {"an animal": {"cat": 2.5, "dog": 60.0}}}
+    text = model_card(results(base=before, adapter=after, targets={"object": ["cat"]}), output_dir).text
+    assert re.search(r"\| UA_categories \|", text) and "80.00" in text and "97.50" in text
+    assert "- UA_categories, UA where the prompt says a category" in text and "UA_pairs" not in text
+    assert "| an animal | dog | 80.00 | 60.00 |" in text and "| an animal | cat |" not in text
+
+
 def test_prompts_that_suffered_stand_in_for_classes_where_the_teacher_judged(output_dir: Path) -> None:
     metrics = {"base": {"a cat": 90.0, "a | tree": 80.0}, "adapter": {"a cat": 0.0, "a | tree": 70.0}}
     sides = {side: {"UA": 1.0, "per_class": {"prompt": of_prompts}} for side, of_prompts in metrics.items()}
