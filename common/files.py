@@ -7,6 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that git-lfs leaves in place of another."""
+
 
 def write_aside(path: Path, write: Any) -> None:
     """Call `write(temporary_path)` and rename the result to `path`, so that a kill leaves the old file or
@@ -28,3 +31,12 @@ def give_usual_mode(path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
+
+
+def is_pointer(path: str | Path) -> bool:
+    """Whether a file is what git-lfs leaves in place of one that has not been fetched."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(len(POINTER)) == POINTER
+    except OSError:
+        return False

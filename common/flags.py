@@ -22,6 +22,7 @@ import yaml
 
 from common.command_line import DiscreetParser
 from common.names import public_name
+from common.texts import read_text
 
 T = TypeVar("T")
 METADATA = "flag"
@@ -361,10 +362,9 @@ def read_file(config: type, path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it cannot be read, or it holds a name or a value that is none; the message says which.
     """
+    text = read_text(path, "settings file")
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ValueError(f"--config {path} cannot be read: {error.strerror}.") from error
+        found = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"--config {path} is not YAML: {reason}.") from error

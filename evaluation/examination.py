@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, TypeVar
@@ -24,6 +22,7 @@ from evaluation.metrics import (
     grid,
     tabulate,
 )
+from reward.concept.words import says, words
 
 if TYPE_CHECKING:
     from reward.concept import ConceptSpec
@@ -243,15 +242,17 @@ def target_classes(domains: Mapping[str, Sequence[str]], concepts: Sequence[str]
     """
     targets: dict[str, set[str]] = {}
     for concept in concepts:
-        said = _words(concept)
         named = [
-            (domain, name) for domain, names in domains.items() for name in names if _words(name) <= said
+            (domain, name)
+            for domain, names in domains.items()
+            for name in names
+            if (wanted := set(words(name))) and says(concept, wanted)
         ]
         if not named:
             listed = "; ".join(f"{domain}: {', '.join(names)}" for domain, names in domains.items())
             raise ValueError(f"The judge has no class that the concept {concept!r} names; it knows {listed}.")
         for domain, name in named:
-            if not any(of == domain and _words(name) < _words(other) for of, other in named):
+            if not any(of == domain and set(words(name)) < set(words(other)) for of, other in named):
                 targets.setdefault(domain, set()).add(name)
     return targets
 
@@ -280,11 +281,6 @@ def nearest_classes(
             cosines = {name: float(embedding(domain, name) @ embedding(domain, target)) for name in others}
             found[domain].update(sorted(cosines, key=cosines.__getitem__, reverse=True)[:count])
     return found
-
-
-def _words(text: str) -> set[str]:
-    found = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
-    return {word.removesuffix("s") or word for word in found}
 
 
 def spaced(candidates: Sequence[T], count: int) -> list[T]:

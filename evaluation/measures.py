@@ -22,7 +22,7 @@ set's own.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from torchvision.models import inception_v3
 from torchvision.transforms.functional import resize
 
+from common.pictures import pictures_in, read_picture
 from evaluation.intervals import Z_975
 from evaluation.judge import ImageJudge, to_pixels, weights_digest
 from evaluation.metrics import mean_interval
@@ -47,7 +48,6 @@ CLIP_SCORE, PIXEL_DRIFT, SSIM, FEATURES = "clip_score", "pixel_drift", "ssim", "
 RESAMPLES = 50
 KID_SUBSET, KID_SUBSETS = 1000, 10
 INCEPTION_SIDE = 299
-PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 Values = dict[str, np.ndarray]
 """Measurements by name, a row for each image."""
@@ -274,20 +274,12 @@ def reference_features(
         ValueError: there are fewer than two, or one cannot be read.
     """
     found = []
-    for path in _pictures(directory):
-        try:
-            with Image.open(path) as picture:
-                image = picture.convert("RGB").resize(size, Image.Resampling.BILINEAR)
-        except OSError as error:
-            raise ValueError(f"{path} could not be read as an image: {error}") from error
+    for path in pictures_in(directory, below=True):
+        image = read_picture(path).resize(size, Image.Resampling.BILINEAR)
         found.append(embed([image]))
     if len(found) < 2:
         raise ValueError(f"{directory} holds {len(found)} pictures; at least 2 are needed as a reference.")
     return torch.cat(found)
-
-
-def _pictures(directory: str | Path) -> Iterable[Path]:
-    return sorted(path for path in Path(directory).rglob("*") if path.suffix.casefold() in PICTURES)
 
 
 class _Given(nn.Module):

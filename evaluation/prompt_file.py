@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from common.texts import lines_of, read_text
 from evaluation.examination import Examination
 from evaluation.judge import ImageJudge, match_class
 from evaluation.metrics import CROSS_RETAINED, FORGET, IN_DOMAIN, NEIGHBOUR, Cell
@@ -41,15 +43,14 @@ class Row:
 def read_prompt_file(path: str | Path) -> list[Row]:
     """Read a `.csv` with a header, or a `.jsonl` with one object a line; other columns are ignored.
 
+    Line breaks and other white space within a value are single spaces.
+
     Raises:
         ValueError: it cannot be read, a column or a value is missing (row and column are named; the header is
             row 1), a group is none of GROUPS, a row occurs twice, or no row asks for the concept.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"The prompt file {path} could not be read: {error}") from error
+    text = read_text(path, "prompt file")
     if path.suffix.casefold() == ".csv":
         records = _csv_records(path, text)
     elif path.suffix.casefold() == ".jsonl":
@@ -59,7 +60,7 @@ def read_prompt_file(path: str | Path) -> list[Row]:
     rows: dict[tuple[str, str], Row] = {}
     for number, record in records:
         place = f"{path.name}, row {number}"
-        values = {column: str(record.get(column) or "").strip() for column in COLUMNS}
+        values = {column: " ".join(str(record.get(column) or "").split()) for column in COLUMNS}
         for column, value in values.items():
             if not value:
                 raise ValueError(f"{place}: column {column!r} is missing or empty.")
@@ -138,7 +139,7 @@ def find_class(judge: ImageJudge, row: Row) -> tuple[str, str]:
 
 
 def _csv_records(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(text.splitlines())
+    reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
         return _rows_of(path, reader)
     except csv.Error as error:
@@ -158,7 +159,7 @@ def _rows_of(path: Path, reader: csv.DictReader[str]) -> list[tuple[int, dict[st
 
 def _jsonl_records(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
     records = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(lines_of(text), start=1):
         if not line.strip():
             continue
         try:

@@ -30,10 +30,10 @@ from tqdm.auto import tqdm
 
 from common.errors import Unsound
 from common.files import write_aside
+from common.pictures import as_shown, no_pictures, pictures_in, read_picture
 from pipelines.backbone import Backbone
 from policy.kernel import ReverseKernel
 from policy.policy import Policy
-from reward.images import IMAGE_SUFFIXES, read_image
 from reward.origin import fingerprint, key_of
 from reward.teacher import Teacher
 
@@ -301,19 +301,15 @@ class ImageFolder:
         if not directory.is_dir():
             raise ValueError(f"--train_data_dir {directory} is not a directory.")
         self.directory = directory
-        self.paths = sorted(
-            p for p in directory.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
-        )
+        self.paths = pictures_in(directory, below=True)
         if not self.paths:
-            raise ValueError(
-                f"--train_data_dir {directory} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})."
-            )
+            raise ValueError(f"--train_data_dir {no_pictures(directory)}")
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Image.Image:
-        return read_image(self.paths[index])
+        return read_picture(self.paths[index])
 
     def label(self) -> dict[str, Any]:
         """Names, sizes and times of the files: an image that is replaced makes another cache."""
@@ -350,16 +346,16 @@ class DatasetImages:
         if not len(self.rows):
             raise ValueError(f"The dataset {name} (split {split}) holds no image.")
         self.column = column
-        if not isinstance(self[0], Image.Image):
+        if not isinstance(first := self.rows[0][column], Image.Image):
             raise ValueError(
-                f"The column {column!r} of the dataset {name} holds no images but {type(self[0]).__name__}; give another --image_column."
+                f"The column {column!r} of the dataset {name} holds no images but {type(first).__name__}; give another --image_column."
             )
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Image.Image:
-        return self.rows[index][self.column]
+        return as_shown(self.rows[index][self.column])
 
     def label(self) -> dict[str, Any]:
         return {"fingerprint": self.rows._fingerprint, "column": self.column}

@@ -14,6 +14,7 @@ from itertools import zip_longest
 
 import torch
 
+from common.texts import folded
 from reward.concept.spec import ConceptSpec, SpecError, check_spec, clean_concepts
 from reward.concept.vocabulary import KINDS, asking_for, plain_name, vocabulary, without_concept
 from reward.concept.words import contains_concept, distinctive_words, nearest_without, words
@@ -102,7 +103,8 @@ def make_spec(
     )
     candidates, confusable = retain_prompts or [], {}
     if retain_prompts is None:
-        others = [p for p in known_prompts if not asks_for_concept(p) and p not in forget]
+        meant = set(map(folded, forget))
+        others = [p for p in known_prompts if not asks_for_concept(p) and folded(p) not in meant]
         candidates, too_near = apart_from(forget, others, encode_text)
         confusable = {", ".join(concepts): too_near} if too_near else {}
     if not candidates and not seldom:
@@ -164,7 +166,7 @@ def kind_of(concept: str, encode_text: TextEncoder) -> str:
         return "style"
     listed = {kind: [*vocabulary(kind)] for kind in KINDS}
     for kind, names in listed.items():
-        if plain_name(concept).casefold() in {name.casefold() for name in names}:
+        if folded(plain_name(concept)) in map(folded, names):
             return kind
     known = [(kind, name) for kind in KINDS for name in listed[kind]]
     similarity = encode_text([name for _, name in known]) @ encode_text([plain_name(concept)])[0]

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from common.pictures import no_pictures, pictures_in, read_picture
 from reward.concept.automatic import TextEncoder
 from reward.concept.spec import SpecError
 from reward.concept.words import shared_words
-from reward.images import IMAGE_SUFFIXES, read_image
 
 
 def read_images(directory: str | Path) -> list[Image.Image]:
@@ -22,10 +22,10 @@ def read_images(directory: str | Path) -> list[Image.Image]:
     directory = Path(directory)
     if not directory.is_dir():
         raise SpecError(f"The image folder {directory} does not exist.")
-    paths = sorted(p for p in directory.iterdir() if p.suffix.casefold() in IMAGE_SUFFIXES)
+    paths = pictures_in(directory)
     if not paths:
-        raise SpecError(f"{directory} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-    return [read_image(path) for path in paths]
+        raise SpecError(no_pictures(directory))
+    return [read_picture(path) for path in paths]
 
 
 def name_images(embeddings: torch.Tensor, known_prompts: list[str], encode_text: TextEncoder) -> str:

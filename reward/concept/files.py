@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from common.texts import lines_of, read_text
 from reward.concept.spec import ConceptSpec, SpecError, check_spec, clean_concepts
 from reward.concept.vocabulary import KINDS
 from reward.concept.words import nearest_without
@@ -19,9 +20,9 @@ def read_prompts(path: str | Path) -> list[str]:
     """Prompts of a text file: one a line, `#` starts a comment line, duplicates dropped.
 
     Raises:
-        SpecError: the file cannot be read as text or holds no prompt.
+        ValueError: the file cannot be read as text or holds no prompt.
     """
-    lines = _read_text(path, "prompt file").splitlines()
+    lines = lines_of(read_text(path, "prompt file"))
     prompts = list(
         dict.fromkeys(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
     )
@@ -73,10 +74,10 @@ def read_spec(path: str | Path) -> ConceptSpec:
     without it they are the retain prompts with the most words in common. `kinds` may be left out.
 
     Raises:
-        SpecError: the file cannot be read, is no YAML (with line and column), lacks a field or contradicts
+        ValueError: the file cannot be read, is no YAML (with line and column), lacks a field or contradicts
             itself.
     """
-    text = _read_text(path, "spec")
+    text = read_text(path, "spec")
     try:
         content = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
@@ -170,10 +171,3 @@ def _texts(content: dict[str, Any], name: str) -> list[str]:
     if wrong:
         raise SpecError(f"`{name}` must hold texts only, not {shortened(wrong[0])}.")
     return list(dict.fromkeys(" ".join(entry.split()) for entry in value)) if name != "kinds" else value
-
-
-def _read_text(path: str | Path, kind: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"The {kind} {path} cannot be read: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from common.texts import folded
 from reward.concept.words import contains_concept, words
 
 
@@ -68,7 +69,7 @@ def check_spec(spec: ConceptSpec) -> ConceptSpec:
         raise SpecError(
             "No prompt is left to retain; give prompts the model must go on drawing with --retain_prompts FILE."
         )
-    corpus = spec.forget_prompts + spec.retain_prompts
+    corpus, forgotten = spec.forget_prompts + spec.retain_prompts, set(map(folded, spec.forget_prompts))
     for role, prompts in (
         ("retain prompt", spec.retain_prompts),
         ("anchor", [text for row in spec.anchors for text in row]),
@@ -76,7 +77,7 @@ def check_spec(spec: ConceptSpec) -> ConceptSpec:
         for prompt in dict.fromkeys(prompts):
             asks_for = (
                 prompt
-                if prompt in spec.forget_prompts
+                if folded(prompt) in forgotten
                 else next((c for c in spec.concepts if contains_concept(prompt, c, corpus)), None)
             )
             if asks_for is not None:

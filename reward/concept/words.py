@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections import Counter
+from collections.abc import Set as AbstractSet
+from functools import cache
+
+from common.texts import folded
 
 COMMON_SHARE = 0.5
 """A word found in more than this share of the known prompts does not tell a concept from anything else."""
@@ -31,24 +35,55 @@ GENERIC_WORDS = frozenset(
 style"."""
 
 
-def words(text: str) -> list[str]:
-    """Lower-case words without punctuation and plural s."""
-    found = re.findall(r"\w+", text.casefold())
-    return [w[:-1] if len(w) > 3 and w.endswith("s") and not w.endswith("ss") else w for w in found]
+SPACELESS = (
+    *("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HANGUL"),
+    *("THAI", "LAO", "TIBETAN", "MYANMAR", "KHMER"),
+)
+"""How Unicode names the letters of scripts in which a word need not end with a space."""
+
+
+@cache
+def words(text: str) -> tuple[str, ...]:
+    """Lower-case words without punctuation and plural s; a run of letters of a script without spaces is one
+    word."""
+    found: list[str] = []
+    before = ""
+    for char in folded(text):
+        # A mark belongs to the letter before it, as vowels of Hindi do.
+        kind = before if unicodedata.category(char).startswith("M") else _kind(char)
+        if kind and kind == before:
+            found[-1] += char
+        elif kind:
+            found.append(char)
+        before = kind
+    return tuple(w[:-1] if len(w) > 3 and w.endswith("s") and not w.endswith("ss") else w for w in found)
+
+
+@cache
+def _kind(char: str) -> str:
+    """Of what kind of word a character is part; empty if of none."""
+    if not (char.isalnum() or char == "_"):
+        return ""
+    return "spaceless" if unicodedata.name(char, "").startswith(SPACELESS) else "spaced"
+
+
+def says(text: str, wanted: AbstractSet[str]) -> bool:
+    """Whether a text holds all of some words, in any order; one of a script without spaces may stand within
+    others."""
+    found = set(words(text))
+    return all(word in found or (_kind(word[0]) == "spaceless" and word in folded(text)) for word in wanted)
 
 
 def distinctive_words(concept: str, corpus: list[str]) -> set[str]:
     """The words of the concept that set it apart in the corpus; all of them if none does."""
-    counts = Counter(w for text in corpus for w in set(words(text)))
-    telling = {
-        w for w in words(concept) if w not in FUNCTION_WORDS and counts[w] <= COMMON_SHARE * len(corpus)
-    }
-    return telling - GENERIC_WORDS or telling or set(words(concept))
+    counts = {w: sum(says(text, {w}) for text in corpus) for w in set(words(concept))}
+    telling = {w for w in counts if w not in FUNCTION_WORDS and counts[w] <= COMMON_SHARE * len(corpus)}
+    return telling - GENERIC_WORDS or telling or set(counts)
 
 
 def contains_concept(text: str, concept: str, corpus: list[str]) -> bool:
     """Whether `text` holds every distinctive word of the concept, in any order."""
-    return distinctive_words(concept, corpus) <= set(words(text))
+    return says(text, distinctive_words(concept, corpus))
 
 
 def nearest_without(prompt: str, concepts: list[str], candidates: list[str], corpus: list[str]) -> list[str]:

@@ -36,6 +36,27 @@ def csv_file(tmp_path: Path) -> Path:
     return tmp_path / "prompts.csv"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_break_within_a_cell_is_a_space(encoding: str, end: str, tmp_path: Path) -> None:
+    lines = [
+        "prompt,group,label",
+        '"a boat image in',
+        'Van Gogh style",forget,Van Gogh',
+        "a\u2028cat,in_domain,cat",
+    ]
+    (tmp_path / "a.csv").write_bytes(end.join([*lines, ""]).encode(encoding))
+    objects = [
+        {"prompt": f"a boat image in{end}Van Gogh style", "group": "forget", "label": "Van Gogh"},
+        {"prompt": "a\u2028cat", "group": "in_domain", "label": "cat"},
+    ]
+    written = [json.dumps(entry, ensure_ascii=False) for entry in objects]
+    (tmp_path / "a.jsonl").write_bytes(end.join([*written, ""]).encode(encoding))
+    for name in ("a.csv", "a.jsonl"):
+        rows = read_prompt_file(tmp_path / name)
+        assert [row.prompt for row in rows] == ["a boat image in Van Gogh style", "a cat"]
+
+
 def test_csv_and_jsonl_say_the_same(csv_file: Path) -> None:
     rows = read_prompt_file(csv_file)
     assert [(row.prompt, row.group, row.label) for row in rows][:2] == [

@@ -180,13 +180,13 @@ def test_prompt_files_hold_comments_duplicates_and_blank_lines(tmp_path: Path) -
 def test_a_file_without_prompts_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes(content)
-    with pytest.raises(SpecError, match=r"prompts\.txt"):
+    with pytest.raises(ValueError, match=r"prompts\.txt"):
         read_prompts(path)
 
 
 def test_a_file_that_is_not_there_or_a_directory_is_refused_by_name(tmp_path: Path) -> None:
     for path in (tmp_path / "absent.txt", tmp_path):
-        with pytest.raises(SpecError, match=path.name):
+        with pytest.raises(ValueError, match=path.name):
             read_prompts(path)
 
 
@@ -399,7 +399,8 @@ def test_prompt_files_of_leco_are_read(tmp_path: Path) -> None:
     [
         ("concepts: [cat\nforget: x", r"line 2, column \d+"),
         ("a: 'b", "line 1"),
-        ("\x00", "YAML"),
+        ("\x00", "save it as UTF-8"),
+        ("\x07", "YAML"),
         ("", "`concepts`"),
         ("just a text", "`concepts`"),
         ("concepts: []", "`concepts`"),
@@ -423,6 +424,59 @@ def test_a_spec_that_cannot_be_used_is_refused_in_a_sentence(
 ) -> None:
     path = tmp_path / "spec.yaml"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(SpecError, match=names) as caught:
+    with pytest.raises(ValueError, match=names) as caught:
         read_spec(path)
     assert "spec.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "concept"),
+    [
+        ("a cafe\u0301 by mu\u0308ller", "Café Müller"),  # the same letters, decomposed
+        ("ＶＡＮ ＧＯＧＨ painting", "Van Gogh style"),  # wide letters of East Asian keyboards
+        ("STRASSE bei Nacht", "Straße"),
+        ("一幅梵高风格的房子", "梵高风格"),
+        ("ゴッホ風の猫", "ゴッホ"),
+        ("บ้านในสไตล์แวนโก๊ะ", "แวนโก๊ะ"),
+        ("고양이가 있는 그림", "고양이"),
+        ("วาดรูปcat", "cats"),  # two scripts without a space between them
+        ("हिन्दी कविता", "हिन्दी"),
+        ("Van Gogh 风格", "Van Gogh"),
+    ],
+)
+def test_a_concept_is_found_in_every_script(text: str, concept: str) -> None:
+    assert contains_concept(text, concept, [text, "a dog"])
+
+
+@pytest.mark.parametrize(
+    ("text", "concept"),
+    [
+        ("一幅莫奈风格的房子", "梵高风格"),
+        ("हिंसा", "हिन्दी"),  # begins alike; its vowels are marks
+        ("concatenation", "cat"),  # a script with spaces keeps its words whole
+        ("고 양 이", "고양이"),
+    ],
+)
+def test_a_concept_is_not_found_where_it_is_not_said(text: str, concept: str) -> None:
+    assert not contains_concept(text, concept, [text, concept])
+
+
+@pytest.mark.parametrize(
+    ("forget", "retain"),
+    [
+        ("a cat image in Neon style", "\ufeffa cat image in Neon style"),  # a byte-order mark before it
+        ("a café by Müller", "A cafe\u0301 by  Mu\u0308ller"),
+    ],
+)
+def test_a_prompt_is_not_both_forgotten_and_kept_however_it_is_written(
+    forget: str, retain: str, tmp_path: Path
+) -> None:
+    (tmp_path / "retain.txt").write_text(f"{retain}\n", encoding="utf-8")
+    kept = read_prompts(tmp_path / "retain.txt")
+    with pytest.raises(SpecError, match="asks for what is to be forgotten"):
+        make_spec(["xyz"], [], encode_text, forget_prompts=[forget], retain_prompts=kept)
+
+
+def test_known_prompts_that_the_user_forgets_in_other_letters_are_not_kept() -> None:
+    spec = make_spec(["xyz"], KNOWN, encode_text, forget_prompts=[KNOWN[0].upper()])
+    assert KNOWN[0] not in spec.retain_prompts

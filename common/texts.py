@@ -1,0 +1,54 @@
+"""Users' text files, in whatever encoding and with whatever line breaks their editors write, and what makes
+two texts the same."""
+
+from __future__ import annotations
+
+import codecs
+import unicodedata
+from pathlib import Path
+
+MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    # Before UTF-16, whose mark is the beginning of this one.
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Encoding by the mark that a file begins with; without one it is UTF-8."""
+
+
+def read_text(path: str | Path, kind: str) -> str:
+    """The text of a user's file, without a byte-order mark; lines end with a line feed alone.
+
+    Args:
+        kind: what it is, for the error, such as "prompt file".
+
+    Raises:
+        ValueError: it cannot be read, or is in no encoding that can be told.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"The {kind} {path} cannot be read: {error.strerror}.") from error
+    encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"The {kind} {path} cannot be read: byte {error.start} is no {encoding.upper()}; save it as UTF-8."
+        ) from error
+    if "\0" in text:
+        raise ValueError(f"The {kind} {path} cannot be read: it is no UTF-8 text; save it as UTF-8.")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of `read_text`. `str.splitlines` also breaks at separators that belong to a text, such as
+    those that a word processor leaves."""
+    return text.split("\n")
+
+
+def folded(text: str) -> str:
+    """What texts that read the same have in common: one Unicode form, case folded, single spaces."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
