@@ -23,6 +23,7 @@ import canvas
 from common.errors import is_out_of_memory
 from common.flags import by_name, flag
 from pipelines.backbone import Backbone
+from pipelines.declared import as_declared, scheduler_settings
 from pipelines.supported import Unsupported, check_unet, choose_class, class_of_checkpoint
 
 BY_LATENTS = "Default: by the size of the base's latents, 64 for the bundled canvas, 8 for Stable Diffusion 1.5 and 2 for SDXL."
@@ -157,6 +158,7 @@ def _from_file(
 ) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
     """From a checkpoint in one file."""
     cls = class_of_checkpoint(path)
+    settings = scheduler_settings(path, cls)
     if config is not None:
         with _one_line(f"The configs of {config} could not be loaded"):
             described = choose_class(config, DiffusionPipeline.load_config(config))
@@ -170,7 +172,8 @@ def _from_file(
     with _one_line(f"The checkpoint {path} could not be loaded ({advice})"):
         pipe = cls.from_single_file(str(path), dtype=dtype, **given)
         check_unet(path, pipe.unet.config, cls)
-        return pipe
+    pipe.register_modules(scheduler=as_declared(pipe.scheduler, settings, path))
+    return pipe
 
 
 def _given(

@@ -148,6 +148,8 @@ def class_of_checkpoint(path: Path) -> type[StableDiffusionPipeline] | type[Stab
             channels = [file.get_slice(key).get_shape() for key in (first, last) if key in names]
     except (OSError, SafetensorError) as error:
         raise Unsupported(f"{path} is not a readable safetensors file: {error}") from error
+    if any("lora_" in name or ".lora." in name for name in names):
+        raise Unsupported(f"{path} is a LoRA, not a base; name the base that it is for.")
     if len(channels) < 2 or any(len(shape) != 4 for shape in channels):
         raise Unsupported(f"{path} holds no UNet of Stable Diffusion in the original layout; {SUPPORTED}")
     check_channels(path, channels[0][1], channels[1][0])

@@ -14,6 +14,7 @@ from tiny_pipelines import BACKBONES, random_vae
 
 from pipelines.backbone import Backbone
 from pipelines.base import load_pipeline
+from pipelines.generate import ddim
 from pipelines.supported import SUPPORTED, Unsupported
 
 
@@ -284,6 +285,74 @@ def test_files_that_are_no_checkpoint_of_a_supported_base_are_refused(
         load_pipeline(pipeline_dirs["sd1"], config=str(pipeline_dirs["sd1"]))
     with pytest.raises(ValueError, match=r"absent\.safetensors"):
         load_pipeline(tmp_path / "absent.safetensors")
+
+
+MARKED: dict[str, tuple[dict[str, torch.Tensor], dict[str, str], dict[str, object]]] = {
+    "v_pred": ({"v_pred": torch.zeros(0)}, {}, {"prediction_type": "v_prediction"}),
+    "ztsnr": (
+        {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)},
+        {},
+        {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+    ),
+    "header": ({}, {"modelspec.prediction_type": "v"}, {"prediction_type": "v_prediction"}),
+    "architecture": (
+        {},
+        {"modelspec.architecture": "stable-diffusion-v2-768-v"},
+        {"prediction_type": "v_prediction"},
+    ),
+    "agreement": (
+        {},
+        {"modelspec.architecture": "stable-diffusion-v1", "modelspec.prediction_type": "epsilon"},
+        {},
+    ),
+    "unknown": ({}, {"modelspec.architecture": "my-own-merge"}, {}),
+}
+"""Tensors and header of a checkpoint, and how its scheduler differs from its configs'."""
+
+
+@pytest.mark.parametrize("kind", MARKED)
+def test_a_checkpoint_predicts_what_it_says(
+    kind: str, pipeline_dirs: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors, header, expected = MARKED[kind]
+    whole = load_pipeline(pipeline_dirs["sd1"])
+    save_original(whole, tmp_path / "plain.safetensors")
+    save_file(load_file(tmp_path / "plain.safetensors") | tensors, tmp_path / "model.safetensors", header)
+    pipe = load_pipeline(tmp_path / "model.safetensors", config=str(pipeline_dirs["sd1"]))
+    before, after = dict(whole.scheduler.config), dict(pipe.scheduler.config)
+    assert before["prediction_type"] == "epsilon"
+    assert {name: after.get(name) for name in expected} == expected
+    unchanged = before.keys() & after.keys() - expected.keys() - {"_class_name"}
+    assert {name: before[name] for name in unchanged} == {name: after[name] for name in unchanged}
+    said = [record.message for record in caplog.records if "the checkpoint is right" in record.message]
+    assert len(said) == len(expected) and all(any(name in message for message in said) for name in expected)
+    assert ddim(pipe).config.get("rescale_betas_zero_snr", False) == ("rescale_betas_zero_snr" in expected)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "header", "why"),
+    [
+        ({"v_pred": torch.zeros(0)}, {"modelspec.prediction_type": "epsilon"}, "epsilon.*v_prediction"),
+        ({}, {"modelspec.prediction_type": "flow"}, "'flow'.*epsilon"),
+        (
+            {},
+            {"modelspec.architecture": "stable-diffusion-xl-v1-base"},
+            "stable-diffusion-xl-v1-base.*StableDiffusionPipeline",
+        ),
+        ({"lora_unet_mid_block.lora_down.weight": torch.zeros(1)}, {}, "is a LoRA"),
+    ],
+)
+def test_a_checkpoint_that_contradicts_itself_is_refused(
+    tensors: dict[str, torch.Tensor],
+    header: dict[str, str],
+    why: str,
+    pipeline_dirs: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    save_original(load_pipeline(pipeline_dirs["sd1"]), tmp_path / "plain.safetensors")
+    save_file(load_file(tmp_path / "plain.safetensors") | tensors, tmp_path / "model.safetensors", header)
+    with pytest.raises(Unsupported, match=why):
+        load_pipeline(tmp_path / "model.safetensors", config=str(pipeline_dirs["sd1"]))
 
 
 def test_a_checkpoint_without_configs_says_how_to_name_them(
