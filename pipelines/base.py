@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +19,19 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors import SafetensorError
 
 import canvas
 from common.errors import is_out_of_memory
+from common.files import is_pointer
 from common.flags import by_name, flag
 from pipelines.backbone import Backbone
 from pipelines.declared import as_declared, scheduler_settings
 from pipelines.supported import Unsupported, check_unet, choose_class, class_of_checkpoint
+
+logger = logging.getLogger(__name__)
 
 BY_LATENTS = "Default: by the size of the base's latents, 64 for the bundled canvas, 8 for Stable Diffusion 1.5 and 2 for SDXL."
 """For the help of what `Backbone.usual_batch_size` decides."""
@@ -122,6 +129,10 @@ def load_pipeline(
         raise ValueError(
             f"The VAE {vae or f'of {name_or_path}'} has {made} channels and the UNet of {name_or_path} draws {drawn}; give another VAE."
         )
+    for number in ("", "_2"):
+        if tokenizer := getattr(pipe, f"tokenizer{number}", None):
+            window = getattr(pipe, f"text_encoder{number}").config.max_position_embeddings
+            tokenizer.model_max_length = min(tokenizer.model_max_length, window)
     pipe.set_progress_bar_config(disable=True)
     Backbone.of(pipe).decode_one_by_one()
     return pipe
@@ -139,18 +150,31 @@ def _from_directory(
     """From a diffusers directory or the Hub."""
     if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
         raise ValueError(f"{name} is not a diffusers pipeline: it holds no model_index.json.")
-    with _one_line(
-        f"The pipeline {name} could not be loaded (a diffusers directory or Hub id with safetensors)"
-    ):
+    beginning = f"The pipeline {name} could not be loaded (a diffusers directory or Hub id with safetensors)"
+    with _one_line(beginning):
         cls = choose_class(name, DiffusionPipeline.load_config(name, revision=revision))
         check_unet(name, UNet2DConditionModel.load_config(name, subfolder="unet", revision=revision), cls)
-    given = _given(cls, name, revision, vae=vae, dtype=dtype, safety_checker=safety_checker)
-    with _one_line(
-        f"The pipeline {name} could not be loaded (a diffusers directory or Hub id with safetensors)"
-    ):
-        return cls.from_pretrained(
-            name, revision=revision, variant=variant, dtype=dtype, use_safetensors=True, **given
-        )
+    given = _given(cls, name, revision, vae=vae, dtype=dtype)
+    load = partial(
+        cls.from_pretrained, name, revision=revision, variant=variant, dtype=dtype, use_safetensors=True
+    )
+    if safety_checker and cls is StableDiffusionPipeline:
+        try:
+            return load(**given)
+        except LOAD_ERRORS as error:
+            if is_out_of_memory(error):
+                raise
+            reason = _first_line(error)
+    with _one_line(beginning, partial(other_weights, name, revision, variant)):
+        pipe = load(**given, **_unchecked(cls))
+    if safety_checker and cls is StableDiffusionPipeline:
+        logger.warning(f"The safety checker of {name} could not be loaded, so there is none: {reason}")
+    return pipe
+
+
+def _unchecked(cls: type) -> dict[str, None]:
+    """What leaves a safety checker out, and what reads images for it."""
+    return {} if cls is StableDiffusionXLPipeline else {"safety_checker": None, "feature_extractor": None}
 
 
 def _from_file(
@@ -166,8 +190,9 @@ def _from_file(
             raise Unsupported(
                 f"{path} is a {cls.__name__} and {config} describes a {described.__name__}; name another with --config_name_or_path."
             )
-    given = _given(cls, config, None, vae=vae, dtype=dtype, safety_checker=safety_checker)
+    given = _given(cls, config, None, vae=vae, dtype=dtype)
     given |= {} if config is None else {"config": config}
+    given |= {} if safety_checker else _unchecked(cls)
     advice = "name a diffusers directory or a Hub id of its architecture with --config_name_or_path"
     with _one_line(f"The checkpoint {path} could not be loaded ({advice})"):
         pipe = cls.from_single_file(str(path), dtype=dtype, **given)
@@ -183,21 +208,14 @@ def _given(
     *,
     vae: str | None,
     dtype: torch.dtype,
-    safety_checker: bool,
 ) -> dict[str, Any]:
-    """What a pipeline gets in place of its own: another VAE, no safety checker, no watermark, which else
-    hangs on an installed package.
+    """What a pipeline gets in place of its own: another VAE, and no watermark, which else hangs on an
+    installed package.
 
     Args:
         configs: the directory or Hub id with the configs of the base's own parts, if there is one.
     """
-    given: dict[str, Any] = (
-        {"add_watermarker": False}
-        if cls is StableDiffusionXLPipeline
-        else {}
-        if safety_checker
-        else {"safety_checker": None}
-    )
+    given: dict[str, Any] = {"add_watermarker": False} if cls is StableDiffusionXLPipeline else {}
     if vae is None:
         return given
     # A VAE by itself, or that of a pipeline.
@@ -219,25 +237,65 @@ def _given(
     return given | {"vae": loaded}
 
 
+LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    HFValidationError,
+    AttributeError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    SafetensorError,
+)
+"""What the loaders raise for a base that they cannot load."""
+
+
 @contextmanager
-def _one_line(beginning: str) -> Iterator[None]:
+def _one_line(beginning: str, ending: Callable[[], str] = str) -> Iterator[None]:
     """The loaders' errors as a ValueError of one line; what is said of an unsupported base is said
-    already."""
+    already.
+
+    Args:
+        ending: makes a sentence that says what to do.
+    """
     try:
         yield
     except Unsupported:
         raise
-    except (
-        OSError,
-        ValueError,
-        HFValidationError,
-        AttributeError,
-        TypeError,
-        KeyError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:
+    except LOAD_ERRORS as error:
         if is_out_of_memory(error):
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{beginning}: {reason}") from error
+        raise ValueError(" ".join([f"{beginning}: {_first_line(error)}", ending()]).strip()) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+PATIENCE = 10
+"""Seconds that the Hub may take to list a repository."""
+
+
+def other_weights(name: str, revision: str | None, variant: str | None) -> str:
+    """What to do about a base that has weights, but not those that were looked for; empty if it cannot be
+    told."""
+    if Path(name).is_dir():
+        weights = [path for path in Path(name).rglob("*") if path.is_file()]
+        if pointer := next((path for path in weights if is_pointer(path)), None):
+            return f"{pointer} is a git-lfs pointer: run `git lfs pull`."
+        files = [path.name for path in weights]
+    else:
+        try:
+            info = HfApi().model_info(name, revision=revision, timeout=PATIENCE)
+        except (OSError, ValueError, HTTPError):
+            return ""
+        files = [file.rfilename for file in info.siblings or []]
+    variants = {found[1] for file in files if (found := re.search(r"\.([^.-]+)[^.]*\.safetensors$", file))}
+    if variants and variant not in variants:
+        listed = " or ".join(f"--variant {found}" for found in sorted(variants))
+        return f"Some of its weights are there as a variant only: add {listed}."
+    if any(file.endswith((".bin", ".ckpt", ".pt")) for file in files):
+        return (
+            "Its other weights are pickles, which are never read: find them as safetensors, or convert them."
+        )
+    return ""

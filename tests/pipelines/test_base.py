@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from original_layout import save_original
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import BACKBONES, random_vae
+from transformers import CLIPConfig, CLIPImageProcessor
 
 from pipelines.backbone import Backbone
 from pipelines.base import load_pipeline
@@ -215,6 +216,74 @@ def test_a_variant_of_the_weights_is_loaded(pipeline_dirs: dict[str, Path], tmp_
     assert load_pipeline(tmp_path, variant="fp16").unet.dtype == torch.float32
     with pytest.raises(ValueError, match=str(tmp_path)):
         load_pipeline(tmp_path)
+
+
+@pytest.mark.parametrize("parts", [("unet",), ("unet", "vae", "text_encoder")])
+def test_a_base_with_a_variant_only_says_how_to_name_it(
+    parts: tuple[str, ...], pipeline_dirs: dict[str, Path], tmp_path: Path
+) -> None:
+    directory = copied(pipeline_dirs["sd1"], tmp_path / "base")
+    for part in parts:
+        (file,) = (directory / part).glob("*.safetensors")
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    with pytest.raises(ValueError, match=r"add --variant fp16\.$"):
+        load_pipeline(directory)
+    if len(parts) == 3:
+        load_pipeline(directory, variant="fp16")
+
+
+def test_a_base_of_pickles_is_not_read_and_says_so(pipeline_dirs: dict[str, Path], tmp_path: Path) -> None:
+    directory = copied(pipeline_dirs["sd1"], tmp_path / "base")
+    (file,) = (directory / "unet").glob("*.safetensors")
+    file.rename(file.with_suffix(".bin"))
+    with pytest.raises(ValueError, match=r"pickles, which are never read"):
+        load_pipeline(directory)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_what_git_lfs_has_not_fetched_is_said_to_be_that(
+    part: str, pipeline_dirs: dict[str, Path], tmp_path: Path
+) -> None:
+    directory = copied(pipeline_dirs["sd1"], tmp_path / "base")
+    (file,) = (directory / part).glob("*.safetensors")
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ValueError, match="git lfs pull"):
+        load_pipeline(directory)
+
+
+def test_a_tokenizer_that_knows_no_window_gets_its_encoder_s(
+    pipeline_dirs: dict[str, Path], tmp_path: Path
+) -> None:
+    directory = copied(pipeline_dirs["sdxl"], tmp_path / "base")
+    for number in ("", "_2"):
+        file = directory / f"tokenizer{number}" / "tokenizer_config.json"
+        said = json.loads(file.read_text())
+        said.pop("model_max_length", None)
+        file.write_text(json.dumps(said))
+    pipe, usual = load_pipeline(directory), load_pipeline(pipeline_dirs["sdxl"])
+    assert pipe.tokenizer.model_max_length == usual.tokenizer.model_max_length < 1000
+    assert pipe.tokenizer_2.model_max_length == usual.tokenizer_2.model_max_length < 1000
+
+
+@pytest.mark.parametrize("files", ["none", "a pickle"])
+def test_a_safety_checker_that_cannot_be_loaded_is_left_out(
+    files: str, pipeline_dirs: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = copied(pipeline_dirs["sd1"], tmp_path / "base")
+    index = json.loads((directory / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (directory / "model_index.json").write_text(json.dumps(index))
+    if files == "a pickle":
+        CLIPImageProcessor().save_pretrained(directory / "feature_extractor")
+        CLIPConfig().save_pretrained(directory / "safety_checker")
+        (directory / "safety_checker" / "pytorch_model.bin").write_bytes(b"a pickle")
+    assert load_pipeline(directory).safety_checker is None and not caplog.records
+    assert load_pipeline(directory, safety_checker=True).safety_checker is None
+    assert "safety checker" in caplog.text and "there is none" in caplog.text
+    (directory / "unet" / "config.json").unlink()
+    with pytest.raises(ValueError, match="could not be loaded"):
+        load_pipeline(directory, safety_checker=True)
 
 
 # --- checkpoints in one file
