@@ -41,14 +41,20 @@ def evaluation_mode(pipe: DiffusionPipeline) -> Iterator[None]:
 @contextmanager
 def adapter_disabled(pipe: DiffusionPipeline) -> Iterator[None]:
     """Within: the base model, bit for bit. After: the adapter as before, trainable where it was trainable."""
-    trainable = {name: p.requires_grad for name, p in pipe.unet.named_parameters()}
+    parameters = [p for component in _adapted(pipe) for p in component.parameters()]
+    trainable = [p.requires_grad for p in parameters]
     pipe.disable_lora()
     try:
         yield
     finally:
         pipe.enable_lora()
-        for name, parameter in pipe.unet.named_parameters():
-            parameter.requires_grad_(trainable[name])
+        for parameter, was in zip(parameters, trainable, strict=True):
+            parameter.requires_grad_(was)
+
+
+def _adapted(pipe: DiffusionPipeline) -> list[torch.nn.Module]:
+    """What carries an adapter: the UNet, and text encoders, from which prompts' states then differ too."""
+    return [getattr(pipe, name) for name in pipe.get_list_adapters()]
 
 
 @contextmanager
