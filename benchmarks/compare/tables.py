@@ -26,6 +26,8 @@ COSTS = {
 }
 """Columns from the `training` of results.json."""
 PERCENT = (*HEADLINE, "NRA", "mean")
+COLOURS = (*(f"C{k}" for k in range(10)), "black")
+"""Of the methods in the plot, in their order; matplotlib has ten."""
 
 
 def domain(run: Run) -> str:
@@ -101,15 +103,15 @@ def plot(runs: Sequence[Run], path: Path) -> None:
     FigureCanvasAgg(figure)
     shown = {}
     for axes, d in zip(figure.subplots(1, len(domains), squeeze=False)[0], domains, strict=True):
-        for k, method in enumerate(NAMES):
+        for colour, method in zip(COLOURS, NAMES, strict=True):
             of = [metrics(run) for run in runs if run["method"] == method and domain(run) == d]
             if not of:
                 continue
             kept = [name for name in ("IRA", "CRA") if name in of[0]]
             x, y = [f["UA"] for f in of], [fmean(f[name] for name in kept) for f in of]
-            axes.scatter(x, y, s=10, color=f"C{k}", alpha=0.35, linewidths=0)
+            axes.scatter(x, y, s=10, color=colour, alpha=0.35, linewidths=0)
             size, marker = (150, "*") if method == OURS else (60, "o")
-            shown[NAMES[method]] = axes.scatter(fmean(x), fmean(y), s=size, color=f"C{k}", marker=marker)
+            shown[NAMES[method]] = axes.scatter(fmean(x), fmean(y), s=size, color=colour, marker=marker)
             axes.set_ylabel("(IRA + CRA) / 2 (percent)" if len(kept) == 2 else f"{kept[0]} (percent)")
         axes.set(xlim=(None, 101), ylim=(None, 101))
         axes.set_title(f"{d}s", fontsize=11)
