@@ -11,7 +11,7 @@ keeps c' short, since what its erasure does to another state grows with it.
 Published: UCE with s_e 1 and 0.1 for preservation and damping, all states of the concept's name, guided by
 the empty text (styles: "art"), preserving the empty text; one repetition for styles and objects, three for
 nudity; λ 1e-3 for styles and for objects that UCE erases badly, else 1e-1. The authors keep the repetition
-that their detector likes best.
+that their detector likes best. All of this is as their code and its README have it.
 
 Here: forget prompts, one anchor of each and retain prompts, with states paired as in `uce`; one number of
 repetitions for all concepts, and no detector.
