@@ -12,14 +12,14 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from transformers import PreTrainedModel
 
 from common.network import resolve_directory
 from hub.checks import find_fault, loaded_adapters
@@ -39,66 +39,79 @@ class UnfitAdapter(ValueError):
     """An adapter that does not fit the pipeline as a whole, or that changes nothing."""
 
 
+class Part(NamedTuple):
+    """What an adapter has for one component of the pipeline.
+
+    Attributes:
+        layers: its matrices by module, with the component's spelling in diffusers (`SPELLINGS`).
+        config: the settings of a `LoraConfig` for them.
+    """
+
+    layers: dict[str, torch.Tensor]
+    config: dict[str, Any]
+
+
+SPELLINGS = {"unet": "lora", "text_encoder": "lora_linear_layer"}
+"""`<module>.<spelling>.down.weight` (rank, in, ...) and `<module>.<spelling>.up.weight` (out, rank, ...)."""
+
+
 def save_adapter(
     directory: str | Path,
     unet: UNet2DConditionModel,
     adapter_name: str = "default",
     metadata: Mapping[str, str] | None = None,
+    *,
+    text_encoder: PreTrainedModel | None = None,
 ) -> Path:
-    """Write the UNet's adapter as `pytorch_lora_weights.safetensors`, complete or not at all; the kohya file
-    of an older one is removed.
+    """Write the adapter as `pytorch_lora_weights.safetensors`, complete or not at all; the kohya file of an
+    older one is removed.
 
     `pipe.load_lora_weights(directory)` restores it as it was trained, also if alpha differs from rank.
 
     Args:
         unet: the bare UNet (not a distributed wrapper) that carries the adapter.
         metadata: keys at the top level of the header, as `hub.header` makes them.
+        text_encoder: carries the rest of the adapter, or all of it.
 
     Returns:
         The path of the file.
 
     Raises:
-        ValueError: the UNet has no such adapter, or a key of the metadata is taken.
+        ValueError: there is no such adapter, or a key of the metadata is taken.
     """
-    config = getattr(unet, "peft_config", {}).get(adapter_name)
-    if config is None:
-        raise ValueError(f"The UNet has no adapter named {adapter_name!r}.")
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=adapter_name))
-    # diffusers renames the matrices of attention layers only, and of a file with both spellings it loads only
-    # the other layers.
-    layers = {
-        name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up."): tensor
-        for name, tensor in layers.items()
+    parts = {
+        name: _part(component, adapter_name, SPELLINGS[name])
+        for name, component in (("unet", unet), ("text_encoder", text_encoder))
+        if adapter_name in getattr(component, "peft_config", {})
     }
-    return write_adapter(directory, layers, _decisive(config), metadata or {})
+    if not parts:
+        raise ValueError(f"The UNet has no adapter named {adapter_name!r}.")
+    return write_adapter(directory, parts, metadata or {})
 
 
-def write_adapter(
-    directory: str | Path,
-    layers: dict[str, torch.Tensor],
-    config: dict[str, Any],
-    metadata: Mapping[str, str],
-) -> Path:
-    """Write matrices of a UNet as `pytorch_lora_weights.safetensors`, complete or not at all; the kohya file
-    of an older adapter is removed.
+def write_adapter(directory: str | Path, parts: Mapping[str, Part], metadata: Mapping[str, str]) -> Path:
+    """Write matrices as `pytorch_lora_weights.safetensors`, complete or not at all; the kohya file of an
+    older adapter is removed.
 
     Args:
-        layers: `<module>.lora.down.weight` (rank, in, ...) and `<module>.lora.up.weight` (out, rank, ...).
-        config: the settings of a `LoraConfig` for them.
+        parts: by the pipeline's name of the component.
         metadata: keys at the top level of the header.
 
     Raises:
         ValueError: a key of the metadata is taken, or a matrix holds NaN or infinite values.
     """
     _check_keys(metadata)
-    strange = next((name for name, tensor in layers.items() if not tensor.isfinite().all()), None)
+    tensors = {name: tensor for part in parts.values() for name, tensor in part.layers.items()}
+    strange = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
     if strange is not None:
         raise ValueError(f"{strange} holds NaN or infinite values, so no adapter is written.")
     path = Path(directory) / LORA_WEIGHT_NAME_SAFE
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".adapter-") as aside:
         StableDiffusionPipeline.save_lora_weights(
-            aside, unet_lora_layers=layers, unet_lora_adapter_metadata=config
+            aside,
+            **{f"{name}_lora_layers": part.layers for name, part in parts.items()},
+            **{f"{name}_lora_adapter_metadata": part.config for name, part in parts.items()},
         )
         tensors, header = read_file(Path(aside) / LORA_WEIGHT_NAME_SAFE)
     write_file(path, tensors, header | {"modelspec.date": datetime.date.today().isoformat()} | dict(metadata))
@@ -214,6 +227,17 @@ def find_adapter(
             "to that."
         )
     return found[0]
+
+
+def _part(component: UNet2DConditionModel | PreTrainedModel, adapter_name: str, spelling: str) -> Part:
+    """The adapter that a component carries."""
+    # diffusers' own conversion renames the matrices of attention layers only, and of a file with both
+    # spellings it loads only the other layers.
+    layers = {
+        name.replace(".lora_A.", f".{spelling}.down.").replace(".lora_B.", f".{spelling}.up."): tensor
+        for name, tensor in get_peft_model_state_dict(component, adapter_name=adapter_name).items()
+    }
+    return Part(layers, _decisive(component.peft_config[adapter_name]))
 
 
 def _decisive(config: LoraConfig) -> dict[str, Any]:

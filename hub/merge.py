@@ -13,7 +13,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from common.files import write_json
 from common.versions import versions
-from hub.adapter import read_adapter_metadata, write_adapter
+from hub.adapter import Part, read_adapter_metadata, write_adapter
 from hub.card import save_model_card
 from hub.factors import Factors, lora_config, read_factors
 from hub.files import read_file, require_empty
@@ -60,11 +60,9 @@ def merge_adapters(
         "relative_error": error,
         "versions": versions(),
     }
-    layers, config = to_file(merged)
     write_adapter(
         output_dir,
-        layers,
-        config,
+        {"unet": to_file(merged)},
         _agreed([read_adapter_metadata(directory) for directory in directories]) | results_header(results),
     )
     write_json(output_dir / RESULTS_NAME, results)
@@ -121,7 +119,7 @@ def truncate(adapter: Mapping[str, Factors], rank: int) -> tuple[dict[str, Facto
     return kept, math.sqrt(lost / total) if total else 0.0
 
 
-def to_file(adapter: Mapping[str, Factors]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def to_file(adapter: Mapping[str, Factors]) -> Part:
     """Matrices by diffusers' names, and the settings that give each module its rank and its alpha."""
     layers = {
         f"{name}.lora.{side}.weight": getattr(f, side).contiguous()
@@ -139,7 +137,7 @@ def to_file(adapter: Mapping[str, Factors]) -> tuple[dict[str, torch.Tensor], di
             f"^{name}": f.alpha for name, f in adapter.items() if f.alpha != usual["lora_alpha"]
         },
     }
-    return layers, config
+    return Part(layers, config)
 
 
 def _svd(factors: Factors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -41,14 +41,12 @@ def evaluation_mode(pipe: DiffusionPipeline) -> Iterator[None]:
 @contextmanager
 def adapter_disabled(pipe: DiffusionPipeline) -> Iterator[None]:
     """Within: the base model, bit for bit. After: the adapter as before, trainable where it was trainable."""
-    trainable = {name: p.requires_grad for name, p in pipe.unet.named_parameters()}
-    pipe.disable_lora()
-    try:
-        yield
-    finally:
-        pipe.enable_lora()
-        for name, parameter in pipe.unet.named_parameters():
-            parameter.requires_grad_(trainable[name])
+    with _trainable_as_before(pipe):
+        pipe.disable_lora()
+        try:
+            yield
+        finally:
+            pipe.enable_lora()
 
 
 @contextmanager
@@ -62,11 +60,25 @@ def adapter_at(pipe: DiffusionPipeline, scale: float) -> Iterator[None]:
         yield
     else:
         adapters = pipe.get_active_adapters()
-        pipe.set_adapters(adapters, [scale] * len(adapters))
-        try:
-            yield
-        finally:
-            pipe.set_adapters(adapters, [1.0] * len(adapters))
+        with _trainable_as_before(pipe):
+            pipe.set_adapters(adapters, [scale] * len(adapters))
+            try:
+                yield
+            finally:
+                pipe.set_adapters(adapters, [1.0] * len(adapters))
+
+
+@contextmanager
+def _trainable_as_before(pipe: DiffusionPipeline) -> Iterator[None]:
+    """After: what carries an adapter, UNet or text encoder, is trainable where it was; peft makes an adapter
+    trainable that is switched on."""
+    parameters = [p for component in pipe.get_list_adapters() for p in getattr(pipe, component).parameters()]
+    trainable = [p.requires_grad for p in parameters]
+    try:
+        yield
+    finally:
+        for parameter, was in zip(parameters, trainable, strict=True):
+            parameter.requires_grad_(was)
 
 
 def image_seed(prompt: str, seed: int) -> int:

@@ -10,6 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
+from transformers import PreTrainedModel
 
 from common.flags import flag
 
@@ -38,10 +39,10 @@ class AdapterConfig:
 
 
 def add_lora(
-    unet: UNet2DConditionModel, rank: int, alpha: float, target_modules: Sequence[str]
+    unet: UNet2DConditionModel | PreTrainedModel, rank: int, alpha: float, target_modules: Sequence[str]
 ) -> list[torch.nn.Parameter]:
-    """Freeze the UNet, add a LoRA to every module whose name ends in one of `target_modules`, return its
-    float32 parameters.
+    """Freeze the UNet (or a text encoder), add a LoRA to every module whose name ends in one of
+    `target_modules`, return its float32 parameters.
 
     The adapter starts as the identity (B = 0), so the first rollouts are the base model's own.
 

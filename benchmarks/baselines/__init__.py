@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from benchmarks.baselines import ca, esd, leco, spm, uce
+from benchmarks.baselines import ca, esd, hirm, leco, rece, spm, uce
 
 
 class Method(NamedTuple):
-    """What it is called in results and cards, its settings, and what leaves its adapter on a task's UNet."""
+    """What it is called in results and cards, its settings, and what leaves its adapter on a pipeline."""
 
     title: str
     settings: type
@@ -18,5 +18,13 @@ class Method(NamedTuple):
 
 METHODS = {
     name: Method(m.TITLE, m.Settings, m.erase)
-    for name, m in {"esd": esd, "uce": uce, "ca": ca, "leco": leco, "spm": spm}.items()
+    for name, m in {
+        "esd": esd,
+        "uce": uce,
+        "ca": ca,
+        "leco": leco,
+        "spm": spm,
+        "rece": rece,
+        "hirm": hirm,
+    }.items()
 }

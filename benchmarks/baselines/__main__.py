@@ -119,7 +119,7 @@ def main(config: BaselineConfig) -> dict[str, Any]:
         "training": cost,
     }
     header = base_header(task.pipe) | results_header(results)
-    save_adapter(output.output_dir, task.unet, ADAPTER, header)
+    save_adapter(output.output_dir, task.unet, ADAPTER, header, text_encoder=task.pipe.text_encoder)
     if found.pairs:
         before_after(found.pairs, output.output_dir / GRID_NAME, grid_title(results))
         print(table(results))

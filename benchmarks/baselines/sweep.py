@@ -36,6 +36,13 @@ GRID: dict[str, dict[str, Sequence[object]]] = {
         "prompts": ["name", "spec"],
         "steps": [100],
     },
+    "rece": {"preserve_scale": [0.1], "iterations": [1, 3], "regularisation": [1e-3, 1e-1]},
+    "hirm": {
+        "direction": ["semantic", "random"],
+        "prompts": ["name", "spec"],
+        "learning_rate": [1e-3],
+        "steps": [100],
+    },
 }
 """What is tried: every combination, each after every 50 steps."""
 

@@ -35,7 +35,7 @@ class Task:
     """A base and a concept to erase from it.
 
     Attributes:
-        pipe: the base; the adapter goes onto its UNet.
+        pipe: the base; the adapter goes onto its UNet, or onto its text encoder.
         spec: concept, forget prompts, retain prompts, and for each forget prompt its anchors.
         scheduler: the base's noise schedule under the deterministic DDIM sampler.
         conditioning: of the empty prompt, of every text of the spec and of the concept's own name.

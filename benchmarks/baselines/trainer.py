@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.optimization import get_scheduler
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from benchmarks.baselines.task import Task
 from policy.lora import add_lora
@@ -56,8 +58,19 @@ def train_lora(
 ) -> None:
     """Put an adapter on the task's UNet and lower `loss`, which draws its batches with the generator it is
     handed."""
+    lower(task.unet, training, loss, seed, watch)
+
+
+def lower(
+    component: UNet2DConditionModel | PreTrainedModel,
+    training: Training,
+    loss: Callable[[torch.Generator], torch.Tensor],
+    seed: int,
+    watch: Watch | None = None,
+) -> None:
+    """The same with an adapter on a component of the pipeline."""
     torch.manual_seed(seed)
-    parameters = add_lora(task.unet, training.rank, training.lora_alpha, list(training.target_modules))
+    parameters = add_lora(component, training.rank, training.lora_alpha, list(training.target_modules))
     optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
     schedule = get_scheduler(
         training.lr_scheduler,

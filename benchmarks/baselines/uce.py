@@ -21,10 +21,10 @@ at the lowest rank that loses less than `tolerance` of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -145,24 +145,65 @@ def paired_states(
     return torch.cat(found), torch.cat(put)
 
 
-def erase(task: Task, settings: Settings, seed: int, watch: Watch | None = None) -> dict[str, Any]:
-    """Leave the adapter on the task's UNet; returns facts for results.json. The seed decides which anchor
-    stands in for the concept."""
-    forget = task.spec.forget_prompts
+class Edited(NamedTuple):
+    """Text states that decide an edit, in double precision.
+
+    Attributes:
+        erased: (N, E), c_e.
+        guides: (N, E), c_g of each.
+        preserved: (P, E), c_p.
+    """
+
+    erased: torch.Tensor
+    guides: torch.Tensor
+    preserved: torch.Tensor
+
+
+def edited_states(task: Task, settings: Settings, seed: int) -> Edited:
+    """The states of the task. The seed decides which anchor stands in for the concept."""
+    forget, retain = task.spec.forget_prompts, task.spec.retain_prompts
     column = int(
         torch.randint(min(map(len, task.spec.anchors)), (), generator=torch.Generator().manual_seed(seed))
     )
     erased, guides = paired_states(task, forget, [row[column] for row in task.spec.anchors], settings.states)
-    preserved, _ = paired_states(task, task.spec.retain_prompts, task.spec.retain_prompts, settings.states)
-    changes = {}
-    for name, module in task.unet.named_modules():
-        if name.endswith(settings.target_modules):
-            weight = module.weight.detach()
-            changes[name] = (
-                uce_closed_form(weight, erased, guides @ weight.T, preserved, settings) - weight.double()
-            )
-    factors, error = as_lora(changes, settings.tolerance)
-    attach(task.unet, factors)
+    preserved, _ = paired_states(task, retain, retain, settings.states)
+    return Edited(erased.double(), guides.double(), preserved.double())
+
+
+def weights_to_edit(unet: UNet2DConditionModel, target_modules: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """(out, in) weights of the layers whose names have such an ending, in double precision."""
+    return {
+        name: module.weight.detach().double()
+        for name, module in unet.named_modules()
+        if name.endswith(target_modules)
+    }
+
+
+def edit(weights: Mapping[str, torch.Tensor], states: Edited, settings: Settings) -> dict[str, torch.Tensor]:
+    """The weights, each edited."""
+    return {
+        name: uce_closed_form(weight, states.erased, states.guides @ weight.T, states.preserved, settings)
+        for name, weight in weights.items()
+    }
+
+
+def leave(
+    unet: UNet2DConditionModel,
+    base: Mapping[str, torch.Tensor],
+    edited: Mapping[str, torch.Tensor],
+    tolerance: float,
+) -> float:
+    """Put the change of the weights onto the UNet as its adapter; what the adapter loses of it."""
+    factors, error = as_lora({name: edited[name] - weight for name, weight in base.items()}, tolerance)
+    attach(unet, factors)
+    return error
+
+
+def erase(task: Task, settings: Settings, seed: int, watch: Watch | None = None) -> dict[str, Any]:
+    """Leave the adapter on the task's UNet; returns facts for results.json."""
+    base = weights_to_edit(task.unet, settings.target_modules)
+    edited = edit(base, edited_states(task, settings, seed), settings)
+    error = leave(task.unet, base, edited, settings.tolerance)
     if watch:
         watch(1)
     return {"iterations": 1, "images": 0, "relative_error": error}

@@ -27,6 +27,8 @@ NAMES = {
     "ca": "CA",
     "leco": "LECO",
     "spm": "SPM, ungated",
+    "rece": "RECE",
+    "hirm": "HiRM-S",
 }
 """As tables show them, in their order."""
 NEVER = "never"

@@ -13,10 +13,10 @@ from pipelines.backbone import Backbone
 
 
 def twin(pipe: StableDiffusionPipeline) -> StableDiffusionPipeline:
-    """A pipeline with its own copies of the parts that adapters are loaded into, for whatever changes layers
-    or weights; it shares the rest with the first."""
+    """A pipeline with its own copies of the UNet and of the other parts that adapters are loaded into, for
+    whatever changes layers or weights; it shares the rest with the first."""
     second = copy.copy(pipe)
-    for component in pipe.get_list_adapters():
+    for component in {"unet", *pipe.get_list_adapters()}:
         setattr(second, component, copy.deepcopy(getattr(pipe, component)))
     return second
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from transformers import PreTrainedModel
 
 import canvas
-from benchmarks.baselines import METHODS, ca, esd, leco, spm, uce
+from benchmarks.baselines import METHODS, ca, esd, hirm, leco, rece, spm, uce
 from benchmarks.baselines.__main__ import BaselineConfig, counted, main, parse_config
 from benchmarks.baselines.command import Prepared, changed, choose_examination
 from benchmarks.baselines.task import Prompts, Task, draw
@@ -20,7 +21,8 @@ from evaluation.examination import TEACHER_AS_JUDGE, JudgeExamination, TeacherEx
 from evaluation.judge import Judge
 from hub.adapter import load_adapter, read_adapter_metadata
 from pipelines.base import load_pipeline
-from policy.lora import add_lora, base_policy
+from pipelines.generate import adapter_disabled
+from policy.lora import add_lora
 from reward.concept import ConceptSpec
 from reward.teacher import Teacher
 
@@ -37,8 +39,12 @@ QUICK = {
     ],
     "leco": ["steps=12", "batch_size=4", "num_inference_steps=3", "learning_rate=0.05"],
     "spm": ["steps=12", "batch_size=4", "num_inference_steps=3", "learning_rate=0.02", "anchoring=10"],
+    "rece": ["preserve_scale=1.0"],
+    "hirm": ["steps=30", "batch_size=2", "learning_rate=0.02"],
 }
 """Enough for a random UNet of a few thousand weights."""
+CLOSED = ("uce", "rece")
+"""Methods that solve equations, and neither take steps nor draw."""
 SPEC = ConceptSpec(
     ["Van Gogh style"],
     ["a cat image in Van Gogh style", "a tree image in Van Gogh style"],
@@ -217,6 +223,129 @@ def test_a_change_as_lora_loses_what_it_says(tolerance: float) -> None:
     assert error <= tolerance + 1e-9
 
 
+def test_rece_derives_the_state_that_is_still_mapped_to_the_concept() -> None:
+    """Brute force: the least squares of all layers and of the regularisation, stacked; without the latter
+    and with layers of full rank the state is found again exactly."""
+    base = {name: numbers(6, 5, seed=s).double() for s, name in enumerate("ab")}
+    edited = {name: w + 0.5 * numbers(6, 5, seed=9).double() for name, w in base.items()}
+    states = numbers(3, 5, seed=3).double()
+    found = rece.derived_states(base, edited, states, 0.3)
+    rows = torch.cat([*edited.values(), 0.3**0.5 * torch.eye(5, dtype=torch.float64)])
+    goals = torch.cat(
+        [*(w @ states.T for w in base.values()), torch.zeros(5, len(states), dtype=torch.float64)]
+    )
+    torch.testing.assert_close(found, torch.linalg.lstsq(rows, goals).solution.T)
+
+    def objective(x: torch.Tensor) -> torch.Tensor:
+        missed = sum((x @ edited[n].T - states @ base[n].T).square().sum() for n in base)
+        return missed + 0.3 * x.square().sum()
+
+    x = found.clone().requires_grad_()
+    objective(x).backward()
+    assert x.grad is not None and x.grad.abs().max() < 1e-10
+    assert all(objective(found) < objective(found + 0.01 * numbers(3, 5, seed=s)) for s in range(5, 9))
+    torch.testing.assert_close(rece.derived_states(base, base, states, 0.0), states)
+    assert rece.derived_states(base, edited, states, 30.0).norm() < found.norm()
+
+
+def test_rece_erases_what_it_derives(task: Task) -> None:
+    """After an edit the derived states come near to what the base makes of the concept; RECE's next edit
+    takes that away, from the weights of the edit before."""
+    s = rece.Settings(regularisation=1e-3, tolerance=0.0)
+    base, states = uce.weights_to_edit(task.unet, s.target_modules), uce.edited_states(task, s, 0)
+    once = uce.edit(base, states, s)
+    derived = rece.derived_states(base, once, states.erased, s.regularisation)
+
+    def missed(edited: dict[str, torch.Tensor], x: torch.Tensor) -> float:
+        return sum((x @ edited[n].T - states.erased @ w.T).square().sum().item() for n, w in base.items())
+
+    assert missed(once, derived) < 0.5 * missed(once, states.erased)
+    facts = rece.erase(task, s, seed=0)
+    twice = {
+        name.removesuffix(".base_layer"): module.weight.double()
+        + task.unet.get_submodule(name.removesuffix(".base_layer")).get_delta_weight("default").double()
+        for name, module in task.unet.named_modules()
+        if name.endswith(tuple(f"{t}.base_layer" for t in s.target_modules))
+    }
+    expected = uce.edit(once, states._replace(erased=derived), s)
+    assert facts["iterations"] == 2 and twice.keys() == base.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(twice[name], weight, atol=1e-5, rtol=1e-4)
+    assert missed(twice, derived) > 2 * missed(once, derived)
+
+
+def test_rece_without_iterations_is_uce(new_task: Callable[[], Task]) -> None:
+    found = []
+    for method, given in (("uce", []), ("rece", ["iterations=0"])):
+        task = new_task()
+        scales = ["preserve_scale=0.3", "damping=0.2"]
+        METHODS[method].erase(task, settings(method, *given, *scales), seed=0)
+        found.append({name: p for name, p in task.unet.named_parameters() if "lora" in name})
+    assert all(torch.equal(p, found[1][name]) for name, p in found[0].items())
+
+
+def test_hirm_is_a_squared_distance_to_scaled_directions() -> None:
+    found, directions = numbers(2, 3, 4), numbers(2, 3, 4, seed=1)
+    distances = [
+        sum((h - 2.0 * d) ** 2 for h, d in zip(a, b, strict=True))
+        for a, b in zip(found.flatten(0, 1).tolist(), directions.flatten(0, 1).tolist(), strict=True)
+    ]
+    loss = hirm.hirm_loss(found, directions, 2.0)
+    assert loss.item() == pytest.approx(sum(distances) / len(distances), rel=1e-5)
+    assert hirm.hirm_loss(directions[0].expand(2, 3, 4), directions[0], 1.0) == 0
+
+
+def test_what_hirm_erases_and_what_it_leads_it_to() -> None:
+    chance = torch.Generator().manual_seed(0)
+    assert hirm.pairs(SPEC, Prompts.NAME, chance) == [("Van Gogh style", "")]
+    expected = [(p, row[0]) for p, row in zip(SPEC.forget_prompts, SPEC.anchors, strict=True)]
+    assert hirm.pairs(SPEC, Prompts.SPEC, chance) == expected
+
+
+@torch.no_grad()
+def test_what_hirm_looks_at_is_the_last_blocks_attention(task: Task) -> None:
+    prompts, encoder = SPEC.forget_prompts, task.pipe.text_encoder
+    found = hirm.representations(task.pipe, prompts)
+    assert found.shape == (2, task.pipe.tokenizer.model_max_length, encoder.config.hidden_size)
+    assert not any(module._forward_hooks for module in encoder.modules())
+    expected = []
+    (last,) = [m for n, m in encoder.named_modules() if n.endswith("layers.1.self_attn")]
+    with_hook = last.register_forward_hook(lambda module, inputs, output: expected.append(output[0]))
+    task.pipe.encode_prompt(prompts, "cpu", 1, False)
+    with_hook.remove()
+    assert torch.equal(found, expected[0])
+
+
+@pytest.mark.parametrize("direction", hirm.Direction)
+def test_hirm_lowers_its_objective_and_moves_the_first_block_alone(
+    direction: hirm.Direction, task: Task
+) -> None:
+    anchors = [row[0] for row in SPEC.anchors]
+    pipe, losses = task.pipe, []
+    encoder = pipe.text_encoder
+    with torch.no_grad():
+        goal = hirm.representations(pipe, anchors)
+        before = hirm.representations(pipe, SPEC.forget_prompts)
+    weights = {name: p.clone() for name, p in encoder.named_parameters()}
+
+    @torch.no_grad()
+    def watch(step: int) -> None:
+        losses.append(hirm.hirm_loss(hirm.representations(pipe, SPEC.forget_prompts), goal, 1.0).item())
+
+    METHODS["hirm"].erase(task, settings("hirm", f"direction={direction}"), 0, watch)
+    at_first = hirm.hirm_loss(before, goal, 1.0).item()
+    assert (losses[-1] < 0.5 * at_first) == (direction == hirm.Direction.SEMANTIC)
+    after = {name.replace(".base_layer", ""): p for name, p in encoder.named_parameters()}
+    assert all(torch.equal(p, after[name]) for name, p in weights.items())
+    adapted = {name.split(".lora_")[0] for name in after if "lora" in name}
+    assert len(adapted) == 6 and all("layers.0." in name for name in adapted)
+    assert not any("lora" in name for name, _ in task.unet.named_parameters())
+    if direction == hirm.Direction.RANDOM:
+        with torch.no_grad():
+            moved = hirm.representations(pipe, SPEC.forget_prompts) - before
+        assert moved.norm() > 0.5 * before.norm()
+
+
 def test_uce_reproduces_its_edit_on_the_unet(task: Task) -> None:
     """The adapter's weights are the closed form's, within the error that is stated."""
     facts = uce.erase(task, uce.Settings(tolerance=0.05), seed=0)
@@ -325,13 +454,24 @@ def test_every_sample_that_a_unet_gets_counts(task: Task) -> None:
 # --- each method ------------------------------------------------------------------------------------------
 
 
+def adapted(method: str, task: Task) -> UNet2DConditionModel | PreTrainedModel:
+    """What a method puts its adapter on."""
+    return task.pipe.text_encoder if method == "hirm" else task.unet
+
+
 @torch.no_grad()
 def moved(task: Task, prompts: list[str]) -> float:
     """How far the adapter has moved the predictions for these prompts, in all."""
     x, t = numbers(8, 4, 8, 8, seed=5), torch.arange(100, 900, 100)
     texts = [prompts[i % len(prompts)] for i in range(8)]
-    (base,) = task.predict_base(x, t, texts)
-    return F.mse_loss(task.predict(x, t, texts), base).item()
+
+    def predict() -> torch.Tensor:
+        """Of the prompts as they are encoded now."""
+        return Task.build(task.pipe, task.spec).predict(x, t, texts)
+
+    with adapter_disabled(task.pipe):
+        base = predict()
+    return F.mse_loss(predict(), base).item()
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "ca"])
@@ -339,10 +479,11 @@ def test_the_concept_moves_more_than_what_is_kept(method: str, task: Task) -> No
     """By the concept's name where a method takes it: to a random text encoder, prompts that differ in one
     word are nearly the same."""
     named = hasattr(settings(method), "prompts")
-    before = {name: p.clone() for name, p in task.unet.named_parameters()}
+    carrier = adapted(method, task)
+    before = {name: p.clone() for name, p in carrier.named_parameters()}
     METHODS[method].erase(task, settings(method, *(["prompts=name"] if named else [])), seed=0)
     after = {
-        name.replace(".base_layer", ""): p for name, p in task.unet.named_parameters() if "lora" not in name
+        name.replace(".base_layer", ""): p for name, p in carrier.named_parameters() if "lora" not in name
     }
     assert before.keys() == after.keys() and all(
         torch.equal(p, after[name]) and not after[name].requires_grad for name, p in before.items()
@@ -366,34 +507,36 @@ def test_ca_leads_the_concept_to_its_anchors(task: Task) -> None:
     assert F.mse_loss(task.predict(x, t, forget), goal) < 0.5 * F.mse_loss(before, goal)
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "uce"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in CLOSED])
 def test_gradients_reach_the_adapter_alone_and_all_of_it(method: str, task: Task) -> None:
     """A weight of the base with a gradient would be trained by nobody; a matrix of the adapter that stays
     as it began would not be trained either."""
     METHODS[method].erase(task, settings(method, "steps=3"), seed=0)
-    assert all(p.requires_grad == ("lora" in name) for name, p in task.unet.named_parameters())
-    ups = {name: p for name, p in task.unet.named_parameters() if "lora_B" in name}  # these begin as zeros
+    carrier = adapted(method, task)
+    assert all(p.requires_grad == ("lora" in name) for name, p in carrier.named_parameters())
+    ups = {name: p for name, p in carrier.named_parameters() if "lora_B" in name}  # these begin as zeros
     assert ups and all(p.abs().max() > 0 for p in ups.values())
     targets = settings(method).target_modules
     assert {name.split(".lora_")[0] for name in ups} == {
         name.removesuffix(".base_layer")
-        for name, _ in task.unet.named_modules()
+        for name, _ in carrier.named_modules()
         if name.endswith(tuple(f"{t}.base_layer" for t in targets))
     }
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_is_its_seeds(method: str, new_task: Callable[[], Task]) -> None:
-    """UCE has no chance in it but the anchor, of which each prompt has one here."""
+    """A closed form has no chance in it but the anchor, of which each prompt has one here."""
 
     def weights(seed: int) -> dict[str, torch.Tensor]:
         task = new_task()
-        METHODS[method].erase(task, settings(method, *([] if method == "uce" else ["steps=2"])), seed)
-        return {name: p.detach().clone() for name, p in task.unet.named_parameters() if "lora" in name}
+        METHODS[method].erase(task, settings(method, *([] if method in CLOSED else ["steps=2"])), seed)
+        parameters = adapted(method, task).named_parameters()
+        return {name: p.detach().clone() for name, p in parameters if "lora" in name}
 
     one, again, other = weights(1), weights(1), weights(2)
     assert all(torch.equal(p, again[name]) for name, p in one.items())
-    assert any(not torch.equal(p, other[name]) for name, p in one.items()) == (method != "uce")
+    assert any(not torch.equal(p, other[name]) for name, p in one.items()) == (method not in CLOSED)
 
 
 # --- the command line ------------------------------------------------------------------------------------
@@ -424,7 +567,7 @@ def line(tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path) -> Line
         if judge:
             named["judge_name_or_path"] = tmp_path / "judge"
         words = [word for name, value in named.items() for word in (f"--{name}", str(value))]
-        steps = [] if method == "uce" else ["steps=2"]
+        steps = [] if method in CLOSED else ["steps=2"]
         return parse_config([*words, "--settings", *QUICK[method], *steps, *more])
 
     return make
@@ -452,7 +595,7 @@ def test_a_run_leaves_what_the_training_script_leaves(
     assert {*results["adapter"]} == {*results["base"]} >= {"UA", "IRA", "CRA"} and results["judge"] == "judge"
     assert {"iterations", "images", "unet_samples", "seconds", "peak_memory_mb"} == set(results["training"])
     assert len(results["forget_prompts"]) == 3 and len(results["retain_prompts"]) == 6
-    assert (results["relative_error"] is not None) == (method == "uce")
+    assert (results["relative_error"] is not None) == (method in CLOSED)
 
     header = read_adapter_metadata(out)
     assert (
@@ -464,13 +607,24 @@ def test_a_run_leaves_what_the_training_script_leaves(
     assert results["method"].split(" (")[0] in card and "Critic-guided" not in card
 
     pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline_dir)
-    base = UNet2DConditionModel.from_pretrained(tiny_pipeline_dir, subfolder="unet")
+
+    @torch.no_grad()
+    def predict() -> torch.Tensor:
+        states, _ = pipe.encode_prompt("a cat image in Van Gogh style", "cpu", 1, False)
+        return pipe.unet(numbers(1, 4, 8, 8), 500, states).sample
+
+    base = predict()
+    pipe.load_lora_weights(out)
+    (name,) = pipe.get_active_adapters()
+    assert not torch.allclose(predict(), base, atol=1e-6)
+    with adapter_disabled(pipe):
+        assert torch.equal(predict(), base)
+    pipe.set_adapters(name, 0.0)
+    assert torch.equal(predict(), base)
+    pipe.unload_lora_weights()
+    assert torch.equal(predict(), base)
     load_adapter(pipe, out)
-    x, states = numbers(1, 4, 8, 8), numbers(1, 7, 16)
-    with torch.no_grad():
-        assert not torch.allclose(pipe.unet(x, 500, states).sample, base(x, 500, states).sample, atol=1e-6)
-        with base_policy(pipe.unet):
-            assert torch.equal(pipe.unet(x, 500, states).sample, base(x, 500, states).sample)
+    assert not torch.allclose(predict(), base, atol=1e-6)
 
 
 def test_what_is_there_is_not_written_over(line: Line) -> None:
@@ -533,6 +687,9 @@ def test_published_settings_that_are_kept() -> None:
         1.0,
         0.5,
     )
+    assert (rece.Settings().erase_scale, rece.Settings().damping) == (1.0, 0.1)
+    assert (rece.Settings().iterations, rece.Settings().preserve_scale) == (1, 0.1)
+    assert (hirm.Settings().semantic_scale, hirm.Settings().random_scale) == (1.0, 500.0)
     assert ca.Settings().images == 200 and ca.Settings().target_modules == uce.Settings().target_modules == (
         "attn2.to_k",
         "attn2.to_v",

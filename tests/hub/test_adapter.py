@@ -30,6 +30,7 @@ from hub.adapter import (
 from hub.files import UnreadableAdapter, read_file
 from hub.kohya import save_kohya
 from pipelines.base import load_pipeline
+from pipelines.generate import adapter_at
 
 Output = Callable[[UNet2DConditionModel], torch.Tensor]
 NAME = "pytorch_lora_weights.safetensors"
@@ -332,3 +333,48 @@ def test_an_adapter_of_the_text_encoder_too_is_loaded_and_checked(
     save_file({name: t for name, t in tensors.items() if name != removed}, tmp_path / NAME, metadata=header)
     with pytest.raises(ValueError, match="lacks 1 of"):
         load_adapter(load_pipeline(tiny_pipeline_dir), tmp_path)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside the UNet's"])
+def test_an_adapter_of_the_text_encoder_is_saved_and_restored(
+    beside: bool, trained: UNet2DConditionModel, tiny_pipeline_dir: Path, output: Output, tmp_path: Path
+) -> None:
+    """Attention and perceptron, with ranks and alphas of their own; at weight 0, disabled or unloaded every
+    prompt is encoded as by the base, bit for bit."""
+
+    def states(pipe: StableDiffusionPipeline) -> torch.Tensor:
+        return pipe.encode_prompt(["a cat image in Van Gogh style"], "cpu", 1, False)[0]
+
+    made, pipe = (StableDiffusionPipeline.from_pretrained(tiny_pipeline_dir) for _ in range(2))
+    torch.manual_seed(2)
+    made.text_encoder.add_adapter(
+        LoraConfig(
+            r=2,
+            lora_alpha=3,
+            rank_pattern={"fc1": 1},
+            alpha_pattern={"fc1": 5},
+            init_lora_weights=False,
+            target_modules=["layers.0.self_attn.q_proj", "layers.0.mlp.fc1"],
+        )
+    )
+    if beside:
+        made.unet = trained
+    base, expected = states(pipe), states(made)
+    assert not torch.allclose(base, expected, atol=1e-3)
+    save_adapter(tmp_path, made.unet, text_encoder=made.text_encoder)
+    name = load_adapter(pipe, tmp_path)
+    assert pipe.get_list_adapters().keys() == ({"unet", "text_encoder"} if beside else {"text_encoder"})
+    torch.testing.assert_close(states(pipe), expected, atol=1e-6, rtol=1e-5)
+    if beside:
+        assert (output(pipe.unet) - output(trained)).abs().max() <= 1e-5
+    with adapter_at(pipe, 0.0):
+        assert torch.equal(states(pipe), base)
+    with adapter_at(pipe, 0.5):
+        assert not torch.allclose(states(pipe), base, atol=1e-3)
+        assert not torch.allclose(states(pipe), expected, atol=1e-3)
+    torch.testing.assert_close(states(pipe), expected, atol=1e-6, rtol=1e-5)
+    pipe.set_adapters(name, 0.0)
+    assert torch.equal(states(pipe), base)
+    pipe.unload_lora_weights()
+    assert torch.equal(states(pipe), base)

@@ -80,11 +80,16 @@ def test_adapter_disabled_is_the_base_and_leaves_training_as_it_was(tiny_pipelin
     pipe = load_pipeline(tiny_pipeline_dir)
     pipe.unet.requires_grad_(False)
     pipe.unet.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_v"]))
-    trainable = {name: p.requires_grad for name, p in pipe.unet.named_parameters()}
+    pipe.text_encoder.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj", "fc1"]))
+    pipe.text_encoder.requires_grad_(False)
+    parts = {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
+    trainable = {(part, n): p.requires_grad for part, m in parts.items() for n, p in m.named_parameters()}
     with adapter_disabled(pipe):
         disabled = draw(pipe, PROMPTS, [0])
     assert all(np.array_equal(base[key], disabled[key]) for key in base)
-    assert {name: p.requires_grad for name, p in pipe.unet.named_parameters()} == trainable
+    assert trainable == {
+        (part, n): p.requires_grad for part, m in parts.items() for n, p in m.named_parameters()
+    }
     adapted = draw(pipe, PROMPTS, [0])
     assert any(not np.array_equal(base[key], adapted[key]) for key in base)
 

@@ -89,6 +89,34 @@ def test_every_backbone(
     assert spent(rows) == BUDGETS[name]
 
 
+@pytest.mark.parametrize("name", ["inversion", "attack", "relearning", "removal"])
+def test_an_adapter_of_the_text_encoder_alone(
+    name: str,
+    tiny_pipeline_dir: Path,
+    tmp_path: Path,
+    tiny_judge: Judge,
+    few: Settings,
+    state: Callable[[Subject], tuple],
+) -> None:
+    made = load_pipeline(tiny_pipeline_dir)
+    made.text_encoder.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["fc1", "q_proj"]))
+    save_adapter(tmp_path, made.unet, text_encoder=made.text_encoder)
+    pipe = load_pipeline(tiny_pipeline_dir)
+    name_of_adapter = load_adapter(pipe, tmp_path)
+    pipe.text_encoder.eval()
+    examination = JudgeExamination(tiny_judge, ["Van Gogh style"], "tiny-judge")
+    subject = Subject(
+        pipe, name_of_adapter, ["Van Gogh style"], examination, num_inference_steps=2, progress=False
+    )
+    subject.backbone.encode(["a cat"])
+    before = state(subject)
+    rows = PROBES[name][1](subject, few)
+    assert state(subject) == before
+    if name == "removal":
+        unloaded, half, fused = ([image.tobytes() for image in row.after] for row in rows)
+        assert unloaded != half != fused != unloaded
+
+
 def test_another_seed_learns_something_else(subject: Subject, few: Settings) -> None:
     rows, others = (PROBES["inversion"][1](subject, dataclasses.replace(few, seed=seed)) for seed in (0, 1))
     assert rows[0].facts != others[0].facts
