@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, DiffusionPipeline
 from PIL import Image
 
@@ -34,18 +36,21 @@ def beginnings(subject: Subject, settings: Settings) -> tuple[list[Image.Image],
     return images, Budget(images=len(rows))
 
 
-def untouched(
-    subject: Subject, settings: Settings, name: str, images: list[Image.Image], budget: Budget
+def judged(
+    subject: Subject, settings: Settings, name: str, images: Mapping[bool, list[Image.Image]], budget: Budget
 ) -> Row:
-    """What the judge sees in images before anything is drawn, which is the same on both sides."""
-    plain, base = subject.plain, True in subject.sides
-    found, shown = subject.judge(plain, settings.num_images, images), images[:SAMPLES]
+    """A row of images that are there already.
+
+    Args:
+        images: of the plain prompts, with the adapter (False) and on the base, if that is a side.
+    """
+    found = {base: subject.judge(subject.plain, settings.num_images, of) for base, of in images.items()}
     return Row(
         name,
-        found,
-        found if base else None,
+        found[False],
+        found.get(True),
         budget=budget,
-        prompts=[prompt for _, prompt in plain[:SAMPLES]],
-        before=shown if base else [],
-        after=shown,
+        prompts=[prompt for _, prompt in subject.plain[:SAMPLES]],
+        before=images.get(True, [])[:SAMPLES],
+        after=images[False][:SAMPLES],
     )

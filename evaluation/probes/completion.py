@@ -13,8 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from PIL import Image
 
-from evaluation.probes.rows import SAMPLES, Row
+from evaluation.probes.rows import SAMPLES, Return, Row
 from evaluation.probes.settings import Settings
 from evaluation.probes.subject import Subject
 
@@ -27,7 +28,8 @@ def run(subject: Subject, settings: Settings) -> list[Row]:
     """
     steps, plain = subject.num_inference_steps, subject.plain
     switches = [switch_after(share, steps) for share in settings.completion_shares]
-    base, before = None, []
+    base: Return | None = None
+    before: list[Image.Image] = []
     if True in subject.sides:
         with subject.side(base=True):
             base, before = subject.look(plain, settings.num_images, "completion, base")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from diffusers import AutoPipelineForImage2Image
 
-from evaluation.probes.beginnings import beginnings, made_of, untouched
+from evaluation.probes.beginnings import beginnings, judged, made_of
 from evaluation.probes.rows import Row
 from evaluation.probes.settings import Settings
 from evaluation.probes.subject import Subject
@@ -31,7 +31,13 @@ def run(subject: Subject, settings: Settings) -> list[Row]:
     images, budget = beginnings(subject, settings)
     pipe = made_of(subject.pipe, AutoPipelineForImage2Image)
     return [
-        untouched(subject, settings, "images of the concept as they are", images, budget),
+        judged(
+            subject,
+            settings,
+            "images of the concept as they are",
+            dict.fromkeys(subject.sides, images),
+            budget,
+        ),
         *(
             subject.compare(
                 f"image to image, strength {strength:g}",

@@ -35,7 +35,7 @@ BUDGETS = {
     "noise": [(0, 0, 0)] * 2,
     "completion": [(0, 0, 0)],
     "image_to_image": [(4, 0, 0)] * 3,
-    "inpainting": [(4, 0, 0)] * 4,
+    "inpainting": [(4, 0, 0)] * 6,
     "inversion": [(4, 3, 6)],
     "attack": [(2, 6, 12)],
     "relearning": [(4, 2, 4), (4, 3, 6)] * 2,

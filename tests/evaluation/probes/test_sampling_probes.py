@@ -150,18 +150,24 @@ def test_every_image_has_its_own_beginning_whatever_the_batch(
 
 def test_what_is_not_redrawn_is_the_same_on_both_sides(subject: Subject, few: Settings) -> None:
     rows = [*image_to_image.run(subject, few), *inpainting.run(subject, few)]
-    untouched = [row for row in rows if row.name.endswith(("as they are", "grey"))]
-    assert len(untouched) == 1 + 2
+    untouched = [row for row in rows if row.name.endswith(("as they are", "half grey", "centre grey"))]
+    assert len(untouched) == 1 + 2 and len(rows) == 1 + 2 + 2 * 3
     for row in rows:
         same = [image.tobytes() for image in row.before] == [image.tobytes() for image in row.after]
         assert same == (row in untouched) and (row.adapter == row.base or not same)
 
 
-def test_only_the_part_is_grey(subject: Subject, few: Settings) -> None:
+def test_only_the_part_is_grey_or_redrawn(subject: Subject, few: Settings) -> None:
     images, _ = beginnings(subject, few)
     rows = {row.name: row for row in inpainting.run(subject, few)}
-    shown, image = np.asarray(rows["left half grey"].after[0]), np.asarray(images[0])
-    assert (shown[:, :8] == 127).all() and np.array_equal(shown[:, 8:], image[:, 8:])
+    image = np.asarray(images[0])
+    left, redrawn, alone = (
+        np.asarray(rows[f"left half {what}"].after[0])
+        for what in ("grey", "redrawn", "redrawn, all else grey")
+    )
+    assert (left[:, :8] == 127).all() and (alone[:, 8:] == 127).all()
+    assert np.array_equal(left[:, 8:], image[:, 8:]) and np.array_equal(redrawn[:, 8:], image[:, 8:])
+    assert np.array_equal(redrawn[:, :8], alone[:, :8]) and not np.array_equal(redrawn[:, :8], image[:, :8])
     areas = {part: np.asarray(mask_of(part, (16, 12))) for part in ("left", "right", "centre")}
     assert (areas["left"] + areas["right"] == 255).all()
     assert areas["centre"][3:9, 4:12].all() and areas["centre"].astype(bool).sum() == 6 * 8
