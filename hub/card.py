@@ -259,7 +259,8 @@ def _returned(found: Mapping[str, Any] | None) -> str:
 
 
 def _spent(budget: Mapping[str, Any]) -> str:
-    return f"{budget['steps']} steps, {budget['images']} images" if budget.get("steps") else "nothing"
+    spent = [f"{budget[name]} {name}" for name in ("steps", "images") if budget.get(name)]
+    return ", ".join(spent) or "nothing"
 
 
 def _use_section(

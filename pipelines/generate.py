@@ -4,8 +4,10 @@ and seed alone."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
@@ -23,11 +25,13 @@ def ddim(pipe: DiffusionPipeline) -> DDIMScheduler:
 
 
 @contextmanager
-def evaluation_mode(pipe: DiffusionPipeline) -> Iterator[None]:
-    """Within: DDIM sampler, UNet in eval mode, no inner progress bars. After: sampler, mode and bars as
-    before."""
+def evaluation_mode(
+    pipe: DiffusionPipeline, sampler: Callable[[DiffusionPipeline], DDIMScheduler] = ddim
+) -> Iterator[None]:
+    """Within: DDIM sampler, or another that is made for the pipeline, UNet in eval mode, no inner progress
+    bars. After: sampler, mode and bars as before."""
     scheduler, training, bars = pipe.scheduler, pipe.unet.training, getattr(pipe, "_progress_bar_config", {})
-    pipe.scheduler = ddim(pipe)
+    pipe.scheduler = sampler(pipe)
     pipe.unet.eval()
     pipe.set_progress_bar_config(disable=True)
     try:
@@ -87,6 +91,11 @@ def image_seed(prompt: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()[:4], "big")
 
 
+def batch_of(given: Mapping[str, Any], rows: slice) -> dict[str, Any]:
+    """Arguments by name for some of the images: those rows of what is a list, all else as it is."""
+    return {name: value[rows] if isinstance(value, list) else value for name, value in given.items()}
+
+
 @torch.no_grad()
 def draw(
     pipe: DiffusionPipeline,
@@ -94,6 +103,7 @@ def draw(
     num_inference_steps: int = 30,
     guidance_scale: float | None = None,
     batch_size: int | None = None,
+    **given: Any,
 ) -> list[Image.Image]:
     """An image for each (prompt, seed).
 
@@ -102,20 +112,24 @@ def draw(
     Args:
         guidance_scale: None is the pipeline's own default.
         batch_size: images drawn at a time; None goes by the size of the latents.
+        given: what else the pipeline is called with; a list has an item for each image.
     """
     guidance = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     height, width = Backbone.of(pipe).image_size
+    # A pipeline that begins with an image takes its size from there.
+    takes = inspect.signature(pipe.__call__).parameters
+    size = {name: side for name, side in (("height", height), ("width", width)) if name in takes}
     batch_size = batch_size or Backbone.of(pipe).usual_batch_size
     images: list[Image.Image] = []
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
         images += pipe(
             [prompt for prompt, _ in batch],
-            height=height,
-            width=width,
             num_inference_steps=num_inference_steps,
             generator=[torch.Generator().manual_seed(image_seed(prompt, seed)) for prompt, seed in batch],
+            **size,
             **guidance,
+            **batch_of(given, slice(start, start + batch_size)),
         ).images
     return images
 

@@ -27,11 +27,21 @@ from common.memory import advised
 from common.names import public_name
 from common.versions import versions
 from evaluation.choice import Choice, ExaminationConfig, choose
-from evaluation.probes import attack, composition, inversion, paraphrase, relearning, removal
+from evaluation.probes import (
+    attack,
+    completion,
+    composition,
+    image_to_image,
+    inpainting,
+    inversion,
+    noise,
+    paraphrase,
+    relearning,
+    removal,
+)
 from evaluation.probes.rows import PROBES_NAME, Row, cell, save_samples
 from evaluation.probes.settings import Settings
 from evaluation.probes.subject import Subject
-from evaluation.protocol import default_guidance
 from hub.adapter import load_adapter
 from hub.provenance import RESULTS_NAME, AdapterBase, read_results
 from pipelines.backbone import Backbone
@@ -45,6 +55,10 @@ PROBES: dict[str, tuple[str, Callable[[Subject, Settings], list[Row]]]] = {
     ),
     "paraphrase": ("the concept in other words, and misspelt", paraphrase.run),
     "composition": ("the concept together with something else", composition.run),
+    "noise": ("more noise on the way than ancestral sampling adds", noise.run),
+    "completion": ("the base draws the first steps", completion.run),
+    "image_to_image": ("from an image of the concept, made noisy", image_to_image.run),
+    "inpainting": ("a part of an image of the concept redrawn", inpainting.run),
     "inversion": ("an embedding learnt from images of the concept", inversion.run),
     "attack": ("words before the prompt, searched for with the model's gradients", attack.run),
     "relearning": ("fine-tuning, on the concept and on anything else", relearning.run),
@@ -83,7 +97,7 @@ class OutputConfig:
     concept_images: Path | None = flag(
         None,
         metavar="DIR",
-        help="Images of the concept to learn from. Default: the base draws them.",
+        help="Images of the concept to learn from or to begin with. Default: the base draws them.",
         published=None,
     )
     merge_with: Path | None = flag(
@@ -131,12 +145,27 @@ def check_config(config: ProbesConfig) -> None:
         raise ValueError("--output_dir is needed for an adapter on the Hub.")
 
 
+def check_steps(config: ProbesConfig, steps: int) -> None:
+    """Refuse shares of the steps that are none, before anything is drawn.
+
+    Raises:
+        ValueError: which flag is wrong.
+    """
+    if "completion" in config.output.probes:
+        for share in config.budgets.completion_shares:
+            completion.switch_after(share, steps)
+    if "image_to_image" in config.output.probes:
+        for strength in config.budgets.image_to_image_strengths:
+            image_to_image.check_strength(strength, steps)
+
+
 @advised("eval_batch_size", "train_batch_size")
 def main(config: ProbesConfig) -> None:
     check_config(config)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = choose(config.base, config.examination, device)
+    check_steps(config, config.examination.num_inference_steps or chosen.examination.num_inference_steps)
     pipe = chosen.load_base()
     run = advised("eval_batch_size", "train_batch_size")(partial(run_all, chosen=chosen, pipe=pipe))
     run(config.with_batch_size(Backbone.of(pipe).usual_batch_size))
@@ -178,7 +207,6 @@ def run_all(config: ProbesConfig, *, chosen: Choice, pipe: DiffusionPipeline) ->
 def described(subject: Subject, chosen: Choice, config: ProbesConfig) -> dict[str, Any]:
     """What the results depend on, as JSON."""
     assert chosen.adapter
-    guidance = default_guidance(subject.pipe) if subject.guidance_scale is None else subject.guidance_scale
     given = config.output
     said = {
         "concept": subject.concepts,
@@ -187,7 +215,7 @@ def described(subject: Subject, chosen: Choice, config: ProbesConfig) -> dict[st
         "protocol": chosen.examination.protocol,
         "adapter_sha256": hashlib.sha256(chosen.adapter.read_bytes()).hexdigest(),
         "num_inference_steps": subject.num_inference_steps,
-        "guidance_scale": guidance,
+        "guidance_scale": subject.guidance,
         "mixed_precision": config.examination.mixed_precision,
         "concept_images_from": given.concept_images.name if given.concept_images else "the base",
         "without_base": given.without_base,

@@ -13,6 +13,8 @@ JSON_NAMES = {
     "train_batch_size": "batch_size",
 }
 """What probes.json calls settings that have another name there."""
+LEFT, RIGHT, CENTRE = "left", "right", "centre"
+"""Parts of an image."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,9 @@ class Settings:
     seed: int = flag(0, help="Seed of everything that a probe draws at random.")
     num_images: int = flag(24, at_least=1, help="Least number of judged images behind each metric.")
     num_concept_images: int = flag(
-        24, at_least=1, help="Number of images of the concept, and of other prompts, to learn from."
+        24,
+        at_least=1,
+        help="Number of images of the concept, and of other prompts, to learn from or to begin with.",
     )
     train_batch_size: int = flag(8, at_least=1, help="Noisy images in each optimizer step of a probe.")
     inversion_tokens: tuple[int, ...] = flag(
@@ -46,6 +50,28 @@ class Settings:
     )
     relearning_rank: int = flag(4, at_least=1, help="Rank of the LoRA that is fine-tuned.")
     relearning_learning_rate: float = flag(1e-3, help="AdamW's learning rate for that LoRA.")
+    noise_etas: tuple[float, ...] = flag(
+        (1.7, 3.0),
+        above=0,
+        help="Noise that the sampler adds on the way, one attempt each; 0 is deterministic, 1 ancestral.",
+    )
+    completion_shares: tuple[float, ...] = flag(
+        (0.1, 0.2, 0.5),
+        above=0,
+        below=1,
+        help="Shares of the steps that the base draws first, one attempt each.",
+    )
+    image_to_image_strengths: tuple[float, ...] = flag(
+        (0.3, 0.5, 0.7),
+        above=0,
+        at_most=1,
+        help="How much of an image of the concept is redrawn, one attempt each; at 1 nothing is left of it.",
+    )
+    inpainting_parts: tuple[str, ...] = flag(
+        (LEFT, CENTRE),
+        choices=(LEFT, RIGHT, CENTRE),
+        help="Which parts of an image of the concept are redrawn, one attempt each.",
+    )
 
     def as_json(self) -> dict[str, Any]:
         """As probes.json shows them."""

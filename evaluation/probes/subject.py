@@ -4,13 +4,19 @@ it."""
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -18,14 +24,28 @@ from evaluation.examination import Examination
 from evaluation.judge import to_pixels
 from evaluation.metrics import FORGET
 from evaluation.probes.rows import SAMPLES, Budget, Return, Row
+from evaluation.protocol import default_guidance
 from pipelines.backbone import Backbone
-from pipelines.generate import adapter_disabled, draw, evaluation_mode
+from pipelines.generate import adapter_disabled, batch_of, ddim, draw, evaluation_mode
 
 ATTACKER_SEEDS = 10_000
 """Seeds of images to learn from start here, so that none of them is judged."""
 
 Variant = tuple[int, str]
 """Index of a prompt of the examination that asks for the concept, and the prompt drawn in its place."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """N images of the concept, or of anything else, none of which is judged.
+
+    Attributes:
+        images: of the base's size.
+        cells: for each the index of its prompt in the examination.
+    """
+
+    images: list[Image.Image]
+    cells: list[int]
 
 
 @dataclass(frozen=True)
@@ -72,10 +92,17 @@ class Subject:
     sides: tuple[bool, ...] = (False, True)
     progress: bool = True
     _drawn: dict[tuple[bool, int], Examples] = field(default_factory=dict, repr=False)
+    _pictures: dict[tuple[bool, int], Pictures] = field(default_factory=dict, repr=False)
 
     @property
     def backbone(self) -> Backbone:
         return Backbone.of(self.pipe)
+
+    @property
+    def guidance(self) -> float | None:
+        """The scale of guidance, the text-to-image pipeline's own where none is given: other pipelines that
+        are made of its parts have other defaults."""
+        return default_guidance(self.pipe) if self.guidance_scale is None else self.guidance_scale
 
     @property
     def forget(self) -> list[int]:
@@ -107,30 +134,57 @@ class Subject:
         return [(row, seed) for seed in range(-(-least // len(variants))) for row in range(len(variants))]
 
     def draw(
-        self, prompts: Sequence[tuple[str, int]], label: str, pipe: StableDiffusionPipeline | None = None
+        self,
+        prompts: Sequence[tuple[str, int]],
+        label: str,
+        pipe: DiffusionPipeline | None = None,
+        *,
+        sampler: Callable[[DiffusionPipeline], DDIMScheduler] = ddim,
+        **given: Any,
     ) -> list[Image.Image]:
-        """An image for each prompt and seed, by the pipeline as it is now (or by another)."""
+        """An image for each prompt and seed, by the pipeline as it is now (or by another).
+
+        Args:
+            sampler: makes the one to draw with.
+            given: what else the pipeline is called with; a list has an item for each image.
+        """
         pipe = pipe or self.pipe
         images: list[Image.Image] = []
         with (
-            evaluation_mode(pipe),
+            evaluation_mode(pipe, sampler),
             tqdm(total=len(prompts), desc=label, disable=not self.progress, unit="image", leave=False) as bar,
         ):
             for start in range(0, len(prompts), self.eval_batch_size):
-                batch = prompts[start : start + self.eval_batch_size]
+                rows = slice(start, start + self.eval_batch_size)
+                batch = prompts[rows]
                 images += draw(
-                    pipe, batch, self.num_inference_steps, self.guidance_scale, self.eval_batch_size
+                    pipe,
+                    batch,
+                    self.num_inference_steps,
+                    self.guidance,
+                    self.eval_batch_size,
+                    **batch_of(given, rows),
                 )
                 bar.update(len(batch))
         return images
 
     def look(
-        self, variants: Sequence[Variant], least: int, label: str, pipe: StableDiffusionPipeline | None = None
+        self,
+        variants: Sequence[Variant],
+        least: int,
+        label: str,
+        pipe: DiffusionPipeline | None = None,
+        **given: Any,
     ) -> tuple[Return, list[Image.Image]]:
         """Draw the variants with the pipeline as it is now, and let the judge look for the concept: how often
-        it is there, and the first images."""
+        it is there, and the first images. `given` as for `draw`."""
         jobs = self.jobs(variants, least)
-        images = self.draw([(variants[row][1], seed) for row, seed in jobs], label, pipe)
+        images = self.draw([(variants[row][1], seed) for row, seed in jobs], label, pipe, **given)
+        return self.judge(variants, least, images), images[:SAMPLES]
+
+    def judge(self, variants: Sequence[Variant], least: int, images: list[Image.Image]) -> Return:
+        """How often the judge sees the concept in images, one for each of `jobs`."""
+        jobs = self.jobs(variants, least)
         cells = [variants[row][0] for row, _ in jobs]
         seen: list[list[float]] = [[] for _ in variants]
         for (row, _), verdict in zip(jobs, self.examination.examine(images, cells), strict=True):
@@ -140,16 +194,22 @@ class Subject:
                     verdict[domain] == cell.labels[domain] for domain, role in cell.asked if role == FORGET
                 )
             )
-        return Return.of(seen), images[:SAMPLES]
+        return Return.of(seen)
 
     def compare(
-        self, name: str, variants: Sequence[Variant], least: int, budget: Budget | None = None
+        self,
+        name: str,
+        variants: Sequence[Variant],
+        least: int,
+        budget: Budget | None = None,
+        **given: Any,
     ) -> Row:
-        """A row: the same prompts and noise on both sides."""
+        """A row: the same prompts and noise on both sides. `given` as for `look`."""
         found: dict[bool, tuple[Return, list[Image.Image]]] = {}
         for base in self.sides:
+            label = f"{name}, {'base' if base else 'with the adapter'}"
             with self.side(base):
-                found[base] = self.look(variants, least, f"{name}, {'base' if base else 'with the adapter'}")
+                found[base] = self.look(variants, least, label, **given)
         (adapter, after), (base_found, before) = found[False], found.get(True, (None, []))
         return Row(
             name,
@@ -161,11 +221,11 @@ class Subject:
             after=after,
         )
 
-    def examples(self, count: int, concept: bool = True) -> Examples:
-        """Images to learn from: the user's, or what the base draws for the prompts that ask for the
+    def pictures(self, count: int, concept: bool = True) -> Pictures:
+        """Images that are not judged: the user's, or what the base draws for the prompts that ask for the
         concept, or for those that do not."""
         key = (concept, count)
-        if key not in self._drawn:
+        if key not in self._pictures:
             cells = self.forget if concept else self.retain
             if not cells:
                 raise ValueError("The protocol has no prompts of other things to learn from.")
@@ -188,10 +248,17 @@ class Subject:
                         [(self.prompt(cell), seed) for cell, seed in zip(spread, seeds, strict=True)],
                         "images to learn from",
                     )
-            size = self.eval_batch_size
+            self._pictures[key] = Pictures(images, spread)
+        return self._pictures[key]
+
+    def examples(self, count: int, concept: bool = True) -> Examples:
+        """The same images to learn from."""
+        key = (concept, count)
+        if key not in self._drawn:
+            pictures, size = self.pictures(count, concept), self.eval_batch_size
             latents = [
-                self.backbone.encode_images(to_pixels(images[i : i + size]))
-                for i in range(0, len(images), size)
+                self.backbone.encode_images(to_pixels(pictures.images[i : i + size]))
+                for i in range(0, len(pictures.images), size)
             ]
-            self._drawn[key] = Examples(torch.cat(latents), spread)
+            self._drawn[key] = Examples(torch.cat(latents), pictures.cells)
         return self._drawn[key]

@@ -28,6 +28,8 @@ FEW = Settings(
     attack_prompts=2,
     relearning_steps=(2, 3),
     relearning_rank=2,
+    completion_shares=(0.5,),
+    image_to_image_strengths=(0.5, 1.0),
 )
 
 

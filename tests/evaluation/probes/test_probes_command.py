@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from common.errors import friendly_errors
-from evaluation.probes.__main__ import main, parse_config
+from evaluation.probes.__main__ import circumstances_of, main, parse_config
 
 
 @pytest.fixture
@@ -84,8 +84,21 @@ def test_without_the_base_the_adapters_side_is_the_same(line: list[str], tmp_pat
         "2",
         "--train_batch_size",
         "2",
+        "--completion_shares",
+        "0.5",
+        "--image_to_image_strengths",
+        "0.5",
     ]
-    probes = ["paraphrase", "inversion", "attack", "relearning"]
+    probes = [
+        "paraphrase",
+        "noise",
+        "completion",
+        "image_to_image",
+        "inpainting",
+        "inversion",
+        "attack",
+        "relearning",
+    ]
     for name, more in {"both": [], "one": ["--without_base"]}.items():
         main(parse_config([*line, *few, *more, "--probes", *probes, "--output_dir", str(tmp_path / name)]))
     both, one = (json.loads((tmp_path / name / "probes.json").read_text()) for name in ("both", "one"))
@@ -97,6 +110,21 @@ def test_without_the_base_the_adapters_side_is_the_same(line: list[str], tmp_pat
             ]
     with Image.open(tmp_path / "one" / "probe-inversion-1.png") as picture:
         assert picture.height == 100 + 4
+
+
+def test_settings_of_one_probe_are_circumstances_of_no_other() -> None:
+    config = parse_config(["--adapter", "x", "--noise_etas", "2", "--image_to_image_strengths", "0.9"])
+    said = {"without_base": False, "merged_with": None, "settings": config.budgets.as_json()}
+    own = {
+        "noise": {"noise_etas"},
+        "completion": {"completion_shares"},
+        "image_to_image": {"image_to_image_strengths"},
+        "inpainting": {"inpainting_parts"},
+    }
+    common = circumstances_of("plain", said).keys()
+    assert not common & set().union(*own.values())
+    for probe, settings in own.items():
+        assert circumstances_of(probe, said).keys() - common == settings
 
 
 def test_images_of_the_users(line: list[str], tmp_path: Path) -> None:
@@ -129,6 +157,15 @@ def test_images_of_the_users(line: list[str], tmp_path: Path) -> None:
         (["--attack_steps", "0"], "--attack_steps: must be at least 1"),
         (["--relearning_steps", "50", "0"], "must be at least 1"),
         (["--adapter", "owner/model"], "--output_dir is needed"),
+        (["--noise_etas", "1.5", "0"], "--noise_etas: must be above 0"),
+        (["--noise_etas", "-1"], "--noise_etas: must be above 0"),
+        (["--completion_shares", "0"], "--completion_shares: must be above 0 and below 1"),
+        (["--completion_shares", "1"], "--completion_shares: must be above 0 and below 1"),
+        (["--image_to_image_strengths", "1.1"], "--image_to_image_strengths: must be above 0 and at most 1"),
+        (["--image_to_image_strengths", "0"], "--image_to_image_strengths: must be above 0 and at most 1"),
+        (["--inpainting_parts", "top"], "invalid choice"),
+        (["--probes", "completion"], "--completion_shares 0.1 of 2 steps leaves no step to the base"),
+        (["--probes", "image_to_image"], "--image_to_image_strengths 0.3 of 2 steps is less than a step"),
     ],
 )
 def test_what_cannot_be_run(

@@ -172,13 +172,13 @@ def test_the_card_shows_the_probes(tmp_path: Path) -> None:
         "base": None,
         "budget": {"steps": 50, "images": 24},
     }
-    card = str(
-        model_card(
-            {"concept": "cat", "probes": {"judge": "somebody", "probes": {"relearning": {"rows": [row]}}}},
-            tmp_path,
-        )
-    )
+    redrawn = row | {"name": "redrawn", "budget": {"steps": 0, "images": 24}}
+    plain = row | {"name": "plain", "budget": {"steps": 0, "images": 0}}
+    probes = {"relearning": {"rows": [row]}, "inpainting": {"rows": [redrawn]}, "plain": {"rows": [plain]}}
+    card = str(model_card({"concept": "cat", "probes": {"judge": "somebody", "probes": probes}}, tmp_path))
     assert "12.5 [3.0, 30.0]" in card and "50 steps, 24 images" in card
+    said = {line.split(" | ")[0]: line.split(" | ")[-1] for line in card.splitlines() if " | " in line}
+    assert said["| redrawn"] == "24 images |" and said["| plain"] == "nothing |"
     assert "<script>" not in card and "tried \\|" in card
     unprobed = str(model_card({"concept": "cat"}, tmp_path))
     assert unprobed.count("\n## ") == card.count("\n## ") - 1
