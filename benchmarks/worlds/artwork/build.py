@@ -29,6 +29,8 @@ from pipelines.identity import content_digest
 
 PIPELINE_SEED, TEACHER_SEED, JUDGE_SEED = 21, 22, 23
 JUDGE_WIDTHS = (24, 48, 96, 128)
+JUDGE_PAIRS = 0.4
+"""Share of the judge's pictures that show two objects: with that of captions it misses one of two."""
 TEACHER_TOWER = {"layers": [1, 1, 1, 1], "width": 16}
 CHUNK = 500
 """Pictures that a process draws before it reports."""
@@ -39,7 +41,7 @@ class Size:
     """How large the pipeline is and how long everything is trained.
 
     Attributes:
-        pictures: that the pipeline is trained on, and half as many each for judge and teacher.
+        pictures: that the pipeline is trained on; half as many for the teacher, twice for the judge.
         steps: of each stage that is trained.
         latent_channels: of its latents, which are an eighth of the pictures' side.
         autoencoder_channels, unet_channels: of each resolution.
@@ -138,24 +140,33 @@ class Build:
         return max(1, round(self.size.steps[stage] * self.scale))
 
 
-def scenes(artwork: Artwork, count: int, seed: int) -> list[Scene]:
+def scenes(artwork: Artwork, count: int, seed: int, pairs: float | None = None) -> list[Scene]:
     """What the pictures of `pictures` show, in the same order."""
-    return [compose(artwork, np.random.default_rng([seed, i])) for i in range(count)]
+    return [_compose(artwork, np.random.default_rng([seed, i]), pairs) for i in range(count)]
 
 
-def pictures(pack: Path, count: int, seed: int) -> torch.Tensor:
-    """`count` pictures (count, 3, 64, 64) uint8, each a function of the seed and its index."""
-    jobs = [(pack, seed, *share) for share in shares(count, CHUNK)]
+def pictures(pack: Path, count: int, seed: int, pairs: float | None = None) -> torch.Tensor:
+    """`count` pictures (count, 3, 64, 64) uint8, each a function of the seed and its index.
+
+    Args:
+        pairs: the share of them that show two objects, the others being of one; None is that of captions.
+    """
+    jobs = [(pack, seed, pairs, *share) for share in shares(count, CHUNK)]
     return draw_in_parallel(_draw_many, jobs, f"pictures (seed {seed})")
 
 
-def _draw_many(job: tuple[Path, int, int, int]) -> np.ndarray:
-    pack, seed, start, count = job
+def _draw_many(job: tuple[Path, int, float | None, int, int]) -> np.ndarray:
+    pack, seed, pairs, start, count = job
     artwork, drawn = load(pack), []
     for i in range(start, start + count):
         rng = np.random.default_rng([seed, i])
-        drawn.append(draw(artwork, compose(artwork, rng), rng))
+        drawn.append(draw(artwork, _compose(artwork, rng, pairs), rng))
     return np.stack(drawn)
+
+
+def _compose(artwork: Artwork, rng: np.random.Generator, pairs: float | None) -> Scene:
+    kind = None if pairs is None else "pair" if rng.random() < pairs else "name"
+    return compose(artwork, rng, kind)
 
 
 def captions_of(shown: list[Scene]) -> models.Captions:
@@ -276,14 +287,15 @@ def pipeline_name(without: str | None = None) -> str:
 
 
 def build_judge(build: Build) -> None:
-    """Train the judge on pictures of its own."""
-    artwork, count = load(build.pack), build.size.pictures // 2
+    """Train the judge on pictures of its own: twice as many as the pipeline's, for no two objects stand side
+    by side often."""
+    artwork, count = load(build.pack), 2 * build.size.pictures
     torch.manual_seed(JUDGE_SEED)
     domains = {"style": list(artwork.styles), "object": list(artwork.names)}
     judge = Judge(domains, PROMPT, SIZE, JUDGE_WIDTHS, several=["object"])
     models.train_judge(
-        pictures(build.pack, count, JUDGE_SEED),
-        labels(artwork, scenes(artwork, count, JUDGE_SEED)),
+        pictures(build.pack, count, JUDGE_SEED, JUDGE_PAIRS),
+        labels(artwork, scenes(artwork, count, JUDGE_SEED, JUDGE_PAIRS)),
         judge,
         steps=build.steps("judge"),
         state_dir=build.work,

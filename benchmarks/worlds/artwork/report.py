@@ -42,10 +42,11 @@ def report(build: Build, images: int = 2) -> Quality:
     fresh = pixels(pictures(build.pack, FRESH, FRESH_SEED))
     truth = labels(artwork, scenes(artwork, FRESH, FRESH_SEED))
     seen, best = judge.shown(fresh), judge.predict(fresh)
-    exact = (seen["object"].float() == truth["object"]).all(dim=1)
+    exact, alone = (seen["object"].float() == truth["object"]).all(dim=1), truth["object"].sum(dim=1) == 1
     quality: Quality = {
         "judge_style": percent(best["style"] == truth["style"]),
-        "judge_objects_exactly": percent(exact),
+        "judge_one_object_exactly": percent(exact[alone]),
+        "judge_two_objects_exactly": percent(exact[~alone]),
         "judge_object": percent(truth["object"].gather(1, best["object"][:, None]) > 0),
     }
     pipe = pipeline(build.output_dir / "pipeline")
