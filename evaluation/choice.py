@@ -44,7 +44,7 @@ class ExaminationConfig:
     adapter: str | None = flag(
         None,
         metavar="DIR",
-        help="Directory with pytorch_lora_weights.safetensors, or an id on the Hub. Default: none; the pipeline "
+        help="Directory with pytorch_lora_weights.safetensors, a file, or an id on the Hub. Default: none; the pipeline "
         "is judged as it is, for example one that an adapter was fused into.",
     )
     concept: tuple[str, ...] | None = flag(
@@ -166,7 +166,7 @@ def choose(
     """
     adapter = find_adapter(config.adapter) if config.adapter else None
     directory = adapter and directory_of(adapter, str(config.adapter))
-    said = what_adapter_says(directory) if directory else NOTHING_SAID
+    said = what_adapter_says(directory, adapter.name) if adapter and directory else NOTHING_SAID
     concepts = list(config.concept) if config.concept else said["concept"]
     resolved = (
         replace(base, pretrained_model_name_or_path=str(canvas.PIPELINE))
@@ -203,9 +203,9 @@ def directory_of(adapter: Path, named: str) -> Path:
     """Where the files lie that describe an adapter.
 
     Args:
-        named: its directory or Hub id.
+        named: its directory, file or Hub id.
     """
-    if Path(named).is_dir():
+    if Path(named).exists():
         return adapter.parent
     return resolve_directory(named, None, [adapter.name, RESULTS_NAME])
 

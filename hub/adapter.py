@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
-from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from transformers import PreTrainedModel
 
 from common.network import resolve_directory
 from hub.checks import find_fault, loaded_adapters
 from hub.files import HASH_KEY, UnreadableAdapter, read_file, read_header, write_file
+from hub.formats import as_diffusers_reads, decisive, what_else
 
 KOHYA_NAME = "pytorch_lora_weights_kohya.safetensors"
 """The same adapter in kohya's format, next to the one in diffusers'."""
@@ -134,14 +134,14 @@ def update_adapter_metadata(directory: str | Path, metadata: Mapping[str, str]) 
         write_file(file, tensors, header | dict(metadata))
 
 
-def read_adapter_metadata(directory: str | Path) -> dict[str, Any]:
-    """The header of a directory's adapter; `lora_adapter_metadata` (rank, alpha, targets as `unet.r`, …) is
-    decoded.
+def read_adapter_metadata(directory: str | Path, name: str = LORA_WEIGHT_NAME_SAFE) -> dict[str, Any]:
+    """The header of a directory's adapter, the file of that name; `lora_adapter_metadata` (rank, alpha,
+    targets as `unet.r`, …) is decoded.
 
     Raises:
         UnreadableAdapter: there is no adapter, or its file is not safetensors.
     """
-    path = Path(directory) / LORA_WEIGHT_NAME_SAFE
+    path = Path(directory) / name
     header: dict[str, Any] = read_header(path)
     if LORA_ADAPTER_METADATA_KEY in header:
         try:
@@ -165,7 +165,7 @@ def load_adapter(
     changes something.
 
     Args:
-        name_or_path: a directory, or an id on the Hub.
+        name_or_path: a directory or a file, or an id on the Hub.
         weight_name: which safetensors file. Default: `pytorch_lora_weights.safetensors`, or the only one of a
             directory.
         revision: of the Hub.
@@ -186,10 +186,13 @@ def load_adapter(
     adapter = next(name for name in (f"default_{i}" for i in itertools.count()) if name not in taken)
     with _quiet_loaders():
         try:
-            pipe.load_lora_weights(
-                str(path.parent), weight_name=path.name, adapter_name=adapter, use_safetensors=True
-            )
-            fault = find_fault(pipe, adapter, path, tensors)
+            with as_diffusers_reads(path, tensors) as file:
+                pipe.load_lora_weights(
+                    str(file.parent), weight_name=file.name, adapter_name=adapter, use_safetensors=True
+                )
+                fault = find_fault(pipe, adapter, file, tensors)
+        except UnreadableAdapter:
+            raise
         except (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
             fault, cause = (
                 f"does not fit this pipeline ({textwrap.shorten(str(error), 240)}); load it into its own base.",
@@ -198,6 +201,7 @@ def load_adapter(
         if fault and adapter in loaded_adapters(pipe):
             pipe.delete_adapters(adapter)
     if fault:
+        fault = what_else(tensors) or fault
         base = header.get("base_model_name_or_path")
         raise UnfitAdapter(
             f"The adapter {path} {fault}" + (f" It says that it is for {base}." if base else "")
@@ -208,12 +212,14 @@ def load_adapter(
 def find_adapter(
     name_or_path: str | Path, weight_name: str | None = None, revision: str | None = None
 ) -> Path:
-    """The adapter's file in a directory, or fetched from the Hub.
+    """The adapter's file: the one that is named, or that in a directory, or fetched from the Hub.
 
     Raises:
         CheckpointError: there is no such directory, and the Hub has none or cannot be reached.
         NoAdapter: there is none, or there are several and none has the usual name.
     """
+    if Path(name_or_path).is_file():
+        return Path(name_or_path)
     name = weight_name or LORA_WEIGHT_NAME_SAFE
     directory = resolve_directory(name_or_path, revision, [name])
     if (directory / name).is_file():
@@ -237,18 +243,7 @@ def _part(component: UNet2DConditionModel | PreTrainedModel, adapter_name: str, 
         name.replace(".lora_A.", f".{spelling}.down.").replace(".lora_B.", f".{spelling}.up."): tensor
         for name, tensor in get_peft_model_state_dict(component, adapter_name=adapter_name).items()
     }
-    return Part(layers, _decisive(component.peft_config[adapter_name]))
-
-
-def _decisive(config: LoraConfig) -> dict[str, Any]:
-    """Rank, alpha and everything that is not peft's default; older releases of peft refuse settings that they
-    do not know."""
-    defaults = LoraConfig().to_dict()
-    return {
-        name: value
-        for name, value in config.to_dict().items()
-        if name in ("r", "lora_alpha") or value != defaults[name]
-    }
+    return Part(layers, decisive(component.peft_config[adapter_name]))
 
 
 def _check_keys(metadata: Mapping[str, str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import canvas
 from common.flags import by_name, flag
 from common.names import BUNDLED_PIPELINE
-from hub.adapter import read_adapter_metadata
+from hub.adapter import find_adapter, read_adapter_metadata
 from hub.card import DEFINED
 from pipelines.base import BaseConfig
 
@@ -141,14 +141,17 @@ def _wrong_metrics(side: dict[str, Any]) -> list[str]:
     return wrong
 
 
-def what_adapter_says(directory: Path) -> dict[str, Any]:
+def what_adapter_says(directory: Path, name: str | None = None) -> dict[str, Any]:
     """Concept (list), base and revision from the adapter's results.json, else from its header; None if
     neither has them.
+
+    Args:
+        name: the adapter's file. Default: as `find_adapter` finds it.
 
     Raises:
         ValueError: there is no adapter in the directory, or its results.json is not JSON.
     """
-    header = read_adapter_metadata(directory)
+    header = read_adapter_metadata(directory, name or find_adapter(directory).name)
     said = header | {"revision": header.get("base_model_revision")} | read_results(directory)
     concept = said.get("concept")
     if isinstance(concept, str):

@@ -142,7 +142,7 @@ def check_config(config: ProbesConfig) -> None:
     if not adapter:
         raise ValueError("Probes try to get back what an adapter erased; name it with --adapter.")
     if config.output.output_dir is None and not Path(adapter).is_dir():
-        raise ValueError("--output_dir is needed for an adapter on the Hub.")
+        raise ValueError("--output_dir is needed where --adapter is no directory.")
 
 
 def check_steps(config: ProbesConfig, steps: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.flags import Command, flag
 from common.names import hub_id
-from hub.adapter import load_adapter
+from hub.adapter import find_adapter, load_adapter
 from hub.files import require_empty
 from hub.fuse import fuse_adapter, save_pipeline
 from hub.provenance import AdapterBase, resolve_base, what_adapter_says
@@ -18,7 +18,7 @@ from pipelines.base import load_pipeline
 class FusionConfig:
     """Fusion."""
 
-    adapter: Path = flag(metavar="DIR", help="Directory with pytorch_lora_weights.safetensors.")
+    adapter: Path = flag(metavar="DIR", help="Directory with pytorch_lora_weights.safetensors, or a file.")
     output_dir: Path = flag(metavar="DIR", help="Where the pipeline is written: a new or an empty directory.")
     scale: float = flag(1.0, help="Weight of the adapter; 0 is the base.")
 
@@ -40,7 +40,8 @@ def run(config: FuseConfig) -> None:
     """
     given = config.fusion
     require_empty(given.output_dir)
-    base = resolve_base(config.base, what_adapter_says(given.adapter))
+    adapter = find_adapter(given.adapter)
+    base = resolve_base(config.base, what_adapter_says(adapter.parent, adapter.name))
     pipe = load_pipeline(
         base.name,
         base.revision,
@@ -49,7 +50,7 @@ def run(config: FuseConfig) -> None:
         vae=base.pretrained_vae_model_name_or_path,
         config=base.config_name_or_path,
     )
-    fuse_adapter(pipe, load_adapter(pipe, given.adapter), given.scale)
+    fuse_adapter(pipe, load_adapter(pipe, adapter), given.scale)
     save_pipeline(pipe, given.output_dir, hub_id(str(base.name)) or "")
     print(f"wrote {given.output_dir}: a pipeline with the adapter at scale {given.scale:g} in its weights.")
 

@@ -9,7 +9,7 @@ import pytest
 from diffusers import UNet2DConditionModel
 
 import canvas
-from hub.adapter import save_adapter
+from hub.adapter import find_adapter, save_adapter
 from hub.header import results_header
 from hub.provenance import find_base, what_adapter_says
 
@@ -32,6 +32,16 @@ def test_results_go_before_the_header(trained: UNet2DConditionModel, tmp_path: P
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(ValueError, match=r"results\.json"):
         what_adapter_says(tmp_path)
+
+
+def test_an_adapter_of_another_name_says_what_it_is(trained: UNet2DConditionModel, tmp_path: Path) -> None:
+    path = save_adapter(tmp_path, trained, metadata=results_header({"concept": ["cat"]}))
+    path.rename(tmp_path / "no-cat.safetensors")
+    assert what_adapter_says(tmp_path)["concept"] == ["cat"]
+    assert find_adapter(tmp_path / "no-cat.safetensors") == find_adapter(tmp_path)
+    save_adapter(tmp_path, trained, metadata=results_header({"concept": ["dog"]}))
+    assert what_adapter_says(tmp_path, "no-cat.safetensors")["concept"] == ["cat"]
+    assert what_adapter_says(tmp_path)["concept"] == ["dog"]
 
 
 def test_find_base() -> None:
