@@ -184,7 +184,7 @@ def test_user_errors(
         (["convert", "--adapter", tmp_path / "full"], "is not an adapter"),
         (["convert", *given, "--output", tmp_path / "precious.safetensors"], "exists; name another file"),
         (["convert", *given, "--output", tmp_path / "cat.bin"], "must end in .safetensors"),
-        ([*fuse, "--adapter", tmp_path / "absent", *new], "is not an adapter"),
+        ([*fuse, "--adapter", tmp_path / "absent", *new], "neither a local directory"),
         ([*fuse, *given, "--output_dir", tmp_path / "full"], "not an empty directory"),
         ([*fuse, *given, "--output_dir", tmp_path / "precious.safetensors"], "not an empty directory"),
         ([*fuse, *given, *new, "--scale", "nan"], "--scale: must be a finite number"),
