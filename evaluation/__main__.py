@@ -52,7 +52,11 @@ from hub.provenance import RESULTS_NAME, AdapterBase
 from pipelines.backbone import Backbone
 from reward.teacher import Teacher
 
+logger = logging.getLogger(__name__)
+
 GRID_NAME, PARETO_NAME, IMAGES = "before_after.png", "pareto.png", "images"
+SHOWN_CUTS = 3
+"""Prompts whose cut is said."""
 PATIENCE = datetime.timedelta(days=7)
 """How long a process may wait for the shards of another."""
 
@@ -184,6 +188,7 @@ def compare(
     base = {"base": public_name(chosen.base.name), "base_digest": weights_digest(pipe.unet.conv_in)}
     if config.examination.adapter:
         load_adapter(pipe, config.examination.adapter)
+    unseen = cut_prompts(Backbone.of(pipe), chosen.examination)
     measures = choose_measures(config.measures, features, chosen, image_size=Backbone.of(pipe).image_size)
     output = config.output.output_dir
     if config.output.overwrite_output_dir and accelerator.is_main_process:
@@ -209,6 +214,7 @@ def compare(
     if found is None:
         return
     results = {"concept": chosen.concepts, "base_model_name_or_path": base["base"], **found.results}
+    results |= {"cut_prompts": unseen} if unseen else {}
     write_json(output / RESULTS_NAME, results)
     before_after(found.pairs, output / GRID_NAME, grid_title(results))
     written = [output / RESULTS_NAME, output / GRID_NAME]
@@ -224,6 +230,19 @@ def compare(
             f"{results['base']['UA']:.1f} %).",
             file=sys.stderr,
         )
+
+
+def cut_prompts(backbone: Backbone, examination: Examination) -> dict[str, str]:
+    """The prompts that are longer than the base's text window, each with the words that the base never sees;
+    they are said too, for an image cannot show what they ask for."""
+    ends = {prompt: end for prompt in examination.prompts if (end := backbone.unseen(prompt))}
+    for prompt, end in list(ends.items())[:SHOWN_CUTS]:
+        logger.warning(f"The base's text window cuts {end!r} off the end of {prompt!r}.")
+    if len(ends) > SHOWN_CUTS:
+        logger.warning(
+            f"{len(ends) - SHOWN_CUTS} more prompts are cut; cut_prompts in {RESULTS_NAME} has all."
+        )
+    return ends
 
 
 def choose_features(

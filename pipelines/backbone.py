@@ -134,6 +134,16 @@ class Backbone:
         self.vae.tile_sample_min_size = min(TILE, self.vae.tile_sample_min_size)
         self.vae.tile_latent_min_size = self.vae.tile_sample_min_size // self.pipe.vae_scale_factor
 
+    def unseen(self, text: str) -> str:
+        """The end of a text that a tokenizer cuts off, so that its encoder never sees it; empty if there is
+        none."""
+        ends = []
+        for tokenizer in self.tokenizers:
+            ids = tokenizer(text, truncation=False, verbose=False).input_ids
+            # The last token that is seen ends the text, and the last one of all would.
+            ends.append(tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1]).strip())
+        return max(ends, key=len)
+
     def check_window(self, text: str) -> None:
         """Refuse a text that a tokenizer would cut off.
 
@@ -141,7 +151,10 @@ class Backbone:
             ValueError: it needs more tokens than the window holds.
         """
         for tokenizer in self.tokenizers:
-            used, window = len(tokenizer(text, truncation=False).input_ids), tokenizer.model_max_length
+            used, window = (
+                len(tokenizer(text, truncation=False, verbose=False).input_ids),
+                tokenizer.model_max_length,
+            )
             if used > window:
                 shown = text if len(text) < 80 else text[:77] + "..."
                 raise ValueError(

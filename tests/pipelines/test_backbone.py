@@ -215,6 +215,21 @@ def test_a_text_fits_up_to_the_last_token_of_every_tokenizer(
         xl.check_window("a cat in a tree")
 
 
+def test_the_words_that_no_encoder_sees_are_told(
+    backbone: Backbone, xl: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = backbone.pipe.tokenizer
+    words = next(n for n in range(1, 100) if backbone.unseen("a " * n)) - 1
+    backbone.check_window("a " * words)
+    assert backbone.unseen("a cat") == "" and backbone.unseen("a " * words + "cat") == "cat"
+    assert backbone.unseen("a " * (words + 1) + "in Van Gogh style").endswith("in van gogh style")
+    seen = tokenizer("a " * words + "cat", truncation=True, max_length=tokenizer.model_max_length).input_ids
+    assert tokenizer("cat").input_ids[1] not in seen
+    monkeypatch.setattr(xl.pipe.tokenizer_2, "model_max_length", 4)
+    end = xl.unseen("a cat in a tree")
+    assert end.endswith("in a tree") and not end.startswith("a cat")
+
+
 # --- SDXL alone
 # -------------------------------------------------------------------------------------------------
 

@@ -126,6 +126,23 @@ def test_without_an_adapter_the_pipeline_is_judged_as_it_is(
         main(parse_config(["--output_dir", str(tmp_path / "none"), *base, *QUICK]))
 
 
+def test_words_beyond_the_text_window_are_said(
+    adapter_dir: Path, base: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = "a " * 90 + "cat"
+    rows = [
+        f"{long},forget,cat",
+        "a cat,forget,cat",
+        *(f"{'a ' * (80 + i)}car,in_domain,car" for i in range(4)),
+    ]
+    file = tmp_path / "prompts.csv"
+    file.write_text("\n".join(["prompt,group,label", *rows]))
+    results = run(adapter_dir, tmp_path / "out", *base, "--protocol", str(file))
+    assert results["cut_prompts"].keys() == {row.partition(",")[0] for row in rows if len(row) > 80}
+    assert all(end.endswith(("cat", "car")) for end in results["cut_prompts"].values())
+    assert "cat' off the end of" in caplog.text and "2 more prompts are cut" in caplog.text
+
+
 def test_a_sweep_draws_the_base_once_and_shows_the_price(
     adapter_dir: Path, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
