@@ -394,8 +394,8 @@ def test_user_errors(
         ([first, second, "--weights", "0", "0", *new], "--weights 0 0 must be"),
         ([first, second, "--rank", "0", *new], "--rank must be at least 1"),
         ([first, second, "--output_dir", tmp_path / "full"], "is not an empty directory"),
-        ([first, tmp_path / "absent", *new], "is not an adapter"),
-        ([first, tmp_path / "full", *new], "is not an adapter"),
+        ([first, tmp_path / "absent", *new], "neither a local directory"),
+        ([first, tmp_path / "full", *new], "holds no adapter"),
         (
             [first, tmp_path / "foreign", *new],
             "different bases (attention for tiny, foreign for owner/other)",
