@@ -1,9 +1,9 @@
 """Choose the settings of the baselines: `python -m benchmarks.baselines.sweep`.
 
 Every method of `GRID` runs with each of its settings on a style and on an object that the comparison does not
-erase, and the bundled judge looks at the adapter on the way. The best have the highest mean of UA, IRA and
-CRA over both, and of equals those that needed the fewest steps. A run is one JSON file, and what is there is
-not run again. Written are sweep.md and sweep.json.
+erase, of the canvas or of the artwork (`--artwork`), and the judge looks at the adapter on the way. The best
+have the highest mean of UA, IRA and CRA over both, and of equals those that needed the fewest steps. A run is
+one JSON file, and what is there is not run again. Written are sweep.md and sweep.json.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.artwork.world import Base
 from benchmarks.baselines.trial import SEED
 from benchmarks.jobs import Job, run_jobs, slug
 from benchmarks.report import markdown, number, write_json, write_text
@@ -45,6 +46,12 @@ GRID: dict[str, dict[str, Sequence[object]]] = {
     },
 }
 """What is tried: every combination, each after every 50 steps."""
+
+
+CANVAS, ARTWORK = ("Watercolour style", "star"), ("Twemoji style", "melon")
+"""What settings are chosen on, of either world: none that a comparison erases."""
+FEWER = ("--kept_prompts", "64", "--images", "3")
+"""Of the 512 prompts of the artwork: a judgement takes a minute, not ten."""
 
 
 def score(run: Run, steps: int) -> float:
@@ -81,7 +88,17 @@ class SweepConfig:
     """Trials."""
 
     methods: tuple[str, ...] = flag(tuple(GRID), choices=tuple(GRID), help="Which methods. Default: all.")
-    concepts: tuple[str, ...] = flag(("Watercolour style", "star"), help="What the settings are chosen on.")
+    artwork: Path | None = flag(
+        None,
+        metavar="DIR",
+        help="What `python -m benchmarks.worlds.artwork build` has written: choose them for it. Default: for the "
+        "canvas.",
+    )
+    concepts: tuple[str, ...] | None = flag(
+        None,
+        help=f"What the settings are chosen on. Default: {', '.join(CANVAS)}; for the artwork "
+        f"{', '.join(ARTWORK)}.",
+    )
     jobs: int = flag(
         os.cpu_count() or 1,
         at_least=1,
@@ -89,12 +106,31 @@ class SweepConfig:
     )
     output_dir: Path = flag(Path("runs/baselines-sweep"), help="Where runs, table and JSON are written.")
 
+    @property
+    def chosen_on(self) -> tuple[str, ...]:
+        """The concepts."""
+        return self.concepts or (ARTWORK if self.artwork else CANVAS)
 
-def job(method: str, concept: str, settings: Sequence[str], config: SweepConfig) -> Job:
+    def world_flags(self) -> dict[str, list[str]]:
+        """Those of a trial, by concept, that say which world it is.
+
+        Raises:
+            ValueError: the artwork lacks a part.
+        """
+        if not self.artwork:
+            return {concept: [] for concept in self.chosen_on}
+        base = Base(self.artwork)
+        base.check()
+        world = base.world(self.chosen_on, self.output_dir / "told")
+        judged = ["--judge_name_or_path", str(self.artwork / "judge"), *FEWER]
+        return {concept: [*world.erase(concept), *judged] for concept in self.chosen_on}
+
+
+def job(method: str, concept: str, settings: Sequence[str], world: Sequence[str], output_dir: Path) -> Job:
     """One trial."""
     name = slug(f"{method}-{concept}-{'-'.join(settings)}")
-    output = config.output_dir / "runs" / f"{name}.json"
-    given = ["--method", method, "--concept", concept, "--seed", str(SEED), "--settings", *settings]
+    output = output_dir / "runs" / f"{name}.json"
+    given = ["--method", method, "--concept", concept, "--seed", str(SEED), *world, "--settings", *settings]
     return Job(
         ["-m", "benchmarks.baselines.trial", *given, "--output", str(output)],
         output,
@@ -108,13 +144,17 @@ def parse_config(arguments: Sequence[str] | None = None) -> SweepConfig:
 
 
 def main(config: SweepConfig) -> None:
-    by_method = {}
+    by_method, flags = {}, config.world_flags()
     for method in config.methods:
         combinations = [
             [f"{name}={value}" for name, value in zip(GRID[method], row, strict=True)]
             for row in product(*GRID[method].values())
         ]
-        jobs = [job(method, c, settings, config) for settings in combinations for c in config.concepts]
+        jobs = [
+            job(method, concept, settings, world, config.output_dir)
+            for settings in combinations
+            for concept, world in flags.items()
+        ]
         by_method[method] = ranked(run_jobs(jobs, config.jobs, method))
     write_json(config.output_dir / "sweep.json", by_method)
     write_text(config.output_dir / "sweep.md", table(by_method))

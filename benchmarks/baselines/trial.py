@@ -13,6 +13,7 @@ from benchmarks.baselines.command import TaskConfig, choose_examination, prepare
 from benchmarks.report import write_json
 from common.errors import friendly_errors
 from common.flags import flag, parse
+from evaluation.examination import Examination, spaced
 from evaluation.metrics import HEADLINE
 
 SEED = 100
@@ -25,6 +26,12 @@ class OutputConfig:
     """Output."""
 
     output: Path = flag(help="The JSON file.")
+    kept_prompts: int | None = flag(
+        None,
+        at_least=1,
+        help="How many of the prompts that do not name the concept are judged, evenly spaced. Default: all.",
+    )
+    images: int = flag(1, at_least=1, help="Judged images of each prompt.")
 
 
 @dataclass(frozen=True)
@@ -35,10 +42,24 @@ class TrialConfig:
     output: OutputConfig
 
 
-def train_and_judge(config: TaskConfig) -> dict[str, Any]:
-    """UA, IRA and CRA after every `EVERY` steps, and after the last."""
+def shorten(examination: Examination, kept: int) -> None:
+    """Leave it all prompts that name the concept, and `kept` of the others."""
+    forget = [cell for cell in examination.cells if cell.forget]
+    examination.cells = forget + spaced([cell for cell in examination.cells if not cell.forget], kept)
+
+
+def train_and_judge(config: TaskConfig, kept_prompts: int | None = None, images: int = 1) -> dict[str, Any]:
+    """UA, IRA and CRA after every `EVERY` steps, and after the last.
+
+    Args:
+        kept_prompts: how many that do not name the concept are judged; None is all.
+        images: judged ones of each prompt.
+    """
     prepared, method = prepare(config), config.method
     examination, task = choose_examination(config, prepared), prepared.task
+    if kept_prompts is not None:
+        shorten(examination, kept_prompts)
+    seeds = range(SEED, SEED + images)
     curve: list[dict[str, Any]] = []
     last, started, judging = getattr(prepared.settings, "steps", 1), time.perf_counter(), 0.0
 
@@ -46,7 +67,7 @@ def train_and_judge(config: TaskConfig) -> dict[str, Any]:
         nonlocal judging
         if step % EVERY == 0 or step == last:
             begun = time.perf_counter()
-            found = judged(task.pipe, examination, [SEED])
+            found = judged(task.pipe, examination, seeds)
             spent = {"steps": step, "seconds": round(begun - started - judging, 1)}
             curve.append(spent | {name: found[name] for name in HEADLINE})
             judging += time.perf_counter() - begun
@@ -58,7 +79,8 @@ def train_and_judge(config: TaskConfig) -> dict[str, Any]:
 
 def main() -> None:
     config = parse(TrialConfig, None, __doc__, prog="python -m benchmarks.baselines.trial")
-    write_json(config.output.output, train_and_judge(config.task))
+    output = config.output
+    write_json(output.output, train_and_judge(config.task, output.kept_prompts, output.images))
 
 
 if __name__ == "__main__":

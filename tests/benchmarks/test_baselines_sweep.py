@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 
+from benchmarks.artwork.__main__ import CONCEPTS
 from benchmarks.baselines import METHODS
 from benchmarks.baselines.command import changed
-from benchmarks.baselines.sweep import GRID, main, parse_config, ranked, table
+from benchmarks.baselines.sweep import CANVAS, GRID, main, parse_config, ranked, table
+from benchmarks.baselines.trial import shorten
+from evaluation.examination import JudgeExamination
+from evaluation.judge import Judge
 
 
 def run(concept: str, settings: list[str], *ua: float, cra: float = 100.0) -> dict[str, Any]:
@@ -61,3 +65,18 @@ def test_what_the_sweep_tries_are_settings_and_what_is_used_is_among_them(method
     grid, used = GRID[method], METHODS[method].settings()
     assert changed(used, [f"{name}={values[0]}" for name, values in grid.items()])
     assert all(getattr(used, name) in values for name, values in grid.items() if name != "steps")
+
+
+def test_fewer_prompts_are_judged_of_what_is_kept_only() -> None:
+    judge = Judge({"style": ["a", "b", "c"], "object": ["cat", "dog"]}, "a {object} in {style} style", 8)
+    examination = JudgeExamination(judge, ["cat"], "judge")
+    shorten(examination, 2)
+    assert examination.prompts[:3] == [f"a cat in {style} style" for style in "abc"]
+    assert len(examination.prompts) == 5 and all("dog" in prompt for prompt in examination.prompts[3:])
+
+
+def test_the_artwork_is_swept_on_concepts_of_its_own(tmp_path: Path) -> None:
+    chosen = parse_config(["--artwork", str(tmp_path)])
+    assert not set(chosen.chosen_on) & set(CONCEPTS) and parse_config([]).chosen_on == CANVAS
+    with pytest.raises(ValueError, match=r"holds no pipeline.*--output_dir"):
+        main(chosen)
