@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import NoReturn
 
 TOKEN = re.compile(r"\bhf_\w+")
@@ -13,10 +15,30 @@ TOKEN = re.compile(r"\bhf_\w+")
 
 class DiscreetParser(argparse.ArgumentParser):
     """For commands that take a token: what it says of a mistake, which may end in a log, does not contain
-    one."""
+    one. Of a flag that it does not know it says which one is meant.
+
+    Attributes:
+        elsewhere: what to say of flags, by name, that other programs have and this one does without.
+    """
+
+    elsewhere: Mapping[str, str] = {}
 
     def error(self, message: str) -> NoReturn:
-        super().error(TOKEN.sub("hf_...", message))
+        super().error(TOKEN.sub("hf_...", message + self._meant(message)))
+
+    def _meant(self, message: str) -> str:
+        """What to give in place of the flags that a message calls unrecognized."""
+        if not message.startswith("unrecognized arguments:"):
+            return ""
+        known = [option for action in self._actions for option in action.option_strings]
+        said = []
+        for flag in (word.partition("=")[0] for word in message.split() if word.startswith("--")):
+            nearest = get_close_matches(flag, known, n=1, cutoff=0.75)
+            if advice := self.elsewhere.get(flag.removeprefix("--")):
+                said.append(f"{flag}: {advice}")
+            elif nearest:
+                said.append(f"did you mean {nearest[0]}?")
+        return "".join(f"; {text}" for text in said)
 
 
 def positive_int(text: str) -> int:

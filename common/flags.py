@@ -289,14 +289,19 @@ def parse(
     description: str | None,
     *,
     prog: str | None = None,
+    elsewhere: Mapping[str, str] | None = None,
     **defaults: Any,
 ) -> T:
     """The settings of a command line and of the file of its `--config`; `defaults` replace the classes' own.
+
+    Args:
+        elsewhere: what to say of other programs' flags, by name.
 
     Raises:
         SystemExit: with code 2, as argparse does, where a flag is unknown or a value is wrong.
     """
     parser = make_parser(config, description, prog=prog, **defaults)
+    parser.elsewhere = elsewhere or {}
     path = _config_path(arguments)
     if path is not None:
         try:

@@ -102,6 +102,11 @@ class MemoryConfig:
         help="Precision of the frozen base; the adapter stays float32. Default: that of `accelerate launch`, else "
         "no.",
     )
+    enable_xformers_memory_efficient_attention: bool = flag(
+        False,
+        help="Accepted as diffusers' scripts have it, without effect: PyTorch's own attention saves as much.",
+        may_change=True,
+    )
     allow_tf32: bool = flag(False, help="Allow TF32 matrix products on NVIDIA GPUs.")
     gradient_checkpointing: bool = flag(
         False, help="Trade about a fifth of the speed of updates for memory.", may_change=True

@@ -27,6 +27,27 @@ Critic-guided reinforcement unlearning (arXiv 2601.03213): denoising is a sequen
 noise-conditioned reward predictor and, if asked, a timestep-aware critic value the noisy latent that a step led
 to; clipped policy-gradient updates move the adapter along the gradients of that value."""
 
+ITERATIONS = "a run is counted in iterations, --max_train_iterations, and ends when the concept is gone"
+NO_IMAGES = "no training images are needed; --concept names what to erase, --concept_images shows it"
+NO_LOSS = "there is no denoising loss"
+ELSEWHERE = {
+    "max_train_steps": ITERATIONS,
+    "num_train_epochs": ITERATIONS,
+    "validation_epochs": "previews come every --validation_steps",
+    "prediction_type": "the base's own scheduler says what it predicts",
+    "noise_offset": NO_LOSS,
+    "snr_gamma": NO_LOSS,
+    "input_perturbation": NO_LOSS,
+    "train_data_dir": NO_IMAGES,
+    "dataset_name": NO_IMAGES,
+    "instance_data_dir": NO_IMAGES,
+    "instance_prompt": NO_IMAGES,
+    "center_crop": NO_IMAGES,
+    "random_flip": NO_IMAGES,
+    "dataloader_num_workers": NO_IMAGES,
+}
+"""What to say of the flags of diffusers' training scripts that this one does without."""
+
 
 @dataclass(frozen=True)
 class OutputConfig:
@@ -155,4 +176,4 @@ class RunConfig:
 
 def parse_config(arguments: Sequence[str] | None = None) -> RunConfig:
     """The settings of a command line."""
-    return parse(RunConfig, arguments, DESCRIPTION)
+    return parse(RunConfig, arguments, DESCRIPTION, elsewhere=ELSEWHERE)

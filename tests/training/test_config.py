@@ -15,7 +15,7 @@ import yaml
 import canvas
 from common.flags import settings_of, title_of, to_yaml, values_of
 from common.names import BUNDLED_PIPELINE
-from training.config import RunConfig, parse_config
+from training.config import ELSEWHERE, RunConfig, parse_config
 
 DEFAULTS: dict[str, Any] = {
     "concept": None,
@@ -71,6 +71,7 @@ DEFAULTS: dict[str, Any] = {
     "gradient_accumulation_steps": 2,
     "gradient_checkpointing": False,
     "mixed_precision": None,
+    "enable_xformers_memory_efficient_attention": False,
     "allow_tf32": False,
     "channels_last": False,
     "torch_compile": False,
@@ -133,6 +134,7 @@ MAY_CHANGE = {
     "cooldown_updates",
     "max_brakes",
     "train_batch_size",
+    "enable_xformers_memory_efficient_attention",
     "gradient_checkpointing",
     "channels_last",
     "torch_compile",
@@ -178,7 +180,7 @@ def without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_flags_and_their_defaults_are_those_of_the_list() -> None:
     found = values_of(parse_config([]))
-    assert len(found) == 104 and found == DEFAULTS
+    assert len(found) == 105 and found == DEFAULTS
     assert {name: type(value) for name, value in found.items()} == {
         name: type(value) for name, value in DEFAULTS.items()
     }
@@ -353,3 +355,25 @@ def test_a_file_that_is_wrong_is_refused_by_name(
         parse_config(["--config", str(path)])
     said = capsys.readouterr().err.splitlines()[-1]
     assert caught.value.code == 2 and all(re.search(rf"\b{name}\b", said) for name in names)
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_flags_of_diffusers_scripts_are_answered(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert name not in DEFAULTS
+    with pytest.raises(SystemExit) as ended:
+        parse_config(["--concept", "cat", f"--{name}", "1"])
+    assert ended.value.code == 2 and f"--{name}: {ELSEWHERE[name]}" in capsys.readouterr().err
+    mentioned = re.findall(r"--(\w+)", ELSEWHERE[name])
+    assert set(mentioned) <= DEFAULTS.keys()
+
+
+def test_a_misspelt_flag_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    for given, answer in {
+        "--lerning_rate=1": "did you mean --learning_rate?",
+        "--ouput_dir": "did you mean --output_dir?",
+        "--hf_sEcReT": "unrecognized arguments: --hf_...\n",
+    }.items():
+        with pytest.raises(SystemExit):
+            parse_config(["--concept", "cat", given])
+        said = capsys.readouterr().err
+        assert said.endswith(f"{answer}\n" if answer.endswith("?") else answer)
