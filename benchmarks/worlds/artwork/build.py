@@ -66,7 +66,7 @@ SIZES = {
         steps={
             "autoencoder": 4500,
             "decoder": 6000,
-            "denoiser": 9000,
+            "denoiser": 24_000,
             "judge": 3000,
             "clip": 3000,
             "reward": 4000,
