@@ -67,7 +67,7 @@ SIZES = {
             "autoencoder": 4500,
             "decoder": 6000,
             "denoiser": 24_000,
-            "judge": 3000,
+            "judge": 5000,
             "clip": 3000,
             "reward": 4000,
         },
