@@ -20,9 +20,9 @@ from typing import Any
 
 from benchmarks.artwork.tables import category_table, metrics
 from benchmarks.artwork.world import Base
-from benchmarks.compare.grid import method_grid
+from benchmarks.compare.grid import concept_grids
 from benchmarks.compare.methods import NAMES, NEVER
-from benchmarks.compare.probes import probe_all
+from benchmarks.compare.probes import check_probed, probe_all
 from benchmarks.compare.probes import sections as probe_sections
 from benchmarks.compare.runs import Erasure, run_all
 from benchmarks.compare.tables import Run, plot, table
@@ -83,18 +83,9 @@ class ArtworkConfig:
         ]
 
     @property
-    def probed(self) -> list[Erasure]:
-        """Those that are probed."""
-        first = self.seeds[0]
-        return [e for e in self.erasures if e.seed == first and e.concept in self.probe]
-
-    def check(self) -> None:
-        """
-        Raises:
-            ValueError: something is to be probed that is not erased.
-        """
-        if unknown := [concept for concept in self.probe if concept not in self.concepts]:
-            raise ValueError(f"--probe {unknown[0]!r} is none of --concepts: {', '.join(self.concepts)}.")
+    def shown(self) -> list[Erasure]:
+        """Those of the first training seed, which are drawn, and probed where that is asked."""
+        return [erasure for erasure in self.erasures if erasure.seed == self.seeds[0]]
 
 
 def judge_never(config: ArtworkConfig, base: Base, runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -118,39 +109,25 @@ def judge_never(config: ArtworkConfig, base: Base, runs: Sequence[Run]) -> list[
     return found
 
 
-def draw_grids(config: ArtworkConfig, base: Base) -> None:
-    """A picture for each concept: what the base and all methods draw for the same prompts and seed."""
-    pipe, seed = load_pipeline(base.directory / "pipeline"), config.seeds[0]
-    for concept in config.concepts:
-        erased = {NAMES[m]: Erasure(m, concept, seed).directory(config.output_dir) for m in config.methods}
-        method_grid(
-            pipe,
-            base.examination(concept),
-            {"base": None} | erased,
-            path=config.output_dir / f"{slug(concept)}.png",
-            title=f"Erased: {concept} (training seed {seed})",
-        )
-
-
 def parse_config(arguments: Sequence[str] | None = None) -> ArtworkConfig:
     """The settings of a command line."""
     return parse(ArtworkConfig, arguments, __doc__, prog="python -m benchmarks.artwork")
 
 
 def main(config: ArtworkConfig) -> None:
-    config.check()
-    base, output_dir = Base(config.base), config.output_dir
+    check_probed(config.probe, config.concepts, "concepts")
+    base, output_dir, shown = Base(config.base), config.output_dir, config.shown
     base.check()
     world = base.world(config.concepts, output_dir / "told")
     runs = run_all(config.erasures, output_dir, config.jobs, world)
     runs += judge_never(config, base, runs)
-    probed = probe_all(config.probed, output_dir, config.jobs, world)
+    probed = probe_all([e for e in shown if e.concept in config.probe], output_dir, config.jobs, world)
     tables = {"All concepts": table(runs, metrics), "Category prompts": category_table(runs)}
     text = sections(tables) + probe_sections(probed)
     write_text(output_dir / "table.md", text)
     write_json(output_dir / "comparison.json", {"runs": runs, "probes": probed})
     plot(runs, output_dir / "comparison.png", metrics, forgotten="forgotten", kept=("kept",))
-    draw_grids(config, base)
+    concept_grids(load_pipeline(base.directory / "pipeline"), base.examination, shown, output_dir)
     print(text)
 
 

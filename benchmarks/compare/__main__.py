@@ -19,12 +19,11 @@ from pathlib import Path
 import canvas
 from benchmarks.canvas import CONCEPTS
 from benchmarks.compare import published
-from benchmarks.compare.grid import method_grid
+from benchmarks.compare.grid import concept_grids
 from benchmarks.compare.methods import NAMES
-from benchmarks.compare.probes import probe_all, sections
+from benchmarks.compare.probes import check_probed, probe_all, sections
 from benchmarks.compare.runs import Erasure, World, run_all
 from benchmarks.compare.tables import plot, table
-from benchmarks.jobs import slug
 from benchmarks.report import write_json, write_text
 from common.errors import friendly_errors
 from common.flags import flag, parse
@@ -62,32 +61,9 @@ class CompareConfig:
         return [Erasure(m, c, seed) for seed in self.seeds for m in self.methods for c in self.concepts]
 
     @property
-    def probed(self) -> list[Erasure]:
-        """Those that are probed."""
-        first = self.seeds[0]
-        return [e for e in self.erasures if e.seed == first and e.concept in self.probe]
-
-    def check(self) -> None:
-        """
-        Raises:
-            ValueError: something is to be probed that is not erased.
-        """
-        if unknown := [concept for concept in self.probe if concept not in self.concepts]:
-            raise ValueError(f"--probe {unknown[0]!r} is none of --concepts: {', '.join(self.concepts)}.")
-
-
-def draw_grids(config: CompareConfig) -> None:
-    """A picture for each concept: what the base and all methods draw for the same prompts and seed."""
-    pipe, judge, seed = load_pipeline(canvas.PIPELINE), Judge.from_pretrained(canvas.JUDGE), config.seeds[0]
-    for concept in config.concepts:
-        erased = {NAMES[m]: Erasure(m, concept, seed).directory(config.output_dir) for m in config.methods}
-        method_grid(
-            pipe,
-            JudgeExamination(judge, [concept], ""),
-            {"base": None} | erased,
-            path=config.output_dir / f"{slug(concept)}.png",
-            title=f"Erased: {concept} (training seed {seed})",
-        )
+    def shown(self) -> list[Erasure]:
+        """Those of the first training seed, which are drawn, and probed where that is asked."""
+        return [erasure for erasure in self.erasures if erasure.seed == self.seeds[0]]
 
 
 def parse_config(arguments: Sequence[str] | None = None) -> CompareConfig:
@@ -96,15 +72,17 @@ def parse_config(arguments: Sequence[str] | None = None) -> CompareConfig:
 
 
 def main(config: CompareConfig) -> None:
-    config.check()
-    output_dir = config.output_dir
+    check_probed(config.probe, config.concepts, "concepts")
+    output_dir, shown = config.output_dir, config.shown
     runs = run_all(config.erasures, output_dir, config.jobs, World())
-    probed = probe_all(config.probed, output_dir, config.jobs, World())
+    probed = probe_all([e for e in shown if e.concept in config.probe], output_dir, config.jobs, World())
     text = f"{table(runs)}{sections(probed)}\n\n## Published for UnlearnCanvas\n\n{published.table()}"
     write_text(output_dir / "table.md", text)
     write_json(output_dir / "comparison.json", {"runs": runs, "probes": probed})
     plot(runs, output_dir / "comparison.png")
-    draw_grids(config)
+    judge = Judge.from_pretrained(canvas.JUDGE)
+    pipe = load_pipeline(canvas.PIPELINE)
+    concept_grids(pipe, lambda concept: JudgeExamination(judge, [concept], ""), shown, output_dir)
     print(text)
 
 

@@ -3,7 +3,7 @@ picture a concept."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 
@@ -13,6 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from benchmarks.compare.methods import NAMES
+from benchmarks.compare.runs import Erasure
+from benchmarks.jobs import slug
 from evaluation.examination import Examination
 from hub.adapter import load_adapter
 from pipelines.generate import evaluation_mode, generate
@@ -51,6 +54,31 @@ def method_grid(
     prompts = [examination.prompts[i] for i in ids]
     colours = [FORGET if examination.forget[i] else RETAIN for i in ids]
     picture(draw_rows(pipe, adapters, prompts, [seed]), prompts, colours, path=path, title=title)
+
+
+def concept_grids(
+    pipe: DiffusionPipeline,
+    examine: Callable[[str], Examination],
+    erasures: Sequence[Erasure],
+    output_dir: Path,
+) -> None:
+    """A picture for each concept, `OUTPUT_DIR/<concept>.png`: what the base and all methods draw.
+
+    Args:
+        examine: from a concept, whose prompts are drawn.
+        erasures: one of each concept and method.
+    """
+    for concept in dict.fromkeys(erasure.concept for erasure in erasures):
+        of = [erasure for erasure in erasures if erasure.concept == concept]
+        adapters: dict[str, Path | None] = {"base": None}
+        adapters |= {NAMES[erasure.method]: erasure.directory(output_dir) for erasure in of}
+        method_grid(
+            pipe,
+            examine(concept),
+            adapters,
+            path=output_dir / f"{slug(concept)}.png",
+            title=f"Erased: {concept} (training seed {of[0].seed})",
+        )
 
 
 def picture(

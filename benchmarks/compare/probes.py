@@ -17,6 +17,18 @@ Rows = Sequence[Mapping[str, Any]]
 """Of one adapter: what each attempt found with it and in the base, as probes.json has it."""
 
 
+def check_probed(probe: Sequence[str], concepts: Sequence[str], name: str) -> None:
+    """
+    Args:
+        name: of the flag that says what is erased.
+
+    Raises:
+        ValueError: something is to be probed that is not erased.
+    """
+    if unknown := [concept for concept in probe if concept not in concepts]:
+        raise ValueError(f"--probe {unknown[0]!r} is none of --{name}: {', '.join(concepts)}.")
+
+
 def probe_all(
     erasures: Sequence[Erasure], output_dir: Path, at_a_time: int, world: World
 ) -> dict[str, dict[str, Rows]]:

@@ -21,9 +21,9 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.compare.grid import FORGET, RETAIN, draw_rows, method_grid, picture
+from benchmarks.compare.grid import FORGET, RETAIN, concept_grids, draw_rows, picture
 from benchmarks.compare.methods import BASE, NAMES
-from benchmarks.compare.probes import probe_all
+from benchmarks.compare.probes import check_probed, probe_all
 from benchmarks.compare.probes import sections as probe_sections
 from benchmarks.compare.runs import Erasure, World, run_all
 from benchmarks.compare.tables import plot, table
@@ -130,14 +130,6 @@ class PhotosConfig:
         """Those that are probed."""
         return [erasure for erasure in self.measured if erasure.concept in self.probe]
 
-    def check(self) -> None:
-        """
-        Raises:
-            ValueError: something is to be probed that is not erased.
-        """
-        if unknown := [name for name in self.probe if name not in self.classes]:
-            raise ValueError(f"--probe {unknown[0]} is none of --classes.")
-
 
 def measure(config: PhotosConfig) -> dict[str, dict[str, dict[str, float]]]:
     """The class-wise metrics by pipeline or method, and by class.
@@ -171,15 +163,7 @@ def draw(config: PhotosConfig, runs: Sequence[Mapping[str, Any]]) -> None:
     plot(runs, config.output_dir / "comparison.png")
     pipe, judge = load_pipeline(config.base / "pipeline"), Judge.from_pretrained(config.base / "judge")
     seed = config.seeds[0]
-    for name in config.classes:
-        erased = {NAMES[m]: Erasure(m, name, seed).directory(config.output_dir) for m in config.methods}
-        method_grid(
-            pipe,
-            JudgeExamination(judge, [name], ""),
-            {"base": None} | erased,
-            path=config.output_dir / f"{name}.png",
-            title=f"Erased: {name} (training seed {seed})",
-        )
+    concept_grids(pipe, lambda name: JudgeExamination(judge, [name], ""), config.measured, config.output_dir)
     captions = [f"{side}, seed {i}" for side in ("base", "erased") for i in range(PICTURED)]
     for method in config.methods:
         rows = {}
@@ -216,7 +200,7 @@ def parse_config(arguments: Sequence[str] | None = None) -> PhotosConfig:
 
 
 def main(config: PhotosConfig) -> None:
-    config.check()
+    check_probed(config.probe, config.classes, "classes")
     photographs = config.output_dir / "photographs"
     here = world(config.base, photographs)
     runs = run_all(config.erasures, config.output_dir, config.jobs, here)

@@ -120,7 +120,8 @@ class ProbesConfig:
     @property
     def output_dir(self) -> Path:
         """Where reports and samples are written."""
-        return self.output.output_dir or Path(str(self.examination.adapter)) / "probes"
+        assert self.examination.adapter  # `check_config` has refused anything else
+        return self.output.output_dir or Path(self.examination.adapter) / "probes"
 
     def with_batch_size(self, usual: int) -> ProbesConfig:
         """With the base's usual batch size where none was given."""
