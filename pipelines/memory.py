@@ -13,6 +13,7 @@ import torch
 from diffusers import BitsAndBytesConfig
 
 from common.flags import flag
+from common.texts import read_text
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Precision of the frozen base, by --mixed_precision."""
@@ -46,12 +47,9 @@ def read_quantization(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is no such file, or asks for what cannot be done here.
     """
+    text = read_text(path, "file of --bnb_quantization_config_path")
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(
-            f"--bnb_quantization_config_path {path} cannot be read: {error.strerror}."
-        ) from error
+        settings = json.loads(text)
     except ValueError as error:
         raise ValueError(f"--bnb_quantization_config_path {path} is not JSON: {error}.") from error
     if not isinstance(settings, dict):

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
 
 from common.texts import folded, lines_of, read_text
 
+ROOT = Path(__file__).parents[2]
+OWN = {
+    "common/checkpoints.py": "checkpoints of a run",
+    "common/memory.py": "the operating system's",
+    "common/network.py": "configs of our networks",
+    "evaluation/artwork.py": "the world beside a judge",
+    "evaluation/judge.py": "a judge's config",
+    "evaluation/judges.py": "a classifier's config",
+    "evaluation/probes/__main__.py": "finished probes",
+    "evaluation/report/run.py": "results and logs",
+    "evaluation/shards.py": "indices of images",
+    "hub/card.py": "a card",
+    "hub/provenance.py": "results",
+    "hub/pull.py": "configs of our networks",
+    "hub/push.py": "a card",
+    "hub/space/app.py": "what the page shows",
+    "reward/concept/vocabulary.py": "the bundled names",
+    "reward/latents.py": "labels of a cache",
+    "training/diagnostics.py": "a run's metrics",
+}
+"""Modules that read texts that this project, or a program, has written, and which."""
 TEXT = "# prompts\na café in Zürich\n猫の絵\n"
 AS_EDITORS_WRITE = {
     "utf-8": TEXT.encode(),
@@ -56,3 +78,15 @@ def test_only_line_breaks_end_a_line() -> None:
 def test_texts_that_read_the_same_are_the_same() -> None:
     assert folded("Café  Müller\n") == folded("cafe\u0301 mu\u0308ller") == folded("ＣＡＦÉ\u00a0MÜLLER")
     assert folded("Straße") == folded("STRASSE") and folded("cat") != folded("cats")
+
+
+def test_no_other_module_reads_the_texts_of_users() -> None:
+    found = set()
+    for path in ROOT.rglob("*.py"):
+        name = path.relative_to(ROOT).as_posix()
+        if name.split("/")[0] in ("tests", "benchmarks", ".venv", "runs"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr == "read_text":
+                found.add(name)
+    assert found == set(OWN)

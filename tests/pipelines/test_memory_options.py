@@ -10,7 +10,7 @@ from diffusers import BitsAndBytesConfig
 
 from common import flags
 from common.memory import out_of_memory
-from pipelines.memory import MemoryConfig, flags_to_try, memory_options
+from pipelines.memory import MemoryConfig, flags_to_try, memory_options, read_quantization
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -166,3 +166,10 @@ def test_following_the_advice_to_the_end_ends_with_no_flag_left() -> None:
             line += [name, *value]
     assert said[-1] == "--load_in_4bit" and said.count("--gradient_checkpointing") == 1 and batch_size == 1
     assert len(said) == len(set(said)) and "--" not in out_of_memory([], on_gpu=True)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_config_may_be_written_by_any_editor(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "written.json"
+    path.write_text('{"load_in_4bit": true}', encoding=encoding)
+    assert read_quantization(path) == {"load_in_4bit": True}
