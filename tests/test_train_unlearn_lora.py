@@ -693,7 +693,7 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], type[ValueError], str]] =
     ),
     "a prompt file that is not there": (
         lambda tmp: {"forget_prompts": tmp / "absent.txt"},
-        SpecError,
+        ValueError,
         "absent.txt",
     ),
     "a prompt file without prompts": (
