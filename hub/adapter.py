@@ -22,11 +22,12 @@ from transformers import PreTrainedModel
 
 from common.network import resolve_directory
 from hub.checks import find_fault, loaded_adapters
-from hub.files import HASH_KEY, UnreadableAdapter, read_file, read_header, write_file
-from hub.formats import as_diffusers_reads, decisive, what_else
+from hub.concepts import file_of, recorded_concepts
+from hub.files import HASH_KEY, UnreadableAdapter, read_file, read_header, read_names, write_file
+from hub.formats import PEFT_NAME, as_diffusers_reads, decisive, is_kohya, what_else
 
 KOHYA_NAME = "pytorch_lora_weights_kohya.safetensors"
-"""The same adapter in kohya's format, next to the one in diffusers'."""
+"""The same adapter in kohya's format, next to the one in diffusers', if it does not say what it erases."""
 RESERVED = {LORA_ADAPTER_METADATA_KEY, "format", HASH_KEY}
 """Header keys that are derived from the tensors."""
 
@@ -63,8 +64,8 @@ def save_adapter(
     *,
     text_encoder: PreTrainedModel | None = None,
 ) -> Path:
-    """Write the adapter as `pytorch_lora_weights.safetensors`, complete or not at all; the kohya file of an
-    older one is removed.
+    """Write the adapter as `pytorch_lora_weights.safetensors`, complete or not at all; the kohya files of an
+    older one are removed.
 
     `pipe.load_lora_weights(directory)` restores it as it was trained, also if alpha differs from rank.
 
@@ -90,8 +91,8 @@ def save_adapter(
 
 
 def write_adapter(directory: str | Path, parts: Mapping[str, Part], metadata: Mapping[str, str]) -> Path:
-    """Write matrices as `pytorch_lora_weights.safetensors`, complete or not at all; the kohya file of an
-    older adapter is removed.
+    """Write matrices as `pytorch_lora_weights.safetensors`, complete or not at all; the kohya files of an
+    older adapter are removed.
 
     Args:
         parts: by the pipeline's name of the component.
@@ -114,24 +115,46 @@ def write_adapter(directory: str | Path, parts: Mapping[str, Part], metadata: Ma
             **{f"{name}_lora_adapter_metadata": part.config for name, part in parts.items()},
         )
         tensors, header = read_file(Path(aside) / LORA_WEIGHT_NAME_SAFE)
+    stale = kohya_files(directory)
     write_file(path, tensors, header | {"modelspec.date": datetime.date.today().isoformat()} | dict(metadata))
-    path.with_name(KOHYA_NAME).unlink(missing_ok=True)
+    for twin in stale:
+        twin.unlink()
     return path
 
 
 def update_adapter_metadata(directory: str | Path, metadata: Mapping[str, str]) -> None:
-    """Set keys in the header of a directory's adapter, and of its kohya file if there is one; a kill leaves
-    the old file or the new one.
+    """Set keys in the header of a directory's adapter and of its kohya file, which is called after the
+    concept; a kill leaves the old files or the new ones.
 
     Raises:
         ValueError: there is no adapter, or a key is taken.
     """
     _check_keys(metadata)
     path = Path(directory) / LORA_WEIGHT_NAME_SAFE
-    twin = path.with_name(KOHYA_NAME)
-    for file in (path, twin) if twin.exists() else (path,):
+    twins = kohya_files(directory)
+    for file in (*twins, path):
         tensors, header = read_file(file)
-        write_file(file, tensors, header | dict(metadata))
+        header |= metadata
+        target = path if file == path else path.with_name(kohya_name(header))
+        write_file(target, tensors, header)
+        if file != target:
+            file.unlink()
+
+
+def kohya_name(header: Mapping[str, Any]) -> str:
+    """The name of an adapter's file in kohya's format: the concept's, if its header names one."""
+    concepts = recorded_concepts(header)
+    return file_of(concepts) if concepts else KOHYA_NAME
+
+
+def kohya_files(directory: str | Path) -> list[Path]:
+    """The files in kohya's format that belong to a directory's adapter."""
+    try:
+        header = read_header(Path(directory) / LORA_WEIGHT_NAME_SAFE)
+    except UnreadableAdapter:
+        header = {}
+    names = dict.fromkeys((kohya_name(header), KOHYA_NAME))
+    return [Path(directory) / name for name in names if (Path(directory) / name).is_file()]
 
 
 def read_adapter_metadata(directory: str | Path, name: str = LORA_WEIGHT_NAME_SAFE) -> dict[str, Any]:
@@ -222,15 +245,17 @@ def find_adapter(
         return Path(name_or_path)
     name = weight_name or LORA_WEIGHT_NAME_SAFE
     directory = resolve_directory(name_or_path, revision, [name])
-    if (directory / name).is_file():
-        return directory / name
+    for usual in (name,) if weight_name else (name, PEFT_NAME):
+        if (directory / usual).is_file():
+            return directory / usual
     found = sorted(directory.glob("*.safetensors"))
+    if len(found) > 1:
+        found = [path for path in found if not is_kohya(read_names(path))] or found
     if weight_name or not found:
         raise NoAdapter(f"{name_or_path} holds no adapter: a directory with {name} is needed.")
     if len(found) > 1:
         raise NoAdapter(
-            f"{name_or_path} holds {len(found)} safetensors files and none is called {name}; rename the adapter "
-            "to that."
+            f"{name_or_path} holds {len(found)} safetensors files and none is called {name}; name the file itself."
         )
     return found[0]
 

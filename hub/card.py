@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from common.files import write_aside
 from common.names import BUNDLED_PIPELINE, file_name, hub_id, without_path
+from hub.concepts import file_of
 from hub.notes import notes_section, read_notes
 
 CARD_NAME, GRID_NAME = "README.md", "before_after.png"
@@ -128,6 +129,7 @@ def model_card(results: Mapping[str, Any], output_dir: str | Path, notes: str = 
         _suffered_section(results),
         _probes_section(results),
         _use_section(base, base_id, concepts, results, output_dir),
+        _programs_section(results, output_dir),
         _limits_section(results),
         _training_section(results),
         notes_section(notes),
@@ -300,6 +302,31 @@ def _use_section(
         "pipe.unload_lora_weights()  # removes it",
     ]
     return "\n".join(["## Use", "", "```python", *code, "```"])
+
+
+def _programs_section(results: Mapping[str, Any], output_dir: str | Path) -> str:
+    """How other programs load the adapter; empty if there is no file for them."""
+    name = file_of(listed(results.get("concept")))
+    if not (Path(output_dir) / name).is_file():
+        return ""
+    stem = name.removesuffix(".safetensors")
+    weights = [side["scale"] for side in results.get("scales") or [] if side["scale"]]
+    measured = f"between {min(weights):g} and {max(weights):g}" if len(weights) > 1 else "at weight 1"
+    return "\n".join(
+        [
+            "## Use in ComfyUI, AUTOMATIC1111, Forge and sd-scripts",
+            "",
+            f"Load `{name}`, not the other file, whose names these programs do not know: they load it without a word "
+            "and it does nothing.",
+            "",
+            "- ComfyUI: put it in `models/loras` and add the node *Load LoRA* with a model strength of 1. It has "
+            "nothing for CLIP.",
+            f"- AUTOMATIC1111 and Forge: put it in `models/Lora` and write `<lora:{stem}:1>` in the prompt.",
+            f"- sd-scripts: `--network_module networks.lora --network_weights {name}`.",
+            "",
+            f"It was measured {measured}. A lower weight erases less, and a negative one does not erase.",
+        ]
+    )
 
 
 def _training_section(results: Mapping[str, Any]) -> str:

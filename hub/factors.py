@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
+from diffusers import StableDiffusionXLPipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.utils import convert_unet_state_dict_to_peft
 from peft.utils.other import get_pattern_key
+
+from hub.adapter import read_adapter_metadata
+from hub.files import read_file
+from hub.formats import as_diffusers_reads, is_kohya, what_else
+from hub.names import LAYERS
 
 
 class Factors(NamedTuple):
@@ -33,6 +41,27 @@ class NotPairs(ValueError):
     """An adapter of something else than pairs of a UNet's LoRA matrices."""
 
 
+def adapter_factors(path: Path) -> dict[str, Factors]:
+    """The matrices of a UNet's adapter by module: a file in diffusers' format, in peft's or in kohya's.
+
+    Raises:
+        UnreadableAdapter: it cannot be read.
+        NotPairs: there are tensors other than pairs of such matrices; the message names the file.
+    """
+    tensors, _ = read_file(path)
+    try:
+        if other := what_else(tensors):
+            raise NotPairs(f"it {other}")
+        if is_kohya(tensors):
+            return _from_kohya(tensors)
+        with as_diffusers_reads(path, tensors) as file:
+            return read_factors(
+                read_file(file)[0], lora_config(read_adapter_metadata(file.parent, file.name))
+            )
+    except NotPairs as error:
+        raise NotPairs(f"The adapter {path} cannot be converted or merged: {error}") from error
+
+
 def read_factors(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, Factors]:
     """The matrices of a UNet's adapter by module, with the alphas they were trained with.
 
@@ -53,19 +82,42 @@ def read_factors(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any])
     }
     if not pairs or pairs != state.keys():
         strange = min(pairs ^ state.keys(), default="nothing at all")
-        raise NotPairs(
-            f"Only pairs of LoRA matrices of a UNet can be converted or merged; the adapter has {strange}."
-        )
+        raise NotPairs(f"it must hold pairs of LoRA matrices of a UNet only, and has {strange}.")
     factors: dict[str, Factors] = {}
     for module in modules:
         down, up = state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"]
         if down.ndim < 2 or up.ndim < 2 or len(down) != up.shape[1]:
             raise NotPairs(
-                f"The matrices of {module} do not fit each other: {tuple(down.shape)} and {tuple(up.shape)}."
+                f"the matrices of {module} do not fit each other: {tuple(down.shape)} and {tuple(up.shape)}."
             )
         name = module.removeprefix("unet.")
         factors[name] = Factors(down, up, module_alpha(name, len(down), config))
     return factors
+
+
+def _from_kohya(tensors: Mapping[str, torch.Tensor]) -> dict[str, Factors]:
+    """diffusers renames alphas otherwise than matrices: each is renamed again in the place of its `up`."""
+    pairs = {name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")}
+    try:
+        alphas = {
+            name: tensors.get(name.replace(".lora_up.weight", ".alpha"), torch.tensor(float(up.shape[1])))
+            for name, up in pairs.items()
+            if name.endswith(".lora_up.weight")
+        }
+        state, alphas = _by_peft_names(pairs), _by_peft_names(pairs | alphas)
+    except (ValueError, LookupError, RuntimeError) as error:
+        raise NotPairs(f"diffusers cannot read its keys: {str(error).strip().splitlines()[0]}") from error
+    return {
+        module: factors._replace(alpha=alphas[f"unet.{module}.lora_B.weight"].item())
+        for module, factors in read_factors(state, {}).items()
+    }
+
+
+def _by_peft_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """kohya's matrices, whose modules have the original layout's names or diffusers', by peft's names."""
+    blocks = SimpleNamespace(layers_per_block=LAYERS)
+    state, _ = StableDiffusionXLPipeline.lora_state_dict(dict(tensors), unet_config=blocks)
+    return convert_unet_state_dict_to_peft(state)
 
 
 def lora_config(header: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from safetensors.torch import load_file, save, save_file
 from common.files import give_usual_mode
 
 HASH_KEY = "modelspec.hash_sha256"
+OF_FILE_SYSTEMS = {"lost+found"}
+"""What an empty file system already has at its root."""
 
 
 class UnreadableAdapter(ValueError):
@@ -30,6 +33,16 @@ def read_header(path: Path) -> dict[str, str]:
     """
     with _readable(path), safe_open(path, "pt") as file:
         return dict(file.metadata() or {})
+
+
+def read_names(path: Path) -> list[str]:
+    """The names of the tensors alone.
+
+    Raises:
+        UnreadableAdapter: there is no such file, or it is not safetensors.
+    """
+    with _readable(path), safe_open(path, "pt") as file:
+        return list(file.keys())
 
 
 def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -54,13 +67,36 @@ def write_file(path: Path, tensors: dict[str, torch.Tensor], header: Mapping[str
 
 
 def require_empty(directory: Path) -> None:
-    """Refuse a directory that holds something.
+    """Refuse a directory that holds something, apart from what file systems keep at their root.
 
     Raises:
         ValueError: it exists and is not an empty directory.
     """
-    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise ValueError(f"--output_dir {directory} is not an empty directory; choose another.")
+    if directory.exists() and not (directory.is_dir() and set(os.listdir(directory)) <= OF_FILE_SYSTEMS):
+        raise ValueError(f"--output_dir {directory} is not an empty directory; choose another, or empty it.")
+
+
+@contextmanager
+def filled(directory: Path, last: str) -> Iterator[Path]:
+    """Within: a directory aside. What it then holds is moved into `directory`, which may be a mount point, a
+    link or the working directory, and is made if there is none; after an error within it holds nothing.
+
+    Args:
+        directory: one that `require_empty` accepts.
+        last: the name that is moved after all the others, without which the directory counts as incomplete.
+    """
+    target = directory.resolve()
+    made = not target.exists()
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=target, prefix=".incomplete-") as aside:
+            yield Path(aside)
+            for name in sorted(os.listdir(aside), key=lambda name: (name == last, name)):
+                os.replace(Path(aside) / name, target / name)
+    except BaseException:
+        if made:
+            shutil.rmtree(target, ignore_errors=True)
+        raise
 
 
 def tensor_hash(tensors: dict[str, torch.Tensor]) -> str:

@@ -18,7 +18,7 @@ from hub.files import UnreadableAdapter
 
 PREFIX = "base_model.model."
 """Of every name in peft's format."""
-CONFIG_NAME = "adapter_config.json"
+PEFT_NAME, CONFIG_NAME = "adapter_model.safetensors", "adapter_config.json"
 NOT_SETTINGS = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -65,6 +65,11 @@ def what_else(names: Collection[str]) -> str:
         ):
             return f"is {kind}, which is not read here; {advice}"
     return ""
+
+
+def is_kohya(names: Collection[str]) -> bool:
+    """Whether a file with these names is in kohya's format."""
+    return any(name.startswith(("lora_unet_", "lora_te")) for name in names)
 
 
 @contextmanager

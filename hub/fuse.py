@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
+
+from hub.files import filled
 
 
 def fuse_adapter(pipe: DiffusionPipeline, adapter: str, scale: float = 1.0) -> None:
@@ -21,18 +21,15 @@ def fuse_adapter(pipe: DiffusionPipeline, adapter: str, scale: float = 1.0) -> N
 
 
 def save_pipeline(pipe: DiffusionPipeline, directory: Path, source: str = "") -> None:
-    """Write a pipeline as a diffusers directory of safetensors, complete or not at all.
+    """Write a pipeline as a diffusers directory of safetensors, its `model_index.json` last.
 
     Args:
-        directory: one that does not exist or is empty.
+        directory: one that does not exist or is empty; it may be a link or a mount point.
         source: the public name of its origin in the configs; diffusers would name a local path.
     """
     for component in pipe.components.values():
         if hasattr(component, "register_to_config"):
             component.register_to_config(_name_or_path=source)
     pipe.register_to_config(_name_or_path=source)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as aside:
-        complete = Path(aside) / "pipeline"
-        pipe.save_pretrained(complete, safe_serialization=True)
-        os.replace(complete, directory)
+    with filled(directory, DiffusionPipeline.config_name) as aside:
+        pipe.save_pretrained(aside, safe_serialization=True)

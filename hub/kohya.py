@@ -6,19 +6,22 @@ These add alpha / rank * up @ down to a module's weight; keys and header are tho
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
-from diffusers.utils import convert_state_dict_to_kohya, convert_unet_state_dict_to_peft
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from diffusers.utils import convert_state_dict_to_kohya
 
-from hub.adapter import KOHYA_NAME, read_adapter_metadata
-from hub.factors import lora_config, read_factors
-from hub.files import read_file, write_file
+from hub.adapter import find_adapter, kohya_name, read_adapter_metadata
+from hub.factors import Factors, adapter_factors
+from hub.files import read_names, write_file
+from hub.formats import is_kohya
 from hub.names import original_name
+
+logger = logging.getLogger(__name__)
 
 BASE_VERSIONS = {
     "stable-diffusion-v1": "sd_v1",
@@ -31,11 +34,12 @@ ORIGINAL_LAYOUT = "stable-diffusion-xl-v1-base"
 """The base whose modules have the original layout's names in sd-scripts, not diffusers'."""
 
 
-def save_kohya(directory: str | Path, path: str | Path | None = None) -> Path:
-    """Write a directory's adapter in kohya's format as well, complete or not at all.
+def save_kohya(adapter: str | Path, path: str | Path | None = None) -> Path:
+    """Write an adapter in kohya's format as well, complete or not at all.
 
     Args:
-        path: the file. Default: `pytorch_lora_weights_kohya.safetensors` in the directory.
+        adapter: a directory, a file or an id on the Hub, as `hub.adapter.find_adapter` takes it.
+        path: the file. Default: beside the adapter, called after its concept.
 
     Returns:
         The path of the file.
@@ -43,34 +47,41 @@ def save_kohya(directory: str | Path, path: str | Path | None = None) -> Path:
     Raises:
         ValueError: there is no adapter, or it has parts that the format has no keys for.
     """
-    path = Path(path or Path(directory) / KOHYA_NAME)
-    header = read_adapter_metadata(directory)
-    config = lora_config(header)
+    source = find_adapter(adapter)
+    if is_kohya(read_names(source)):
+        raise ValueError(f"The adapter {source} is in kohya's format already; use it as it is.")
+    header = read_adapter_metadata(source.parent, source.name)
+    path = Path(path or source.with_name(kohya_name(header)))
     header.pop(LORA_ADAPTER_METADATA_KEY, None)
-    tensors, _ = read_file(Path(directory) / LORA_WEIGHT_NAME_SAFE)
-    converted = to_kohya(tensors, config)
+    factors = adapter_factors(source)
+    converted = to_kohya(factors)
     if header.get("modelspec.architecture", "").startswith(ORIGINAL_LAYOUT):
-        converted = in_original_layout(converted, read_factors(tensors, config))
+        converted = in_original_layout(converted, factors)
     write_file(path, converted, header | kohya_header(header, converted))
     return path
 
 
-def to_kohya(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def save_twin(directory: str | Path) -> None:
+    """Write a directory's adapter in kohya's format too, or say why not: without it the adapter is worth as
+    much."""
+    try:
+        save_kohya(directory)
+    except ValueError as error:
+        logger.warning(f"No file for ComfyUI and its like was written: {error}")
+
+
+def to_kohya(factors: Mapping[str, Factors]) -> dict[str, torch.Tensor]:
     """LoRA matrices of a UNet by kohya's names, with the alphas they were trained with.
 
     Args:
-        tensors: by diffusers' names, `unet.<module>.lora.down.weight` (rank, in, ...) and
-            `.lora.up.weight` (out, rank, ...).
-        config: peft's, from diffusers' header; without one alpha is the rank, as diffusers reads it.
-
-    Raises:
-        NotPairs: there are tensors other than pairs of such matrices.
+        factors: by module, by diffusers' names.
     """
-    alphas = {
-        f"lora_unet_{module.replace('.', '_')}.alpha": torch.tensor(f.alpha)
-        for module, f in read_factors(tensors, config).items()
-    }
-    return convert_state_dict_to_kohya(convert_unet_state_dict_to_peft(dict(tensors))) | alphas
+    state: dict[str, torch.Tensor] = {}
+    alphas: dict[str, torch.Tensor] = {}
+    for module, pair in factors.items():
+        state |= {f"unet.{module}.lora_A.weight": pair.down, f"unet.{module}.lora_B.weight": pair.up}
+        alphas[f"lora_unet_{module.replace('.', '_')}.alpha"] = torch.tensor(pair.alpha)
+    return convert_state_dict_to_kohya(state) | alphas
 
 
 def in_original_layout(

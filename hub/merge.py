@@ -9,42 +9,45 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from common.files import write_json
+from common.names import public_name
 from common.versions import versions
-from hub.adapter import Part, read_adapter_metadata, write_adapter
+from hub.adapter import Part, find_adapter, read_adapter_metadata, write_adapter
 from hub.card import save_model_card
-from hub.factors import Factors, lora_config, read_factors
-from hub.files import read_file, require_empty
+from hub.factors import Factors, adapter_factors
+from hub.files import require_empty
 from hub.header import BASE_KEYS, results_header
+from hub.kohya import save_twin
 from hub.provenance import RESULTS_NAME, what_adapter_says
 
 METHOD = "merging adapters into one"
 
 
 def merge_adapters(
-    directories: Sequence[Path], weights: Sequence[float], output_dir: Path, rank: int | None = None
+    adapters: Sequence[Path], weights: Sequence[float], output_dir: Path, rank: int | None = None
 ) -> dict[str, Any]:
-    """Write the merge of several adapters with its header, results.json and card; return the results.
+    """Write the merge of several adapters, in both formats, with its header, results.json and card; return
+    the results.
 
     The concepts are those of the adapters with a positive weight: with any other an adapter does not erase
     its own.
 
     Args:
-        directories: of the adapters, each with pytorch_lora_weights.safetensors.
+        adapters: directories or files.
         weights: one for each adapter, as in `set_adapters`.
         output_dir: a new or an empty directory.
         rank: highest rank of a module; None keeps the sum of the adapters' ranks, which is exact.
 
     Raises:
-        ValueError: a directory holds no adapter, or they cannot be merged; the message says why.
+        ValueError: there is no such adapter, or they cannot be merged; the message says why.
     """
-    _check(directories, weights, rank)
+    _check(adapters, weights, rank)
     require_empty(output_dir)
-    said = [what_adapter_says(directory) for directory in directories]
-    origin = _common_base(directories, said)
-    merged, error = merge_factors([_read(directory) for directory in directories], weights), None
+    files = [find_adapter(adapter) for adapter in adapters]
+    said = [what_adapter_says(file.parent, file.name) for file in files]
+    origin = _common_base(adapters, said)
+    merged, error = merge_factors([adapter_factors(file) for file in files], weights), None
     if rank is not None:
         merged, error = truncate(merged, rank)
     positive = [one["concept"] or [] for one, weight in zip(said, weights, strict=True) if weight > 0]
@@ -53,7 +56,7 @@ def merge_adapters(
         **origin,
         "method": METHOD,
         "settings": {
-            "adapters": [directory.resolve().name for directory in directories],
+            "adapters": [public_name(adapter) for adapter in adapters],
             "weights": list(weights),
             "rank": rank,
         },
@@ -63,8 +66,9 @@ def merge_adapters(
     write_adapter(
         output_dir,
         {"unet": to_file(merged)},
-        _agreed([read_adapter_metadata(directory) for directory in directories]) | results_header(results),
+        _agreed([read_adapter_metadata(file.parent, file.name) for file in files]) | results_header(results),
     )
+    save_twin(output_dir)
     write_json(output_dir / RESULTS_NAME, results)
     save_model_card(results, output_dir)
     return results
@@ -149,12 +153,12 @@ def _svd(factors: Factors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return up_basis @ left, values, right @ down_basis.T
 
 
-def _check(directories: Sequence[Path], weights: Sequence[float], rank: int | None) -> None:
-    if len(directories) < 2:
+def _check(adapters: Sequence[Path], weights: Sequence[float], rank: int | None) -> None:
+    if len(adapters) < 2:
         raise ValueError("Merging needs at least two adapters.")
-    if len(weights) != len(directories):
+    if len(weights) != len(adapters):
         raise ValueError(
-            f"--weights has {len(weights)} numbers for {len(directories)} adapters; give one for each."
+            f"--weights has {len(weights)} numbers for {len(adapters)} adapters; give one for each."
         )
     if not all(map(math.isfinite, weights)) or not any(weights):
         raise ValueError(
@@ -165,19 +169,11 @@ def _check(directories: Sequence[Path], weights: Sequence[float], rank: int | No
         raise ValueError(f"--rank must be at least 1 (got {rank}).")
 
 
-def _read(directory: Path) -> dict[str, Factors]:
-    tensors, _ = read_file(directory / LORA_WEIGHT_NAME_SAFE)
-    try:
-        return read_factors(tensors, lora_config(read_adapter_metadata(directory)))
-    except ValueError as error:
-        raise ValueError(f"{directory}: {error}") from error
-
-
-def _common_base(directories: Sequence[Path], said: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
+def _common_base(adapters: Sequence[Path], said: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
     """Base and revision as results.json names them; an adapter that does not name its base fits any."""
-    bases = {one["base"]: directory for directory, one in zip(directories, said, strict=True) if one["base"]}
+    bases = {one["base"]: adapter for adapter, one in zip(adapters, said, strict=True) if one["base"]}
     if len(bases) > 1:
-        listed = ", ".join(f"{directory.name} for {base}" for base, directory in bases.items())
+        listed = ", ".join(f"{adapter.name} for {base}" for base, adapter in bases.items())
         raise ValueError(f"The adapters are for different bases ({listed}) and cannot be merged.")
     revisions = {one["revision"] for one in said if one["base"]}
     return {

@@ -13,6 +13,7 @@ from common.flags import by_name, flag
 from common.names import BUNDLED_PIPELINE
 from hub.adapter import find_adapter, read_adapter_metadata
 from hub.card import DEFINED
+from hub.concepts import recorded_concepts
 from pipelines.base import BaseConfig
 
 RESULTS_NAME = "results.json"
@@ -82,6 +83,8 @@ def check_results(results: Any, path: Path) -> None:
             for name in ("forget", "retain")
             if results.get("prompts") and not _is_number(results["prompts"].get(name))
         ]
+    if not wrong and not _are_weights(results.get("scales") or []):
+        wrong = ["scales"]
     if not wrong and not _is_text(results):
         wrong = ["a text"]
     if wrong:
@@ -112,6 +115,13 @@ def _is_list(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
+
+
+def _are_weights(sides: Any) -> bool:
+    """Whether it is a list of sides, each with the adapter's weight."""
+    return isinstance(sides, list) and all(
+        isinstance(side, dict) and _is_number(side.get("scale")) for side in sides
+    )
 
 
 def _is_text(value: Any) -> bool:
@@ -153,23 +163,11 @@ def what_adapter_says(directory: Path, name: str | None = None) -> dict[str, Any
     """
     header = read_adapter_metadata(directory, name or find_adapter(directory).name)
     said = header | {"revision": header.get("base_model_revision")} | read_results(directory)
-    concept = said.get("concept")
-    if isinstance(concept, str):
-        concept = _decoded(concept) if concept.startswith("[") else [concept]
     return {
-        "concept": concept,
+        "concept": recorded_concepts(said) or None,
         "base": said.get("base_model_name_or_path"),
         "revision": said.get("revision") or None,
     }
-
-
-def _decoded(concept: str) -> list[str]:
-    """The list that a header holds as JSON; a text that only looks like one is itself a concept."""
-    try:
-        found = json.loads(concept)
-    except (ValueError, RecursionError):
-        return [concept]
-    return found if all(isinstance(item, str) for item in found) else [concept]
 
 
 def find_base(given: str | None, recorded: str | None) -> str | Path:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import tempfile
+import shutil
 from pathlib import Path
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
@@ -14,9 +13,12 @@ from huggingface_hub.utils import validate_repo_id
 
 from common.network import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, check_token
 from hub.access import HubError, hub_errors
-from hub.files import read_file, require_empty
-from hub.push import ADAPTER_FILES
+from hub.adapter import KOHYA_NAME
+from hub.files import filled, read_file, require_empty
+from hub.push import ADAPTER_FILES, kohya_name_there, names_there
 
+RECORDS = ".cache"
+"""The folder of the client's own records, in the one that it downloads to."""
 CHECKPOINT_FILES = (CONFIG_NAME, WEIGHTS_NAME, CARD_NAME)
 
 
@@ -27,7 +29,7 @@ def pull(
 
     Args:
         repo_id: "owner/name".
-        directory: one that does not exist or is empty.
+        directory: one that does not exist or is empty; it may be a link or a mount point.
         revision: a branch, a tag or a commit. Default: main.
         token: None is the one of `hf auth login` or of the environment variable HF_TOKEN, if there is any.
 
@@ -49,30 +51,26 @@ def pull(
         check_token(token)
         api = HfApi(token=token)
         info = api.model_info(repo_id, revision=revision)
-        names = files_to_pull({file.rfilename for file in info.siblings or []})
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as aside:
-            complete = Path(aside) / "complete"
+        names = files_to_pull(names_there(info), kohya_name_there(api, info))
+        with filled(directory, names[0]) as aside:
             for name in names:
-                # The client keeps records of its own in the folder that it writes to.
-                fetched = Path(
-                    api.hf_hub_download(repo_id, name, revision=info.sha, local_dir=Path(aside) / "fetched")
-                )
-                (complete / name).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(fetched, complete / name)
-            check_files(complete, names)
-            os.replace(complete, directory)
+                api.hf_hub_download(repo_id, name, revision=info.sha, local_dir=aside)
+            check_files(aside, names)
+            shutil.rmtree(aside / RECORDS)
     return names
 
 
-def files_to_pull(there: set[str]) -> list[str]:
+def files_to_pull(there: set[str], twin: str = KOHYA_NAME) -> list[str]:
     """The files of a repository to fetch.
+
+    Args:
+        twin: what its adapter calls its file in kohya's format.
 
     Raises:
         HubError: it holds neither an adapter nor a checkpoint of this project.
     """
     if LORA_WEIGHT_NAME_SAFE in there:
-        return [name for name in ADAPTER_FILES if name in there]
+        return [name for name in dict.fromkeys((*ADAPTER_FILES, twin)) if name in there]
     if {CONFIG_NAME, WEIGHTS_NAME} <= there:
         return [name for name in CHECKPOINT_FILES if name in there]
     raise HubError(f"it holds neither {LORA_WEIGHT_NAME_SAFE} nor {CONFIG_NAME} with {WEIGHTS_NAME}")

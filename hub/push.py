@@ -10,13 +10,13 @@ from typing import Any
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import RevisionNotFoundError
+from huggingface_hub.errors import RevisionNotFoundError, SafetensorsParsingError
 from huggingface_hub.hf_api import ModelInfo, SpaceInfo
 
 from common.flags import dump_yaml, flag
 from common.network import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
 from hub.access import HubError, hub_errors
-from hub.adapter import KOHYA_NAME
+from hub.adapter import KOHYA_NAME, kohya_name
 from hub.card import CARD_NAME, GRID_NAME, addressed, model_card
 from hub.files import read_header
 from hub.notes import merge_notes, read_notes, with_notes
@@ -33,7 +33,8 @@ ADAPTER_FILES = (
     GRID_NAME,
     *CRITIC_FILES,
 )
-"""The only files of an adapter's directory that are uploaded and fetched back."""
+"""The only files of an adapter's directory that are uploaded and fetched back, with that in kohya's format
+which is called after the concept."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def push_adapter(
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         head = branch_head(api, repo_id, revision)
-        there = {file.rfilename for file in head.siblings or []}
+        there = names_there(head)
         if CARD_NAME in there:
             card = with_notes(card, merge_notes(read_notes(fetch_card(api, head)), read_notes(card)))
         contents: dict[str, Path | bytes] = {
@@ -120,7 +121,7 @@ def push_adapter(
         contents[CARD_NAME] = addressed(card, repo_id, revision).encode()
         if SETTINGS_NAME in files and settings:
             contents[SETTINGS_NAME] = dump_yaml(settings).encode()
-        stale = [name for name in ADAPTER_FILES if name in there and name not in contents]
+        stale = sorted({*ADAPTER_FILES, kohya_name_there(api, head)} & there - contents.keys())
         made = api.create_commit(
             repo_id,
             [
@@ -141,11 +142,11 @@ def files_to_push(directory: Path) -> list[str]:
     Raises:
         ValueError: there is no adapter, or a weight file is damaged.
     """
-    read_header(directory / LORA_WEIGHT_NAME_SAFE)
+    header = read_header(directory / LORA_WEIGHT_NAME_SAFE)
     critic = CRITIC_FILES if all((directory / name).is_file() for name in CRITIC_FILES) else ()
     files = [
         name
-        for name in ADAPTER_FILES
+        for name in dict.fromkeys((*ADAPTER_FILES, kohya_name(header)))
         if (directory / name).is_file() and (name in critic or name not in CRITIC_FILES)
     ]
     for name in files:
@@ -189,6 +190,22 @@ def branch_head(api: HfApi, repo_id: str, revision: str | None) -> ModelInfo:
             raise
         api.create_branch(repo_id, branch=revision, exist_ok=True)
         return api.model_info(repo_id, revision=revision)
+
+
+def names_there(head: ModelInfo) -> set[str]:
+    """The names of a repository's files."""
+    return {file.rfilename for file in head.siblings or []}
+
+
+def kohya_name_there(api: HfApi, head: ModelInfo) -> str:
+    """What the adapter on the Hub calls its file in kohya's format, from its header alone."""
+    if LORA_WEIGHT_NAME_SAFE not in names_there(head):
+        return KOHYA_NAME
+    try:
+        found = api.parse_safetensors_file_metadata(head.id, LORA_WEIGHT_NAME_SAFE, revision=head.sha)
+    except SafetensorsParsingError:
+        return KOHYA_NAME
+    return kohya_name(found.metadata) if isinstance(found.metadata, dict) else KOHYA_NAME
 
 
 def fetch_card(api: HfApi, head: ModelInfo | SpaceInfo, repo_type: str = "model") -> str:

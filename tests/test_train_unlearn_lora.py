@@ -46,7 +46,7 @@ from training.reporter import log_start
 from training.run_state import AFTER_A_ROLLBACK, OUT_OF_ITERATIONS, RunState
 from training.setup import Run, prepare
 
-ADAPTER, KOHYA_NAME = "pytorch_lora_weights.safetensors", "pytorch_lora_weights_kohya.safetensors"
+ADAPTER, TWIN = "pytorch_lora_weights.safetensors", "no-van-gogh-style.safetensors"
 Arguments = Callable[..., RunConfig]
 Finish = Callable[..., Finished]
 
@@ -124,7 +124,7 @@ def test_the_shipped_canvas_knows_its_own_words_and_asks_for_others_in_general_o
 def whole(finished: Finish) -> Finished:
     """A run that has everything: critic, previews, checkpoints, tracker, metrics, both formats."""
     pictures = {"validation_steps": 1, "num_validation_images": 4, "evaluation_seeds": [0, 1]}
-    kept = {"checkpointing_steps": 1, "checkpoints_total_limit": 1, "output_kohya_format": True}
+    kept = {"checkpointing_steps": 1, "checkpoints_total_limit": 1}
     return finished(**pictures, **kept, gamma=0.5, lora_alpha=5, report_to="tensorboard")
 
 
@@ -132,7 +132,7 @@ def test_a_whole_run_writes_all_that_is_promised(whole: Finished) -> None:
     out = whole.directory
     assert {p.name for p in out.iterdir()} >= {
         ADAPTER,
-        KOHYA_NAME,
+        TWIN,
         "results.json",
         "config.yaml",
         "before_after.png",
@@ -167,14 +167,14 @@ def test_its_results_say_what_it_has_come_to(whole: Finished) -> None:
 
 def test_what_it_shares_names_no_place_on_this_machine(whole: Finished, tiny_pipeline_dir: Path) -> None:
     texts = [(whole.directory / name).read_text() for name in ("results.json", "README.md")]
-    texts += [text for name in (ADAPTER, KOHYA_NAME) for text in header_of(whole.directory / name).values()]
+    texts += [text for name in (ADAPTER, TWIN) for text in header_of(whole.directory / name).values()]
     for place in (whole.directory.parent, tiny_pipeline_dir.parent, canvas.CLIP):
         assert not [text for text in texts if str(place) in text]
 
 
 def test_its_headers_say_what_the_adapter_is(whole: Finished) -> None:
     results = whole.results
-    for name in (ADAPTER, KOHYA_NAME):
+    for name in (ADAPTER, TWIN):
         header = header_of(whole.directory / name)
         assert (
             json.loads(header["concept"]) == ["Van Gogh style"]
@@ -190,7 +190,7 @@ def test_its_headers_say_what_the_adapter_is(whole: Finished) -> None:
             "modelspec.hash_sha256",
             "versions",
         } <= header.keys()
-    assert header_of(whole.directory / KOHYA_NAME)["ss_network_alpha"] == "5.0"
+    assert header_of(whole.directory / TWIN)["ss_network_alpha"] == "5.0"
 
 
 def test_its_adapter_works_in_a_stock_pipeline(whole: Finished, tiny_pipeline_dir: Path) -> None:
@@ -215,7 +215,7 @@ def test_the_settings_that_a_run_writes_repeat_it(arguments: Arguments, tmp_path
         lora_alpha=3,
         lora_target_modules=["attn2.to_k", "attn2.to_v"],
         critic_type="timestep_blind",
-        output_kohya_format=True,
+        output_kohya_format=False,
         hub_token="hf_notwritten",
         seed=7,
     )
@@ -228,6 +228,7 @@ def test_the_settings_that_a_run_writes_repeat_it(arguments: Arguments, tmp_path
     written = (out / ADAPTER).stat().st_mtime_ns
     script.main(again)
     assert (out / ADAPTER).stat().st_mtime_ns > written
+    assert not (out / TWIN).exists()
     assert same(adapter(out), first) and same(load_file(out / "critic" / "model.safetensors"), critic)
 
 
@@ -260,7 +261,6 @@ def test_every_backbone_is_trained_saved_and_loaded_into_its_stock_pipeline(
         pretrained_model_name_or_path=backbone_dir,
         mixed_precision=precision,
         gamma=0.5,
-        output_kohya_format=True,
         evaluation_seeds=0 if precision == "no" else None,
         lora_alpha=3,
     )
@@ -273,7 +273,7 @@ def test_every_backbone_is_trained_saved_and_loaded_into_its_stock_pipeline(
     assert results["training"]["first_ratio_deviation"] == 0 and results["training"]["iterations"] == 2
     assert results.get("changed_images", 100) > 0 and results["pipeline_class"] == type(base).__name__
     assert {t.dtype for t in adapter(tmp_path / "out").values()} == {torch.float32}
-    for name in (ADAPTER, KOHYA_NAME):
+    for name in (ADAPTER, TWIN):
         assert_works_in_a_stock_pipeline(backbone_dir, tmp_path / "out", weight_name=name)
     header = header_of(tmp_path / "out" / ADAPTER)
     predicted = {"v_prediction": "v"}.get(

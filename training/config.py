@@ -62,7 +62,10 @@ class OutputConfig:
         False, help="Write into an output directory that is not empty.", published=None
     )
     output_kohya_format: bool = flag(
-        False, help="Write the adapter for ComfyUI and AUTOMATIC1111 too.", may_change=True
+        True,
+        help="Write the adapter for ComfyUI, AUTOMATIC1111, Forge and sd-scripts too, called after the concept.",
+        negatable=True,
+        may_change=True,
     )
     dry_run: bool = flag(
         False,

@@ -18,7 +18,7 @@ from evaluation.protocol import evaluate, grid_title, table
 from hub.adapter import save_adapter, update_adapter_metadata
 from hub.card import GRID_NAME, save_model_card
 from hub.header import base_header, results_header
-from hub.kohya import save_kohya
+from hub.kohya import save_twin
 from hub.provenance import RESULTS_NAME
 from hub.push import CRITIC_FILES, SETTINGS_NAME
 from policy.lora import ADAPTER
@@ -57,7 +57,7 @@ def save(run: Run) -> None:
     }
     save_adapter(directory, run.unet, ADAPTER, base_header(run.env.pipe) | results_header(known))
     if run.config.output.output_kohya_format:
-        save_kohya(directory)
+        save_twin(directory)
     if run.critic.kind != "none":
         run.critic.network.save_pretrained(directory / "critic")
     else:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.flags import Command, flag
-from hub.adapter import KOHYA_NAME
 from hub.kohya import save_kohya
 
 
@@ -14,11 +13,13 @@ from hub.kohya import save_kohya
 class ConvertConfig:
     """Conversion."""
 
-    adapter: Path = flag(metavar="DIR", help="Directory with pytorch_lora_weights.safetensors.")
+    adapter: Path = flag(
+        metavar="DIR", help="Directory of the adapter, or its file, in diffusers' format or peft's."
+    )
     output: Path | None = flag(
         None,
         metavar="FILE",
-        help=f"The file to write. Default: {KOHYA_NAME} in the adapter's directory.",
+        help="The file to write. Default: called after the concept, in the adapter's directory.",
     )
 
 

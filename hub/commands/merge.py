@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.flags import Command, flag
+from hub.adapter import find_adapter
 from hub.merge import merge_adapters
 from hub.provenance import what_adapter_says
 
@@ -16,7 +17,9 @@ class MergeConfig:
     """Merge."""
 
     adapters: tuple[Path, ...] = flag(
-        positional=True, metavar="ADAPTER", help="Directories with pytorch_lora_weights.safetensors."
+        positional=True,
+        metavar="ADAPTER",
+        help="Directories or files: in diffusers' format, kohya's or peft's.",
     )
     output_dir: Path = flag(metavar="DIR", help="Where the adapter is written: a new or an empty directory.")
     weights: tuple[float, ...] | None = flag(
@@ -38,7 +41,12 @@ def run(config: MergeConfig) -> None:
     """
     weights = config.weights or [1.0] * len(config.adapters)
     results = merge_adapters(config.adapters, weights, config.output_dir, config.rank)
-    silent = [str(directory) for directory in config.adapters if not what_adapter_says(directory)["base"]]
+    files = {adapter: find_adapter(adapter) for adapter in config.adapters}
+    silent = [
+        str(adapter)
+        for adapter, file in files.items()
+        if not what_adapter_says(file.parent, file.name)["base"]
+    ]
     if silent and results["base_model_name_or_path"]:
         print(
             f"warning: {', '.join(silent)} does not say which base it is for; it was taken to be "

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from common.network import CheckpointError
 from hub.adapter import (
-    KOHYA_NAME,
     NoAdapter,
     UnfitAdapter,
+    kohya_name,
     load_adapter,
     read_adapter_metadata,
     save_adapter,
@@ -106,11 +106,12 @@ def test_the_hash_is_that_of_all_bytes_after_the_header(
 def test_the_header_is_rewritten_and_the_tensors_stay(trained: UNet2DConditionModel, tmp_path: Path) -> None:
     save_adapter(tmp_path, trained, "default", HEADER)
     save_kohya(tmp_path)
-    before = {name: read_file(tmp_path / name) for name in (NAME, KOHYA_NAME)}
+    files = {NAME: NAME, kohya_name(HEADER): "no-cat.safetensors"}
+    before = {name: read_file(tmp_path / name) for name in files}
     update_adapter_metadata(tmp_path, {"concept": '["cat"]', "results": "{}"})
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(before)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files.values())
     for name, (tensors, header) in before.items():
-        again, changed = read_file(tmp_path / name)
+        again, changed = read_file(tmp_path / files[name])
         assert changed == header | {"concept": '["cat"]', "results": "{}"}
         assert again.keys() == tensors.keys() and all(
             torch.equal(again[key], tensors[key]) for key in tensors

@@ -21,7 +21,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 import canvas
 from common.errors import friendly_errors
 from hub.__main__ import main, parse_config
-from hub.adapter import KOHYA_NAME, load_adapter, save_adapter
+from hub.adapter import kohya_name, load_adapter, read_adapter_metadata, save_adapter
 from hub.commands.merge import MergeConfig
 from hub.files import read_file
 from pipelines.base import load_pipeline
@@ -51,10 +51,11 @@ def test_convert_writes_the_twin_beside_the_adapter_or_where_it_is_told(
     adapter_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("convert", "--adapter", adapter_dir)
-    assert capsys.readouterr().out.startswith(f"wrote {adapter_dir / KOHYA_NAME}: ")
+    twin = adapter_dir / kohya_name(read_adapter_metadata(adapter_dir))
+    assert capsys.readouterr().out.startswith(f"wrote {twin}: ")
     run("convert", "--adapter", adapter_dir)  # the same again
     run("convert", "--adapter", adapter_dir, "--output", tmp_path / "new" / "cat.safetensors")
-    tensors, header = read_file(adapter_dir / KOHYA_NAME)
+    tensors, header = read_file(twin)
     assert tensors and all(name.startswith("lora_unet_") for name in tensors)
     again, same_header = read_file(tmp_path / "new" / "cat.safetensors")
     assert (
@@ -150,7 +151,7 @@ def test_an_interrupted_fuse_leaves_nothing(
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hub.fuse.os.replace", interrupt)
+    monkeypatch.setattr("hub.files.os.replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(
             "fuse",
@@ -180,8 +181,8 @@ def test_user_errors(
         ["fuse", "--pretrained_model_name_or_path", tiny_pipeline_dir],
     )
     for arguments, message in [
-        (["convert", "--adapter", tmp_path / "absent"], "is not an adapter"),
-        (["convert", "--adapter", tmp_path / "full"], "is not an adapter"),
+        (["convert", "--adapter", tmp_path / "absent"], "neither a local directory"),
+        (["convert", "--adapter", tmp_path / "full"], "holds no adapter"),
         (["convert", *given, "--output", tmp_path / "precious.safetensors"], "exists; name another file"),
         (["convert", *given, "--output", tmp_path / "cat.bin"], "must end in .safetensors"),
         ([*fuse, "--adapter", tmp_path / "absent", *new], "neither a local directory"),

@@ -15,7 +15,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from hub.adapter import KOHYA_NAME, UnfitAdapter, load_adapter, save_adapter
-from hub.factors import NotPairs
+from hub.factors import NotPairs, read_factors
 from hub.files import read_file
 from hub.kohya import kohya_header, save_kohya, to_kohya
 from hub.names import original_name
@@ -258,7 +258,7 @@ def test_without_settings_alpha_is_the_rank_as_diffusers_reads_it(
 
 def test_what_the_format_has_no_keys_for_is_refused() -> None:
     pair = {f"unet.a.to_q.lora.{side}.weight": torch.ones(2, 2) for side in ("down", "up")}
-    assert len(to_kohya(pair, {})) == 3
+    assert len(to_kohya(read_factors(pair, {}))) == 3
     for tensors, strange in [
         ({}, None),
         (pair | {"unet.a.to_q.lora_magnitude_vector": torch.ones(2)}, "unet.a.to_q.lora_magnitude_vector"),
@@ -266,4 +266,4 @@ def test_what_the_format_has_no_keys_for_is_refused() -> None:
         ({name.replace("unet", "text_encoder"): t for name, t in pair.items()}, "text_encoder.a"),
     ]:
         with pytest.raises(NotPairs, match=strange):
-            to_kohya(tensors, {})
+            read_factors(tensors, {})

@@ -313,7 +313,8 @@ def test_header_results_and_card(
         merged,
     )
     assert capsys.readouterr().out == f"wrote {merged}: one adapter out of 3.\n"
-    assert sorted(path.name for path in merged.iterdir()) == ["README.md", NAME, "results.json"]
+    twin = "no-attention-convolutions.safetensors"
+    assert sorted(path.name for path in merged.iterdir()) == ["README.md", twin, NAME, "results.json"]
     settings = {
         "adapters": ["attention", "convolutions", "patterns"],
         "weights": [1.0, 0.7, -1.0],
@@ -402,7 +403,7 @@ def test_user_errors(
         ),
         ([first, tmp_path / "wider", *new], "The adapters do not fit each other"),
         ([first, tmp_path / "torn", *new], "do not fit each other: (1, "),
-        ([first, tmp_path / "dora", *new], "the adapter has unet.mid_block.lora_magnitude_vector"),
+        ([first, tmp_path / "dora", *new], "and has unet.mid_block.lora_magnitude_vector"),
     ]:
         with pytest.raises(SystemExit) as stop, friendly_errors():
             run(*arguments)

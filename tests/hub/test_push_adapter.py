@@ -33,9 +33,10 @@ from hub.push import push_adapter
 from reward.predictor import RewardPredictor
 
 REPO = "someone/adapter"
+TWIN = "no-van-gogh-style.safetensors"
 PUBLISHED = {
     "pytorch_lora_weights.safetensors",
-    KOHYA_NAME,
+    TWIN,
     "README.md",
     "results.json",
     "before_after.png",
@@ -164,15 +165,29 @@ def test_what_is_no_longer_there_is_deleted_in_the_same_commit(
     adapter_dir: Path, loopback_hub: LoopbackHub
 ) -> None:
     push_adapter(adapter_dir, REPO)
-    (adapter_dir / KOHYA_NAME).unlink()
+    (adapter_dir / TWIN).unlink()
     (adapter_dir / "critic" / "model.safetensors").unlink()
     push_adapter(adapter_dir, REPO)
     assert on_hub(loopback_hub).keys() == PUBLISHED - {
-        KOHYA_NAME,
+        TWIN,
         "critic/config.json",
         "critic/model.safetensors",
     }
     assert commits(loopback_hub) == 2
+
+
+def test_the_file_of_the_concept_before_goes_and_those_of_others_stay(
+    adapter_dir: Path, bare_dir: Path, loopback_hub: LoopbackHub
+) -> None:
+    push_adapter(adapter_dir, REPO)
+    loopback_hub.api().upload_file(path_or_fileobj=b"theirs", path_in_repo="no-dog.safetensors", repo_id=REPO)
+    save_kohya(bare_dir)
+    push_adapter(bare_dir, REPO)
+    assert {name for name in on_hub(loopback_hub) if name.endswith(".safetensors")} == {
+        "pytorch_lora_weights.safetensors",
+        "no-cat.safetensors",
+        "no-dog.safetensors",
+    }
 
 
 def test_an_adapter_without_figures_or_picture_gets_a_card_from_its_header(

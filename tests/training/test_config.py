@@ -48,7 +48,7 @@ DEFAULTS: dict[str, Any] = {
     "judge_name_or_path": None,
     "output_dir": Path("unlearned-lora"),
     "overwrite_output_dir": False,
-    "output_kohya_format": False,
+    "output_kohya_format": True,
     "dry_run": False,
     "seed": 0,
     "max_train_iterations": 40,
