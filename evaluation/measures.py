@@ -219,7 +219,7 @@ def distances(
 
 def judge_features(judge: ImageJudge, name: str) -> Features:
     """The judge's own features."""
-    return Features(f"{name}, before its head", judge.embed, judge.identity())
+    return Features(f"{name}, its features", judge.embed, judge.identity())
 
 
 def clip_features(teacher: Teacher, name: str) -> Features:

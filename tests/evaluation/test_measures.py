@@ -93,7 +93,7 @@ def test_drift_and_clip_score_of_each_image(clip: Teacher, tiny_judge: Judge) ->
     assert set(measures.observe(base, prompts, None)) == {"features", "clip_score"}
     assert measures.names() == {
         "clip_score": "a CLIP",
-        "features": "tiny, before its head",
+        "features": "tiny, its features",
         "reference": "the base's images of the same prompts and seeds",
     }
 

@@ -185,7 +185,7 @@ def test_distances_to_real_images(adapter_dir: Path, base: list[str], tmp_path: 
     for i in range(3):
         Image.effect_noise((40, 24), 30.0 + i).save(tmp_path / "photos" / f"{i}.png")
     results = run(adapter_dir, tmp_path / "out", *base, "--reference_images", str(tmp_path / "photos"))
-    assert results["measured_by"] == {"features": "tiny-judge, before its head", "reference": "photos"}
+    assert results["measured_by"] == {"features": "tiny-judge, its features", "reference": "photos"}
     distances = {side: results[side]["measures"]["FID"]["mean"] for side in ("base", "adapter")}
     assert distances["base"] > 0 and distances["adapter"] > 0 and distances["base"] != distances["adapter"]
 
