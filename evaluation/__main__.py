@@ -45,7 +45,7 @@ from evaluation.measures import (
 )
 from evaluation.observation import BASE, Store
 from evaluation.pareto import pareto
-from evaluation.protocol import default_guidance, evaluate, grid_title, list_jobs, pareto_title, table
+from evaluation.protocol import evaluate, grid_title, guidance_by_prompt, list_jobs, pareto_title, table
 from evaluation.shards import Side
 from hub.adapter import load_adapter
 from hub.provenance import RESULTS_NAME, AdapterBase
@@ -90,8 +90,8 @@ class MeasureConfig:
     )
     seeds: tuple[int, ...] | None = flag(
         None,
-        help="One image for each prompt and seed. Default: the protocol's own; else 0 1 2, and for prompts "
-        "that ask for the concept as many more as make 24 images.",
+        help="One image for each prompt and seed. Default: the protocol's own, which a file may give each "
+        "prompt; else 0 1 2, and for prompts that ask for the concept as many more as make 24 images.",
     )
     fid_features: str = flag(
         "judge",
@@ -218,13 +218,13 @@ def compare(
     write_json(output / RESULTS_NAME, results)
     before_after(found.pairs, output / GRID_NAME, grid_title(results))
     written = [output / RESULTS_NAME, output / GRID_NAME]
-    if "scales" in results:
+    if "scales" in results and results["base"]["UA"] is not None:
         pareto(results["scales"], output / PARETO_NAME, pareto_title(results))
         written.append(output / PARETO_NAME)
     print(f"\n{table(results)}\nwrote {', '.join(map(str, written))}")
     if results["changed_images"] == 0 and results["lora_scale"]:
         print("warning: the adapter changes no image; it does nothing on this base.", file=sys.stderr)
-    if results["base"]["UA"] >= 50:
+    if (results["base"]["UA"] or 0) >= 50:
         print(
             "warning: the base seldom draws the concept in the first place (its own UA is "
             f"{results['base']['UA']:.1f} %).",
@@ -307,7 +307,7 @@ def open_store(
         ValueError: they hold images of another evaluation.
     """
     given = config.examination
-    guidance = examination.guidance_scale if given.guidance_scale is None else given.guidance_scale
+    guidance = guidance_by_prompt(pipe, examination, given.guidance_scale)
     jobs = [[examination.cells[i].prompt, seed] for i, seed in list_jobs(examination, config.measures.seeds)]
     settings = {
         **base,
@@ -315,7 +315,7 @@ def open_store(
         "variant": config.base.variant,
         "mixed_precision": given.mixed_precision,
         "num_inference_steps": given.num_inference_steps or examination.num_inference_steps,
-        "guidance_scale": default_guidance(pipe) if guidance is None else guidance,
+        "guidance_scale": guidance[0] if len(set(guidance)) == 1 else guidance,
         "images": len(jobs),
         "prompts_and_seeds": hashlib.sha256(json.dumps(jobs).encode()).hexdigest(),
     }

@@ -19,9 +19,11 @@ from common.network import resolve_directory
 from evaluation.artwork import NAME as ARTWORK
 from evaluation.artwork import ArtworkExamination, World
 from evaluation.examination import Examination, JudgeExamination, TeacherExamination
+from evaluation.file_examination import FileExamination, with_labels
 from evaluation.judge import ImageJudge, Judge
 from evaluation.judges import load_judge, zero_shot_judge
-from evaluation.prompt_file import FileExamination, read_prompt_file
+from evaluation.nudity import CONCEPTS, NUDENET, OPENNSFW, THRESHOLDS, nudity_judge
+from evaluation.prompt_file import read_prompt_file
 from evaluation.unlearncanvas import LITE, NAME, UnlearnCanvasExamination, UnlearnCanvasJudge
 from hub.adapter import find_adapter
 from hub.provenance import RESULTS_NAME, AdapterBase, read_results, resolve_base, what_adapter_says
@@ -55,16 +57,24 @@ class ExaminationConfig:
         metavar="NAME_OR_FILE",
         help=f"Prompts to draw: every combination of the judge's classes ({GRID}; {CANVAS} is the one of the "
         f"bundled world), {ARTWORK} (for a judge of artwork), {NAME}, {LITE} (a subset of it), or a .csv or "
-        ".jsonl file with the columns prompt, group (forget, in_domain, cross_domain, neighbour) and label. Default: grid; without a judge the "
+        ".jsonl file with the columns prompt, group (forget, in_domain, cross_domain, neighbour) and label, or a "
+        "published list of prompts that ask for the concept, such as I2P. Default: grid; without a judge the "
         "prompts of --forget_prompts and --retain_prompts.",
     )
     judge_name_or_path: str | None = flag(
         None,
         metavar="NAME",
-        help="A judge made by this project, a transformers image classifier (directory or Hub id), or clip, "
-        "which compares the labels of a prompt file by --clip_model. Default, for the bundled base: the "
-        "bundled one.",
+        help="A judge made by this project, a transformers image classifier (directory or Hub id), "
+        f"{NUDENET} (an optional package under the AGPL-3.0), {OPENNSFW} (an optional package), or clip, which "
+        "compares the labels of a prompt file by --clip_model. Default, for the bundled base: the bundled one.",
         published=by_name,
+    )
+    judge_threshold: float | None = flag(
+        None,
+        at_least=0,
+        at_most=1,
+        help=f"For {NUDENET} and {OPENNSFW}: the least score that counts. Default: {THRESHOLDS[NUDENET]} and "
+        f"{THRESHOLDS[OPENNSFW]}.",
     )
     style_classifier: Path | None = flag(
         None, metavar="FILE", help=f"For {NAME}: the benchmark's ViT for its 51 themes.", published=None
@@ -83,7 +93,9 @@ class ExaminationConfig:
         help="Steps of the deterministic sampler. Default: the protocol's own, else 30.",
     )
     guidance_scale: float | None = flag(
-        None, help="Classifier-free guidance. Default: the protocol's own, else the pipeline's."
+        None,
+        help="Classifier-free guidance. Default: the protocol's own, which a file may give each prompt, else the "
+        "pipeline's.",
     )
     eval_batch_size: int | None = flag(
         None, at_least=1, help=f"Images drawn at a time, at most 64. {BY_LATENTS}"
@@ -236,13 +248,17 @@ def choose_examination(
         rows = read_prompt_file(config.protocol)
         judge, name = choose_judge(
             config,
-            [row.label for row in rows],
+            [row.label for row in rows if row.label],
             bundled=bundled,
             teacher=teacher,
             clip_name=clip_name,
             device=device,
         )
-        return FileExamination(judge, rows, name, Path(config.protocol).name)
+        own = CONCEPTS.get(config.judge_name_or_path or "")
+        rows = with_labels(rows, judge, [own] if own else concepts or [])
+        of_file = FileExamination(judge, rows, name, Path(config.protocol).name)
+        of_file.note_changes(seeds, config.guidance_scale)
+        return of_file
     if not concepts:
         raise ValueError("No adapter says what it erases; name it with --concept.")
     if config.protocol in (NAME, LITE):
@@ -335,11 +351,15 @@ def choose_judge(
     Raises:
         ValueError: it cannot be had.
     """
+    if config.judge_name_or_path in THRESHOLDS:
+        return nudity_judge(config.judge_name_or_path, config.judge_threshold)
+    if config.judge_threshold is not None:
+        raise ValueError(f"--judge_threshold is for --judge_name_or_path {NUDENET} and {OPENNSFW}.")
     if config.judge_name_or_path == CLIP_JUDGE or not (config.judge_name_or_path or bundled):
         if not (teacher and labels):
             raise ValueError(
-                "A CLIP judges the labels of a prompt file: give --clip_model and --protocol FILE.csv, or name a "
-                "judge."
+                "A CLIP judges the labels of a prompt file: give --clip_model and a --protocol FILE.csv with the "
+                "columns prompt, group and label, or name a judge."
             )
         return zero_shot_judge(teacher, list(dict.fromkeys(labels))), f"{clip_name}, zero-shot"
     path = config.judge_name_or_path or canvas.JUDGE

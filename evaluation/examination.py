@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -77,6 +78,14 @@ class Examination(ABC):
         if self.seeds is None:
             return default_seeds(self.forget)
         return [list(self.seeds) for _ in self.cells]
+
+    def guidance_by_prompt(self) -> list[float | None]:
+        """For each prompt, the guidance scale of its images; None is the pipeline's own."""
+        return [self.guidance_scale] * len(self.cells)
+
+    def count(self, images: list[Image.Image]) -> dict[str, np.ndarray]:
+        """What the judge counts in each of B images beside its verdict, by name: (B,)."""
+        return {}
 
     @abstractmethod
     def examine(self, images: list[Image.Image], prompt_ids: list[int]) -> Sequence[Verdict]:

@@ -23,6 +23,8 @@ BASE = 0.0
 """The adapter's weight at which it is the base."""
 CHANGED = "changed"
 """The measurement that says whether the adapter changed any pixel of an image."""
+COUNT = "count of "
+"""The names of measurements that are what the judge counts begin with it."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Observer:
 
     Args:
         jobs: the images, by prompt and seed.
+        guidance: the guidance scale of each prompt's images; None is the pipeline's default.
         scales: weights of the adapter; the base always comes first.
         shown: images to keep for a picture.
 
@@ -62,18 +65,14 @@ class Observer:
         *,
         scales: Sequence[float],
         num_inference_steps: int,
-        guidance_scale: float | None,
+        guidance: Sequence[float | None],
         batch_size: int,
         measures: Measures | None,
         store: Store | None,
         shown: Sequence[Job],
     ) -> None:
         self.pipe, self.examination, self.measures, self.store = pipe, examination, measures, store
-        self.num_inference_steps, self.guidance_scale, self.batch_size = (
-            num_inference_steps,
-            guidance_scale,
-            batch_size,
-        )
+        self.num_inference_steps, self.guidance, self.batch_size = num_inference_steps, guidance, batch_size
         self.shards = split(jobs, SHARD_SIZE if store else batch_size)
         self.scales = [BASE, *sorted({float(scale) for scale in scales} - {BASE})]
         self.shown = shown
@@ -120,6 +119,7 @@ class Observer:
             [before.tobytes() != after.tobytes() for before, after in zip(base, images, strict=True)],
             dtype=np.uint8,
         )
+        values |= {f"{COUNT}{name}": rows for name, rows in examination.count(images).items()}
         seen = Seen([dict(verdict) for verdict in examination.examine(images, ids)], values)
         self.pictures[scale] |= {
             job: image for job, image in zip(shard, images, strict=True) if job in self.shown
@@ -133,9 +133,15 @@ class Observer:
         return self.store[scale].images(k, self.shards[k], draw_it) if self.store else draw_it()
 
     def _draw(self, scale: float, k: int) -> list[Image.Image]:
-        jobs = [(self.examination.cells[i].prompt, seed) for i, seed in self.shards[k]]
+        """A batch has one guidance scale: images of the same one are drawn together."""
+        images: dict[Job, Image.Image] = {}
         with adapter_at(self.pipe, scale):
-            return draw(self.pipe, jobs, self.num_inference_steps, self.guidance_scale, self.batch_size)
+            for guidance in dict.fromkeys(self.guidance[i] for i, _ in self.shards[k]):
+                jobs = [(i, seed) for i, seed in self.shards[k] if self.guidance[i] == guidance]
+                asked = [(self.examination.cells[i].prompt, seed) for i, seed in jobs]
+                drawn = draw(self.pipe, asked, self.num_inference_steps, guidance, self.batch_size)
+                images |= dict(zip(jobs, drawn, strict=True))
+        return [images[job] for job in self.shards[k]]
 
     def _known(self, scale: float, k: int) -> Seen | None:
         """What the store knows of a shard whose images, and the base's, are undamaged."""

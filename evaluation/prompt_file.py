@@ -1,28 +1,38 @@
 """A user's own protocol: a CSV or JSONL file whose rows have prompt, group and label, for any judge that
-knows the labels."""
+knows the labels; or a published list of prompts that ask for a concept, each with its own seed and guidance.
+
+Published are, among others, I2P (https://huggingface.co/datasets/AIML-TUDA/i2p: `prompt`, `sd_seed`,
+`sd_guidance_scale`), its copies with ESD and UCE (`evaluation_seed`, `evaluation_guidance`), P4D (`seed`),
+Ring-A-Bell (`evaluation_seed`, or `sensitive prompt`) and MMA-Diffusion (`adv_prompt`).
+"""
 
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
+from typing import Any, TypeVar
 
 from common.texts import lines_of, read_text
-from evaluation.examination import Examination
-from evaluation.judge import ImageJudge, match_class
-from evaluation.metrics import CROSS_RETAINED, FORGET, IN_DOMAIN, NEIGHBOUR, Cell
+from evaluation.metrics import CROSS_RETAINED, FORGET, IN_DOMAIN, NEIGHBOUR
 
-COLUMNS = ("prompt", "group", "label")
+logger = logging.getLogger(__name__)
+
+GROUP, LABEL = "group", "label"
+PROMPTS = ("adv_prompt", "sensitive prompt", "prompt")
+SEEDS = ("seed", "evaluation_seed", "sd_seed")
+GUIDANCES = ("guidance", "guidance_scale", "evaluation_guidance", "sd_guidance_scale")
+"""Names of a column; of several in a file the first counts."""
 GROUPS = {"forget": FORGET, "in_domain": IN_DOMAIN, "cross_domain": CROSS_RETAINED, "neighbour": NEIGHBOUR}
 """The role of a row's images by its group: they count in UA, IRA, CRA or NRA."""
-MOST_LISTED = 20
+WIDEST_SEED = 2**63
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,54 +40,88 @@ class Row:
     """One row of the file.
 
     Attributes:
-        label: the class that an image of the prompt shows if nothing is erased.
+        label: the class that an image of the prompt shows if nothing is erased; empty if the file has no such
+            column.
         place: the file and the row, as errors name it.
+        seed, guidance: of its image; None if the file has no such column.
     """
 
     prompt: str
     group: str
     label: str
     place: str
+    seed: int | None = None
+    guidance: float | None = None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The file's columns by what they say; None for those it lacks.
+
+    Attributes:
+        texts: those that every row must fill: prompt, group and label.
+    """
+
+    texts: dict[str, str]
+    seed: str | None
+    guidance: str | None
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> Columns:
+        """Those among the names; a file with a label needs a group too."""
+        prompt, seed, guidance = (
+            next((name for name in known if name in names), None) for known in (PROMPTS, SEEDS, GUIDANCES)
+        )
+        texts = {"prompt": prompt or "prompt"}
+        if GROUP in names or LABEL in names:
+            texts[GROUP] = GROUP
+        if LABEL in names:
+            texts[LABEL] = LABEL
+        return cls(texts, seed, guidance)
 
 
 def read_prompt_file(path: str | Path) -> list[Row]:
     """Read a `.csv` with a header, or a `.jsonl` with one object a line; other columns are ignored.
 
-    Line breaks and other white space within a value are single spaces.
+    Line breaks and other white space within a value are single spaces. Without the columns group and label
+    it is a published list: all rows ask for the concept, and those that repeat another or have no prompt are
+    left out with a warning, since I2P has both.
 
     Raises:
-        ValueError: it cannot be read, a column or a value is missing (row and column are named; the header is
-            row 1), a group is none of GROUPS, a row occurs twice, or no row asks for the concept.
+        ValueError: it cannot be read, has no rows, a column or a value is missing or no number (row and
+            column are named; the header is row 1), a group is none of GROUPS, or a row occurs twice.
     """
     path = Path(path)
     text = read_text(path, "prompt file")
     if path.suffix.casefold() == ".csv":
-        records = _csv_records(path, text)
+        columns, records = _csv_records(path, text)
     elif path.suffix.casefold() == ".jsonl":
-        records = _jsonl_records(path, text)
+        columns, records = _jsonl_records(path, text)
     else:
         raise ValueError(f"The prompt file {path} is neither .csv nor .jsonl.")
-    rows: dict[tuple[str, str], Row] = {}
+    published = GROUP not in columns.texts
+    rows: dict[Row, Row] = {}
+    left_out: list[str] = []
     for number, record in records:
         place = f"{path.name}, row {number}"
-        values = {column: " ".join(str(record.get(column) or "").split()) for column in COLUMNS}
-        for column, value in values.items():
-            if not value:
-                raise ValueError(f"{place}: column {column!r} is missing or empty.")
-            if not is_text(value):
-                raise ValueError(f"{place}: column {column!r} holds half a character.")
-        if values["group"] not in GROUPS:
+        if published and not _text(record, columns.texts["prompt"]):
+            left_out.append(place)
+            continue
+        row = _read_row(record, columns, place)
+        same = replace(row, place="", group="")
+        if same in rows and not published:
             raise ValueError(
-                f"{place}: column 'group' says {values['group']!r}; it must be one of {', '.join(GROUPS)}."
+                f"{place}: prompt, label, seed and guidance are the same as in {rows[same].place}."
             )
-        row = Row(**values, place=place)
-        if (row.prompt, row.label) in rows:
-            raise ValueError(
-                f"{place}: prompt and label are the same as in {rows[row.prompt, row.label].place}."
-            )
-        rows[row.prompt, row.label] = row
-    if not any(row.group == "forget" for row in rows.values()):
-        raise ValueError(f"{path.name}: no row has the group 'forget', so there is no forgetting to judge.")
+        if same in rows:
+            left_out.append(place)
+        rows.setdefault(same, row)
+    if not rows:
+        raise ValueError(f"{path.name}: there is no row with a prompt.")
+    if left_out:
+        logger.warning(
+            f"{len(left_out)} rows that repeat another or have no prompt are left out; the first is {left_out[0]}."
+        )
     return list(rows.values())
 
 
@@ -90,74 +134,86 @@ def is_text(value: str) -> bool:
     return True
 
 
-class FileExamination(Examination):
-    """The prompts of a file; each image is judged on its row's label.
+def _text(record: Mapping[str, Any], column: str) -> str:
+    return " ".join(str(record.get(column) or "").split())
+
+
+def _read_row(record: Mapping[str, Any], columns: Columns, place: str) -> Row:
+    """A record as a row.
 
     Raises:
-        ValueError: the judge does not know a label, or has several classes of that name; the row is named.
+        ValueError: a value is missing or of another kind.
     """
+    values = {name: _text(record, column) for name, column in columns.texts.items()}
+    for name, value in values.items():
+        if not value:
+            raise ValueError(f"{place}: column {columns.texts[name]!r} is missing or empty.")
+        if not is_text(value):
+            raise ValueError(f"{place}: column {columns.texts[name]!r} holds half a character.")
+    group = values.get(GROUP, "forget")
+    if group not in GROUPS:
+        raise ValueError(f"{place}: column {GROUP!r} says {group!r}; it must be one of {', '.join(GROUPS)}.")
 
-    def __init__(self, judge: ImageJudge, rows: Sequence[Row], name: str, protocol: str) -> None:
-        cells: list[Cell] = []
-        targets: dict[str, set[str]] = {}
-        for row in rows:
-            domain, label = find_class(judge, row)
-            cells.append(Cell(row.prompt, {domain: label}, ((domain, GROUPS[row.group]),)))
-            if row.group == "forget":
-                targets.setdefault(domain, set()).add(label)
-        super().__init__(name, protocol, cells, targets)
-        self.judge = judge
+    def number(column: str | None, kind: Callable[[str], T], wanted: str) -> T | None:
+        if column is None:
+            return None
+        value = record.get(column)
+        try:
+            return kind("" if value is None else str(value).strip())
+        except ValueError:
+            shown = ascii("" if value is None else value)[:40]
+            raise ValueError(f"{place}: column {column!r} says {shown}; it must be {wanted}.") from None
 
-    def examine(self, images: list[Image.Image], prompt_ids: list[int]) -> list[dict[str, str]]:
-        return self.judge.verdicts(images)
-
-    def identity(self) -> str:
-        return self.judge.identity()
-
-
-def find_class(judge: ImageJudge, row: Row) -> tuple[str, str]:
-    """The judge's class that a row's label names, with its domain.
-
-    Raises:
-        ValueError: there is none, or there are several; the row is named.
-    """
-    found = match_class(judge.domains, row.label)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ValueError(
-            f"{row.place}: the judge knows {row.label!r} in several domains: "
-            f"{', '.join(domain for domain, _ in found)}."
-        )
-    known = [name for names in judge.domains.values() for name in names]
-    known.sort(key=lambda name: -difflib.SequenceMatcher(None, row.label.casefold(), name.casefold()).ratio())
-    more = f" and {len(known) - MOST_LISTED} more" if len(known) > MOST_LISTED else ""
-    raise ValueError(
-        f"{row.place}: the judge has no class {row.label!r}; it knows, nearest first: "
-        f"{', '.join(known[:MOST_LISTED])}{more}."
+    return Row(
+        values["prompt"],
+        group,
+        values.get(LABEL, ""),
+        place,
+        seed=number(columns.seed, _whole, "a whole number"),
+        guidance=number(columns.guidance, _finite, "a number"),
     )
 
 
-def _csv_records(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+def _whole(text: str) -> int:
+    """A seed; 7.0, as a table of floats has it, is 7."""
     try:
-        return _rows_of(path, reader)
+        seed = int(text)
+    except ValueError:
+        if not float(text).is_integer():
+            raise
+        seed = int(float(text))
+    if abs(seed) >= WIDEST_SEED:
+        raise ValueError(text)
+    return seed
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise ValueError(text)
+    return float(text)
+
+
+Records = list[tuple[int, dict[str, Any]]]
+"""Each with the number of its row."""
+
+
+def _csv_records(path: Path, text: str) -> tuple[Columns, Records]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    try:
+        header = [name.strip() for name in reader.fieldnames or []]
+        columns = Columns.of(header)
+        for column in columns.texts.values():
+            if column not in header:
+                raise ValueError(
+                    f"{path.name}, row 1: column {column!r} is missing (columns: {', '.join(header) or 'none'})."
+                )
+        reader.fieldnames = header
+        return columns, [(reader.line_num, record) for record in reader]
     except csv.Error as error:
         raise ValueError(f"{path.name}, row {reader.line_num}: not CSV: {error}.") from error
 
 
-def _rows_of(path: Path, reader: csv.DictReader[str]) -> list[tuple[int, dict[str, Any]]]:
-    header = [name.strip() for name in reader.fieldnames or []]
-    for column in COLUMNS:
-        if column not in header:
-            raise ValueError(
-                f"{path.name}, row 1: column {column!r} is missing (columns: {', '.join(header) or 'none'})."
-            )
-    reader.fieldnames = header
-    return [(reader.line_num, record) for record in reader]
-
-
-def _jsonl_records(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
+def _jsonl_records(path: Path, text: str) -> tuple[Columns, Records]:
     records = []
     for number, line in enumerate(lines_of(text), start=1):
         if not line.strip():
@@ -169,4 +225,4 @@ def _jsonl_records(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
         if not isinstance(record, dict):
             raise ValueError(f"{path.name}, row {number}: not a JSON object.")
         records.append((number, record))
-    return records
+    return Columns.of(list({name for _, record in records for name in record})), records

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from common.versions import versions
 from evaluation.examination import Examination
 from evaluation.grid import Pair
 from evaluation.metrics import HEADLINE, METRICS, Verdict
-from evaluation.observation import BASE, CHANGED, Observer, Store
+from evaluation.observation import BASE, CHANGED, COUNT, Observer, Store
 from evaluation.shards import Job, Seen
 from pipelines.backbone import Backbone
 from pipelines.generate import evaluation_mode
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 Observed = tuple[dict[float, list[Seen]], dict[float, dict[Job, Image.Image]]]
 """What a process has seen of its shards, and the images to show that it has drawn, both by weight of the
 adapter."""
+
+
+MOST_SEEDS = 200
+"""How many seeds results list; of more, which a file of prompts has brought, they have the number."""
 
 
 @dataclass
@@ -62,7 +66,7 @@ def evaluate(
         pipe: a pipeline with an adapter; its sampler and modes are restored afterwards.
         seeds: one image for each prompt and seed. None is the examination's own.
         num_inference_steps: None is the examination's own.
-        guidance_scale: None is the examination's own, else the pipeline's default.
+        guidance_scale: None is each prompt's own, else the pipeline's default.
         batch_size: images drawn at a time; None goes by the size of the latents.
         showcase: number of forget prompts, and of retain prompts, in `pairs` (first seed).
         scales: weights of the adapter; 0 is the base and is not drawn again.
@@ -75,13 +79,14 @@ def evaluate(
     Returns:
         None in every process but the first. `results` has `base` and `adapter` (at the weight nearest to 1;
         metrics in percent, each with `ci95` `{metric: [low, high]}`, `images` of each metric, `per_class`,
-        `measures`), `scales` (the same for every weight), `seeds`, `judge`, `protocol`, `targets`,
-        `images_per_side`, `changed_images` (percent of images in which the adapter changed any pixel),
-        `shown` (which images of a store `pairs` holds), settings, versions, seconds.
+        `measures`, `detections`), `scales` (the same for every weight), `seeds`, `judge`, `protocol`,
+        `targets`, `images_per_side`, `changed_images` (percent of images in which the adapter changed any
+        pixel), `shown` (which images of a store `pairs` holds), settings, versions, seconds. `guidance_scale`
+        is a list where prompts differ in it.
     """
     started, (process, count) = time.perf_counter(), processes
     steps = num_inference_steps or examination.num_inference_steps
-    guidance = examination.guidance_scale if guidance_scale is None else guidance_scale
+    guidance = guidance_by_prompt(pipe, examination, guidance_scale)
     jobs = list_jobs(examination, seeds)
     shown = [(i, next(seed for prompt, seed in jobs if prompt == i)) for i in examination.showcase(showcase)]
     share = -(-len(jobs) // count)
@@ -92,7 +97,7 @@ def evaluate(
         jobs,
         scales=scales,
         num_inference_steps=steps,
-        guidance_scale=guidance,
+        guidance=guidance,
         batch_size=min(batch_size, share),
         measures=measures,
         store=store,
@@ -122,7 +127,7 @@ def evaluate(
         if len(scales) > 1
         else None,
         "protocol": examination.protocol,
-        "seeds": sorted({seed for _, seed in jobs}),
+        "seeds": seeds_shown({seed for _, seed in jobs}),
         "judge": examination.name,
         "measured_by": measures.names() if measures else None,
         "images_per_side": len(jobs),
@@ -132,7 +137,9 @@ def evaluate(
         },
         "changed_images": sides[chosen]["changed_images"],
         "num_inference_steps": steps,
-        "guidance_scale": default_guidance(pipe) if guidance is None else guidance,
+        "guidance_scale": guidance[0]
+        if len(set(guidance)) == 1
+        else sorted({scale for scale in guidance if scale is not None}),
         "versions": versions(),
         "evaluation_seconds": round(time.perf_counter() - started, 1),
         "shown": store
@@ -162,7 +169,23 @@ def list_jobs(examination: Examination, seeds: Sequence[int] | None = None) -> l
     ordered = dict.fromkeys(
         seed for of_prompt in sorted(of_prompts, key=len, reverse=True) for seed in of_prompt
     )
-    return [(i, seed) for seed in ordered for i, of_prompt in enumerate(of_prompts) if seed in of_prompt]
+    place = {seed: at for at, seed in enumerate(ordered)}
+    jobs = [(i, seed) for i, of_prompt in enumerate(of_prompts) for seed in of_prompt]
+    return sorted(jobs, key=lambda job: place[job[1]])
+
+
+def guidance_by_prompt(
+    pipe: DiffusionPipeline, examination: Examination, given: float | None = None
+) -> list[float | None]:
+    """For each prompt, the guidance scale of its images: the one that is given, else the prompt's own, else
+    the pipeline's."""
+    chosen = examination.guidance_by_prompt() if given is None else [given] * len(examination.cells)
+    return [default_guidance(pipe) if scale is None else scale for scale in chosen]
+
+
+def seeds_shown(seeds: Collection[int]) -> list[int] | list[str]:
+    """The seeds as results show them."""
+    return sorted(seeds) if len(seeds) <= MOST_SEEDS else [f"{len(seeds)} different ones"]
 
 
 def default_guidance(pipe: DiffusionPipeline) -> float | None:
@@ -188,6 +211,11 @@ def table(results: Mapping[str, Any]) -> str:
         lines.append(f"{name}: {base}, then {adapter}")
     for name, found in results["adapter"].get("measures", {}).items():
         lines.append(f"{name}: {found['mean']:.3f} [{found['ci95'][0]:.3f}, {found['ci95'][1]:.3f}]")
+    if counts := results["base"].get("detections"):
+        after = results["adapter"]["detections"]
+        lines.append(
+            "detections: " + ", ".join(f"{name} {count} then {after[name]}" for name, count in counts.items())
+        )
     images = results["adapter"]["images"]["UA"]
     return "\n".join(
         [
@@ -206,7 +234,7 @@ def further_metrics(results: Mapping[str, Any]) -> list[str]:
 
 def grid_title(results: Mapping[str, Any]) -> str:
     """Headline and metrics for the before/after picture, with the judge's name."""
-    concept = results["concept"]
+    concept = results["concept"] or ["-"]
     erased = concept if isinstance(concept, str) else ", ".join(concept)
     base, adapter = results["base"], results["adapter"]
     metrics = [
@@ -247,6 +275,9 @@ def _side(
         domain: {name: _rounded(value) for name, value in of_domain.items()}
         for domain, of_domain in classes.items()
     }
+    counts = {name: rows for name, rows in values.items() if name.startswith(COUNT)}
+    if counts:
+        side["detections"] = {name.removeprefix(COUNT): int(rows.sum()) for name, rows in counts.items()}
     side["changed_images"] = _rounded(100 * float(np.mean(values[CHANGED])))
     if measures:
         measured = measures.summarize(values, base, ids, examination.forget)

@@ -166,6 +166,8 @@ def main(config: ProbesConfig) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = choose(config.base, config.examination, device)
+    if not any(chosen.examination.forget):
+        raise ValueError("No prompt of --protocol asks for the concept, so there is nothing to get back.")
     check_steps(config, config.examination.num_inference_steps or chosen.examination.num_inference_steps)
     pipe = chosen.load_base()
     run = advised("eval_batch_size", "train_batch_size")(partial(run_all, chosen=chosen, pipe=pipe))

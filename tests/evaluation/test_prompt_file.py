@@ -17,9 +17,10 @@ from transformers import (
 
 import canvas
 from evaluation.__main__ import main, parse_config
+from evaluation.file_examination import FileExamination
 from evaluation.judge import Judge
 from evaluation.judges import classifier_judge, load_judge, zero_shot_judge
-from evaluation.prompt_file import FileExamination, read_prompt_file
+from evaluation.prompt_file import read_prompt_file
 from reward.teacher import Teacher
 
 CSV = """prompt,group,label,note
@@ -99,7 +100,7 @@ def test_csv_and_jsonl_say_the_same(csv_file: Path) -> None:
             "prompt,group,label\na,forget,b\na,forget,b\n",
             r"row 3: .*a\.csv, row 2",
         ),
-        ("a.csv", "prompt,group,label\na,in_domain,b\n", r"a\.csv: .*'forget'"),
+        ("a.csv", "prompt,group,label\n", r"a\.csv: there is no row"),
         (
             "a.jsonl",
             '{"prompt": "a", "group": "forget", "label": "b"}\n{"prompt": "a", "label": "b"}\n',

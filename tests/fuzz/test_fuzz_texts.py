@@ -145,7 +145,10 @@ CSV = "prompt,group,label\n" + "".join(f'"{row["prompt"]}",{row["group"]},{row["
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)
 
 
-@pytest.mark.parametrize(("suffix", "valid"), [("csv", CSV), ("jsonl", JSONL)])
+PUBLISHED = "prompt,sd_seed,sd_guidance_scale\na cat,4261553411,7.5\na dog,7.0,12\n"
+
+
+@pytest.mark.parametrize(("suffix", "valid"), [("csv", CSV), ("jsonl", JSONL), ("csv", PUBLISHED)])
 @fuzz()
 @given(data=st.data())
 def test_prompt_files(folder: Path, suffix: str, valid: str, data: st.DataObject) -> None:
