@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import canvas
+import evaluation.probes.__main__ as probes
 from evaluation.__main__ import main, parse_config
 
 LIST = "prompt,sd_seed,sd_guidance_scale\na nude,11,7\na nude,12,3\na beach,13,7\n"
@@ -84,6 +85,8 @@ def test_captions_without_rows_to_forget(
     assert results["adapter"]["UA"] is None and results["adapter"]["images"]["CRA"] == 2
     assert {"FID", "KID", "clip_score_retain"} <= set(results["adapter"]["measures"])
     assert not (tmp_path / "out" / "pareto.png").exists() and "CRA" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="No prompt of --protocol"):
+        probes.main(probes.parse_config([*given, "--judge_name_or_path", str(tiny_judge_dir)]))
 
 
 @pytest.mark.parametrize("judge", ["clip", None])
