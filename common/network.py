@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,6 +37,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from common.files import write_aside
+from common.hub_reasons import reason_of
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -102,8 +104,9 @@ class Checkpoint(nn.Module):
                     )
                 )
         except (HfHubHTTPError, HFValidationError, HTTPError, OSError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"The {self.kind} could not be uploaded to {repo_id}: {reason}") from error
+            raise CheckpointError(
+                f"The {self.kind} could not be uploaded to {repo_id}: {reason_of(error)}"
+            ) from error
 
     def card(self, repo_id: str) -> str:
         """The repository's README: what it is, how it is loaded, its config."""
@@ -174,6 +177,23 @@ def check_shapes(make: Callable[[], nn.Module], weights: Path) -> None:
             )
 
 
+@contextmanager
+def downloads(cache_dir: Path | None = None, local_files_only: bool = False) -> Iterator[None]:
+    """Within: all loaders, ours and those of diffusers, transformers and open_clip, keep what they fetch from
+    the Hub in this directory, or fetch nothing. All of them read the client's own settings at each call.
+
+    Args:
+        cache_dir: None is the client's own.
+    """
+    kept = constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE
+    constants.HF_HUB_CACHE = str(cache_dir or kept[0])
+    constants.HF_HUB_OFFLINE = local_files_only or kept[1]
+    try:
+        yield
+    finally:
+        constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = kept
+
+
 def require_hub_access(token: str | None = None) -> None:
     """Whether an upload can be tried at all, to be asked before hours of training.
 
@@ -226,5 +246,5 @@ def resolve_directory(name_or_path: str | Path, revision: str | None, files: lis
         OSError,
     ) as error:
         raise CheckpointError(
-            f"{name_or_path} is neither a local directory nor a Hub repository that can be reached."
+            f"{name_or_path} is neither a local directory nor a Hub repository that can be reached: {reason_of(error)}."
         ) from error

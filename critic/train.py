@@ -66,7 +66,7 @@ def main(config: TrainConfig) -> None:
     accelerator = Accelerator()
     training = config.training
     set_seed(training.seed)
-    with friendly_errors():
+    with friendly_errors(), config.base.downloads():
         env = build_environment(
             config.base, config.concept, config.reward, config.environment, device=accelerator.device
         )

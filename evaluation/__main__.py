@@ -50,6 +50,7 @@ from evaluation.shards import Side
 from hub.adapter import load_adapter
 from hub.provenance import RESULTS_NAME, AdapterBase
 from pipelines.backbone import Backbone
+from pipelines.base import with_downloads
 from reward.teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -158,6 +159,7 @@ def check_config(config: EvaluationConfig) -> None:
 
 
 @advised("eval_batch_size")
+@with_downloads
 def main(config: EvaluationConfig) -> None:
     check_config(config)
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
@@ -313,6 +315,8 @@ def open_store(
         **base,
         "revision": config.base.revision,
         "variant": config.base.variant,
+        "resolution": config.base.resolution,
+        "prediction_type": config.base.prediction_type,
         "mixed_precision": given.mixed_precision,
         "num_inference_steps": given.num_inference_steps or examination.num_inference_steps,
         "guidance_scale": guidance[0] if len(set(guidance)) == 1 else guidance,

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from huggingface_hub import HfApi, get_session
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from common.hub_reasons import reason_of
 from common.network import require_hub_access
-
-REASONS = {
-    401: "the Hub does not accept the token (401), so run `hf auth login` again",
-    403: "the token may not do this (403), so use one with write access to the repository",
-    404: "the Hub finds no such repository, revision or file, or the token may not see it (404)",
-    409: "something else is changing the repository (409)",
-    412: "the repository has changed meanwhile (412)",
-    429: "the Hub takes no more requests for now (429)",
-}
-"""Why the Hub refused, by HTTP status."""
-
 
 PATIENCE = 60.0
 """Seconds without a byte from the Hub after which it counts as gone; the client itself would wait forever."""
@@ -89,36 +71,4 @@ def hub_errors(what: str, then: str) -> Iterator[None]:
     try:
         yield
     except (HTTPError, OSError, ValueError, LookupError, RuntimeError) as error:
-        raise HubError(f"{what}: {_reason(error)}; {then}.") from error
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, HFValidationError):
-        return "it is not a repository id, which is NAME or OWNER/NAME in letters, digits, dots, - and _"
-    if isinstance(error, LookupError | json.JSONDecodeError):
-        return "the Hub's answer cannot be read"
-    if isinstance(error, ValueError):
-        return _said(error)
-    for link in _causes(error):
-        if isinstance(link, HfHubHTTPError):
-            status = link.response.status_code
-            reason = textwrap.shorten(link.server_message or "it does not say why", 240)
-            refused = f"the Hub refused ({status}: {reason})"
-            return REASONS.get(status, f"the Hub itself failed ({status})" if status >= 500 else refused)
-        if isinstance(link, OfflineModeIsEnabled):
-            return "HF_HUB_OFFLINE is set, so unset it"
-        if isinstance(link, HTTPError):
-            return f"the Hub cannot be reached or broke off ({type(link).__name__})"
-    return _said(error)
-
-
-def _said(error: BaseException) -> str:
-    return textwrap.shorten(str(error) or type(error).__name__, 480).rstrip(".")
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and its causes; the client wraps errors of its threads and its cache."""
-    link: BaseException | None = error
-    while link is not None:
-        yield link
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+        raise HubError(f"{what}: {reason_of(error)}; {then}.") from error

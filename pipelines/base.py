@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from diffusers import (
@@ -27,6 +27,8 @@ import canvas
 from common.errors import is_out_of_memory
 from common.files import is_pointer
 from common.flags import by_name, flag
+from common.hub_reasons import hub_reason
+from common.network import downloads
 from pipelines.backbone import Backbone
 from pipelines.declared import as_declared, scheduler_settings
 from pipelines.supported import Unsupported, check_unet, choose_class, class_of_checkpoint
@@ -35,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 BY_LATENTS = "Default: by the size of the base's latents, 64 for the bundled canvas, 8 for Stable Diffusion 1.5 and 2 for SDXL."
 """For the help of what `Backbone.usual_batch_size` decides."""
+
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,31 @@ class BaseConfig:
     )
     revision: str | None = flag(None, help="Revision of the base pipeline on the Hub.")
     variant: str | None = flag(None, help="Variant of the base pipeline's weight files, for example fp16.")
+    resolution: int | None = flag(
+        None,
+        at_least=1,
+        help="Side of the images in pixels, smaller than the base's own for memory and speed; a reward predictor must "
+        "have been trained at the same. Default: the base's own.",
+    )
+    prediction_type: str | None = flag(
+        None,
+        choices=PREDICTIONS,
+        help="What the UNet predicts, for a base whose configs say it wrongly. Default: what they say.",
+    )
+    cache_dir: Path | None = flag(
+        None,
+        help="Where models that are fetched from the Hub are kept. Default: where the Hub's client keeps them.",
+        published=None,
+    )
+    local_files_only: bool = flag(
+        False,
+        help="Fetch no model from the Hub: take those that are there.",
+        published=None,
+    )
+
+    def downloads(self) -> AbstractContextManager[None]:
+        """`common.network.downloads` by these settings."""
+        return downloads(self.cache_dir, self.local_files_only)
 
     @property
     def is_bundled(self) -> bool:
@@ -78,18 +108,63 @@ def is_bundled(name_or_path: str | Path | None) -> bool:
     return name_or_path is None or Path(name_or_path).resolve() == canvas.PIPELINE.resolve()
 
 
+class HasBase(Protocol):
+    """Settings of a command, those of its base among them."""
+
+    @property
+    def base(self) -> BaseConfig: ...
+
+
+Config = TypeVar("Config", bound=HasBase)
+
+
+def with_downloads(run: Callable[[Config], None]) -> Callable[[Config], None]:
+    """A command that fetches models as the settings of its base say."""
+
+    @wraps(run)
+    def wrapped(config: Config) -> None:
+        with config.base.downloads():
+            run(config)
+
+    return wrapped
+
+
 def load_base(
-    config: BaseConfig, dtype: torch.dtype = torch.float32
+    config: BaseConfig, dtype: torch.dtype = torch.float32, *, safety_checker: bool = False
 ) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
-    """The base that settings name, by `load_pipeline`."""
-    return load_pipeline(
-        config.name,
-        config.revision,
-        variant=config.variant,
-        dtype=dtype,
-        vae=config.pretrained_vae_model_name_or_path,
-        config=config.config_name_or_path,
-    )
+    """The base that settings name, by `load_pipeline`, at their resolution and with their prediction type.
+
+    Raises:
+        ValueError: there is none, or it does not draw at this resolution.
+    """
+    with config.downloads():
+        pipe = load_pipeline(
+            config.name,
+            config.revision,
+            variant=config.variant,
+            dtype=dtype,
+            safety_checker=safety_checker,
+            vae=config.pretrained_vae_model_name_or_path,
+            config=config.config_name_or_path,
+        )
+    if config.resolution is not None:
+        _set_resolution(pipe, config.resolution)
+    if config.prediction_type is not None:
+        pipe.scheduler = type(pipe.scheduler).from_config(
+            pipe.scheduler.config, prediction_type=config.prediction_type
+        )
+    return pipe
+
+
+def _set_resolution(pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, resolution: int) -> None:
+    """Let the pipeline draw squares of this side; a UNet halves its latents a few times."""
+    own = min(Backbone.of(pipe).image_size)
+    step = pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+    if resolution % step or resolution > own:
+        raise ValueError(
+            f"--resolution {resolution} must be a multiple of {step} and at most {own}, the base's own."
+        )
+    pipe.unet.register_to_config(sample_size=resolution // pipe.vae_scale_factor)
 
 
 def load_pipeline(
@@ -269,7 +344,7 @@ def _one_line(beginning: str, ending: Callable[[], str] = str) -> Iterator[None]
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return hub_reason(error) or (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 PATIENCE = 10

@@ -168,6 +168,7 @@ class BaseSamples:
             },
             "prompts": self.prompts,
             "dtype": str(self.pipe.unet.dtype),
+            "latent_shape": list(self.backbone.latent_shape),
             "shard_size": self.shard_size,
         }
 

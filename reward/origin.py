@@ -108,7 +108,8 @@ def check_fit(
     made, used = (have["in_channels"], have["sample_size"]), (latent_shape[0], size_of(latent_shape))
     if made != used:
         raise CheckpointError(
-            f"{named} was made for {shape_text(*made)} latents, the base has {shape_text(*used)}; {advice}"
+            f"{named} was made for {shape_text(*made)} latents, the base has {shape_text(*used)}; {advice.removesuffix('.')}, "
+            "at the same --resolution."
         )
     made_class = origin.get("base", {}).get("pipeline_class", pipeline_class)
     if made_class != pipeline_class:

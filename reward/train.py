@@ -7,6 +7,7 @@ and the predictor learns to say from a noised latent and its timestep what the t
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from reward.distil import (
     fit_predictor,
 )
 from reward.latents import (
+    SOURCE_NAME,
     BaseRollouts,
     BaseSamples,
     DatasetImages,
@@ -49,6 +51,8 @@ from reward.latents import (
 )
 from reward.predictor import RewardPredictor
 from reward.teacher import Teacher
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ class DataConfig:
     sample_batch_size: int | None = flag(
         None, at_least=1, help=f"Images drawn or encoded at a time. {BY_LATENTS}"
     )
-    cache_dir: Path | None = flag(
+    latents_dir: Path | None = flag(
         None,
         help="Where latents and embeddings are kept for later runs; all processes must see it. "
         f"Default: {CACHE_NAME} in --output_dir.",
@@ -267,6 +271,15 @@ def known_prompts(config: TrainConfig) -> list[str]:
     return general_prompts()
 
 
+def latents_directory(config: TrainConfig) -> Path:
+    """Where the latents are kept. Until 0.1.0 this was what --cache_dir named."""
+    old = config.base.cache_dir
+    if config.data.latents_dir is None and old is not None and any(old.glob(f"*/{SOURCE_NAME}")):
+        logger.warning("The latents in --cache_dir are used; name them with --latents_dir from now on.")
+        return old
+    return config.data.latents_dir or config.output.output_dir / CACHE_NAME
+
+
 def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
     """The classifier that is named, else the CLIP.
 
@@ -287,8 +300,9 @@ def main(config: TrainConfig) -> None:
     accelerator = Accelerator(mixed_precision=config.variant.mixed_precision)
     set_seed(config.distillation.seed)
     prompts = known_prompts(config)
-    pipe = load_base(config.base, DTYPES[accelerator.mixed_precision]).to(accelerator.device)
-    teacher = load_teacher(config.teacher, accelerator.device)
+    with config.base.downloads():
+        pipe = load_base(config.base, DTYPES[accelerator.mixed_precision]).to(accelerator.device)
+        teacher = load_teacher(config.teacher, accelerator.device)
     for concept in config.data.concept or ():
         prompts += [p for p in asking_for(kind_of(concept, teacher.encode_text), concept) if p not in prompts]
     source = create_source(config.data, config.distillation.seed, pipe, prompts)
@@ -319,7 +333,7 @@ def make_predictor(
         for old in list_checkpoints(output.output_dir):
             shutil.rmtree(old)
     with friendly_interrupts("The latents made so far are kept; the same command goes on with them."):
-        data = collect(source, teacher, count, config.data.cache_dir or output.output_dir / CACHE_NAME)
+        data = collect(source, teacher, count, latents_directory(config))
     if len(data) < 2:
         raise ValueError("One image is not enough: one is held out and at least one is learnt from.")
     with friendly_interrupts("If a checkpoint was saved, go on with --resume_from_checkpoint latest."):

@@ -34,7 +34,6 @@ ELSEWHERE = {
     "max_train_steps": ITERATIONS,
     "num_train_epochs": ITERATIONS,
     "validation_epochs": "previews come every --validation_steps",
-    "prediction_type": "the base's own scheduler says what it predicts",
     "noise_offset": NO_LOSS,
     "snr_gamma": NO_LOSS,
     "input_perturbation": NO_LOSS,

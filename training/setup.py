@@ -108,23 +108,27 @@ def prepare(config: RunConfig) -> Run:
     set_seed(output.seed)
     if config.memory.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
-    env = build_environment(
-        config.base,
-        config.concept,
-        config.reward,
-        config.environment,
-        device=accelerator.device,
-        dtype=DTYPES[accelerator.mixed_precision],
-        memory=memory,
-    )
-    config = config.with_batch_size(env.batch_size)
-    examination = None
-    if config.validation.evaluation_seeds != ():
-        with env.on_device():
-            examination = examination_of_spec(
-                env.spec, env.teacher, config.validation.judge_name_or_path, bundled=config.base.is_bundled
-            )
-    critic = create_critic(config.critic, env, used=config.credit.estimator.uses_critic, seed=output.seed)
+    with config.base.downloads():
+        env = build_environment(
+            config.base,
+            config.concept,
+            config.reward,
+            config.environment,
+            device=accelerator.device,
+            dtype=DTYPES[accelerator.mixed_precision],
+            memory=memory,
+        )
+        config = config.with_batch_size(env.batch_size)
+        examination = None
+        if config.validation.evaluation_seeds != ():
+            with env.on_device():
+                examination = examination_of_spec(
+                    env.spec,
+                    env.teacher,
+                    config.validation.judge_name_or_path,
+                    bundled=config.base.is_bundled,
+                )
+        critic = create_critic(config.critic, env, used=config.credit.estimator.uses_critic, seed=output.seed)
     for module in env.backbone.modules:
         module.requires_grad_(False)
     set_seed(output.seed)  # again: the adapter begins the same whatever critic was drawn before it

@@ -55,7 +55,7 @@ from evaluation.predictor.scorers import (
 )
 from hub.adapter import load_adapter
 from pipelines.backbone import Backbone
-from pipelines.base import BY_LATENTS, BaseConfig, load_base
+from pipelines.base import BY_LATENTS, BaseConfig, load_base, with_downloads
 from policy.kernel import ReverseKernel
 from policy.policy import Policy
 from policy.trajectory import Trajectory
@@ -159,7 +159,7 @@ class TwinsConfig:
     learn_from_rollouts: bool = flag(
         True, negatable=True, help="Also train the twins on the states of rollouts."
     )
-    cache_dir: Path | None = flag(
+    latents_dir: Path | None = flag(
         None,
         help=f"Where these images' latents are kept. Default: {CACHE_NAME} in --output_dir.",
         published=None,
@@ -440,7 +440,7 @@ def train_missing(
         shard_size=config.states.eval_batch_size,
         seed=config.distil.seed,
     )
-    data = collect(source, teacher, config.twins.num_images, config.twins.cache_dir or output / CACHE_NAME)
+    data = collect(source, teacher, config.twins.num_images, config.twins.latents_dir or output / CACHE_NAME)
     found = {}
     for name in missing:
         print(f"Training the {name}")
@@ -482,6 +482,7 @@ def check_twins(predictors: Mapping[str, RewardPredictor]) -> None:
 
 
 @advised("eval_batch_size")
+@with_downloads
 def main(config: PredictorConfig) -> None:
     check_config(config)
     set_seed(config.distil.seed)

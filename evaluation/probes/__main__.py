@@ -45,6 +45,7 @@ from evaluation.probes.subject import Subject
 from hub.adapter import load_adapter
 from hub.provenance import RESULTS_NAME, AdapterBase, read_results
 from pipelines.backbone import Backbone
+from pipelines.base import with_downloads
 from reward.concept.exemplars import read_images
 
 PLAIN = "plain"
@@ -161,6 +162,7 @@ def check_steps(config: ProbesConfig, steps: int) -> None:
 
 
 @advised("eval_batch_size", "train_batch_size")
+@with_downloads
 def main(config: ProbesConfig) -> None:
     check_config(config)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)

@@ -11,7 +11,7 @@ from hub.adapter import find_adapter, load_adapter
 from hub.files import require_empty
 from hub.fuse import fuse_adapter, save_pipeline
 from hub.provenance import AdapterBase, resolve_base, what_adapter_says
-from pipelines.base import load_pipeline
+from pipelines.base import load_base, with_downloads
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class FuseConfig:
     base: AdapterBase
 
 
+@with_downloads
 def run(config: FuseConfig) -> None:
     """Fuse.
 
@@ -42,14 +43,7 @@ def run(config: FuseConfig) -> None:
     require_empty(given.output_dir)
     adapter = find_adapter(given.adapter)
     base = resolve_base(config.base, what_adapter_says(adapter.parent, adapter.name))
-    pipe = load_pipeline(
-        base.name,
-        base.revision,
-        variant=base.variant,
-        safety_checker=True,
-        vae=base.pretrained_vae_model_name_or_path,
-        config=base.config_name_or_path,
-    )
+    pipe = load_base(base, safety_checker=True)
     fuse_adapter(pipe, load_adapter(pipe, adapter), given.scale)
     save_pipeline(pipe, given.output_dir, hub_id(str(base.name)) or "")
     print(f"wrote {given.output_dir}: a pipeline with the adapter at scale {given.scale:g} in its weights.")

@@ -277,7 +277,7 @@ def test_every_failure_is_a_sentence_that_leaves_all_as_it_was_and_its_command_c
             assert REPO in sentence.split("`")[0] and f"`{shlex.join(command)}`" in sentence, sentence
             assert "\n" not in sentence and "hf_write" not in sentence
             if isinstance(kind, int):
-                assert f"({kind})" in sentence
+                assert f"({kind}" in sentence
         assert fault.times < 20, f"{kind} was met"
         fault.times = 0
         assert read(bare_dir) == before

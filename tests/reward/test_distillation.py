@@ -15,10 +15,10 @@ import canvas
 from common.checkpoints import list_checkpoints
 from reward.concept import read_prompts
 from reward.concept.vocabulary import asking_for, general_prompts
-from reward.distil import Checkpointing, DistilConfig, cosine_by_noise, distil, noisy_batch
-from reward.latents import Latents
+from reward.distil import CACHE_NAME, Checkpointing, DistilConfig, cosine_by_noise, distil, noisy_batch
+from reward.latents import SOURCE_NAME, Latents
 from reward.predictor import RewardPredictor
-from reward.train import known_prompts, main, parse_config
+from reward.train import known_prompts, latents_directory, main, parse_config
 
 BRIEF = DistilConfig(steps=12, batch_size=8, learning_rate=3e-3, ema_decay=0.9)
 
@@ -320,10 +320,21 @@ def test_it_learns_from_rollouts_unless_told_not_to(
     assert not torch.equal(weights(made["default"]), weights(made["without"]))
 
 
+def test_the_latents_of_an_older_release_are_found_by_their_flag(
+    prompts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    line = ["--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "old")]
+    assert latents_directory(parse_config(line)) == tmp_path / "out" / CACHE_NAME
+    (tmp_path / "old" / "base-rollouts-1").mkdir(parents=True)
+    (tmp_path / "old" / "base-rollouts-1" / SOURCE_NAME).write_text("{}")
+    assert latents_directory(parse_config(line)) == tmp_path / "old" and "--latents_dir" in caplog.text
+    assert latents_directory(parse_config([*line, "--latents_dir", "new"])) == Path("new")
+
+
 def test_an_interrupted_command_goes_on_where_it_was(
     tiny_pipeline_dir: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    cache = ["--cache_dir", str(tmp_path / "cache"), "--checkpointing_steps", "2"]
+    cache = ["--latents_dir", str(tmp_path / "cache"), "--checkpointing_steps", "2"]
     for name in ("whole", "resumed"):
         main(parse_config([*tiny_arguments(tiny_pipeline_dir, prompts, tmp_path / name), *cache]))
     for name in ("config.json", "model.safetensors"):

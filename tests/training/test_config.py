@@ -37,6 +37,10 @@ DEFAULTS: dict[str, Any] = {
     "config_name_or_path": None,
     "revision": None,
     "variant": None,
+    "resolution": None,
+    "prediction_type": None,
+    "cache_dir": None,
+    "local_files_only": False,
     "train_reward": False,
     "fidelity_weight": 2.0,
     "num_inference_steps": 16,
@@ -157,6 +161,8 @@ LOCAL = {
     "dry_run",
     "output_dir",
     "logging_dir",
+    "cache_dir",
+    "local_files_only",
     "resume_from_checkpoint",
     "overwrite_output_dir",
     "forget_prompts",
@@ -180,7 +186,7 @@ def without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_flags_and_their_defaults_are_those_of_the_list() -> None:
     found = values_of(parse_config([]))
-    assert len(found) == 105 and found == DEFAULTS
+    assert len(found) == 109 and found == DEFAULTS
     assert {name: type(value) for name, value in found.items()} == {
         name: type(value) for name, value in DEFAULTS.items()
     }

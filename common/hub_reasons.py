@@ -1,0 +1,68 @@
+"""Why the Hub, or the way to it, failed: in words that name the cause and never a secret."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections.abc import Iterator
+
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+
+from common.command_line import TOKEN
+
+REASONS = {
+    401: "the Hub does not accept the token (401), so run `hf auth login` again",
+    403: "the token may not do this (403), so use one with write access to the repository",
+    404: "the Hub finds no such repository, revision or file, or the token may not see it (404)",
+    409: "something else is changing the repository (409)",
+    412: "the repository has changed meanwhile (412)",
+    429: "the Hub takes no more requests for now (429)",
+}
+"""Why the Hub refused, by HTTP status."""
+OFFLINE = "the Hub is switched off by HF_HUB_OFFLINE or --local_files_only"
+
+
+def reason_of(error: BaseException) -> str:
+    """Why it failed, as the middle of a sentence: an error of the Hub's client, of the network or our own."""
+    if isinstance(error, HFValidationError):
+        return "it is not a repository id, which is NAME or OWNER/NAME in letters, digits, dots, - and _"
+    if isinstance(error, LookupError | json.JSONDecodeError):
+        return "the Hub's answer cannot be read"
+    if isinstance(error, ValueError):
+        return _said(error)
+    return hub_reason(error) or _said(error)
+
+
+def hub_reason(error: BaseException) -> str:
+    """What the Hub or the network said, if that is behind the error; else empty."""
+    for link in _causes(error):
+        if isinstance(link, HfHubHTTPError):
+            status, message = link.response.status_code, _discreet(link.server_message or "", 240)
+            if status >= 500 or status not in REASONS:
+                failed = "the Hub itself failed" if status >= 500 else "the Hub refused"
+                return f"{failed} ({status}: {message or 'it does not say why'})"
+            return REASONS[status] + (f"; it says: {message}" if message else "")
+        if isinstance(link, OfflineModeIsEnabled):
+            return OFFLINE
+        if isinstance(link, HTTPError):
+            return f"the Hub cannot be reached or broke off ({': '.join(filter(None, [type(link).__name__, _said(link)]))})"
+    return ""
+
+
+def _said(error: BaseException) -> str:
+    return _discreet(str(error) or type(error).__name__, 480)
+
+
+def _discreet(text: str, width: int) -> str:
+    """Shortened, without tokens and without what a URL says before an @."""
+    shown = TOKEN.sub("hf_...", re.sub(r"//[^/@\s]+@", "//...@", text))
+    return textwrap.shorten(shown, width).rstrip(".")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and its causes; the client wraps errors of its threads and its cache."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
