@@ -6,6 +6,7 @@ import json
 import os
 from typing import Any
 
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import parse_flag_from_env
 
 from common.checkpoints import Checkpoint
@@ -27,6 +28,7 @@ def check(config: RunConfig) -> None:
     check_steps(config)
     check_objective(config)
     check_hub(config)
+    check_tracker(config.output.report_to)
     check_launcher()
     check_processes(config)
 
@@ -84,6 +86,19 @@ def check_hub(config: RunConfig) -> None:
         raise ValueError(
             f"--base_model_id {output.base_model_id} is not the id of a model on the Hub, which is OWNER/NAME."
         )
+
+
+def check_tracker(name: str) -> None:
+    """Refuse a tracker that accelerate does not know or that is not installed."""
+    installed = [tracker.value for tracker in get_available_trackers()]
+    if name in ("none", "all", *installed):
+        return
+    lack = (
+        f"needs the package {name}, which accelerate does not find; install it, or choose"
+        if name in LOGGER_TYPE_TO_CLASS
+        else "is no tracker that accelerate knows; choose"
+    )
+    raise ValueError(f"--report_to {name} {lack} --report_to none, {', '.join(installed)} or all.")
 
 
 def check_launcher() -> None:

@@ -86,7 +86,9 @@ class OutputConfig:
         None, help='A checkpoint of the output directory, or "latest".', published=None
     )
     report_to: str = flag(
-        "tensorboard", help='Tracker: "tensorboard", "wandb", ... or "none".', may_change=True
+        "tensorboard",
+        help='Tracker: "tensorboard", "wandb", another that accelerate knows, "all" that are installed, or "none".',
+        may_change=True,
     )
     logging_dir: str = flag(
         "logs", help="Directory of the tracker within the output directory.", published=None

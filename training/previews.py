@@ -67,9 +67,9 @@ def preview_pairs(run: Run, before: list[Image.Image] | None = None) -> list[Pai
 
 
 def log_validation(run: Run, before: list[Image.Image], iteration: int) -> None:
-    """Write the preview, adapter beside base, as a picture and to tensorboard."""
+    """Write the preview, adapter beside base, as a picture, and send it to the trackers."""
     path = run.config.output.output_dir / "previews" / f"iteration-{iteration:04d}.png"
     title = f"Erasing {', '.join(run.env.spec.concepts)}: iteration {iteration}"
     before_after(preview_pairs(run, before), path, title)
     with Image.open(path) as image:
-        run.tracking.show("validation", np.asarray(image.convert("RGB")), iteration)
+        run.tracking.show("validation", np.asarray(image.convert("RGB")), iteration, path.parent)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
+
+ONE_IMAGE = {"aim", "clearml"}
+"""Trackers whose `log_images` takes one image (H, W, 3) by a name; the others take several."""
 
 
 class Tracking:
@@ -19,6 +23,7 @@ class Tracking:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator, self.lost = accelerator, False
+        self.without_pictures: set[str] = set()
 
     def start(self, name: str, config: Mapping[str, Any]) -> None:
         """
@@ -36,12 +41,20 @@ class Tracking:
         """Send an iteration's metrics."""
         self._attempt(lambda: self.accelerator.log(dict(metrics), step=step))
 
-    def show(self, title: str, picture: np.ndarray, step: int) -> None:
-        """Send a picture (H, W, 3) to tensorboard, if that is a tracker."""
+    def show(self, title: str, picture: np.ndarray, step: int, folder: Path) -> None:
+        """Send a picture (H, W, 3) to all trackers that take pictures; each other one is named once.
+
+        Args:
+            folder: where the picture is in any case.
+        """
         for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard":
-                add_image = tracker.writer.add_image
-                self._attempt(partial(add_image, title, picture, step, dataformats="HWC"))
+            if log_images := getattr(tracker, "log_images", None):
+                values = {title: picture if tracker.name in ONE_IMAGE else picture[None]}
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                self._attempt(partial(log_images, values, step, **layout))
+            elif tracker.name not in self.without_pictures:
+                self.without_pictures.add(tracker.name)
+                logger.info(f"{tracker.name} takes no pictures; they are in {folder}")
 
     def end(self) -> None:
         """Let the trackers write what they still hold."""

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from accelerate.utils import LoggerType
 
 from common.checkpoints import Checkpoint
 from training import checks
@@ -31,6 +32,11 @@ def without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even a process group."""
     in_processes(1, monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def with_tensorboard_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
 
 
 @pytest.fixture
@@ -59,6 +65,8 @@ def test_a_run_of_defaults_is_let_pass(config: Callable[..., RunConfig]) -> None
         ("--gamma 0.5 --warmup_rollouts 1", ["--warmup_rollouts"]),
         ("--hub_token hf_x --report_to wandb", ["--report_to", "--hub_token"]),
         ("--hub_token hf_x --report_to all", ["--report_to", "--hub_token"]),
+        ("--report_to comet_ml", ["package comet_ml", "--report_to none", "tensorboard"]),
+        ("--report_to tensorbord", ["tensorbord", "--report_to none", "tensorboard"]),
         ("--base_model_id some/base", ["--base_model_id", "--pretrained_model_name_or_path"]),
         ("--base_model_id base --pretrained_model_name_or_path dir", ["--base_model_id"]),
         ("--base_model_id a/b/c --pretrained_model_name_or_path dir", ["--base_model_id"]),
@@ -85,7 +93,8 @@ def test_settings_that_do_not_go_together_are_refused(
         "--warmup_rollouts 1",
         "--advantage gae --warmup_rollouts 2",
         "--hub_token hf_x --report_to tensorboard",
-        "--report_to wandb",
+        "--report_to none",
+        "--report_to all",
         "--base_model_id some/base --pretrained_model_name_or_path dir",
     ],
 )
