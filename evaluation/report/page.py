@@ -13,12 +13,13 @@ h1{font-size:1.7rem;line-height:1.2;margin:0 0 .3rem}h2{font-size:1.2rem;margin:
 h3{font-size:1rem;margin:1.4rem 0 .3rem}p{max-width:46rem;margin:.4rem 0}.soft,figcaption{color:var(--soft);font-size:.88rem}
 table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums}th,td{text-align:left;padding:.28rem .9rem .28rem 0;
 border-bottom:1px solid var(--line);vertical-align:top}
-td.n,th.n{text-align:right}.scroll{overflow-x:auto}.big{display:flex;flex-wrap:wrap;gap:.8rem;margin:1.2rem 0}
+td.n,th.n{text-align:right}.n{white-space:nowrap}.scroll{overflow-x:auto}.big{display:flex;flex-wrap:wrap;gap:.8rem;margin:1.2rem 0}
 .big div{background:var(--panel);border-radius:.5rem;padding:.7rem 1rem;min-width:13rem;flex:1}.big b{display:block;font-size:1.9rem;line-height:1.2}
 .charts{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0 0 1rem}img{max-width:100%;height:auto}img.px{image-rendering:pixelated}
 .grid{display:flex;flex-wrap:wrap;gap:.8rem}.grid figure{width:8rem}.grid img{width:100%;display:block;border-radius:.2rem;margin-bottom:2px}
 .forget img{outline:2px solid var(--b);outline-offset:-2px}details{margin:.6rem 0}summary{cursor:pointer}code{overflow-wrap:anywhere}
-svg{max-width:100%;height:auto;background:var(--panel);border-radius:.5rem;padding:.4rem}
+.scroll img{max-width:max(100%,60rem)}
+svg{max-width:100%;height:auto;background:var(--panel);border-radius:.5rem;padding:.4rem}.scroll svg{max-width:max(100%,40rem)}
 svg text{fill:var(--soft);font:11px system-ui,sans-serif}svg text.t{fill:var(--ink);font-weight:600;font-size:12px}
 svg .g{stroke:var(--line)}svg .e{stroke:var(--soft);opacity:.6}
 svg .i{stroke:var(--b);stroke-width:3;opacity:.45;stroke-linecap:round}svg .h{fill:none;stroke:var(--soft);stroke-width:1.6}

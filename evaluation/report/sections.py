@@ -48,7 +48,7 @@ def heading(run: Run) -> str:
     ]
     images = f" {results['images_per_side']} images a side." if results.get("images_per_side") else ""
     return (
-        f'<h1>Erased: {concept}</h1><p class="soft">From {base}. Judge: {judge}.{images} In brackets 95 % '
+        f'<h1>Erased: {concept}</h1><p class="soft">From {base}. Judge: {judge}.{images} In brackets 95&nbsp;% '
         "intervals.</p>" + (f'<div class="big">{"".join(tiles)}</div>' if tiles else "")
     )
 
@@ -100,7 +100,7 @@ def images(run: Run) -> str:
         )
     if picture:
         text = "Images of the base above, with the adapter below, from the same noise"
-        return f"<h2>Before and after</h2><figure>{_image(picture, text, False)}</figure>"
+        return f"<h2>Before and after</h2><figure class='scroll'>{_image(picture, text, False)}</figure>"
     return ""
 
 
@@ -183,8 +183,8 @@ def probes(run: Run) -> str:
         for row, path in zip(probe["rows"], run.samples.get(name) or [], strict=False):
             prompts = "; ".join(row["prompts"][:2])
             pictures.append(
-                f"<figure>{_image(path, row['name'], False)}<figcaption><b>{html.escape(row['name'])}</b>: "
-                f"{html.escape(prompts)}, …</figcaption></figure>"
+                f"<figure><div class='scroll'>{_image(path, row['name'], False)}</div>"
+                f"<figcaption><b>{html.escape(row['name'])}</b>: {html.escape(prompts)}, …</figcaption></figure>"
             )
     judge = html.escape(str(run.probes.get("judge") or "unknown"))
     sides = ("with the adapter", "the same on the base")
@@ -195,7 +195,7 @@ def probes(run: Run) -> str:
     return (
         f"<h2>How much comes back</h2><p>How often the judge ({judge}) sees the concept again. The hollow dot is "
         "the same attempt on the base without the adapter, the most it could find; plain prompts are no "
-        f"attempt.</p>{bars('The concept is seen, percent', shown, sides)}"
+        f"attempt.</p><div class='scroll'>{bars('The concept is seen, percent', shown, sides)}</div>"
         f"{table(['attempt', *sides, 'images', 'steps', 'UNet samples', 'seconds'], cells, 1)}"
         f"{samples if pictures else ''}"
     )
@@ -332,7 +332,7 @@ def _bounds(side: Mapping[str, Any], name: str) -> Sequence[float] | None:
 
 def _range(side: Mapping[str, Any], name: str) -> str:
     bounds = _bounds(side, name)
-    return f"[{bounds[0]:.1f}, {bounds[1]:.1f}] ·" if bounds else ""
+    return f'<span class="n">[{bounds[0]:.1f}, {bounds[1]:.1f}]</span> ·' if bounds else ""
 
 
 def _cell(side: Mapping[str, Any], name: str) -> str:
