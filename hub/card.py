@@ -18,6 +18,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from common.files import write_aside
 from common.names import BUNDLED_PIPELINE, file_name, hub_id, without_path
 from hub.concepts import file_of
+from hub.licences import BUNDLED_TEXT, licence_by_hand, licence_of
 from hub.notes import notes_section, read_notes
 
 CARD_NAME, GRID_NAME = "README.md", "before_after.png"
@@ -56,23 +57,6 @@ DEFINED = METRICS | {
     "IRA_untold": "IRA over those that it was not told of",
 }
 """The same, and what single protocols measure beyond it."""
-LICENCES = {
-    BUNDLED_PIPELINE: "apache-2.0",
-    "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
-    "runwayml/stable-diffusion-v1-5": "creativeml-openrail-m",
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
-    "stabilityai/stable-diffusion-2-1-base": "openrail++",
-    "stabilityai/stable-diffusion-2-1": "openrail++",
-    "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
-    "stabilityai/sd-turbo": "other",
-}
-OTHER_LICENCES = {
-    "stabilityai/sd-turbo": (
-        "sai-nc-community",
-        "https://huggingface.co/stabilityai/sd-turbo/blob/main/LICENSE.md",
-    )
-}
-"""Name and address of a licence that the Hub has no identifier for."""
 
 UNLOADABLE = (
     "Anyone who has the weights can unload an adapter: it keeps a service from drawing a concept, but removes "
@@ -104,15 +88,12 @@ def model_card(results: Mapping[str, Any], output_dir: str | Path, notes: str = 
     base = str(results.get("base_model_name_or_path") or "")
     picture = (Path(output_dir) / GRID_NAME).is_file()
     base_id = hub_id(base)
-    licence_name, licence_link = OTHER_LICENCES.get(base, (None, None))
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag="text-to-image",
         base_model=base_id,
         base_model_relation="adapter" if base_id else None,
-        license=results.get("license") or LICENCES.get(base),
-        license_name=results.get("license_name") or licence_name,
-        license_link=results.get("license_link") or licence_link,
+        **licence_of(results),
         tags=TAGS + (XL_TAGS if results.get("pipeline_class") == XL else []),
         widget=[{"text": ", ".join(concepts) or "-", "output": {"url": GRID_NAME}}] if picture else None,
         model_name=file_name(output_dir),
@@ -124,7 +105,7 @@ def model_card(results: Mapping[str, Any], output_dir: str | Path, notes: str = 
         f"# LoRA that erases: {erased}",
         f"An adapter for {_base_text(base, results.get('revision'))}, {made} so that it no longer draws {erased} and "
         "goes on drawing the rest.",
-        f"<Gallery />\n\n![Images of the base above, with the adapter below]({GRID_NAME})" if picture else "",
+        f"![Images of the base above, with the adapter below]({GRID_NAME})" if picture else "",
         _results_section(results),
         _suffered_section(results),
         _probes_section(results),
@@ -139,10 +120,12 @@ def model_card(results: Mapping[str, Any], output_dir: str | Path, notes: str = 
 
 
 def save_model_card(results: Mapping[str, Any], output_dir: str | Path) -> Path:
-    """Write the card as README.md, complete or not at all; people's notes in an older one are kept."""
+    """Write the card as README.md, complete or not at all; what people wrote into an older one, notes and a
+    licence, is kept."""
     path = Path(output_dir) / CARD_NAME
-    notes = read_notes(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else ""
-    write_aside(path, model_card(results, output_dir, notes).save)
+    older = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    card = model_card({**results, **licence_by_hand(older)}, output_dir, read_notes(older))
+    write_aside(path, card.save)
     return path
 
 
@@ -348,17 +331,30 @@ def _training_section(results: Mapping[str, Any]) -> str:
     settings = {
         f"--{name}": value for name, value in (results.get("settings") or {}).items() if "token" not in name
     }
-    rows = [
-        [escape(name), _value(value)]
-        for name, value in (facts | settings).items()
-        if value not in (None, "", [])
-    ]
     method = results.get("method")
     made = "By" if training else "Not by training: by"
     heading, text = (
         ("How it was made", f"{made} {escape(method)}.") if method else ("How it was trained", TRAINING)
     )
-    return "\n".join([f"## {heading}", "", text, *(["", _table(["", ""], rows)] if rows else [])])
+    of_facts, of_settings = _rows(facts), _rows(settings)
+    parts = [f"## {heading}", text, _made(results), _table(["", ""], of_facts) if of_facts else ""]
+    if of_settings:
+        summary = f"<summary>{len(of_settings)} settings</summary>"
+        parts += [f"<details>{summary}", _table(["", ""], of_settings), "</details>"]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _made(results: Mapping[str, Any]) -> str:
+    """The date, and the command that makes it again; empty if neither is known."""
+    date, command = results.get("date"), results.get("command")
+    said = [f"Made on {escape(date)}."] if date else []
+    said += [f"This makes it again: <code>{escape(command)}</code>"] if command else []
+    return " ".join(said)
+
+
+def _rows(facts: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of a table, of what is known."""
+    return [[escape(name), _value(value)] for name, value in facts.items() if value not in (None, "", [])]
 
 
 def _limits_section(results: Mapping[str, Any]) -> str:
@@ -398,7 +394,7 @@ def _eval_results(results: Mapping[str, Any]) -> list[EvalResult] | None:
 
 def _base_text(base: str, revision: str | None) -> str:
     if base == BUNDLED_PIPELINE:
-        return "the pipeline bundled with this project (the canvas)"
+        return BUNDLED_TEXT
     if hub_id(base):
         return f"[{escape(base)}](https://huggingface.co/{base})" + (
             f" at revision {escape(revision)}" if revision else ""

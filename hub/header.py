@@ -13,7 +13,8 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from common.names import without_path
-from hub.card import LICENCES, METRICS, listed
+from hub.card import METRICS, listed
+from hub.licences import licence_of
 
 METHOD = "critic-guided reinforcement unlearning (arXiv 2601.03213)"
 ARCHITECTURES = {
@@ -82,7 +83,7 @@ def results_header(results: Mapping[str, Any]) -> dict[str, str]:
         "versions": results.get("versions") and _json(results["versions"]),
         "modelspec.title": concepts and f"LoRA that erases {', '.join(concepts)}",
         "modelspec.description": concepts and _description(concepts, base, method, headline),
-        "modelspec.license": results.get("license") or LICENCES.get(base),
+        "modelspec.license": licence_of({**results, "base_model_name_or_path": base}).get("license"),
     }
     return {key: value for key, value in header.items() if value}
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,8 @@ def merge_adapters(
         "concept": list(dict.fromkeys(concept for concepts in positive for concept in concepts)),
         **origin,
         "method": METHOD,
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": _command(directories, weights, output_dir, rank),
         "settings": {
             "adapters": [public_name(adapter) for adapter in adapters],
             "weights": list(weights),
@@ -72,6 +76,16 @@ def merge_adapters(
     write_json(output_dir / RESULTS_NAME, results)
     save_model_card(results, output_dir)
     return results
+
+
+def _command(
+    directories: Sequence[Path], weights: Sequence[float], output_dir: Path, rank: int | None
+) -> str:
+    """The command of the same merge, by the directories' names."""
+    words = ["python", "-m", "hub", "merge", *(directory.resolve().name for directory in directories)]
+    words += ["--weights", *(f"{weight:g}" for weight in weights)]
+    words += ["--rank", str(rank)] if rank is not None else []
+    return shlex.join([*words, "--output_dir", output_dir.resolve().name])
 
 
 def merge_factors(adapters: Sequence[Mapping[str, Factors]], weights: Sequence[float]) -> dict[str, Factors]:

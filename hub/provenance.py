@@ -96,6 +96,8 @@ TEXTS = (
     "revision",
     "judge",
     "method",
+    "date",
+    "command",
     "license",
     "license_name",
     "license_link",

@@ -19,6 +19,7 @@ from hub.access import HubError, hub_errors
 from hub.adapter import KOHYA_NAME, kohya_name
 from hub.card import CARD_NAME, GRID_NAME, addressed, model_card
 from hub.files import read_header
+from hub.licences import licence_by_hand, with_licence
 from hub.notes import merge_notes, read_notes, with_notes
 from hub.provenance import RESULTS_NAME, read_results, what_adapter_says
 
@@ -71,7 +72,8 @@ def push_adapter(
     """Upload a directory's adapter in one commit, making the repository if there is none. The directory is
     not changed.
 
-    The card names the repository and keeps people's notes in the card on the Hub (`hub.notes`). `config.yaml`
+    The card names the repository. It keeps people's notes and licence in the card on the Hub (`hub.notes`,
+    `hub.licences`); a licence in this directory's card wins. `config.yaml`
     has names in place of local paths. Files of an earlier push that the directory no longer has are deleted;
     other files of the repository are not touched.
 
@@ -114,7 +116,9 @@ def push_adapter(
         head = branch_head(api, repo_id, revision)
         there = names_there(head)
         if CARD_NAME in there:
-            card = with_notes(card, merge_notes(read_notes(fetch_card(api, head)), read_notes(card)))
+            theirs = fetch_card(api, head)
+            card = with_notes(card, merge_notes(read_notes(theirs), read_notes(card)))
+            card = with_licence(card, licence_by_hand(card) or licence_by_hand(theirs))
         contents: dict[str, Path | bytes] = {
             name: directory / name for name in files if name != SETTINGS_NAME
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from accelerate.utils import gather_object
@@ -111,11 +112,13 @@ def evaluate_run(run: Run, progress: Progress, last: dict[str, float]) -> dict[s
 
 
 def described(run: Run) -> dict[str, Any]:
-    """What the run was made with: models, prompts, settings."""
+    """What the run was made with: date, command, models, prompts, settings."""
     config = run.config
     reward, critic = config.reward.reward_model_name_or_path, config.critic.critic_model_name_or_path
     own = "bundled" if config.base.is_bundled else "trained in the run"
     return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": f"accelerate launch train_unlearn_lora.py --config {SETTINGS_NAME}",
         "reward_model": public_name(reward) if reward else own,
         "reward_model_revision": cached_revision(reward),
         "critic_model": public_name(critic) if critic else None,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ def main(config: BaselineConfig) -> dict[str, Any]:
         "concept": task.spec.concepts,
         "base_model_name_or_path": public_name(config.task.base.name),
         "method": METHODS[given.method].title,
+        "date": datetime.now(UTC).date().isoformat(),
         "relative_error": cost.pop("relative_error", None),
         "settings": {"method": given.method, "seed": given.seed, **asdict(prepared.settings)},
     }

@@ -282,6 +282,8 @@ def provenance(run: Run) -> str:
     """Where the metrics come from, and their limits."""
     results = run.results or run.probes
     facts = {
+        "made on": results.get("date"),
+        "command that makes it again": results.get("command"),
         "judge": results.get("judge"),
         "protocol": results.get("protocol"),
         "seeds": results.get("seeds"),

@@ -11,7 +11,8 @@ from huggingface_hub import SpaceCardData
 import canvas
 from common.names import BUNDLED_PIPELINE, hub_id
 from hub.access import HubError
-from hub.card import LICENCES, OTHER_LICENCES, escape
+from hub.card import escape
+from hub.licences import licence_of
 from hub.notes import notes_section
 from hub.space.about import About, base_name, introduction, title
 
@@ -51,7 +52,6 @@ def space_files(about: About, adapter: str, commit: str | None) -> dict[str, Pat
 
 def space_card(about: About, adapter: str) -> str:
     """README.md: the Hub's settings of a Space, what the page shows, and room for people's notes."""
-    licence_name, licence_link = OTHER_LICENCES.get(about.base, (None, None))
     data = SpaceCardData(
         title=title(about),
         emoji="🧽",
@@ -61,9 +61,7 @@ def space_card(about: About, adapter: str) -> str:
         sdk_version=GRADIO,
         python_version=PYTHON,
         app_file=APP_NAME,
-        license=about.results.get("license") or LICENCES.get(about.base),
-        license_name=about.results.get("license_name") or licence_name,
-        license_link=about.results.get("license_link") or licence_link,
+        **licence_of({**about.results, "base_model_name_or_path": about.base}),
         models=[adapter] if about.base == BUNDLED_PIPELINE else [about.base, adapter],
         tags=["text-to-image", "lora", "concept-erasure", "unlearning"],
         pinned=False,

@@ -194,9 +194,20 @@ def test_where_it_comes_from(output_dir: Path) -> None:
     assert "prompt 3" not in text
 
 
-def test_the_gallery_is_there_with_the_picture(output_dir: Path, tmp_path: Path) -> None:
-    assert "<Gallery />" in model_card(results(), output_dir).text
-    assert "<Gallery />" not in model_card(results(), tmp_path).text
+def test_the_picture_is_shown_once_where_there_is_one(output_dir: Path, tmp_path: Path) -> None:
+    text = model_card(results(), output_dir).text
+    assert text.count("before_after.png") == 1 and "<Gallery" not in text
+    assert "before_after.png" not in model_card(results(), tmp_path).text
+
+
+def test_date_and_command_are_named_and_the_settings_folded(output_dir: Path) -> None:
+    made = {"date": "2026-02-03", "command": "python -m hub merge 'a*b_c' <b>"}
+    text = model_card(results(**made), output_dir).text
+    assert "2026-02-03" in text and r"merge 'a\*b\_c' &lt;b&gt;</code>" in text
+    folded = re.search(r"<details><summary>3 settings</summary>\n\n(.*?)\n\n</details>", text, re.DOTALL)[1]
+    assert "--rank" in folded and "iterations" not in folded and text.count("--rank") == 1
+    assert "<code>" not in model_card(results(), output_dir).text
+    assert "<details>" not in model_card(results(settings=None), output_dir).text
 
 
 def test_the_example_can_be_made_to_load_from_the_hub(output_dir: Path) -> None:

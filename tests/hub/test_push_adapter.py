@@ -28,6 +28,7 @@ from hub.card import save_model_card
 from hub.files import UnreadableAdapter
 from hub.header import results_header
 from hub.kohya import save_kohya
+from hub.licences import with_licence
 from hub.notes import BEGIN, END, read_notes, with_notes
 from hub.push import push_adapter
 from reward.predictor import RewardPredictor
@@ -159,6 +160,22 @@ def test_notes_of_both_sides_are_kept(adapter_dir: Path, loopback_hub: LoopbackH
     for _ in range(2):
         push_adapter(adapter_dir, REPO)
         assert read_notes(on_hub(loopback_hub)["README.md"].decode()) == "Theirs.\n\nMine."
+
+
+def test_a_licence_that_a_person_put_in_on_the_hub_is_kept_unless_the_directory_has_another(
+    adapter_dir: Path, loopback_hub: LoopbackHub
+) -> None:
+    push_adapter(adapter_dir, REPO)
+    theirs = with_licence(on_hub(loopback_hub)["README.md"].decode(), {"license": "mit"})
+    loopback_hub.api().upload_file(path_or_fileobj=theirs.encode(), path_in_repo="README.md", repo_id=REPO)
+    for _ in range(2):
+        push_adapter(adapter_dir, REPO)
+        assert ModelCard(on_hub(loopback_hub)["README.md"].decode()).data.license == "mit"
+    assert commits(loopback_hub) == 2
+    path = adapter_dir / "README.md"
+    path.write_text(with_licence(path.read_text(), {"license": "cc0-1.0"}))
+    push_adapter(adapter_dir, REPO)
+    assert ModelCard(on_hub(loopback_hub)["README.md"].decode()).data.license == "cc0-1.0"
 
 
 def test_what_is_no_longer_there_is_deleted_in_the_same_commit(
