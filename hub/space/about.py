@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-from PIL import Image
 
 from common.names import BUNDLED_PIPELINE, hub_id
 from hub.adapter import read_adapter_metadata
@@ -20,8 +19,6 @@ from hub.space.studio import MAX_GUIDANCE, MAX_STEPS
 STEPS, GUIDANCE = 30, 7.5
 """How a page draws by default for an adapter that does not record how it was judged."""
 SHOWN_PROMPTS = 3
-SHOWN_SIZE = 384
-"""Least side of a shown image, in pixels."""
 
 NO_ADAPTER = (
     "No adapter is loaded: enter a directory that training wrote or an id on the Hub; "
@@ -137,13 +134,3 @@ def base_name(base: str) -> str:
     if base == BUNDLED_PIPELINE:
         return "the bundled canvas"
     return f"[{escape(base)}](https://huggingface.co/{base})" if hub_id(base) else escape(base)
-
-
-def enlarged(image: Image.Image) -> Image.Image:
-    """A small image enlarged without smoothing; any other as it is."""
-    factor = -(-SHOWN_SIZE // min(image.size))
-    return (
-        image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-        if factor > 1
-        else image
-    )

@@ -19,7 +19,7 @@ import canvas
 from common.names import BUNDLED_PIPELINE, without_path
 from hub.card import escape
 from hub.provenance import find_base, what_adapter_says
-from hub.space.about import About, enlarged, introduction, metrics, read_about, sampling, spread, title
+from hub.space.about import About, introduction, metrics, read_about, sampling, spread, title
 from hub.space.studio import (
     MAX_GUIDANCE,
     MAX_SCALE,
@@ -34,13 +34,40 @@ WAITING = 32
 """Number of requests that may wait; further ones are asked to come again."""
 DRAWN = ("Both images were cached.", "One image drawn, the other was cached.", "Two images drawn.")
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "studio", "concurrency_limit": 1}
-STYLE = ".gradio-container { max-width: 1040px !important; margin: 0 auto; } #status { min-height: 1.6em; }"
+STYLE = """
+.gradio-container { max-width: 1040px !important; margin: 0 auto; }
+#status { min-height: 1.6em; }
+#before img, #after img { width: 100%; height: 100%; object-fit: contain; }
+"""
+"""A small image is enlarged, smoothly, by the browser; its file stays as it was drawn."""
 THEME = gr.themes.Soft(
     primary_hue="emerald",
     neutral_hue="slate",
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
+).set(
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_300",
+    block_label_text_color="*primary_800",
+    block_label_background_fill_dark="*primary_800",
+    block_title_text_color="*primary_800",
+    block_title_background_fill_dark="*primary_800",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_hover_dark="*primary_800",
+    button_secondary_background_fill_hover_dark="*primary_800",
+    input_placeholder_color="*neutral_600",
+    input_placeholder_color_dark="*neutral_300",
+    link_text_color_dark="*secondary_300",
+    link_text_color_active_dark="*secondary_300",
+    link_text_color_hover_dark="*secondary_200",
+    link_text_color_visited="*secondary_700",
+    link_text_color_visited_dark="*secondary_300",
 )
+"""The theme's own colours, where its text would have less contrast than 4.5:1 (WCAG 2.2, 1.4.3)."""
 
 
 def make_page(
@@ -215,9 +242,8 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
             "show_progress_on": [after],
             **ONE_AT_A_TIME,
         }
-        gr.on(
-            [button.click, prompt.submit, scale.release], api_name="draw", trigger_mode="always_last", **drawn
-        )
+        asked = [button.click, prompt.submit, scale.release, *([page.load] if first else [])]
+        gr.on(asked, api_name="draw", trigger_mode="always_last", **drawn)
         for samples in (asking, others):
             picked = samples.click(
                 lambda sample: sample[0], samples, prompt, queue=False, api_visibility="private"
@@ -242,12 +268,12 @@ def heading_of(about: About | None) -> str:
 
 
 def saved(image: Image.Image, folder: str, name: str) -> Path:
-    """Write an image as it is shown; its file.
+    """Write an image; its file.
 
     Gradio copies a file unless it has the same one, but rewrites an image even while someone is fetching it.
     """
     path = Path(folder, f"{name}.png")
-    enlarged(image).save(path)
+    image.save(path)
     return path
 
 

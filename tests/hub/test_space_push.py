@@ -26,7 +26,6 @@ from hub.access import HubError
 from hub.adapter import save_adapter
 from hub.header import results_header
 from hub.notes import read_notes, with_notes
-from hub.space.about import enlarged
 from hub.space.bundle import CODE, GRADIO, PYTHON, ROOT
 from hub.space.push import push_space
 from hub.space.studio import Settings, Studio
@@ -262,7 +261,7 @@ def test_the_space_of_the_bundled_base_draws_what_is_drawn_here(
     )
     studio = Studio(canvas.PIPELINE)
     for path, scale in ((before, 0.0), (after, 1.0)):
-        here = enlarged(studio.draw(Settings(prompt, 7, 6, 7.5), str(directory), scale).image)
+        here = studio.draw(Settings(prompt, 7, 6, 7.5), str(directory), scale).image
         assert np.array_equal(np.asarray(Image.open(path).convert("RGB")), np.asarray(here))
 
 
