@@ -2,10 +2,10 @@
 
 Of one adapter: the images of a prompt are alike, so they are not an independent sample. `bootstrap` resamples
 in two stages, prompts with replacement and then, within each prompt drawn, its images with replacement
-(Davison & Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). It generalises to prompts
-like these and to other noise; with a single prompt, to other noise alone. It errs on the wide side if the
-prompts do not differ. A seed is no cluster of its own: the noise of an image comes from prompt and seed
-together (`pipelines.generate.image_seed`), so that two prompts share none.
+(Davison & Hinkley, Bootstrap Methods and their Application, 1997, section 3.8); `scipy.stats.bootstrap` has
+one stage. It generalises to prompts like these and to other noise; with a single prompt, to other noise
+alone. It errs on the wide side if the prompts do not differ. A seed is no cluster of its own: the noise of an
+image comes from prompt and seed together (`pipelines.generate.image_seed`), so that two prompts share none.
 
 If all images agree, a bootstrap has nothing to resample and its interval would be a point.
 `proportion_interval` is therefore never narrower than Wilson's interval for the same number of independent
@@ -23,13 +23,13 @@ import statistics
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import norm, t
 
 Interval = tuple[float, float]
 
 RESAMPLES = 2000
 _CHUNK = 4_000_000  # numbers resampled at a time, which bounds the memory
-_T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
-Z_975 = statistics.NormalDist().inv_cdf(0.975)
+Z_975 = float(norm.ppf(0.975))
 
 
 def bootstrap(
@@ -69,7 +69,10 @@ def bootstrap(
 
 
 def wilson(share: float, count: int) -> Interval:
-    """Wilson's interval of a fraction in [0, 1] of `count` independent images; [0, 1] for none."""
+    """Wilson's interval of a fraction in [0, 1] of `count` independent images; [0, 1] for none.
+
+    The fraction may be a weighted mean. `scipy.stats.binomtest` takes whole numbers of successes alone.
+    """
     if count == 0:
         return 0.0, 1.0
     z2 = Z_975**2
@@ -94,19 +97,6 @@ def t_interval(values: Sequence[float], bounds: Interval = (-math.inf, math.inf)
     """Student's t-interval of the mean, clipped to the bounds; None for a single value."""
     if len(values) < 2:
         return None
-    mean, half = (
-        statistics.fmean(values),
-        t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values)),
-    )
+    mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    half = float(t.ppf(0.975, len(values) - 1)) * error
     return max(bounds[0], mean - half), min(bounds[1], mean + half)
-
-
-def t_quantile(degrees: int) -> float:
-    """0.975 quantile of Student's t: from a table up to 10 degrees of freedom, from the Cornish-Fisher
-    expansion above (error < 1e-3)."""
-    if degrees <= len(_T_975):
-        return _T_975[degrees - 1]
-    z = Z_975
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / degrees + second / degrees**2 + third / degrees**3

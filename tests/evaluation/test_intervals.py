@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
-from evaluation.intervals import bootstrap, proportion_interval, t_interval, t_quantile, wilson
+from evaluation.intervals import bootstrap, proportion_interval, t_interval, wilson
 
 
 @pytest.mark.parametrize(
@@ -76,15 +77,20 @@ def test_wilson(share: float, count: int, expected: tuple[float, float]) -> None
     assert wilson(0.0, 0) == (0.0, 1.0)
 
 
+@pytest.mark.parametrize(("successes", "count"), [(0, 1), (1, 1), (7, 24), (24, 24), (999, 1000)])
+def test_wilson_is_scipys_where_that_has_one(successes: int, count: int) -> None:
+    expected = binomtest(successes, count).proportion_ci(method="wilson")
+    assert wilson(successes / count, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
 def test_t_interval() -> None:
     assert t_interval([90, 95, 100]) == pytest.approx((82.579, 107.421), abs=1e-3)
     assert t_interval([90, 95, 100], (0, 100))[1] == 100
-    assert t_interval([90]) is None
+    assert t_interval([90]) is None and t_interval([90, 90, 90]) == (90, 90)
 
 
-@pytest.mark.parametrize(
-    ("degrees", "expected"),
-    [(1, 12.7062), (2, 4.3027), (10, 2.2281), (11, 2.2010), (20, 2.0860), (100, 1.9840)],
-)
-def test_t_quantile(degrees: int, expected: float) -> None:
-    assert t_quantile(degrees) == pytest.approx(expected, abs=1e-3)
+@pytest.mark.parametrize(("degrees", "expected"), [(1, 12.7062), (2, 4.3027), (10, 2.2281), (20, 2.0860)])
+def test_t_interval_is_as_wide_as_the_tables_say(degrees: int, expected: float) -> None:
+    values = np.random.default_rng(0).random(degrees + 1)
+    low, high = t_interval(values.tolist())
+    assert (high - low) / 2 == pytest.approx(expected * values.std(ddof=1) / len(values) ** 0.5, rel=1e-4)
