@@ -112,7 +112,7 @@ def test_a_browser_reads_it_and_asks_nobody(evaluated: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(PROGRAM is None, reason="no Chromium on this machine")
-def test_on_a_phone_intervals_are_whole_and_pictures_are_scrolled(tmp_path: Path) -> None:
+def test_on_a_phone_intervals_and_labels_are_whole_and_pictures_are_scrolled(tmp_path: Path) -> None:
     side = {"UA": 97.92, "IRA": 98.81, "ci95": {"UA": [93.5, 99.4], "IRA": [98.6, 100.0]}}
     attempt = {"return": 12.5, "ci95": [3.0, 30.0], "images": 24}
     budget = dict.fromkeys(("images", "steps", "unet_samples", "seconds"), 1000)
@@ -120,12 +120,16 @@ def test_on_a_phone_intervals_are_whole_and_pictures_are_scrolled(tmp_path: Path
     found = {"concept": "cat", "base": side, "adapter": side, "probes": {"probes": {"try": {"rows": [row]}}}}
     (tmp_path / "results.json").write_text(json.dumps(found))
     Image.new("RGB", (1185, 800)).save(tmp_path / "before_after.png")
+    steps = [{"iteration": i, "grad_norm": -1.23456e-5 * (i + 1)} for i in range(3)]
+    (tmp_path / "diagnostics.jsonl").write_text("".join(f"{json.dumps(step)}\n" for step in steps))
     report(tmp_path)
+    cut = "[...document.querySelectorAll('svg text')].filter(e => e.getBoundingClientRect().left < e.ownerSVGElement.getBoundingClientRect().left)"
     lines_of = "[...document.querySelectorAll('.n')].map(e => (r => (r.selectNodeContents(e), new Set([...r.getClientRects()].map(b => b.top)).size))(document.createRange()))"
     with Chromium(tmp_path / "profile", (390, 844)) as browser:
         browser.open((tmp_path / "report.html").as_uri())
         browser.wait_for("document.readyState == 'complete' && document.images.length")
         assert set(browser.evaluate(lines_of)) <= {0, 1}
+        assert browser.evaluate(f"{cut}.map(e => e.textContent)") == []
         assert browser.evaluate("document.documentElement.scrollWidth") == 390
         shown = "(e => [e.clientWidth, e.parentElement.scrollWidth > e.parentElement.clientWidth])"
         assert browser.evaluate(f"{shown}(document.images[0])") == [960, True]
