@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -16,6 +18,9 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from common.files import write_aside
+from evaluation.fonts import columns, families_for, visible
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = 8
 MAX_BYTES = 500_000
@@ -41,7 +46,8 @@ class Pair:
 
 def before_after(rows: Sequence[Pair], path: str | Path, title: str) -> None:
     """Write the picture as PNG, under 500 kB: the forget prompts on top, then the retain prompts, base above
-    adapter.
+    adapter. Where no installed font has all characters, the prompts are numbered, and a text file beside the
+    picture has them.
 
     Args:
         title: its first line is the headline; the rest is set smaller below it.
@@ -49,11 +55,25 @@ def before_after(rows: Sequence[Pair], path: str | Path, title: str) -> None:
     Raises:
         ValueError: there is nothing to show.
     """
+    path = Path(path)
+    texts = [title, *(row.prompt for row in rows)]
+    families, lacking = families_for("".join(texts))
+    if lacking:
+        listed = [f"{number}: {_plain(row.prompt)}" for number, row in enumerate(rows, start=1)]
+        rows = [replace(row, prompt=f"prompt {number}") for number, row in enumerate(rows, start=1)]
+        legend = "\n".join([_plain(title), "", *listed]) + "\n"
+        title = "".join("?" if c in lacking else c for c in title)
+        write_aside(path.with_suffix(".txt"), lambda aside: aside.write_text(legend, encoding="utf-8"))
+        logger.warning(
+            f"No installed font has {' '.join(sorted(lacking)[:8])}; the prompts of {path.name} are in "
+            f"{path.stem}.txt. Install a font that has them, such as Noto Sans CJK."
+        )
     bands = [_Band(True, block) for block in _blocks([r for r in rows if r.forget])]
     bands += [_Band(False, block) for block in _blocks([r for r in rows if not r.forget])]
     if not bands:
         raise ValueError("there is no image to show")
-    _save(_draw(bands, title), Path(path))
+    with rc_context({"font.family": families}):
+        _save(_draw(bands, title), path)
 
 
 @dataclass(frozen=True)
@@ -145,11 +165,13 @@ def _show(axes: Axes, image: Image.Image, colour: str) -> None:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split())
+    return " ".join(visible(text).split())
 
 
 def _caption(prompt: str, width: int = 17, lines: int = 3) -> str:
-    wrapped = fill(_plain(prompt), width).split("\n")
+    prompt = _plain(prompt)
+    width = width * len(prompt) // max(1, columns(prompt))
+    wrapped = fill(prompt, width).split("\n")
     return "\n".join(
         wrapped if len(wrapped) <= lines else [*wrapped[: lines - 1], wrapped[lines - 1][: width - 1] + "…"]
     )

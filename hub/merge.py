@@ -58,7 +58,7 @@ def merge_adapters(
         **origin,
         "method": METHOD,
         "date": datetime.now(UTC).date().isoformat(),
-        "command": _command(directories, weights, output_dir, rank),
+        "command": _command(adapters, weights, output_dir, rank),
         "settings": {
             "adapters": [public_name(adapter) for adapter in adapters],
             "weights": list(weights),
@@ -78,11 +78,9 @@ def merge_adapters(
     return results
 
 
-def _command(
-    directories: Sequence[Path], weights: Sequence[float], output_dir: Path, rank: int | None
-) -> str:
-    """The command of the same merge, by the directories' names."""
-    words = ["python", "-m", "hub", "merge", *(directory.resolve().name for directory in directories)]
+def _command(adapters: Sequence[Path], weights: Sequence[float], output_dir: Path, rank: int | None) -> str:
+    """The command of the same merge, by the adapters' names."""
+    words = ["python", "-m", "hub", "merge", *map(public_name, adapters)]
     words += ["--weights", *(f"{weight:g}" for weight in weights)]
     words += ["--rank", str(rank)] if rank is not None else []
     return shlex.join([*words, "--output_dir", output_dir.resolve().name])
