@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError
-from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
+from torchvision.transforms import Compose
 from torchvision.transforms.functional import pil_to_tensor
+
+from reward.preprocessing import for_tensors
 
 PROBE = "a photo of a cat"
 PROBE_LENGTH = 8
@@ -38,10 +40,7 @@ class Teacher:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
-        # The images are tensors already: of the library's preprocessing keep what fits tensors.
-        self.preprocess = Compose(
-            [t for t in preprocess.transforms if isinstance(t, Resize | CenterCrop | Normalize)]
-        )
+        self.preprocess = for_tensors(preprocess)
 
     @classmethod
     def from_pretrained(
