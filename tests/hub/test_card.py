@@ -337,3 +337,16 @@ def test_the_card_command_makes_it_again_and_keeps_what_people_wrote(
     main(parse_config(["card", str(output_dir)]))
     assert capsys.readouterr().out == f"wrote {output_dir / 'README.md'}\n"
     assert (output_dir / "README.md").read_text() == str(model_card(results(), output_dir, "By hand."))
+
+
+def test_it_says_how_other_programs_load_the_adapter_if_there_is_a_file_for_them(
+    results: dict[str, Any], tmp_path: Path
+) -> None:
+    assert "ComfyUI" not in str(model_card(results, tmp_path))
+    (tmp_path / "no-van-gogh-style.safetensors").write_bytes(b"")
+    text = str(model_card(results, tmp_path))
+    assert "<lora:no-van-gogh-style:1>" in text and "models/loras" in text
+    assert "--network_weights no-van-gogh-style.safetensors" in text
+    assert "measured at weight 1." in text
+    scales = [{"scale": scale} for scale in (0.0, 0.75, 1.0, 3.0)]
+    assert "measured between 0.75 and 3." in str(model_card(results | {"scales": scales}, tmp_path))

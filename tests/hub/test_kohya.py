@@ -3,6 +3,7 @@ theirs."""
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from hub.adapter import KOHYA_NAME, UnfitAdapter, load_adapter, save_adapter
-from hub.factors import NotPairs, read_factors
+from hub.factors import Factors, NotPairs, read_factors
 from hub.files import read_file
-from hub.kohya import kohya_header, save_kohya, to_kohya
+from hub.kohya import in_original_layout, kohya_header, save_kohya, to_kohya
 from hub.names import original_name
 from pipelines.backbone import Backbone
 from pipelines.base import load_pipeline
@@ -267,3 +268,45 @@ def test_what_the_format_has_no_keys_for_is_refused() -> None:
     ]:
         with pytest.raises(NotPairs, match=strange):
             read_factors(tensors, {})
+
+
+# --- the keys that ComfyUI looks for
+# ------------------------------------------------
+
+RECORDED = Path(__file__).with_name("recorded")
+"""For each base a line for each weight that ComfyUI patches: the module's name in diffusers and in the
+original layout, by its `comfy.utils.unet_to_diffusers`. It looks for `lora_unet_` and either name, with `_`
+for each dot (`comfy.lora.model_lora_keys_unet`)."""
+FULL_SIZE: dict[str, dict[str, Any]] = {
+    "sd1": {"cross_attention_dim": 768},
+    "sdxl": {
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": [1, 2, 10],
+        "attention_head_dim": [5, 10, 20],
+        "cross_attention_dim": 2048,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+        "use_linear_projection": True,
+    },
+}
+
+
+@pytest.mark.parametrize("base", FULL_SIZE)
+def test_every_key_of_a_full_size_base_is_one_that_comfyui_looks_for(base: str) -> None:
+    with gzip.open(RECORDED / f"comfyui_{base}.txt.gz", "rt") as file:
+        recorded = dict(line.split() for line in file)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**FULL_SIZE[base])
+    modules = [name for name, m in unet.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+    assert len(modules) > 250 and set(modules) <= recorded.keys()
+    factors = {name: Factors(torch.ones(1, 2), torch.ones(2, 1), 1.0) for name in modules}
+    tensors = to_kohya(factors)
+    names = recorded.keys()
+    if base == "sdxl":
+        tensors, names = in_original_layout(tensors, modules), recorded.values()
+        assert {name: original_name(name) for name in modules}.items() <= recorded.items()
+    known = {f"lora_unet_{name.replace('.', '_')}" for name in names}
+    assert len(tensors) == 3 * len(modules) and {key.split(".")[0] for key in tensors} <= known
