@@ -250,7 +250,7 @@ def find_adapter(
             return directory / usual
     found = sorted(directory.glob("*.safetensors"))
     if len(found) > 1:
-        found = [path for path in found if not is_kohya(read_names(path))] or found
+        found = [path for path in found if not _is_twin(path)] or found
     if weight_name or not found:
         raise NoAdapter(f"{name_or_path} holds no adapter: a directory with {name} is needed.")
     if len(found) > 1:
@@ -258,6 +258,14 @@ def find_adapter(
             f"{name_or_path} holds {len(found)} safetensors files and none is called {name}; name the file itself."
         )
     return found[0]
+
+
+def _is_twin(path: Path) -> bool:
+    """Whether a file is in kohya's format; what cannot be read is not."""
+    try:
+        return is_kohya(read_names(path))
+    except UnreadableAdapter:
+        return False
 
 
 def _part(component: UNet2DConditionModel | PreTrainedModel, adapter_name: str, spelling: str) -> Part:
