@@ -86,8 +86,9 @@ class MeasureConfig:
 
     scales: tuple[float, ...] = flag(
         (1.0,),
-        at_least=0,
-        help="Weights of the adapter; 0 is the base. Several make a table and a picture of the price.",
+        at_least=-10,
+        at_most=10,
+        help="Weights of the adapter; 0 is the base, below it the adapter is taken away. Several make a table and a picture of the price.",
     )
     seeds: tuple[int, ...] | None = flag(
         None,

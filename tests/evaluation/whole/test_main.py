@@ -296,7 +296,7 @@ def test_user_errors(
         ),
         ([*adapter, *pipeline, *output], "--judge_name_or_path"),
         ([*adapter, *pipeline, *output, "--judge_name_or_path", str(empty)], str(empty)),
-        ([*adapter, *base, *output, "--scales", "1", "-0.5"], "--scales"),
+        ([*adapter, *base, *output, "--scales", "1", "-11"], "--scales"),
         ([*adapter, *base, *output, "--scales", "1", "nan"], "--scales"),
         (
             [*adapter, *base, *output, "--neighbours", "dragons"],
