@@ -20,6 +20,7 @@ from dataclasses import replace
 import torch
 
 from common.errors import friendly_errors, friendly_interrupts, friendly_memory
+from common.files import make_directory
 from common.memory import out_of_memory
 from common.processes import anywhere, processes
 from critic.credit import credit, observe, values_of
@@ -77,7 +78,7 @@ def train(run: Run, given: RunConfig) -> None:
         SystemExit: it was interrupted, and what it had learnt is in a checkpoint or, after the last
             iteration, in the adapter.
     """
-    given.output.output_dir.mkdir(parents=True, exist_ok=True)
+    make_directory(given.output.output_dir)
     if run.is_main:
         save_config(given)
     run.tracking.start("train_unlearn_lora", tracker_settings(run.config))

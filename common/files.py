@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -24,6 +25,32 @@ def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON, complete or not at all."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def make_directory(path: Path) -> Path:
+    """The directory, made if there is none; of a link that leads nowhere, what it leads to.
+
+    Raises:
+        ValueError: it is a link that leads to itself.
+    """
+    check_link(path)
+    found = path.resolve()
+    found.mkdir(parents=True, exist_ok=True)
+    return found
+
+
+def check_link(path: Path) -> None:
+    """Refuse a link that leads to itself.
+
+    Raises:
+        ValueError: it does.
+    """
+    try:
+        path.resolve(strict=False)
+        path.stat()
+    except (RuntimeError, OSError) as error:
+        if isinstance(error, RuntimeError) or error.errno == errno.ELOOP:
+            raise ValueError(f"{path} is a link that leads to itself; choose another place.") from error
 
 
 def give_usual_mode(path: Path) -> None:

@@ -22,7 +22,7 @@ import yaml
 
 from common.command_line import DiscreetParser
 from common.names import public_name
-from common.texts import read_text
+from common.texts import load_yaml, read_text
 
 T = TypeVar("T")
 METADATA = "flag"
@@ -369,7 +369,7 @@ def read_file(config: type, path: Path) -> dict[str, Any]:
     """
     text = read_text(path, "settings file")
     try:
-        found = yaml.safe_load(text)
+        found = load_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"--config {path} is not YAML: {reason}.") from error

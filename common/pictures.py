@@ -15,20 +15,39 @@ from common.files import is_pointer
 logger = logging.getLogger(__name__)
 
 SUFFIXES = frozenset(
-    [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".jxl"]
+    f".{kind}"
+    for kind in [
+        "png",
+        "apng",
+        "jpg",
+        "jpeg",
+        "jpe",
+        "jfif",
+        "jif",
+        "webp",
+        "bmp",
+        "tif",
+        "tiff",
+        "gif",
+        "avif",
+        "heic",
+        "heif",
+        "jxl",
+    ]
 )
 """Of what a folder's pictures are. Those that cannot be read here are named in an error, not left out."""
-WHITE = (255, 255, 255, 255)
+OVERSHOOT = 0.05
+"""Of a range, how far floats may lie beyond it, as those of filters do; they are cut off."""
 
 
-def pictures_in(directory: str | Path, *, below: bool = False) -> list[Path]:
-    """The picture files of a folder, in the order of their names.
-
-    Args:
-        below: those of its subfolders too.
-    """
-    found = Path(directory).rglob("*") if below else Path(directory).iterdir()
-    return sorted(path for path in found if path.suffix.casefold() in SUFFIXES and path.is_file())
+def pictures_in(directory: str | Path) -> list[Path]:
+    """The picture files of a folder and of its subfolders, in the order of their names; hidden ones, such as
+    those that macOS leaves in archives, are none."""
+    return sorted(
+        path
+        for path in Path(directory).rglob("*")
+        if path.suffix.casefold() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+    )
 
 
 def no_pictures(directory: str | Path) -> str:
@@ -66,16 +85,20 @@ def as_shown(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_to_bytes(np.asarray(image)))
+        values, hidden = np.asarray(image), image.info.get("transparency")
+        image = Image.fromarray(_to_bytes(values))
+        if isinstance(hidden, int):
+            image.putalpha(Image.fromarray((values != hidden).astype(np.uint8) * 255))
     if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image.convert("RGBA"))
-        return _to_srgb(image.convert("RGB"), profile)
+        alpha = image.convert("RGBA").getchannel("A")
+        colours = _to_srgb(image.convert("L" if image.mode in ("L", "LA") else "RGB"), profile)
+        return Image.composite(colours, Image.new("RGB", image.size, "white"), alpha)
     return _to_srgb(image if image.mode in ("CMYK", "L", "LAB") else image.convert("RGB"), profile)
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:
     """Grey values of 16 or 32 bits, or floats, as uint8: the range is the smallest usual one that holds them
-    all.
+    all, or nearly.
 
     Raises:
         ValueError: none does.
@@ -85,10 +108,11 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
     ranges: Sequence[float] = (1, 255, 65535) if floats else (65535, 2**32 - 1)
     if values.dtype.itemsize == 4 and not floats:
         ranges = (255, *ranges)
-    white = next((white for white in ranges if least >= 0 and most <= white), None)
-    if white is None:
+    beyond = OVERSHOOT if floats else 0.0
+    white = next((white for white in ranges if most <= (1 + beyond) * white), None)
+    if white is None or least < -beyond * white:
         raise ValueError(f"its values lie between {least:g} and {most:g}, which is no usual range")
-    return (values.astype(np.float64) * (255 / white)).round().astype(np.uint8)
+    return (values.astype(np.float64) * (255 / white)).round().clip(0, 255).astype(np.uint8)
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:

@@ -6,6 +6,9 @@ from __future__ import annotations
 import codecs
 import unicodedata
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -52,3 +55,42 @@ def lines_of(text: str) -> list[str]:
 def folded(text: str) -> str:
     """What texts that read the same have in common: one Unicode form, case folded, single spaces."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8: JSON and command lines can hold half of a character, which no
+    tokenizer accepts."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_seen(text: str) -> bool:
+    """Whether it has a character that is neither space nor invisible."""
+    return any(unicodedata.category(char)[0] not in "CZ" for char in text)
+
+
+def load_yaml(text: str) -> Any:
+    """What YAML says, plain values only.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, or a mapping has a key twice.
+    """
+    return yaml.load(text, Loader=_OnceLoader)
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """Of a key that stands twice PyYAML takes the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} stands there twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)

@@ -390,6 +390,11 @@ def examination_of_spec(
     # A classifier's texts are near to its own labels only.
     encode_text = teacher.encode_text if teacher.unit_length else None
     if judge_name_or_path:
+        if not Path(judge_name_or_path).is_dir():
+            raise ValueError(
+                f"--judge_name_or_path {judge_name_or_path} is no directory: a run takes a judge of this project. Other "
+                "judges are for `python -m evaluation`, after it."
+            )
         judge = Judge.from_pretrained(judge_name_or_path)
         return JudgeExamination(
             judge, spec.concepts, public_name(judge_name_or_path), encode_text=encode_text

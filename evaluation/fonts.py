@@ -31,8 +31,10 @@ def families_for(text: str) -> tuple[list[str], set[str]]:
 
 
 def visible(text: str) -> str:
-    """Without joiners, marks of direction and selectors of variants, which fonts draw as boxes."""
-    return "".join(c for c in text if unicodedata.category(c) != "Cf" and not 0xFE00 <= ord(c) <= 0xFE0F)
+    """Without joiners, marks of direction, selectors of variants and control characters, which fonts draw as
+    boxes."""
+    kept = (c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
+    return "".join(c for c in kept if not 0xFE00 <= ord(c) <= 0xFE0F)
 
 
 def columns(text: str) -> int:

@@ -66,7 +66,7 @@ def before_after(rows: Sequence[Pair], path: str | Path, title: str) -> None:
         write_aside(path.with_suffix(".txt"), lambda aside: aside.write_text(legend, encoding="utf-8"))
         logger.warning(
             f"No installed font has {' '.join(sorted(lacking)[:8])}; the prompts of {path.name} are in "
-            f"{path.stem}.txt. Install a font that has them, such as Noto Sans CJK."
+            f"{path.stem}.txt. Install a font that has them, such as one of Noto's."
         )
     bands = [_Band(True, block) for block in _blocks([r for r in rows if r.forget])]
     bands += [_Band(False, block) for block in _blocks([r for r in rows if not r.forget])]
@@ -170,7 +170,7 @@ def _plain(text: str) -> str:
 
 def _caption(prompt: str, width: int = 17, lines: int = 3) -> str:
     prompt = _plain(prompt)
-    width = width * len(prompt) // max(1, columns(prompt))
+    width = max(1, width * len(prompt) // max(1, columns(prompt)))
     wrapped = fill(prompt, width).split("\n")
     return "\n".join(
         wrapped if len(wrapped) <= lines else [*wrapped[: lines - 1], wrapped[lines - 1][: width - 1] + "…"]

@@ -274,7 +274,7 @@ def reference_features(
         ValueError: there are fewer than two, or one cannot be read.
     """
     found = []
-    for path in pictures_in(directory, below=True):
+    for path in pictures_in(directory):
         image = read_picture(path).resize(size, Image.Resampling.BILINEAR)
         found.append(embed([image]))
     if len(found) < 2:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.texts import lines_of, read_text
+from common.texts import is_seen, is_text, lines_of, read_text
 from evaluation.metrics import CROSS_RETAINED, FORGET, IN_DOMAIN, NEIGHBOUR
 
 logger = logging.getLogger(__name__)
@@ -125,17 +125,9 @@ def read_prompt_file(path: str | Path) -> list[Row]:
     return list(rows.values())
 
 
-def is_text(value: str) -> bool:
-    """Whether it can be written as UTF-8: JSON can spell half of a character, which no tokenizer accepts."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _text(record: Mapping[str, Any], column: str) -> str:
-    return " ".join(str(record.get(column) or "").split())
+    value = record.get(column)
+    return "" if value is None else " ".join(str(value).split())
 
 
 def _read_row(record: Mapping[str, Any], columns: Columns, place: str) -> Row:
@@ -146,7 +138,7 @@ def _read_row(record: Mapping[str, Any], columns: Columns, place: str) -> Row:
     """
     values = {name: _text(record, column) for name, column in columns.texts.items()}
     for name, value in values.items():
-        if not value:
+        if not is_seen(value):
             raise ValueError(f"{place}: column {columns.texts[name]!r} is missing or empty.")
         if not is_text(value):
             raise ValueError(f"{place}: column {columns.texts[name]!r} holds half a character.")
@@ -202,15 +194,38 @@ def _csv_records(path: Path, text: str) -> tuple[Columns, Records]:
     try:
         header = [name.strip() for name in reader.fieldnames or []]
         columns = Columns.of(header)
+        if twice := _twice([name for name in header if name]):
+            raise ValueError(f"{path.name}, row 1: there are two columns {twice!r}; take one out.")
         for column in columns.texts.values():
             if column not in header:
                 raise ValueError(
                     f"{path.name}, row 1: column {column!r} is missing (columns: {', '.join(header) or 'none'})."
                 )
         reader.fieldnames = header
-        return columns, [(reader.line_num, record) for record in reader]
+        records: Records = []
+        for number, record in enumerate(reader, start=2):
+            if None in record:
+                raise ValueError(
+                    f"{path.name}, row {number}: there are more cells than columns; a prompt with a comma stands in "
+                    "double quotes."
+                )
+            records.append((number, record))
+        return columns, records
     except csv.Error as error:
-        raise ValueError(f"{path.name}, row {reader.line_num}: not CSV: {error}.") from error
+        raise ValueError(f"{path.name}, line {reader.line_num + 1}: not CSV: {error}.") from error
+
+
+def _twice(names: Sequence[str]) -> str:
+    """The first name that occurs twice; empty if none does."""
+    return next((name for place, name in enumerate(names) if name in names[:place]), "")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; its keys without space around them, as a CSV's columns."""
+    names = [name.strip() for name, _ in pairs]
+    if twice := _twice(names):
+        raise ValueError(f"the key {twice!r} stands there twice")
+    return dict(zip(names, (value for _, value in pairs), strict=True))
 
 
 def _jsonl_records(path: Path, text: str) -> tuple[Columns, Records]:
@@ -219,7 +234,7 @@ def _jsonl_records(path: Path, text: str) -> tuple[Columns, Records]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(line, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path.name}, row {number}: not JSON: {error}") from error
         if not isinstance(record, dict):

@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from common.files import write_aside, write_json
+from common.files import make_directory, write_aside, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Side:
                         "--overwrite_output_dir to start --output_dir anew."
                     )
         else:
-            directory.mkdir(parents=True, exist_ok=True)
+            make_directory(directory)
             write_json(path, wanted)
 
     def images(

@@ -20,6 +20,7 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_N
 from peft.utils import get_peft_model_state_dict
 from transformers import PreTrainedModel
 
+from common.files import make_directory
 from common.network import resolve_directory
 from hub.checks import find_fault, loaded_adapters
 from hub.concepts import file_of, recorded_concepts
@@ -107,7 +108,7 @@ def write_adapter(directory: str | Path, parts: Mapping[str, Part], metadata: Ma
     if strange is not None:
         raise ValueError(f"{strange} holds NaN or infinite values, so no adapter is written.")
     path = Path(directory) / LORA_WEIGHT_NAME_SAFE
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".adapter-") as aside:
         StableDiffusionPipeline.save_lora_weights(
             aside,

@@ -14,9 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save, save_file
 
-from common.files import give_usual_mode
+from common.files import check_link, give_usual_mode, is_pointer, make_directory
 
 HASH_KEY = "modelspec.hash_sha256"
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 OF_FILE_SYSTEMS = {"lost+found"}
 """What an empty file system already has at its root."""
 
@@ -72,6 +73,7 @@ def require_empty(directory: Path) -> None:
     Raises:
         ValueError: it exists and is not an empty directory.
     """
+    check_link(directory)
     if directory.exists() and not (directory.is_dir() and set(os.listdir(directory)) <= OF_FILE_SYSTEMS):
         raise ValueError(f"--output_dir {directory} is not an empty directory; choose another, or empty it.")
 
@@ -85,9 +87,8 @@ def filled(directory: Path, last: str) -> Iterator[Path]:
         directory: one that `require_empty` accepts.
         last: the name that is moved after all the others, without which the directory counts as incomplete.
     """
-    target = directory.resolve()
-    made = not target.exists()
-    target.mkdir(parents=True, exist_ok=True)
+    made = not directory.exists()
+    target = make_directory(directory)
     try:
         with tempfile.TemporaryDirectory(dir=target, prefix=".incomplete-") as aside:
             yield Path(aside)
@@ -112,4 +113,8 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if is_pointer(path):
+            reason = "a git-lfs pointer stands in its place; run `git lfs pull`"
+        elif path.suffix in PICKLES:
+            reason = "pickles can run any code and are never read; find it as safetensors, or convert it"
         raise UnreadableAdapter(f"{path} is not an adapter: {reason}") from error

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from diffusers.utils import convert_state_dict_to_kohya
 
 from hub.adapter import find_adapter, kohya_name, read_adapter_metadata
 from hub.factors import Factors, adapter_factors
 from hub.files import read_names, write_file
-from hub.formats import is_kohya
+from hub.formats import PEFT_NAME, is_kohya
 from hub.names import original_name
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,8 @@ def save_kohya(adapter: str | Path, path: str | Path | None = None) -> Path:
 
     Args:
         adapter: a directory, a file or an id on the Hub, as `hub.adapter.find_adapter` takes it.
-        path: the file. Default: beside the adapter, called after its concept.
+        path: the file. Default: beside the adapter, called after its concept, or after the adapter's file if
+            that has a name of its own.
 
     Returns:
         The path of the file.
@@ -51,7 +52,10 @@ def save_kohya(adapter: str | Path, path: str | Path | None = None) -> Path:
     if is_kohya(read_names(source)):
         raise ValueError(f"The adapter {source} is in kohya's format already; use it as it is.")
     header = read_adapter_metadata(source.parent, source.name)
-    path = Path(path or source.with_name(kohya_name(header)))
+    of_file = source.name not in (LORA_WEIGHT_NAME_SAFE, PEFT_NAME)
+    path = Path(
+        path or source.with_name(f"{source.stem}_kohya.safetensors" if of_file else kohya_name(header))
+    )
     header.pop(LORA_ADAPTER_METADATA_KEY, None)
     factors = adapter_factors(source)
     converted = to_kohya(factors)

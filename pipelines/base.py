@@ -146,13 +146,10 @@ def load_base(
             safety_checker=safety_checker,
             vae=config.pretrained_vae_model_name_or_path,
             config=config.config_name_or_path,
+            prediction_type=config.prediction_type,
         )
     if config.resolution is not None:
         _set_resolution(pipe, config.resolution)
-    if config.prediction_type is not None:
-        pipe.scheduler = type(pipe.scheduler).from_config(
-            pipe.scheduler.config, prediction_type=config.prediction_type
-        )
     return pipe
 
 
@@ -176,6 +173,7 @@ def load_pipeline(
     safety_checker: bool = False,
     vae: str | None = None,
     config: str | None = None,
+    prediction_type: str | None = None,
 ) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
     """A Stable Diffusion 1.x, 2.x or XL pipeline: safetensors only, no code of its own, its safety checker
     left out unless asked for.
@@ -185,12 +183,20 @@ def load_pipeline(
         vae: a VAE in place of the base's own: a diffusers directory or a Hub id.
         config: for a checkpoint in one file: the diffusers directory or Hub id whose configs and tokenizers
             are used.
+        prediction_type: what the UNet predicts, one of PREDICTIONS; None is what the base says.
 
     Raises:
         ValueError: there is no such pipeline, or it is none that is supported.
     """
     if Path(name_or_path).is_file():
-        pipe = _from_file(Path(name_or_path), config, vae=vae, dtype=dtype, safety_checker=safety_checker)
+        pipe = _from_file(
+            Path(name_or_path),
+            config,
+            vae=vae,
+            dtype=dtype,
+            safety_checker=safety_checker,
+            prediction_type=prediction_type,
+        )
     elif config is not None:
         raise ValueError(
             f"--config_name_or_path is for a checkpoint in one file, which {name_or_path} is not; leave it out."
@@ -208,6 +214,8 @@ def load_pipeline(
         if tokenizer := getattr(pipe, f"tokenizer{number}", None):
             window = getattr(pipe, f"text_encoder{number}").config.max_position_embeddings
             tokenizer.model_max_length = min(tokenizer.model_max_length, window)
+    if prediction_type not in (None, pipe.scheduler.config.prediction_type):
+        pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, prediction_type=prediction_type)
     pipe.set_progress_bar_config(disable=True)
     Backbone.of(pipe).decode_one_by_one()
     return pipe
@@ -253,11 +261,17 @@ def _unchecked(cls: type) -> dict[str, None]:
 
 
 def _from_file(
-    path: Path, config: str | None, *, vae: str | None, dtype: torch.dtype, safety_checker: bool
+    path: Path,
+    config: str | None,
+    *,
+    vae: str | None,
+    dtype: torch.dtype,
+    safety_checker: bool,
+    prediction_type: str | None,
 ) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
     """From a checkpoint in one file."""
     cls = class_of_checkpoint(path)
-    settings = scheduler_settings(path, cls)
+    settings = scheduler_settings(path, cls, prediction_type)
     if config is not None:
         with _one_line(f"The configs of {config} could not be loaded"):
             described = choose_class(config, DiffusionPipeline.load_config(config))

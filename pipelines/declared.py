@@ -42,11 +42,12 @@ CLASSES: dict[str, type] = {
 """By the beginning of the architecture."""
 
 
-def scheduler_settings(path: Path, cls: type) -> dict[str, Any]:
+def scheduler_settings(path: Path, cls: type, prediction_type: str | None = None) -> dict[str, Any]:
     """The scheduler's settings that the checkpoint is for, as far as it says.
 
     Args:
         cls: what its tensors are.
+        prediction_type: what it predicts, whatever it says.
 
     Raises:
         Unsupported: it says that it is something else, or contradicts itself.
@@ -58,16 +59,20 @@ def scheduler_settings(path: Path, cls: type) -> dict[str, Any]:
     if said is not cls:
         raise Unsupported(f"{path} says that it is a {kind}, and its tensors are a {cls.__name__}'s.")
     settings = {name: value for mark in MARKS.keys() & names for name, value in MARKS[mark].items()}
+    if prediction_type is not None:
+        return settings | {"prediction_type": prediction_type}
     written = header.get("modelspec.prediction_type") or ("v" if kind.endswith("-v") else None)
-    prediction = PREDICTIONS.get(str(written).casefold())
+    prediction = PREDICTIONS.get(str(written).strip().casefold())
     if written and prediction is None:
         raise Unsupported(
-            f"{path} says that it predicts {written!r}; supported are {', '.join(sorted(set(PREDICTIONS)))}."
+            f"{path} says that it predicts {written!r}; supported are {', '.join(sorted(set(PREDICTIONS)))}. "
+            "If it is wrong, say what is right with --prediction_type."
         )
     marked = settings.get("prediction_type")
     if prediction and marked and prediction != marked:
         raise Unsupported(
-            f"{path} contradicts itself: its header says {prediction}, and its tensor v_pred says {marked}."
+            f"{path} contradicts itself: its header says {prediction}, and its tensor v_pred says {marked}. "
+            "Say which is right with --prediction_type."
         )
     return settings | ({"prediction_type": prediction} if prediction else {})
 

@@ -10,6 +10,8 @@ from typing import Any
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import SafetensorError, safe_open
 
+from common.files import is_pointer
+
 
 class Unsupported(ValueError):
     """A base that cannot be trained; the message says what it is and what can."""
@@ -134,7 +136,7 @@ def class_of_checkpoint(path: Path) -> type[StableDiffusionPipeline] | type[Stab
     Raises:
         Unsupported: it is not safetensors, or not of a whole base that is supported.
     """
-    if path.suffix != ".safetensors":
+    if path.suffix.casefold() != ".safetensors":
         raise Unsupported(
             f"{path} may be a pickle, which can run any code when it is read; convert it to .safetensors, or find it as such."
         )
@@ -147,7 +149,8 @@ def class_of_checkpoint(path: Path) -> type[StableDiffusionPipeline] | type[Stab
             )
             channels = [file.get_slice(key).get_shape() for key in (first, last) if key in names]
     except (OSError, SafetensorError) as error:
-        raise Unsupported(f"{path} is not a readable safetensors file: {error}") from error
+        why = "a git-lfs pointer stands in its place; run `git lfs pull`" if is_pointer(path) else error
+        raise Unsupported(f"{path} is not a readable safetensors file: {why}") from error
     if any("lora_" in name or ".lora." in name for name in names):
         raise Unsupported(f"{path} is a LoRA, not a base; name the base that it is for.")
     if len(channels) < 2 or any(len(shape) != 4 for shape in channels):

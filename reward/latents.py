@@ -302,7 +302,7 @@ class ImageFolder:
         if not directory.is_dir():
             raise ValueError(f"--train_data_dir {directory} is not a directory.")
         self.directory = directory
-        self.paths = pictures_in(directory, below=True)
+        self.paths = pictures_in(directory)
         if not self.paths:
             raise ValueError(f"--train_data_dir {no_pictures(directory)}")
 

@@ -32,7 +32,9 @@ class ScheduleConfig:
     target_unlearning_accuracy: float = flag(
         0.95,
         at_least=0,
-        help="Stop when this fraction of recent images shows a recognisable replacement for the concept.",
+        at_most=2,
+        help="Stop when this fraction of recent images shows a recognisable replacement for the concept; above 1, "
+        "never.",
         may_change=True,
     )
     patience: int = flag(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from common.files import make_directory
+
 LOCK_NAME = ".lock"
 
 
@@ -19,7 +21,7 @@ def exclusive_run(output_dir: Path) -> Iterator[None]:
     Raises:
         ValueError: another run holds it.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
+    make_directory(output_dir)
     lock = FileLock(output_dir / LOCK_NAME, timeout=0)
     try:
         lock.acquire()

@@ -19,7 +19,7 @@ class ConvertConfig:
     output: Path | None = flag(
         None,
         metavar="FILE",
-        help="The file to write. Default: called after the concept, in the adapter's directory.",
+        help="The file to write. Default: beside the adapter, called after the concept or the adapter's file.",
     )
 
 

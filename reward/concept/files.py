@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from common.texts import lines_of, read_text
+from common.texts import is_seen, lines_of, load_yaml, read_text
 from reward.concept.spec import ConceptSpec, SpecError, check_spec, clean_concepts
 from reward.concept.vocabulary import KINDS
 from reward.concept.words import nearest_without
@@ -22,10 +22,9 @@ def read_prompts(path: str | Path) -> list[str]:
     Raises:
         ValueError: the file cannot be read as text or holds no prompt.
     """
-    lines = lines_of(read_text(path, "prompt file"))
-    prompts = list(
-        dict.fromkeys(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
-    )
+    # A byte-order mark stands within a text where files were joined.
+    lines = [line.replace("\ufeff", "").strip() for line in lines_of(read_text(path, "prompt file"))]
+    prompts = list(dict.fromkeys(line for line in lines if is_seen(line) and not line.startswith("#")))
     if not prompts:
         raise SpecError(f"The prompt file {path} holds no prompt (one a line, # starts a comment).")
     return prompts
@@ -79,7 +78,7 @@ def read_spec(path: str | Path) -> ConceptSpec:
     """
     text = read_text(path, "spec")
     try:
-        content = yaml.safe_load(text)
+        content = load_yaml(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""

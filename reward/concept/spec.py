@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from common.texts import folded
+from common.texts import folded, is_text
 from reward.concept.words import contains_concept, words
 
 
@@ -49,9 +49,21 @@ def clean_concepts(concepts: Sequence[str]) -> list[str]:
         SpecError: there is none, or one holds no word.
     """
     cleaned = [" ".join(c.split()) for c in concepts]
+    check_texts(cleaned)
     if not cleaned or not all(words(c) for c in cleaned):
         raise SpecError('The concept is empty; name what to erase, for example --concept "Van Gogh style".')
     return cleaned
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuse what no tokenizer accepts.
+
+    Raises:
+        SpecError: a text holds half a character.
+    """
+    broken = next((text for text in texts if not is_text(text)), None)
+    if broken is not None:
+        raise SpecError(f"{broken!a} holds half a character; write it in UTF-8.")
 
 
 def check_spec(spec: ConceptSpec) -> ConceptSpec:
@@ -61,6 +73,7 @@ def check_spec(spec: ConceptSpec) -> ConceptSpec:
         SpecError: a part is empty, or a prompt is to be kept, or offered as an anchor, that asks for what is
             to be forgotten.
     """
+    check_texts([*spec.forget_prompts, *spec.retain_prompts, *(text for row in spec.anchors for text in row)])
     if not spec.forget_prompts:
         raise SpecError(
             "There is no forget prompt: --forget_prompts FILE, or `forget` of the spec, holds none."

@@ -44,8 +44,8 @@ SPACELESS = (
 
 @cache
 def words(text: str) -> tuple[str, ...]:
-    """Lower-case words without punctuation and plural s; a run of letters of a script without spaces is one
-    word."""
+    """Lower-case words without punctuation and plural endings; a run of letters of a script without spaces is
+    one word."""
     found: list[str] = []
     before = ""
     for char in folded(text):
@@ -56,7 +56,14 @@ def words(text: str) -> tuple[str, ...]:
         elif kind:
             found.append(char)
         before = kind
-    return tuple(w[:-1] if len(w) > 3 and w.endswith("s") and not w.endswith("ss") else w for w in found)
+    return tuple(map(_singular, found))
+
+
+def _singular(word: str) -> str:
+    """foxes -> fox, witches -> witch, cats -> cat; glasses are not made of glass."""
+    if len(word) > 4 and word.endswith(("xes", "shes", "tches")):
+        return word[:-2]
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
 @cache

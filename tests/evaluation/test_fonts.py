@@ -65,7 +65,7 @@ def test_what_no_font_has_is_named_and_written_beside_the_picture(
         warnings.simplefilter("error")
         before_after(pairs("一只猫", "a dog"), tmp_path / "grid.png", "Erasing 猫")
     assert (tmp_path / "grid.txt").read_text() == "Erasing 猫\n\n1: 一只猫\n2: a dog\n"
-    assert "Noto Sans CJK" in caplog.text and Image.open(tmp_path / "grid.png").width > 100
+    assert "Noto" in caplog.text and Image.open(tmp_path / "grid.png").width > 100
 
 
 def test_an_installed_font_is_used(with_cats: str, tmp_path: Path) -> None:
