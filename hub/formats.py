@@ -37,7 +37,12 @@ OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ((".on_input", ".ia3_"), "an IA3 adapter", CONVERT),
     ((".diff", ".diff_b"), "a full difference of weights", CONVERT),
     ((".dora_scale",), "a DoRA in kohya's format, whose magnitudes diffusers drops", CONVERT),
-    (("emb_params", "string_to_param", "<"), "an embedding of textual inversion", "load it as such."),
+    (
+        ("emb_params", "string_to_param", "<", "clip_l", "clip_g"),
+        "an embedding of textual inversion",
+        "load it as such.",
+    ),
+    (("adapter.body.", "adapter.conv_in."), "a T2I-Adapter", "load it as such."),
     (("control_model.", "controlnet_", "lllite_"), "a ControlNet", "load it as such."),
     (("ip_adapter", "image_proj."), "an IP-Adapter", "load it as such."),
     (
@@ -46,7 +51,7 @@ OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "supported are UNets.",
     ),
     (
-        ("conv_in.", "encoder.conv_in.", "decoder.conv_in."),
+        ("conv_in.", "encoder.conv_in.", "decoder.conv_in.", "text_model.embeddings."),
         "a model's own weights",
         "name it as the base's part.",
     ),
