@@ -78,7 +78,11 @@ def load_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: it is no YAML, or a mapping has a key twice.
     """
-    return yaml.load(text, Loader=_OnceLoader)
+    loader = _OnceLoader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 class _OnceLoader(yaml.SafeLoader):
