@@ -207,18 +207,20 @@ def test_its_tracker_has_every_figure_of_every_iteration(whole: Finished) -> Non
     assert "validation" in events.Tags()["images"]
 
 
-def test_the_settings_that_a_run_writes_repeat_it(arguments: Arguments, tmp_path: Path) -> None:
+def test_the_settings_that_a_run_writes_repeat_it(
+    command_line: Callable[..., list[str]], tmp_path: Path
+) -> None:
     """Whatever kind they are of; no token is among them."""
-    config = arguments(
+    line = command_line(
         max_train_iterations=1,
         gamma=0.5,
         lora_alpha=3,
         lora_target_modules=["attn2.to_k", "attn2.to_v"],
         critic_type="timestep_blind",
-        output_kohya_format=False,
         hub_token="hf_notwritten",
         seed=7,
     )
+    config = parse_config([*line, "--no-output_kohya_format"])
     script.main(config)
     out, file = tmp_path / "out", tmp_path / "out" / "config.yaml"
     first, critic = adapter(out), load_file(out / "critic" / "model.safetensors")
