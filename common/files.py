@@ -10,6 +10,7 @@ from typing import Any
 
 POINTER = b"version https://git-lfs.github.com/spec/"
 """How a file begins that git-lfs leaves in place of another."""
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
 def write_aside(path: Path, write: Any) -> None:
@@ -46,10 +47,9 @@ def check_link(path: Path) -> None:
         ValueError: it does.
     """
     try:
-        path.resolve(strict=False)
         path.stat()
-    except (RuntimeError, OSError) as error:
-        if isinstance(error, RuntimeError) or error.errno == errno.ELOOP:
+    except OSError as error:
+        if error.errno == errno.ELOOP:
             raise ValueError(f"{path} is a link that leads to itself; choose another place.") from error
 
 
@@ -58,6 +58,15 @@ def give_usual_mode(path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
+
+
+def why_unreadable(path: str | Path, error: Exception) -> str:
+    """Why a file of weights cannot be read, as the end of a sentence, in one line."""
+    if is_pointer(path):
+        return "a git-lfs pointer stands in its place; run `git lfs pull`"
+    if Path(path).suffix in PICKLES:
+        return "pickles can run any code and are never read; find it as safetensors, or convert it"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def is_pointer(path: str | Path) -> bool:

@@ -13,7 +13,7 @@ from common.command_line import TOKEN
 
 REASONS = {
     401: "the Hub does not accept the token (401), so run `hf auth login` again",
-    403: "the token may not do this (403), so use one with write access to the repository",
+    403: "the token may not do this (403), so use one that has access to the repository, to write if you upload",
     404: "the Hub finds no such repository, revision or file, or the token may not see it (404)",
     409: "something else is changing the repository (409)",
     412: "the repository has changed meanwhile (412)",
@@ -46,7 +46,7 @@ def hub_reason(error: BaseException) -> str:
         if isinstance(link, OfflineModeIsEnabled):
             return OFFLINE
         if isinstance(link, HTTPError):
-            return f"the Hub cannot be reached or broke off ({': '.join(filter(None, [type(link).__name__, _said(link)]))})"
+            return f"the Hub cannot be reached or broke off ({type(link).__name__}: {_said(link)})"
     return ""
 
 

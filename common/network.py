@@ -36,7 +36,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from common.files import write_aside
+from common.files import make_directory, why_unreadable, write_aside
 from common.hub_reasons import reason_of
 
 CONFIG_NAME = "config.json"
@@ -58,7 +58,7 @@ class Checkpoint(nn.Module):
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write `config.json` and `model.safetensors`, floating-point tensors cast to `dtype` if given."""
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         tensors = {
             k: (v.to(dtype) if dtype and v.is_floating_point() else v).contiguous().cpu()
             for k, v in self.state_dict().items()
@@ -153,7 +153,7 @@ class Checkpoint(nn.Module):
             ArithmeticError,
             SafetensorError,
         ) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = why_unreadable(directory / WEIGHTS_NAME, error)
             raise CheckpointError(
                 f"{name_or_path} is not a readable {cls.kind} ({CONFIG_NAME} + {WEIGHTS_NAME}): {reason}"
             ) from error

@@ -58,6 +58,7 @@ def before_after(rows: Sequence[Pair], path: str | Path, title: str) -> None:
     path = Path(path)
     texts = [title, *(row.prompt for row in rows)]
     families, lacking = families_for("".join(texts))
+    path.with_suffix(".txt").unlink(missing_ok=True)  # of an older picture
     if lacking:
         listed = [f"{number}: {_plain(row.prompt)}" for number, row in enumerate(rows, start=1)]
         rows = [replace(row, prompt=f"prompt {number}") for number, row in enumerate(rows, start=1)]

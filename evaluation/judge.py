@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from common.files import why_unreadable
 from common.network import check_shapes
 
 CONFIG_NAME = "config.json"
@@ -238,7 +239,7 @@ class Judge(nn.Module):
             ArithmeticError,
             SafetensorError,
         ) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = why_unreadable(directory / WEIGHTS_NAME, error)
             raise ValueError(
                 f"{directory} is not a judge ({CONFIG_NAME} + {WEIGHTS_NAME}): {reason}"
             ) from error

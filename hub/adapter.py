@@ -23,12 +23,10 @@ from transformers import PreTrainedModel
 from common.files import make_directory
 from common.network import resolve_directory
 from hub.checks import find_fault, loaded_adapters
-from hub.concepts import file_of, recorded_concepts
+from hub.concepts import KOHYA_NAME, kohya_name
 from hub.files import HASH_KEY, UnreadableAdapter, read_file, read_header, read_names, write_file
 from hub.formats import PEFT_NAME, as_diffusers_reads, decisive, is_kohya, what_else
 
-KOHYA_NAME = "pytorch_lora_weights_kohya.safetensors"
-"""The same adapter in kohya's format, next to the one in diffusers', if it does not say what it erases."""
 RESERVED = {LORA_ADAPTER_METADATA_KEY, "format", HASH_KEY}
 """Header keys that are derived from the tensors."""
 
@@ -140,12 +138,6 @@ def update_adapter_metadata(directory: str | Path, metadata: Mapping[str, str]) 
         write_file(target, tensors, header)
         if file != target:
             file.unlink()
-
-
-def kohya_name(header: Mapping[str, Any]) -> str:
-    """The name of an adapter's file in kohya's format: the concept's, if its header names one."""
-    concepts = recorded_concepts(header)
-    return file_of(concepts) if concepts else KOHYA_NAME
 
 
 def kohya_files(directory: str | Path) -> list[Path]:

@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from common.files import write_aside
 from common.names import BUNDLED_PIPELINE, file_name, hub_id, without_path
-from hub.concepts import file_of
+from hub.concepts import kohya_name
 from hub.licences import BUNDLED_TEXT, licence_by_hand, licence_of
 from hub.notes import notes_section, read_notes
 
@@ -289,7 +289,7 @@ def _use_section(
 
 def _programs_section(results: Mapping[str, Any], output_dir: str | Path) -> str:
     """How other programs load the adapter; empty if there is no file for them."""
-    name = file_of(listed(results.get("concept")))
+    name = kohya_name(results)
     if not (Path(output_dir) / name).is_file():
         return ""
     stem = name.removesuffix(".safetensors")

@@ -10,6 +10,8 @@ from typing import Any
 
 from common.texts import folded
 
+KOHYA_NAME = "pytorch_lora_weights_kohya.safetensors"
+"""The same adapter in kohya's format, next to the one in diffusers', if it does not say what it erases."""
 LONGEST, LONGEST_BYTES = 80, 255
 """Of a file's name: characters, and what file systems take."""
 
@@ -29,6 +31,12 @@ def recorded_concepts(said: Mapping[str, Any]) -> list[str]:
         found = None
     # A text that only looks like a list is itself a concept.
     return found if isinstance(found, list) and all(isinstance(item, str) for item in found) else [concept]
+
+
+def kohya_name(header: Mapping[str, Any]) -> str:
+    """The name of an adapter's file in kohya's format: the concept's, if its header names one."""
+    concepts = recorded_concepts(header)
+    return file_of(concepts) if concepts else KOHYA_NAME
 
 
 def file_of(concepts: Sequence[str]) -> str:

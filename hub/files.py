@@ -14,10 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save, save_file
 
-from common.files import check_link, give_usual_mode, is_pointer, make_directory
+from common.files import check_link, give_usual_mode, make_directory, why_unreadable
 
 HASH_KEY = "modelspec.hash_sha256"
-PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 OF_FILE_SYSTEMS = {"lost+found"}
 """What an empty file system already has at its root."""
 
@@ -112,9 +111,4 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if is_pointer(path):
-            reason = "a git-lfs pointer stands in its place; run `git lfs pull`"
-        elif path.suffix in PICKLES:
-            reason = "pickles can run any code and are never read; find it as safetensors, or convert it"
-        raise UnreadableAdapter(f"{path} is not an adapter: {reason}") from error
+        raise UnreadableAdapter(f"{path} is not an adapter: {why_unreadable(path, error)}") from error

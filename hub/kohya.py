@@ -15,7 +15,8 @@ import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from diffusers.utils import convert_state_dict_to_kohya
 
-from hub.adapter import find_adapter, kohya_name, read_adapter_metadata
+from hub.adapter import find_adapter, read_adapter_metadata
+from hub.concepts import kohya_name
 from hub.factors import Factors, adapter_factors
 from hub.files import read_names, write_file
 from hub.formats import PEFT_NAME, is_kohya

@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from common.network import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, check_token
 from hub.access import HubError, hub_errors
-from hub.adapter import KOHYA_NAME
+from hub.concepts import KOHYA_NAME
 from hub.files import filled, read_file, require_empty
 from hub.push import ADAPTER_FILES, kohya_name_there, names_there
 

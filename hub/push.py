@@ -16,8 +16,8 @@ from huggingface_hub.hf_api import ModelInfo, SpaceInfo
 from common.flags import dump_yaml, flag
 from common.network import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
 from hub.access import HubError, hub_errors
-from hub.adapter import KOHYA_NAME, kohya_name
 from hub.card import CARD_NAME, GRID_NAME, addressed, model_card
+from hub.concepts import KOHYA_NAME, kohya_name
 from hub.files import read_header
 from hub.licences import licence_by_hand, with_licence
 from hub.notes import merge_notes, read_notes, with_notes

@@ -47,7 +47,7 @@ def scheduler_settings(path: Path, cls: type, prediction_type: str | None = None
 
     Args:
         cls: what its tensors are.
-        prediction_type: what it predicts, whatever it says.
+        prediction_type: what it is asked to predict; what it says about that is left out.
 
     Raises:
         Unsupported: it says that it is something else, or contradicts itself.
@@ -60,7 +60,8 @@ def scheduler_settings(path: Path, cls: type, prediction_type: str | None = None
         raise Unsupported(f"{path} says that it is a {kind}, and its tensors are a {cls.__name__}'s.")
     settings = {name: value for mark in MARKS.keys() & names for name, value in MARKS[mark].items()}
     if prediction_type is not None:
-        return settings | {"prediction_type": prediction_type}
+        settings.pop("prediction_type", None)
+        return settings
     written = header.get("modelspec.prediction_type") or ("v" if kind.endswith("-v") else None)
     prediction = PREDICTIONS.get(str(written).strip().casefold())
     if written and prediction is None:

@@ -10,7 +10,7 @@ from typing import Any
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import SafetensorError, safe_open
 
-from common.files import is_pointer
+from common.files import why_unreadable
 
 
 class Unsupported(ValueError):
@@ -149,8 +149,9 @@ def class_of_checkpoint(path: Path) -> type[StableDiffusionPipeline] | type[Stab
             )
             channels = [file.get_slice(key).get_shape() for key in (first, last) if key in names]
     except (OSError, SafetensorError) as error:
-        why = "a git-lfs pointer stands in its place; run `git lfs pull`" if is_pointer(path) else error
-        raise Unsupported(f"{path} is not a readable safetensors file: {why}") from error
+        raise Unsupported(
+            f"{path} is not a readable safetensors file: {why_unreadable(path, error)}"
+        ) from error
     if any("lora_" in name or ".lora." in name for name in names):
         raise Unsupported(f"{path} is a LoRA, not a base; name the base that it is for.")
     if len(channels) < 2 or any(len(shape) != 4 for shape in channels):

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+import canvas
 from common.files import POINTER, make_directory
 from common.pictures import pictures_in, read_picture
 from common.texts import load_yaml
+from evaluation.judge import Judge
 from evaluation.prompt_file import read_prompt_file
 from hub.files import UnreadableAdapter, read_file, require_empty
 from pipelines.supported import Unsupported, class_of_checkpoint
 from reward.concept import SpecError, read_prompts, read_spec
 from reward.concept.spec import clean_concepts
 from reward.concept.words import words
+from reward.predictor import RewardPredictor
 from training.config import parse_config
 
 # --- texts ------------------------------------------------------------------------------------------------
@@ -165,3 +169,12 @@ def test_links_that_lead_nowhere_are_followed_and_loops_are_refused(tmp_path: Pa
     for use in (make_directory, require_empty):
         with pytest.raises(ValueError, match="leads to itself"):
             use(tmp_path / "one")
+
+
+def test_a_pointer_is_no_checkpoint_of_a_network(tmp_path: Path) -> None:
+    shutil.copytree(canvas.REWARD, tmp_path / "reward")
+    shutil.copytree(canvas.JUDGE, tmp_path / "judge")
+    for loader, name in ((RewardPredictor, "reward"), (Judge, "judge")):
+        (tmp_path / name / "model.safetensors").write_bytes(POINTER + b"v1\n")
+        with pytest.raises(ValueError, match="git lfs pull"):
+            loader.from_pretrained(tmp_path / name)

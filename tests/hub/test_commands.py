@@ -21,8 +21,9 @@ from transformers import CLIPConfig, CLIPImageProcessor
 import canvas
 from common.errors import friendly_errors
 from hub.__main__ import main, parse_config
-from hub.adapter import kohya_name, load_adapter, read_adapter_metadata, save_adapter
+from hub.adapter import load_adapter, read_adapter_metadata, save_adapter
 from hub.commands.merge import MergeConfig
+from hub.concepts import kohya_name
 from hub.files import read_file
 from pipelines.base import load_pipeline
 

@@ -7,8 +7,7 @@ import re
 
 import pytest
 
-from hub.adapter import KOHYA_NAME, kohya_name
-from hub.concepts import file_of, recorded_concepts
+from hub.concepts import KOHYA_NAME, file_of, kohya_name, recorded_concepts
 
 
 @pytest.mark.parametrize(
