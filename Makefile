@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 ROOMS := common pipelines policy reward environment critic hub evaluation training train_unlearn_lora.py
 
-.PHONY: install demo test test-slow test-all lint types canvas clean
+.PHONY: install demo test test-slow test-all attack lint types canvas clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,10 @@ test-slow: install
 
 test-all: install
 	$(PYTEST)
+
+# Hours of kills, full disks, damaged files and hostile servers, of which the suite tries a hundredth.
+attack: install
+	ATTACK=full FUZZ_EXAMPLES=1000 $(PYTEST) tests/attack tests/fuzz
 
 lint: install
 	$(BIN)/ruff check .

@@ -67,9 +67,9 @@ QUICK = {
 """Flags of the training script under which a run takes seconds."""
 
 
-SLOW_FOLDERS = {"fuzz", "probes", "whole"}
-"""Folders of tests that take seconds each: hostile inputs by the hundred, attacks on an erasure, and commands
-from their first file to their last."""
+SLOW_FOLDERS = {"attack", "fuzz", "probes", "whole"}
+"""Folders of tests that take seconds each: kills and full disks, hostile inputs by the hundred, attacks on an
+erasure, and commands from their first file to their last."""
 SLOW_FIXTURES = {
     "pipeline_dirs": "a pipeline of each backbone",
     "command_line": "a run of the training script",
