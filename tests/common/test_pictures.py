@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from sources import nodes
 
 from common.pictures import as_shown, pictures_in, read_picture
 
-ROOT = Path(__file__).parents[2]
 SIDE = 16
 OPENERS = {
     "common/pictures.py": "the reader",
@@ -213,12 +213,8 @@ def test_damaged_tags_do_not_matter(tmp_path: Path) -> None:
 
 
 def test_no_other_module_opens_the_pictures_of_users() -> None:
-    found = set()
-    for path in ROOT.rglob("*.py"):
-        name = path.relative_to(ROOT).as_posix()
-        if name.split("/")[0] in ("tests", "benchmarks", ".venv", "runs"):
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute) and ast.unparse(node) in ("Image.open", "PIL.Image.open"):
-                found.add(name)
+    openers = ("Image.open", "PIL.Image.open")
+    found = {
+        name for name, node in nodes() if isinstance(node, ast.Attribute) and ast.unparse(node) in openers
+    }
     assert found == set(OPENERS)

@@ -6,10 +6,10 @@ import ast
 from pathlib import Path
 
 import pytest
+from sources import nodes
 
 from common.texts import folded, lines_of, read_text
 
-ROOT = Path(__file__).parents[2]
 OWN = {
     "common/checkpoints.py": "checkpoints of a run",
     "common/memory.py": "the operating system's",
@@ -81,12 +81,5 @@ def test_texts_that_read_the_same_are_the_same() -> None:
 
 
 def test_no_other_module_reads_the_texts_of_users() -> None:
-    found = set()
-    for path in ROOT.rglob("*.py"):
-        name = path.relative_to(ROOT).as_posix()
-        if name.split("/")[0] in ("tests", "benchmarks", ".venv", "runs"):
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute) and node.attr == "read_text":
-                found.add(name)
+    found = {name for name, node in nodes() if isinstance(node, ast.Attribute) and node.attr == "read_text"}
     assert found == set(OWN)
