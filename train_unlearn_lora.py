@@ -16,11 +16,15 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 
+from common.checkpoints import latest_checkpoint
 from common.errors import friendly_errors, friendly_interrupts, friendly_memory
 from common.files import make_directory
+from common.interruption import leave
+from common.lock import exclusive
 from common.memory import out_of_memory
 from common.processes import anywhere, processes
 from critic.credit import credit, observe, values_of
@@ -33,8 +37,6 @@ from training.collect import Batch, collect
 from training.config import RunConfig, parse_config
 from training.control import Verdict
 from training.cooldown import finish
-from training.interruption import leave
-from training.lock import exclusive_run
 from training.metrics import advantage_metrics, critic_metrics, update_metrics
 from training.plan import print_plan
 from training.previews import draw_base
@@ -61,8 +63,8 @@ def main(config: RunConfig) -> None:
     with ExitStack() as held, advise_on_memory(run.config):
         with friendly_errors():
             if run.is_main:
-                held.enter_context(exclusive_run(config.output.output_dir))
-        with friendly_interrupts(how_to_go_on(config)):
+                held.enter_context(exclusive(config.output.output_dir))
+        with friendly_interrupts(partial(latest_checkpoint, config.output.output_dir)):
             train(run, config)
         if config.hub.push_to_hub and run.is_main:
             push(config)
@@ -83,14 +85,16 @@ def train(run: Run, given: RunConfig) -> None:
         save_config(given)
     run.tracking.start("train_unlearn_lora", tracker_settings(run.config))
     with run.interruption:
-        state, last = learn(run)
-    save(run)
-    leave_if_interrupted(run)
-    evaluate_run(run, state.progress, last)
-    if run.is_main:
-        directory = given.output.output_dir
-        logger.info(f"Wrote {directory}: load it with pipe.load_lora_weights({str(directory)!r})")
-    run.tracking.end()
+        with run.room:
+            state, last = learn(run)
+        save(run)
+    with friendly_interrupts(unevaluated(given)):
+        leave_if_interrupted(run)
+        evaluate_run(run, state.progress, last)
+        if run.is_main:
+            directory = given.output.output_dir
+            logger.info(f"Wrote {directory}: load it with pipe.load_lora_weights({str(directory)!r})")
+        run.tracking.end()
 
 
 def learn(run: Run) -> tuple[RunState, dict[str, float]]:
@@ -195,12 +199,16 @@ def leave_if_interrupted(run: Run) -> None:
     """End without an evaluation if the run was interrupted during its last iteration."""
     if anywhere(run.interruption.received is not None):
         run.tracking.end()
-        directory = run.config.output.output_dir
-        leave(
-            run.interruption.received or signal.SIGTERM,
-            f"the adapter is complete in {directory}, but not evaluated; `python -m evaluation --adapter "
-            f"{directory}` does that.",
-        )
+        leave(run.interruption.received or signal.SIGTERM, unevaluated(run.config))
+
+
+def unevaluated(config: RunConfig) -> str:
+    """For a run that ends between its adapter and its results."""
+    directory = config.output.output_dir
+    return (
+        f"The adapter is complete in {directory}, but not evaluated; `python -m evaluation --adapter {directory}` "
+        "does that."
+    )
 
 
 def push(config: RunConfig) -> None:
@@ -211,15 +219,6 @@ def push(config: RunConfig) -> None:
     with friendly_errors(), friendly_interrupts(again):
         address = push_adapter(directory, config.repository, token=config.hub.hub_token, private=private)
         logger.info(f"Uploaded to {address}")
-
-
-def how_to_go_on(config: RunConfig) -> str:
-    """For a run that ends before its time."""
-    if not config.output.checkpointing_steps:
-        return ""
-    return (
-        f"What has been saved is in {config.output.output_dir}; go on with --resume_from_checkpoint latest."
-    )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from common.files import write_aside
+from common import files
 
 MISSING = "–"
 """What a table shows where there is no number."""
@@ -64,8 +64,8 @@ def mean_interval(summary: Mapping[str, Any], digits: int = 1, *, least: float |
 
 def write_text(path: Path, text: str) -> None:
     """Write a text with a line break at its end; the file is complete or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(path, lambda aside: aside.write_text(text.rstrip("\n") + "\n", encoding="utf-8"))
+    files.make_directory(path.parent)
+    files.write_text(path, text.rstrip("\n") + "\n")
 
 
 def write_json(path: Path, content: Any) -> None:

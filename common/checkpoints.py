@@ -6,8 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import shutil
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,10 +16,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from common.files import directory_aside, discard, disk_errors, make_directory, put
+
 logger = logging.getLogger(__name__)
 
 TENSORS, NUMBERS, MANIFEST = "state.safetensors", "state.json", "manifest.json"
-ASIDE, DISCARDED = ".checkpoint.new", ".checkpoint.old"
+NAME = re.compile(r"checkpoint-(\d+)", re.ASCII)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -95,16 +96,14 @@ def save_checkpoint(
         OSError: it could not be written, the disk being full for instance; the checkpoints before it are as
             they were.
     """
-    final, aside = output_dir / f"checkpoint-{iteration}", output_dir / ASIDE
+    final = output_dir / f"checkpoint-{iteration}"
     # Tensors may share memory (a slice of a batch); safetensors wants each on its own.
     tensors = {
         f"{group}/{name}": tensor.detach().cpu().contiguous().clone()
         for group, part in groups.items()
         for name, tensor in part.items()
     }
-    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
-    try:
-        aside.mkdir(parents=True)
+    with disk_errors(final), directory_aside(make_directory(output_dir)) as aside:
         save_file(tensors, aside / TENSORS)
         (aside / NUMBERS).write_text(
             json.dumps(numbers | {"iteration": iteration}, indent=2) + "\n", encoding="utf-8"
@@ -113,30 +112,23 @@ def save_checkpoint(
             json.dumps({name: _digest(aside / name) for name in (TENSORS, NUMBERS)}, indent=2) + "\n",
             encoding="utf-8",
         )
-        for path in (*aside.iterdir(), aside):
-            _sync(path)
-        _discard(final)
-        os.replace(aside, final)
-        _sync(output_dir)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise OSError(
-            f"The checkpoint of iteration {iteration} could not be written to {output_dir} ({error})"
-        ) from error
+        put(aside, final)
     if total_limit:
         for old in list_checkpoints(output_dir)[:-total_limit]:
-            _discard(old)
+            discard(old)
     return final
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    found = [
-        p
-        for p in output_dir.glob("checkpoint-*")
-        if p.name.removeprefix("checkpoint-").isdigit() and (p / MANIFEST).is_file()
-    ]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
+    found = {int(name[1]): path for path in output_dir.glob("*") if (name := NAME.fullmatch(path.name))}
+    return [found[number] for number in sorted(found) if (found[number] / MANIFEST).is_file()]
+
+
+def latest_checkpoint(output_dir: Path) -> str:
+    """What to say of the newest complete checkpoint; empty if there is none."""
+    found = list_checkpoints(output_dir)
+    return f"{found[-1]} is complete; go on with --resume_from_checkpoint latest." if found else ""
 
 
 def load_checkpoint(output_dir: Path, name: str) -> Checkpoint:
@@ -191,21 +183,3 @@ def _read(directory: Path) -> Checkpoint:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Have the system write a file, or the names in a directory, to the disk now."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _discard(directory: Path) -> None:
-    """Delete a checkpoint if there is one; a kill within does not leave half of it under its name."""
-    if directory.exists():
-        aside = directory.with_name(DISCARDED)
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(directory, aside)
-        shutil.rmtree(aside, ignore_errors=True)

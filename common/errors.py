@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 import torch
+
+from common.interruption import Ended, ended_by_signals, follow_launcher
 
 
 class Unsound(ArithmeticError):
@@ -25,24 +28,33 @@ def friendly_errors() -> Iterator[None]:
 
 
 @contextmanager
-def friendly_interrupts(hint: str = "") -> Iterator[None]:
-    """For a run under way: Ctrl-C, a failing disk, unsound numbers and a process that is gone end in a
-    sentence, followed by `hint`.
+def friendly_interrupts(hint: str | Callable[[], str] = "") -> Iterator[None]:
+    """For a run under way: Ctrl-C, SIGTERM, SIGHUP, a launcher or a process that is gone, a failing disk and
+    unsound numbers end in a sentence, followed by `hint`, or by what it says then.
 
     A bug keeps its traceback.
     """
-    try:
-        yield
-    except KeyboardInterrupt:
-        _leave(f"interrupted. {hint}", 130)
-    except Unsound as error:
-        _leave(f"{error} {hint}", 1)
-    except OSError as error:
-        _leave(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}. {hint}", 1)
-    except RuntimeError as error:
-        if not is_lost_process(error):
-            raise
-        _leave(f"another process of this run has ended, so this one cannot go on. {hint}", 1)
+
+    def end(reason: str, code: int) -> NoReturn:
+        _leave(f"{reason} {hint if isinstance(hint, str) else hint()}", code)
+
+    follow_launcher()
+    with ended_by_signals():
+        try:
+            yield
+        except Ended as error:
+            end(f"interrupted by {error.number.name}.", 128 + error.number)
+        except KeyboardInterrupt:
+            end("interrupted.", 130)
+        except Unsound as error:
+            end(str(error), 1)
+        except OSError as error:
+            file = f": {error.filename}" if error.filename else ""
+            end(f"{error.strerror or error}{file}.", 1)
+        except RuntimeError as error:
+            if not is_lost_process(error):
+                raise
+            end("another process of this run has ended, so this one cannot go on.", 1)
 
 
 def is_lost_process(error: RuntimeError) -> bool:
@@ -69,6 +81,7 @@ def friendly_memory(advice: Callable[[], str]) -> Iterator[None]:
         _leave(advice(), 1)
 
 
-def _leave(message: str, code: int) -> None:
-    print(f"error: {message.strip()}", file=sys.stderr)
+def _leave(message: str, code: int) -> NoReturn:
+    with suppress(OSError):  # of a terminal that is closed
+        print(f"error: {message.strip()}", file=sys.stderr, flush=True)
     sys.exit(code)

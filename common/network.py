@@ -33,10 +33,10 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
-from common.files import make_directory, why_unreadable, write_aside
+from common.files import as_json, make_directory, why_unreadable, write_text, write_together
 from common.hub_reasons import reason_of
 
 CONFIG_NAME = "config.json"
@@ -57,15 +57,13 @@ class Checkpoint(nn.Module):
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write `config.json` and `model.safetensors`, floating-point tensors cast to `dtype` if given."""
-        directory = Path(directory)
-        make_directory(directory)
+        directory = make_directory(Path(directory))
         tensors = {
             k: (v.to(dtype) if dtype and v.is_floating_point() else v).contiguous().cpu()
             for k, v in self.state_dict().items()
         }
-        text = json.dumps({"kind": self.kind, **self.config}, indent=2, ensure_ascii=False) + "\n"
-        write_aside(directory / WEIGHTS_NAME, lambda path: save_file(tensors, path))
-        write_aside(directory / CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+        config = as_json({"kind": self.kind, **self.config})
+        write_together({directory / WEIGHTS_NAME: save(tensors), directory / CONFIG_NAME: config})
 
     def push_to_hub(
         self,
@@ -95,7 +93,7 @@ class Checkpoint(nn.Module):
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             with tempfile.TemporaryDirectory() as directory:
                 self.save_pretrained(directory, dtype=dtype)
-                (Path(directory) / CARD_NAME).write_text(self.card(repo_id), encoding="utf-8")
+                write_text(Path(directory) / CARD_NAME, self.card(repo_id))
                 return str(
                     api.upload_folder(
                         repo_id=repo_id,

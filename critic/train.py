@@ -17,6 +17,7 @@ from accelerate.utils import set_seed
 
 from common.errors import Unsound, friendly_errors
 from common.flags import flag, parse
+from common.room import Room
 from critic.advantages import centre_within, explained_variance
 from critic.critic import Critic
 from critic.estimators import SIGNALS, Estimator
@@ -95,7 +96,8 @@ def main(config: TrainConfig) -> None:
     order = torch.randperm(training.num_rollouts, generator=generator)
     held_out, train = order[: training.num_rollouts // 6], order[training.num_rollouts // 6 :]
     critic.observe(trajectory[train], text[train], potentials[train], returns[train])
-    loss = critic.fit(training.max_train_steps, training.train_states, generator)
+    with Room(training.output_dir, sum(p.nbytes for p in network.parameters())):
+        loss = critic.fit(training.max_train_steps, training.train_states, generator)
     if not critic.is_finite():
         raise Unsound("The critic's weights are NaN or infinite; nothing was saved. Lower --learning_rate.")
     network.save_pretrained(training.output_dir)

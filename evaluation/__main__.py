@@ -13,9 +13,9 @@ import datetime
 import hashlib
 import json
 import logging
-import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,9 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 from diffusers import DiffusionPipeline
 
 from common.errors import friendly_errors, friendly_interrupts
-from common.files import write_json
+from common.files import discard, is_empty, write_json
 from common.flags import flag, parse
+from common.lock import exclusive
 from common.memory import advised
 from common.names import public_name
 from evaluation.choice import Choice, ExaminationConfig, choose
@@ -147,7 +148,7 @@ def check_config(config: EvaluationConfig) -> None:
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output_dir {output} is a file.")
     begun = (output / IMAGES).is_dir() or config.output.overwrite_output_dir
-    if output.is_dir() and any(output.iterdir()) and not begun:
+    if output.is_dir() and not is_empty(output) and not begun:
         raise ValueError(
             f"--output_dir {output} is not empty and holds no evaluation; choose another or add "
             "--overwrite_output_dir."
@@ -164,6 +165,12 @@ def check_config(config: EvaluationConfig) -> None:
 def main(config: EvaluationConfig) -> None:
     check_config(config)
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    with exclusive(config.output.output_dir) if accelerator.is_main_process else nullcontext():
+        run(config, accelerator)
+
+
+def run(config: EvaluationConfig, accelerator: Accelerator) -> None:
+    """Load what is named, and compare."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     chosen = choose(config.base, config.examination, accelerator.device, seeds=config.measures.seeds)
     features = choose_features(
@@ -195,7 +202,7 @@ def compare(
     measures = choose_measures(config.measures, features, chosen, image_size=Backbone.of(pipe).image_size)
     output = config.output.output_dir
     if config.output.overwrite_output_dir and accelerator.is_main_process:
-        shutil.rmtree(output / IMAGES, ignore_errors=True)
+        discard(output / IMAGES)
     accelerator.wait_for_everyone()
     with accelerator.main_process_first():
         store = open_store(config, chosen.examination, pipe, base, chosen.adapter)

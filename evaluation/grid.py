@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from common.files import write_aside
+from common.files import make_directory, write_bytes, write_text
 from evaluation.fonts import columns, families_for, visible
 
 logger = logging.getLogger(__name__)
@@ -55,16 +55,14 @@ def before_after(rows: Sequence[Pair], path: str | Path, title: str) -> None:
     Raises:
         ValueError: there is nothing to show.
     """
-    path = Path(path)
+    path, legend = Path(path), ""
     texts = [title, *(row.prompt for row in rows)]
     families, lacking = families_for("".join(texts))
-    path.with_suffix(".txt").unlink(missing_ok=True)  # of an older picture
     if lacking:
         listed = [f"{number}: {_plain(row.prompt)}" for number, row in enumerate(rows, start=1)]
         rows = [replace(row, prompt=f"prompt {number}") for number, row in enumerate(rows, start=1)]
         legend = "\n".join([_plain(title), "", *listed]) + "\n"
         title = "".join("?" if c in lacking else c for c in title)
-        write_aside(path.with_suffix(".txt"), lambda aside: aside.write_text(legend, encoding="utf-8"))
         logger.warning(
             f"No installed font has {' '.join(sorted(lacking)[:8])}; the prompts of {path.name} are in "
             f"{path.stem}.txt. Install a font that has them, such as one of Noto's."
@@ -74,7 +72,13 @@ def before_after(rows: Sequence[Pair], path: str | Path, title: str) -> None:
     if not bands:
         raise ValueError("there is no image to show")
     with rc_context({"font.family": families}):
-        _save(_draw(bands, title), path)
+        picture = _png(_draw(bands, title))
+    make_directory(path.parent)
+    write_bytes(path, picture)
+    if legend:
+        write_text(path.with_suffix(".txt"), legend)
+    else:
+        path.with_suffix(".txt").unlink(missing_ok=True)  # of an older picture
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,7 @@ def _caption(prompt: str, width: int = 17, lines: int = 3) -> str:
     )
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     image = Image.open(buffer).convert("RGB")
@@ -186,5 +190,4 @@ def _save(figure: Figure, path: Path) -> None:
         buffer = io.BytesIO()
         image.quantize(256).save(buffer, format="png", optimize=True)
         image = image.resize((image.width * 4 // 5, image.height * 4 // 5), Image.Resampling.LANCZOS)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(path, lambda aside: aside.write_bytes(buffer.getvalue()))
+    return buffer.getvalue()

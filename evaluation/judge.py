@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
-from common.files import why_unreadable
+from common.files import as_json, make_directory, why_unreadable, write_together
 from common.network import check_shapes
 
 CONFIG_NAME = "config.json"
@@ -210,11 +210,10 @@ class Judge(nn.Module):
         return pixels.to(next(self.parameters()).device)
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        directory = make_directory(Path(directory))
         tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.state_dict().items()}
-        save_file(tensors, directory / WEIGHTS_NAME)
-        (directory / CONFIG_NAME).write_text(json.dumps(self.config, indent=2, ensure_ascii=False) + "\n")
+        config = as_json(self.config)
+        write_together({directory / WEIGHTS_NAME: save(tensors), directory / CONFIG_NAME: config})
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Judge:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from common.files import write_aside
+from common.files import write_bytes
 
 KEPT = {"IRA": "#1b6e4b", "CRA": "#1f5fa8"}
 KEPT_AS = {"IRA": "its kind is still drawn right", "CRA": "all else is still drawn right"}
@@ -53,7 +54,8 @@ def pareto(sides: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> 
         axes.set_xlabel("UA: the concept is gone (percent)")
         axes.set_ylabel(f"{name}: {KEPT_AS[name]} (percent)")
         axes.grid(alpha=0.3)
-    write_aside(Path(path), lambda aside: figure.savefig(aside, format="png"))
+    figure.savefig(picture := io.BytesIO(), format="png")
+    write_bytes(Path(path), picture.getvalue())
 
 
 def _places(

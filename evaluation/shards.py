@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from common.files import make_directory, write_aside, write_json
+from common.files import make_directory, write_bytes, write_json, write_text, write_together
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Side:
     def __init__(self, directory: Path, settings: Mapping[str, Any], image_format: str = "png") -> None:
         self.directory, self.image_format = directory, image_format
         wanted = {**settings, "image_format": image_format, "shard_size": SHARD_SIZE}
-        path = directory / MANIFEST
+        path = make_directory(directory) / MANIFEST
         if path.is_file():
             try:
                 found = json.loads(path.read_text(encoding="utf-8"))
@@ -83,7 +83,6 @@ class Side:
                         "--overwrite_output_dir to start --output_dir anew."
                     )
         else:
-            make_directory(directory)
             write_json(path, wanted)
 
     def images(
@@ -134,24 +133,21 @@ class Side:
         """Keep observations; those of other images or by other judges are not touched."""
         verdicts = {"verdicts": json.dumps(seen.verdicts, ensure_ascii=False)}
         tensors = {name: np.ascontiguousarray(rows) for name, rows in seen.values.items()}
-        write_aside(self._seen(shard, key), lambda path: save_file(tensors, path, verdicts))
+        write_bytes(self._seen(shard, key), save(tensors, verdicts))
 
     def file_name(self, job: Job) -> str:
         """Of an image."""
         return f"{job[0]:05d}-seed{job[1]}.{self.image_format}"
 
     def _write(self, shard: int, jobs: Sequence[Job], images: Sequence[Image.Image]) -> None:
-        digests = {}
+        contents = {}
         for job, image in zip(jobs, images, strict=True):
             buffer = io.BytesIO()
             image.convert("RGB").save(buffer, **FORMATS[self.image_format])
-            content, name = buffer.getvalue(), self.file_name(job)
-            digests[name] = hashlib.sha256(content).hexdigest()
-            write_aside(self.directory / name, lambda path, content=content: path.write_bytes(content))
-        write_aside(
-            self._index(shard),
-            lambda path: path.write_text(json.dumps(digests, indent=0) + "\n", encoding="utf-8"),
-        )
+            contents[self.directory / self.file_name(job)] = buffer.getvalue()
+        write_together(contents)
+        digests = {path.name: hashlib.sha256(content).hexdigest() for path, content in contents.items()}
+        write_text(self._index(shard), json.dumps(digests, indent=0) + "\n")
 
     def _damaged(self, shard: int, jobs: Sequence[Job]) -> list[str] | None:
         """The files of a shard that are missing or changed; None if it was never completed."""

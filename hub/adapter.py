@@ -6,7 +6,6 @@ import datetime
 import itertools
 import json
 import logging
-import tempfile
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,12 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from peft.utils import get_peft_model_state_dict
 from transformers import PreTrainedModel
 
-from common.files import make_directory
 from common.network import resolve_directory
 from hub.checks import find_fault, loaded_adapters
 from hub.concepts import KOHYA_NAME, kohya_name
@@ -101,21 +99,24 @@ def write_adapter(directory: str | Path, parts: Mapping[str, Part], metadata: Ma
         ValueError: a key of the metadata is taken, or a matrix holds NaN or infinite values.
     """
     _check_keys(metadata)
-    tensors = {name: tensor for part in parts.values() for name, tensor in part.layers.items()}
-    strange = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+    layers = {name: tensor for part in parts.values() for name, tensor in part.layers.items()}
+    strange = next((name for name, tensor in layers.items() if not tensor.isfinite().all()), None)
     if strange is not None:
         raise ValueError(f"{strange} holds NaN or infinite values, so no adapter is written.")
+    tensors = {
+        f"{name}.{key}": tensor.detach().cpu().contiguous()
+        for name, part in parts.items()
+        for key, tensor in part.layers.items()
+    }
+    config = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.config.items()}
+    header = {
+        "format": "pt",
+        LORA_ADAPTER_METADATA_KEY: json.dumps(config, indent=2, sort_keys=True, default=sorted),
+        "modelspec.date": datetime.date.today().isoformat(),
+    }
     path = Path(directory) / LORA_WEIGHT_NAME_SAFE
-    make_directory(path.parent)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".adapter-") as aside:
-        StableDiffusionPipeline.save_lora_weights(
-            aside,
-            **{f"{name}_lora_layers": part.layers for name, part in parts.items()},
-            **{f"{name}_lora_adapter_metadata": part.config for name, part in parts.items()},
-        )
-        tensors, header = read_file(Path(aside) / LORA_WEIGHT_NAME_SAFE)
     stale = kohya_files(directory)
-    write_file(path, tensors, header | {"modelspec.date": datetime.date.today().isoformat()} | dict(metadata))
+    write_file(path, tensors, header | dict(metadata))
     for twin in stale:
         twin.unlink()
     return path

@@ -15,7 +15,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from common.files import write_aside
+from common.files import write_text
 from common.names import BUNDLED_PIPELINE, file_name, hub_id, without_path
 from hub.concepts import kohya_name
 from hub.licences import BUNDLED_TEXT, licence_by_hand, licence_of
@@ -125,7 +125,7 @@ def save_model_card(results: Mapping[str, Any], output_dir: str | Path) -> Path:
     path = Path(output_dir) / CARD_NAME
     older = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     card = model_card({**results, **licence_by_hand(older)}, output_dir, read_notes(older))
-    write_aside(path, card.save)
+    write_text(path, str(card))
     return path
 
 

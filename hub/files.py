@@ -1,24 +1,32 @@
-"""Safetensors files with a text header, written complete or not at all."""
+"""Safetensors files with a text header, directories that are filled, and what may leave them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save
 
-from common.files import check_link, give_usual_mode, make_directory, why_unreadable
+from common.files import (
+    check_link,
+    directory_aside,
+    discard,
+    disk_errors,
+    is_empty,
+    make_directory,
+    put,
+    settle,
+    sync,
+    why_unreadable,
+    write_bytes,
+)
 
 HASH_KEY = "modelspec.hash_sha256"
-OF_FILE_SYSTEMS = {"lost+found"}
-"""What an empty file system already has at its root."""
 
 
 class UnreadableAdapter(ValueError):
@@ -56,24 +64,19 @@ def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def write_file(path: Path, tensors: dict[str, torch.Tensor], header: Mapping[str, str]) -> None:
-    """Write aside and rename, so that a kill or a full disk leaves the old file or the new one; the header's
-    hash is that of the tensors."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".adapter-") as aside:
-        complete = Path(aside) / path.name
-        save_file(tensors, complete, metadata={**header, HASH_KEY: tensor_hash(tensors)})
-        give_usual_mode(complete)
-        os.replace(complete, path)
+    """Write tensors, complete or not at all; the header's hash is that of the tensors."""
+    content = save(tensors, metadata={**header, HASH_KEY: tensor_hash(tensors)})
+    write_bytes(make_directory(path.parent) / path.name, content)
 
 
 def require_empty(directory: Path) -> None:
-    """Refuse a directory that holds something, apart from what file systems keep at their root.
+    """Refuse a directory that holds something of anybody's.
 
     Raises:
         ValueError: it exists and is not an empty directory.
     """
     check_link(directory)
-    if directory.exists() and not (directory.is_dir() and set(os.listdir(directory)) <= OF_FILE_SYSTEMS):
+    if directory.exists() and not (directory.is_dir() and is_empty(directory)):
         raise ValueError(f"--output_dir {directory} is not an empty directory; choose another, or empty it.")
 
 
@@ -86,17 +89,41 @@ def filled(directory: Path, last: str) -> Iterator[Path]:
         directory: one that `require_empty` accepts.
         last: the name that is moved after all the others, without which the directory counts as incomplete.
     """
-    made = not directory.exists()
-    target = make_directory(directory)
-    try:
-        with tempfile.TemporaryDirectory(dir=target, prefix=".incomplete-") as aside:
-            yield Path(aside)
-            for name in sorted(os.listdir(aside), key=lambda name: (name == last, name)):
-                os.replace(Path(aside) / name, target / name)
-    except BaseException:
-        if made:
-            shutil.rmtree(target, ignore_errors=True)
-        raise
+    if not directory.exists():
+        target = make_directory(directory.resolve().parent) / directory.resolve().name
+        with directory_aside(target.parent) as aside:
+            yield aside
+            with disk_errors(target):
+                put(aside, target)
+        return
+    target, moved = make_directory(directory), []
+    with directory_aside(target) as aside:
+        yield aside
+        try:
+            with disk_errors(target):
+                settle(aside)
+                for name in sorted(os.listdir(aside), key=lambda name: (name == last, name)):
+                    os.replace(aside / name, target / name)
+                    moved.append(target / name)
+                sync(target)
+        except BaseException:
+            for path in moved:
+                discard(path)
+            raise
+
+
+def refuse_links_out(directory: Path, names: Iterable[str]) -> None:
+    """Refuse files that are links to something outside their directory, which nobody means to publish.
+
+    Raises:
+        ValueError: which file is one.
+    """
+    for name in names:
+        if not (directory / name).resolve().is_relative_to(directory.resolve()):
+            raise ValueError(
+                f"{directory / name} is a link out of the directory, and nothing outside it is uploaded; put a copy "
+                "of the file in its place."
+            )
 
 
 def tensor_hash(tensors: dict[str, torch.Tensor]) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from peft import LoraConfig
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from common.files import write_bytes
 from hub.files import UnreadableAdapter
 
 PREFIX = "base_model.model."
@@ -98,7 +99,7 @@ def as_diffusers_reads(path: Path, tensors: Mapping[str, torch.Tensor]) -> Itera
     said = {f"{part}.{key}": value for part in components for key, value in settings.items()}
     with tempfile.TemporaryDirectory() as aside:
         copy = Path(aside) / LORA_WEIGHT_NAME_SAFE
-        save_file(renamed, copy, {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(said)})
+        write_bytes(copy, save(renamed, {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(said)}))
         yield copy
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
+from common.files import disk_errors
 from hub.files import filled
 
 
@@ -31,5 +32,5 @@ def save_pipeline(pipe: DiffusionPipeline, directory: Path, source: str = "") ->
         if hasattr(component, "register_to_config"):
             component.register_to_config(_name_or_path=source)
     pipe.register_to_config(_name_or_path=source)
-    with filled(directory, DiffusionPipeline.config_name) as aside:
+    with filled(directory, DiffusionPipeline.config_name) as aside, disk_errors(directory):
         pipe.save_pretrained(aside, safe_serialization=True)

@@ -18,7 +18,7 @@ from common.network import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
 from hub.access import HubError, hub_errors
 from hub.card import CARD_NAME, GRID_NAME, addressed, model_card
 from hub.concepts import KOHYA_NAME, kohya_name
-from hub.files import read_header
+from hub.files import read_header, refuse_links_out
 from hub.licences import licence_by_hand, with_licence
 from hub.notes import merge_notes, read_notes, with_notes
 from hub.provenance import RESULTS_NAME, read_results, what_adapter_says
@@ -144,8 +144,9 @@ def files_to_push(directory: Path) -> list[str]:
     """The files of a directory to upload, all of them readable.
 
     Raises:
-        ValueError: there is no adapter, or a weight file is damaged.
+        ValueError: there is no adapter, a weight file is damaged, or a file is a link out of the directory.
     """
+    refuse_links_out(directory, ADAPTER_FILES)
     header = read_header(directory / LORA_WEIGHT_NAME_SAFE)
     critic = CRITIC_FILES if all((directory / name).is_file() for name in CRITIC_FILES) else ()
     files = [
@@ -153,6 +154,7 @@ def files_to_push(directory: Path) -> list[str]:
         for name in dict.fromkeys((*ADAPTER_FILES, kohya_name(header)))
         if (directory / name).is_file() and (name in critic or name not in CRITIC_FILES)
     ]
+    refuse_links_out(directory, files)
     for name in files:
         if name.endswith(".safetensors"):
             read_header(directory / name)

@@ -8,6 +8,8 @@ the same noise.
 from __future__ import annotations
 
 import math
+import signal
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLP
 from tqdm.auto import tqdm
 
 from common.checkpoints import (
+    latest_checkpoint,
     load_checkpoint,
     load_optimizer_tensors,
     optimizer_tensors,
@@ -28,7 +31,10 @@ from common.checkpoints import (
 from common.errors import Unsound
 from common.film import MAX_WIDTH, size_of
 from common.flags import flag
+from common.interruption import Interruption, leave
 from common.names import public_name
+from common.processes import anywhere
+from common.room import Room, going_on
 from reward.latents import BaseRollouts, BaseSamples, Latents, Source, collect
 from reward.origin import describe_origin
 from reward.predictor import RewardPredictor
@@ -195,6 +201,8 @@ def distil(
         ValueError: the batch cannot be shared out evenly, or a checkpoint to resume from is missing, damaged
             or of other settings.
         Unsound: one gradient after another was no number.
+        OSError: there is no room for the predictor.
+        SystemExit: it was interrupted, and what it had learnt is in a checkpoint.
     """
     accelerator = accelerator or Accelerator()
     if config.batch_size % accelerator.num_processes:
@@ -229,46 +237,57 @@ def distil(
         mininterval=1,
         disable=not accelerator.is_local_main_process,
     )
-    for step in bar:
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        batch = noisy_batch(data, scheduler, config.batch_size, config.noise_levels, generator)
-        noisy, t, embeddings = (value[mine].to(accelerator.device) for value in batch)
-        loss = F.mse_loss(model(noisy, t).float(), embeddings, reduction="none").sum(-1).mean()
-        prepared.zero_grad(set_to_none=True)
-        accelerator.backward(loss)
-        norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
-        lost = 0 if math.isfinite(norm) else lost + 1
-        if lost > MOST_LOST:
-            raise Unsound(
-                f"The last {lost} gradients of the {progress} were no numbers; lower --learning_rate."
-            )
-        if (
-            not lost or accelerator.scaler is not None
-        ):  # a gradient scaler leaves such a step out itself, and lowers its scale
-            prepared.step()
-        schedule.step()
-        torch._foreach_lerp_(
-            average, [p.detach() for p in parameters], 1 - min(config.ema_decay, (step + 1) / (step + 10))
-        )
-        if step % 50 == 0:
-            bar.set_postfix(loss=f"{loss.item():.4f}")
-        if (
-            checkpoints
-            and checkpoints.every
-            and (step + 1) % checkpoints.every == 0
-            and step + 1 < config.steps
-        ):
-            if accelerator.is_main_process:
-                _save(
-                    checkpoints,
-                    config,
-                    data,
-                    step + 1,
-                    predictor=predictor,
-                    optimizer=optimizer,
-                    average=average,
+    interruption = Interruption()
+    size = sum(p.nbytes for p in parameters) if checkpoints and accelerator.is_main_process else 0
+    room = Room(checkpoints.directory if checkpoints else Path(), size)
+    with room, interruption if checkpoints else nullcontext():
+        for step in bar:
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            batch = noisy_batch(data, scheduler, config.batch_size, config.noise_levels, generator)
+            noisy, t, embeddings = (value[mine].to(accelerator.device) for value in batch)
+            loss = F.mse_loss(model(noisy, t).float(), embeddings, reduction="none").sum(-1).mean()
+            prepared.zero_grad(set_to_none=True)
+            accelerator.backward(loss)
+            norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
+            lost = 0 if math.isfinite(norm) else lost + 1
+            if lost > MOST_LOST:
+                raise Unsound(
+                    f"The last {lost} gradients of the {progress} were no numbers; lower --learning_rate."
                 )
-            accelerator.wait_for_everyone()
+            if (
+                not lost or accelerator.scaler is not None
+            ):  # a gradient scaler leaves such a step out itself, and lowers its scale
+                prepared.step()
+            schedule.step()
+            torch._foreach_lerp_(
+                average, [p.detach() for p in parameters], 1 - min(config.ema_decay, (step + 1) / (step + 10))
+            )
+            if step % 50 == 0:
+                bar.set_postfix(loss=f"{loss.item():.4f}")
+            if checkpoints is None:
+                continue
+            ended = anywhere(interruption.received is not None) and step + 1 < config.steps
+            if ended:
+                room.give()
+            due = checkpoints.every and (step + 1) % checkpoints.every == 0 and step + 1 < config.steps
+            if ended or due:
+                if accelerator.is_main_process:
+                    with going_on():
+                        _save(
+                            checkpoints,
+                            config,
+                            data,
+                            step + 1,
+                            predictor=predictor,
+                            optimizer=optimizer,
+                            average=average,
+                        )
+                accelerator.wait_for_everyone()
+            if ended:
+                leave(
+                    interruption.received or signal.SIGTERM,
+                    f"stopped after step {step + 1}. {latest_checkpoint(checkpoints.directory)}".strip(),
+                )
     with torch.no_grad():
         torch._foreach_copy_(list[torch.Tensor](parameters), average)
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)

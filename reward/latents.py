@@ -24,12 +24,12 @@ from accelerate import PartialState
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from tqdm.auto import tqdm
 
 from common.errors import Unsound
-from common.files import write_aside
+from common.files import make_directory, write_bytes, write_text
 from common.pictures import as_shown, no_pictures, pictures_in, read_picture
 from pipelines.backbone import Backbone
 from policy.kernel import ReverseKernel
@@ -429,7 +429,7 @@ def _through_cache(source: Source, teacher: Teacher, shards: range, cache_dir: P
 
 
 def _open_cache(directory: Path, description: dict[str, Any]) -> None:
-    path = directory / SOURCE_NAME
+    path = make_directory(directory) / SOURCE_NAME
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     if path.is_file():
         if path.read_text(encoding="utf-8", errors="replace") != text:
@@ -437,8 +437,7 @@ def _open_cache(directory: Path, description: dict[str, Any]) -> None:
                 f"The latents in {directory} were made by something else than its name says ({SOURCE_NAME}); delete it."
             )
         return
-    directory.mkdir(parents=True, exist_ok=True)
-    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    write_text(path, text)
 
 
 def shard_path(directory: Path, index: int) -> Path:
@@ -455,7 +454,7 @@ def _digest(part: Latents) -> str:
 
 def write_shard(path: Path, part: Latents) -> None:
     """Complete or not at all, with the digest of its tensors in the header."""
-    write_aside(path, lambda aside: save_file(vars(part), aside, metadata={"sha256": _digest(part)}))
+    write_bytes(path, save(vars(part), metadata={"sha256": _digest(part)}))
 
 
 def read_shard(path: Path, say: bool = True) -> Latents | None:

@@ -8,9 +8,10 @@ and the predictor learns to say from a noised latent and its timestep what the t
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,9 +20,11 @@ from accelerate.utils import set_seed
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 import canvas
-from common.checkpoints import list_checkpoints, load_checkpoint
+from common.checkpoints import latest_checkpoint, list_checkpoints, load_checkpoint
 from common.errors import friendly_errors, friendly_interrupts
+from common.files import discard
 from common.flags import by_name, flag, parse
+from common.lock import exclusive
 from common.memory import advised, advising
 from common.names import public_name
 from common.network import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
@@ -298,6 +301,12 @@ SIZES = ("sample_batch_size", "train_batch_size")
 def main(config: TrainConfig) -> None:
     check(config)
     accelerator = Accelerator(mixed_precision=config.variant.mixed_precision)
+    with exclusive(config.output.output_dir) if accelerator.is_main_process else nullcontext():
+        run(config, accelerator)
+
+
+def run(config: TrainConfig, accelerator: Accelerator) -> None:
+    """Load what is named, distil, and save."""
     set_seed(config.distillation.seed)
     prompts = known_prompts(config)
     with config.base.downloads():
@@ -331,12 +340,12 @@ def make_predictor(
     count = config.data.num_images or (DEFAULT_IMAGES if source.available is None else None)
     if output.overwrite_output_dir and not output.resume_from_checkpoint and accelerator.is_main_process:
         for old in list_checkpoints(output.output_dir):
-            shutil.rmtree(old)
+            discard(old)
     with friendly_interrupts("The latents made so far are kept; the same command goes on with them."):
         data = collect(source, teacher, count, latents_directory(config))
     if len(data) < 2:
         raise ValueError("One image is not enough: one is held out and at least one is learnt from.")
-    with friendly_interrupts("If a checkpoint was saved, go on with --resume_from_checkpoint latest."):
+    with friendly_interrupts(partial(latest_checkpoint, output.output_dir)):
         return fit_predictor(
             pipe,
             teacher,

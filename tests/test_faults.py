@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
@@ -16,12 +15,14 @@ from typing import Any
 import pytest
 import torch
 from finished_runs import Finished
+from killed import outcome
 from safetensors.torch import load_file
 
 import train_unlearn_lora as script
 from common.checkpoints import list_checkpoints
+from common.files import LOCK_NAME, UNFINISHED
+from common.lock import exclusive
 from training.config import RunConfig
-from training.lock import LOCK_NAME, exclusive_run
 from training.setup import prepare
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -60,32 +61,6 @@ def await_iterations(count: int, directory: Path, process: Any) -> None:
         time.sleep(0.01)
 
 
-def outcome(directory: Path) -> dict[str, Any]:
-    """Every byte and number that a run leaves and that is not a time or a place."""
-    results = json.loads((directory / "results.json").read_text())
-    for measured in ("seconds", "peak_memory_mb"):
-        results["training"].pop(measured)
-    del results["settings"]
-    tensors = {
-        path.relative_to(directory).as_posix(): load_file(path)
-        for path in sorted(directory.rglob("*.safetensors"))
-    }
-    numbers = {
-        path.parent.name: json.loads(path.read_text()) for path in sorted(directory.rglob("state.json"))
-    }
-    for entry in numbers.values():
-        for measured in ("seconds", "peak_memory_mb"):
-            entry["progress"].pop(measured)
-    return {
-        "results": results,
-        "diagnostics": (directory / "diagnostics.jsonl").read_text(),
-        "numbers": numbers,
-        "tensors": {
-            name: {key: value.tolist() for key, value in part.items()} for name, part in tensors.items()
-        },
-    }
-
-
 def test_a_run_that_is_killed_again_and_again_is_the_run_that_was_not(
     arguments: Arguments, tmp_path: Path
 ) -> None:
@@ -103,7 +78,7 @@ def test_a_run_that_is_killed_again_and_again_is_the_run_that_was_not(
     run(arguments(**settings, **again(tmp_path / "out")))
     assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")
     left = {path.name for path in (tmp_path / "out").iterdir()}
-    assert not {name for name in left if name.startswith(".checkpoint")} and left >= {
+    assert not {name for name in left if name.startswith(UNFINISHED)} and left >= {
         path.name for path in (tmp_path / "whole").iterdir()
     }
 
@@ -128,7 +103,7 @@ def test_an_interrupted_run_ends_its_iteration_and_can_go_on(
 def test_two_runs_in_one_directory_are_refused(
     arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with exclusive_run(tmp_path / "out"), pytest.raises(SystemExit) as caught:
+    with exclusive(tmp_path / "out"), pytest.raises(SystemExit) as caught:
         script.main(arguments())
     assert caught.value.code == 2 and "--output_dir" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK_NAME]

@@ -18,10 +18,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import save_file
 
 import canvas
-import hub.files
 import train_unlearn_lora as script
 from common.checkpoints import load_checkpoint
 from critic.network import ValueNetwork
@@ -334,15 +332,15 @@ def test_of_a_repository_only_known_names_are_fetched() -> None:
 
 
 def test_what_is_written_aside_is_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    modes = []
+    modes, write = [], os.fchmod
 
-    def save(tensors: dict[str, torch.Tensor], path: Path, **more: Any) -> None:
-        modes.append(stat.S_IMODE(path.parent.stat().st_mode))
-        save_file(tensors, path, **more)
+    def give(descriptor: int, mode: int) -> None:
+        modes.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        write(descriptor, mode)
 
-    monkeypatch.setattr(hub.files, "save_file", save)
+    monkeypatch.setattr(os, "fchmod", give)
     write_file(tmp_path / "a.safetensors", {"a": torch.ones(1)}, {})
-    assert modes == [0o700] and [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+    assert modes == [0o600] and [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 TOKEN = "hf_MustNotBeSeenAnywhere0123456789"

@@ -10,12 +10,12 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import parse_flag_from_env
 
 from common.checkpoints import Checkpoint
+from common.files import is_empty
 from common.flags import settings_of
 from common.names import hub_id
 from common.processes import processes
 from training.config import RunConfig
 from training.inputs import what_differs
-from training.lock import LOCK_NAME
 
 
 def check(config: RunConfig) -> None:
@@ -39,7 +39,7 @@ def check_output_dir(config: RunConfig) -> None:
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"--output_dir {directory} is a file.")
     allowed = output.overwrite_output_dir or output.resume_from_checkpoint
-    if not allowed and directory.is_dir() and any(path.name != LOCK_NAME for path in directory.iterdir()):
+    if not allowed and directory.is_dir() and not is_empty(directory):
         raise ValueError(
             f"{directory} is not empty; choose another --output_dir, add --overwrite_output_dir, or "
             "--resume_from_checkpoint latest."

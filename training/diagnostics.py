@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from common.files import append_text, write_text
+
 
 class Diagnostics:
     """Appends to the file; `begin` drops what a resumed run will write again.
@@ -27,10 +29,9 @@ class Diagnostics:
                         kept.append(line)
                 except (ValueError, KeyError, TypeError):
                     continue
-        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """One line."""
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"iteration": iteration, **finite}) + "\n")
+        append_text(self.path, json.dumps({"iteration": iteration, **finite}) + "\n")

@@ -8,11 +8,13 @@ import signal
 from PIL import Image
 from tqdm.auto import tqdm
 
+from common.checkpoints import latest_checkpoint, list_checkpoints
+from common.interruption import leave
 from common.memory import peak_memory_mb
 from common.processes import anywhere
+from common.room import going_on
 from training.collect import Batch
 from training.diagnostics import Diagnostics
-from training.interruption import leave
 from training.metrics import BAR
 from training.previews import log_validation
 from training.run_state import RunState
@@ -42,7 +44,8 @@ class Reporter:
         iteration = self.state.progress.iteration
         self.run.tracking.log(batch.metrics, iteration)
         if self.run.is_main:
-            self.diagnostics.write(iteration, batch.metrics)
+            with going_on():
+                self.diagnostics.write(iteration, batch.metrics)
 
     def iteration(self, batch: Batch) -> None:
         """An iteration has ended: log it, show it, save it, and leave if the run was interrupted.
@@ -58,19 +61,32 @@ class Reporter:
         self.bar.set_postfix(shown)
         every = config.validation.validation_steps
         if run.is_main and every and progress.iteration % every == 0:
-            log_validation(run, self.before, progress.iteration)
+            with going_on():
+                log_validation(run, self.before, progress.iteration)
         interrupted = anywhere(run.interruption.received is not None)
         every = config.output.checkpointing_steps
+        if interrupted:
+            run.room.give()
         if run.is_main and (interrupted or (every and progress.iteration % every == 0)):
-            self.state.save(run.inputs)
+            with going_on():
+                self.state.save(run.inputs)
         run.accelerator.wait_for_everyone()
         if interrupted:
             run.tracking.end()
-            leave(
-                run.interruption.received or signal.SIGTERM,
-                f"stopped after iteration {progress.iteration}, which is saved; the same command with "
-                "--resume_from_checkpoint latest goes on.",
+            leave(run.interruption.received or signal.SIGTERM, self.where_it_stopped())
+
+    def where_it_stopped(self) -> str:
+        """What an interrupted run has come to, and how to go on, by the checkpoints that there are."""
+        directory, iteration = self.run.config.output.output_dir, self.state.progress.iteration
+        if f"checkpoint-{iteration}" in {path.name for path in list_checkpoints(directory)}:
+            return (
+                f"stopped after iteration {iteration}, which is saved; the same command with "
+                "--resume_from_checkpoint latest goes on."
             )
+        lost = (
+            f"stopped after iteration {iteration}, which could not be saved. {latest_checkpoint(directory)}"
+        )
+        return lost.strip()
 
     def end(self, batch: Batch) -> None:
         """The run has ended: log its last metrics, and say why it ended."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from common.files import write_aside, write_json
+from common.files import write_json, write_text
 from common.flags import to_yaml
 from common.names import public_name
 from common.network import cached_revision
@@ -34,8 +34,7 @@ def save_config(config: RunConfig) -> None:
     token."""
     config = replace(config, output=replace(config.output, resume_from_checkpoint=None))
     text = "# Repeats this run: --config config.yaml\n" + to_yaml(config)
-    path = config.output.output_dir / SETTINGS_NAME
-    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    write_text(config.output.output_dir / SETTINGS_NAME, text)
 
 
 def tracker_settings(config: RunConfig) -> dict[str, int | float | str]:

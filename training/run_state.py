@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from common.checkpoints import (
     save_checkpoint,
 )
 from common.errors import Unsound
+from common.files import discard
 from critic.critic import Critic
 from policy.lora import is_identity, load_lora_state, lora_state
 from policy.trajectory import Experience
@@ -243,5 +243,5 @@ def begin(run: Run, base: Baseline, seconds: float) -> RunState:
         logger.info(f"Resuming after iteration {state.progress.iteration}")
     elif run.is_main:
         for stale in list_checkpoints(config.output.output_dir):  # of a run that is being overwritten
-            shutil.rmtree(stale)
+            discard(stale)
     return state

@@ -13,9 +13,12 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import DynamoBackend, ProjectConfiguration, set_seed
 from diffusers import UNet2DConditionModel
+from safetensors.torch import save
 
 from common.checkpoints import Checkpoint, load_checkpoint
+from common.interruption import Interruption
 from common.processes import processes
+from common.room import Room
 from critic.credit import create_critic
 from critic.critic import Critic
 from environment.build import build_environment
@@ -24,12 +27,11 @@ from evaluation.choice import examination_of_spec
 from evaluation.examination import Examination
 from hub.access import check_push
 from pipelines.memory import DTYPES, memory_options
-from policy.lora import add_lora, load_lora_state
+from policy.lora import add_lora, load_lora_state, lora_state
 from policy.policy import Policy
 from training.checks import check, check_same_run
 from training.config import RunConfig
 from training.inputs import describe_inputs
-from training.interruption import Interruption
 from training.optimizer import create_optimizer
 from training.tracking import Tracking
 
@@ -78,8 +80,15 @@ class Run:
         return Tracking(self.accelerator)
 
     @cached_property
+    def room(self) -> Room:
+        """Kept on the disk, while it is entered, for the adapter in both formats and the critic."""
+        critic = () if self.critic.kind == "none" else self.critic.network.parameters()
+        size = 2 * len(save(lora_state(self.unet))) + sum(p.nbytes for p in critic)
+        return Room(self.config.output.output_dir, size if self.is_main else 0)
+
+    @cached_property
     def interruption(self) -> Interruption:
-        """Ctrl-C and SIGTERM, noted while it is entered."""
+        """Ctrl-C, SIGTERM and SIGHUP, noted while it is entered."""
         return Interruption()
 
 

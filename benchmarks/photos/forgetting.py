@@ -9,7 +9,6 @@ photographs (FID over the judge's features). Without an adapter every class is m
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,14 @@ from typing import NamedTuple
 
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from benchmarks.report import write_json
 from benchmarks.worlds.canvas.models import pixels
 from benchmarks.worlds.photos.build import PROMPT
 from benchmarks.worlds.photos.data import CLASSES, Photos, load_photos
 from common.errors import friendly_errors
+from common.files import write_bytes
 from common.flags import flag, parse
 from evaluation.judge import Judge
 from evaluation.measures import frechet_distance
@@ -70,9 +70,7 @@ def photograph_features(judge: Judge, photos: Photos, directory: Path) -> torch.
     if kept.is_file():
         return load_file(kept)["features"]
     features = torch.cat([judge.features(pixels(chunk)) for chunk in photos.images.split(500)])
-    aside = kept.with_suffix(f".{os.getpid()}")  # several measurements may begin at a time
-    save_file({"features": features}, aside)
-    aside.replace(kept)
+    write_bytes(kept, save({"features": features}))
     return features
 
 

@@ -15,6 +15,7 @@ nothing except by the prompt: that state is in the curves and not in the means. 
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,8 +32,9 @@ from tqdm.auto import tqdm
 
 import canvas
 from common.errors import friendly_errors
-from common.files import write_aside, write_json
+from common.files import make_directory, write_bytes, write_json, write_text
 from common.flags import by_name, flag, parse
+from common.lock import exclusive
 from common.memory import advised
 from common.names import public_name
 from common.network import CheckpointError
@@ -362,7 +364,8 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     figure.legend(
         *axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncol=3, fontsize=9, frameon=False
     )
-    write_aside(path, lambda aside: figure.savefig(aside, format="png"))
+    figure.savefig(picture := io.BytesIO(), format="png")
+    write_bytes(path, picture.getvalue())
 
 
 def parse_config(arguments: Sequence[str] | None = None) -> PredictorConfig:
@@ -506,7 +509,8 @@ def main(config: PredictorConfig) -> None:
         )
     backbone = Backbone.of(pipe)
     examine = partial(compare, backbone=backbone, teacher=teacher, prompts=prompts, known=known)
-    advised("eval_batch_size")(examine)(config.with_batch_size(backbone.usual_batch_size))
+    with exclusive(config.output.output_dir):
+        advised("eval_batch_size")(examine)(config.with_batch_size(backbone.usual_batch_size))
 
 
 def compare(
@@ -589,13 +593,13 @@ def compare(
 
 def report(results: Mapping[str, Any], output_dir: Path) -> None:
     """Write JSON, Markdown and picture, each complete or not at all, and print the table."""
-    output_dir.mkdir(parents=True, exist_ok=True)
+    make_directory(output_dir)
     rounded = json.loads(
         json.dumps(results), parse_float=lambda text: round(float(text), 4), parse_constant=lambda _: None
     )
     write_json(output_dir / f"{NAME}.json", rounded)
     text = markdown(results)
-    write_aside(output_dir / f"{NAME}.md", lambda aside: aside.write_text(text, encoding="utf-8"))
+    write_text(output_dir / f"{NAME}.md", text)
     plot(results, output_dir / f"{NAME}.png")
     print(text)
     print(f"Wrote {output_dir / NAME}.json, .md and .png")

@@ -21,8 +21,9 @@ import torch
 from diffusers import DiffusionPipeline
 
 from common.errors import friendly_errors, friendly_interrupts
-from common.files import write_json
+from common.files import make_directory, write_json
 from common.flags import flag, parse
+from common.lock import exclusive
 from common.memory import advised
 from common.names import public_name
 from common.versions import versions
@@ -173,7 +174,8 @@ def main(config: ProbesConfig) -> None:
     check_steps(config, config.examination.num_inference_steps or chosen.examination.num_inference_steps)
     pipe = chosen.load_base()
     run = advised("eval_batch_size", "train_batch_size")(partial(run_all, chosen=chosen, pipe=pipe))
-    run(config.with_batch_size(Backbone.of(pipe).usual_batch_size))
+    with exclusive(config.output_dir):
+        run(config.with_batch_size(Backbone.of(pipe).usual_batch_size))
 
 
 def run_all(config: ProbesConfig, *, chosen: Choice, pipe: DiffusionPipeline) -> None:
@@ -250,7 +252,7 @@ def run_probes(
     Raises:
         ValueError: the directory holds a probe that was run under other circumstances.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     found = {}
     for name in PROBES:
         path, circumstances = directory / f"probe-{name}.json", circumstances_of(name, said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from common.files import write_aside
+from common.files import write_bytes
 from evaluation.intervals import Interval, proportion_interval
 
 PROBES_NAME = "probes.json"
@@ -145,7 +146,8 @@ def save_samples(row: Row, path: Path) -> None:
                 image.convert("RGB").resize((CELL, CELL), filtering),
                 (GAP + x * (CELL + GAP), GAP + y * (CELL + GAP)),
             )
-    write_aside(path, lambda aside: sheet.save(aside, "PNG"))
+    sheet.save(picture := io.BytesIO(), "PNG")
+    write_bytes(path, picture.getvalue())
 
 
 def cell(found: Mapping[str, Any] | None) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from common.errors import friendly_errors
-from common.files import write_aside
+from common.files import make_directory, write_text
 from common.flags import flag, parse
 from evaluation.grid import Pair, before_after
 from evaluation.pareto import pareto
@@ -54,8 +54,8 @@ def main(config: ReportConfig) -> None:
     output = config.output or config.run_dir / REPORT_NAME
     erased = ", ".join(listed((run.results or run.probes).get("concept"))) or "a concept"
     content = page(f"Erased: {erased}", [section(run) for section in SECTIONS])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(output, lambda aside: aside.write_text(content, encoding="utf-8"))
+    make_directory(output.parent)
+    write_text(output, content)
     print(f"wrote {', '.join(map(str, [output, *written]))}")
 
 

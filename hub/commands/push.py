@@ -10,8 +10,9 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from safetensors.torch import load_file
 
 from common.flags import Command, flag
-from common.network import WEIGHTS_NAME, Checkpoint, CheckpointError
+from common.network import CONFIG_NAME, WEIGHTS_NAME, Checkpoint, CheckpointError
 from hub.access import HubError
+from hub.files import refuse_links_out
 from hub.pull import checkpoint_kind
 from hub.push import push_adapter, push_command
 from hub.space.about import read_about
@@ -137,6 +138,7 @@ def upload_checkpoint(config: PushConfig) -> str:
     """
     if config.revision or config.create_pr or config.space:
         raise HubError("--revision, --create_pr and --space are for adapters; leave them out.")
+    refuse_links_out(config.directory, (CONFIG_NAME, WEIGHTS_NAME))
     network = load_checkpoint(config.directory)
     try:
         return network.push_to_hub(

@@ -9,8 +9,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from common.network import require_hub_access
 from hub.access import HubError, hub_errors
 from hub.card import CARD_NAME
+from hub.files import refuse_links_out
 from hub.notes import read_notes, with_notes
-from hub.push import fetch_card, push_command
+from hub.push import ADAPTER_FILES, fetch_card, push_command
 from hub.space.about import read_about
 from hub.space.bundle import APP_NAME, OWN_FOLDERS, SHOWN_NAME, check_base, space_card, space_files
 
@@ -44,6 +45,7 @@ def push_space(
         ValueError: no Space can load the adapter's base, or it could not be uploaded; the message says why
             and how to try again.
     """
+    refuse_links_out(Path(directory), ADAPTER_FILES)
     about = read_about(Path(directory))
     check_base(about)
     again = push_command(

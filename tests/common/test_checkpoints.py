@@ -168,6 +168,15 @@ def test_a_write_that_was_cut_off_is_no_checkpoint(tmp_path: Path, monkeypatch: 
     assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
 
 
+@pytest.mark.parametrize(
+    "name", ["checkpoint-²", "checkpoint-٣", "checkpoint-", "checkpoint--1", "xcheckpoint-1"]
+)
+def test_what_only_looks_like_a_number_is_no_checkpoint(name: str, tmp_path: Path) -> None:
+    save(tmp_path, 3).rename(tmp_path / name)
+    save(tmp_path, 1)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-1"]
+
+
 def test_no_checkpoint_or_none_of_that_name_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--resume_from_checkpoint"):
         load_checkpoint(tmp_path, "latest")

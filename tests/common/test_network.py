@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from common.files import write_aside
 from common.network import CheckpointError
 from critic.network import ValueNetwork
 from reward.predictor import RewardPredictor
@@ -124,22 +123,6 @@ def test_the_other_kind_is_named(tmp_path: Path) -> None:
 def test_a_directory_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="absent/reward"):
         RewardPredictor.from_pretrained(tmp_path / "absent" / "reward")
-
-
-def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file.txt"
-    write_aside(path, lambda p: p.write_text("old"))
-
-    def fail(aside: Path) -> None:
-        aside.write_text("half")
-        raise OSError("no space left")
-
-    with pytest.raises(OSError, match="no space"):
-        write_aside(path, fail)
-    assert path.read_text() == "old"
-    write_aside(path, lambda p: p.write_text("new"))
-    assert path.read_text() == "new"
-    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
 
 
 def test_a_checkpoint_is_complete_or_the_old_one(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ by processes."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,6 @@ import pytest
 from diffusers import StableDiffusionPipeline
 
 import evaluation.observation as observation
-import evaluation.shards as shards
 from evaluation.examination import JudgeExamination
 from evaluation.judge import Judge
 from evaluation.measures import Measures, judge_features
@@ -95,20 +95,20 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_results(
     """A kill at each of its writes in turn: every time it gets further, and no shard that was complete is
     drawn again."""
     expected, kills = run(), 0
-    real = shards.write_aside
+    real = os.replace
     draws.clear()
     while True:
         left = [7 + kills]
 
-        def failing(path: Path, write: Any, left: list[int] = left) -> None:
+        def failing(aside: Path, path: Path, left: list[int] = left) -> None:
             left[0] -= 1
             if left[0] < 0:
                 raise KeyboardInterrupt
-            real(path, write)
+            real(aside, path)
 
         try:
             with monkeypatch.context() as patched:
-                patched.setattr("evaluation.shards.write_aside", failing)
+                patched.setattr(os, "replace", failing)
                 found = run(tmp_path)
             break
         except KeyboardInterrupt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -71,19 +72,18 @@ def test_a_damaged_image_is_named_and_its_shard_drawn_again(
 
 def test_a_shard_counts_once_its_index_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill at any write leaves a shard that is drawn again, and no half file under a final name."""
-    writes = len(JOBS) + 1
+    writes, replace = len(JOBS) + 1, os.replace
     for survived in range(writes):
         side, done = Side(tmp_path / str(survived), {}), []
 
-        def killed(path: Path, write, done: list = done, survived: int = survived) -> None:
+        def killed(aside: Path, path: Path, done: list = done, survived: int = survived) -> None:
             if len(done) == survived:
-                path.with_name(f".{path.name}.tmp").write_bytes(b"half")
                 raise KeyboardInterrupt
             done.append(path)
-            write(path)
+            replace(aside, path)
 
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr("evaluation.shards.write_aside", killed)
+            patched.setattr(os, "replace", killed)
             side.images(0, JOBS, pictures)
         assert not side.is_whole(0, JOBS)
         assert same(side.images(0, JOBS, pictures), pictures()) and side.is_whole(0, JOBS)

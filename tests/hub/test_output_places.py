@@ -91,8 +91,9 @@ def test_it_is_complete_last_and_an_error_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved: list[str] = []
+    (tmp_path / "there").mkdir()
     monkeypatch.setattr("hub.files.os.replace", lambda source, target: moved.append(Path(target).name))
-    with filled(tmp_path / "made", "b") as aside:
+    with filled(tmp_path / "there", "b") as aside:
         for name in "abc":
             (aside / name).write_text(name)
     assert moved == ["a", "c", "b"]

@@ -12,10 +12,10 @@ import pytest
 from accelerate.utils import LoggerType
 
 from common.checkpoints import Checkpoint
+from common.files import LOCK_NAME
 from training import checks
 from training.checks import check, check_same_run, fixed_settings
 from training.config import RunConfig, parse_config
-from training.lock import LOCK_NAME
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ their own. Every stage resumes where it was interrupted; the last one says how g
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from benchmarks.worlds.artwork.packages import NAMES, STYLES, credits
 from benchmarks.worlds.artwork.report import report
 from benchmarks.worlds.artwork.sheets import contact_sheet, scene_sheet
 from common.errors import friendly_errors
-from common.files import write_aside
+from common.files import write_bytes, write_text
 from common.flags import Command, flag, parse_command
 
 PROG = "python -m benchmarks.worlds.artwork"
@@ -66,9 +66,10 @@ def run_data(config: DataConfig) -> None:
     artwork = load(config.pack)
     print(summary(artwork))
     folder, stem = config.pack.parent, config.pack.stem
-    write_aside(folder / CREDITS, lambda aside: aside.write_text(credits(artwork.sources), "utf-8"))
+    write_text(folder / CREDITS, credits(artwork.sources))
     for name, sheet in {"objects": contact_sheet(artwork), "scenes": scene_sheet(artwork)}.items():
-        write_aside(folder / f"{stem}_{name}.png", partial(sheet.save, format="PNG"))
+        sheet.save(picture := io.BytesIO(), format="PNG")
+        write_bytes(folder / f"{stem}_{name}.png", picture.getvalue())
     print(f"{config.pack}: {config.pack.stat().st_size / 1e6:.1f} MB")
 
 
@@ -101,7 +102,7 @@ def run_build(config: BuildConfig) -> None:
     build = Build(config.pack, config.output_dir, size, config.scale, device)
     build.begin()
     text = credits(artwork.sources)
-    write_aside(config.output_dir / CREDITS, lambda aside: aside.write_text(text, "utf-8"))
+    write_text(config.output_dir / CREDITS, text)
     if config.without:
         build_denoiser(build, config.without)
         return

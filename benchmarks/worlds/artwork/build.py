@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from benchmarks.jobs import slug
 from benchmarks.worlds.artwork.judge import augment
@@ -22,7 +22,7 @@ from benchmarks.worlds.artwork.packages import ArtworkError
 from benchmarks.worlds.artwork.scenes import PROMPT, SIZE, Scene, caption, compose, draw, with_article
 from benchmarks.worlds.canvas import models
 from benchmarks.worlds.drawing import draw_in_parallel, shares
-from common.files import write_aside, write_json
+from common.files import write_bytes, write_json, write_text
 from evaluation.artwork import Object, World
 from evaluation.judge import Judge
 from pipelines.identity import content_digest
@@ -213,7 +213,7 @@ def build_autoencoder(build: Build) -> None:
     vae.save_pretrained(build.work / "autoencoder")
     mean, std = models.encode(vae, images)
     latents = {"mean": mean.contiguous(), "std": std.contiguous()}
-    write_aside(build.work / "latents.safetensors", lambda aside: save_file(latents, aside))
+    write_bytes(build.work / "latents.safetensors", save(latents))
 
 
 def build_decoder(build: Build) -> None:
@@ -341,7 +341,7 @@ def build_reward(build: Build) -> None:
     artwork = load(build.pack)
     prompts = [PROMPT.format(object=name, style=style) for style in artwork.styles for name in artwork.names]
     file = build.work / "prompts.txt"
-    file.write_text("\n".join(prompts) + "\n", encoding="utf-8")
+    write_text(file, "\n".join(prompts) + "\n")
     given = {
         "pretrained_model_name_or_path": build.output_dir / "pipeline",
         "clip_model": f"local-dir:{build.output_dir / 'clip'}",

@@ -33,7 +33,7 @@ from benchmarks.worlds.artwork.packages import (
     text,
 )
 from benchmarks.worlds.artwork.render import FAINT, SIDE, render
-from common.files import write_aside
+from common.files import make_directory, write_bytes
 
 INDEX, CREDITS = "pack.json", "CREDITS.md"
 FORMAT = 1
@@ -126,16 +126,14 @@ def save(artwork: Artwork, file: Path) -> None:
         "sources": [asdict(source) for source in artwork.sources],
     }
 
-    def write(aside: Path) -> None:
-        with zipfile.ZipFile(aside, "w") as archive:
-            listed = json.dumps(index, indent=1, ensure_ascii=False)
-            archive.writestr(_member(INDEX), listed, zipfile.ZIP_DEFLATED, 9)
-            archive.writestr(_member(CREDITS), credits(artwork.sources), zipfile.ZIP_DEFLATED, 9)
-            for i, sprites in enumerate(artwork.sprites):
-                archive.writestr(_member(f"{i}.png"), _png(sprites), zipfile.ZIP_STORED)
+    with zipfile.ZipFile(content := io.BytesIO(), "w") as archive:
+        listed = json.dumps(index, indent=1, ensure_ascii=False)
+        archive.writestr(_member(INDEX), listed, zipfile.ZIP_DEFLATED, 9)
+        archive.writestr(_member(CREDITS), credits(artwork.sources), zipfile.ZIP_DEFLATED, 9)
+        for i, sprites in enumerate(artwork.sprites):
+            archive.writestr(_member(f"{i}.png"), _png(sprites), zipfile.ZIP_STORED)
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(file, write)
+    write_bytes(make_directory(file.parent) / file.name, content.getvalue())
 
 
 def _member(name: str) -> zipfile.ZipInfo:

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tqdm.auto import tqdm
 
 from benchmarks.report import write_json
 from benchmarks.worlds.canvas import models
 from benchmarks.worlds.canvas.draw import OBJECTS, PROMPT, STYLES, draw
 from benchmarks.worlds.drawing import draw_in_parallel, shares
-from common.files import write_aside
+from common.files import make_directory, write_bytes
 from evaluation.judge import Judge, to_pixels
 from pipelines.base import load_pipeline
 from reward.distil import train_predictor
@@ -54,8 +54,8 @@ def drawings(count: int, seed: int, cache: Path | None = None) -> torch.Tensor:
     jobs = [(seed, *share) for share in shares(count, 256)]
     images = draw_in_parallel(_draw_many, jobs, f"drawings (seed {seed})")
     if cache:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(cache, lambda aside: save_file({"images": images}, aside))
+        make_directory(cache.parent)
+        write_bytes(cache, save({"images": images}))
     return images
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from tqdm.auto import tqdm
 
 from common.checkpoints import load_optimizer_tensors, optimizer_tensors, wind_forward
+from common.files import make_directory, write_bytes
 
 Recipe = Callable[
     [list[nn.Parameter], int], tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]
@@ -88,10 +88,7 @@ def _save_state(
     tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
     tensors |= {f"optimizer.{k}": v.contiguous() for k, v in optimizer_tensors(optimizer).items()}
     tensors |= {f"ema.{i}": v for i, v in enumerate(average)}
-    aside = file.with_suffix(".tmp")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors | {"step": torch.tensor(step)}, aside)
-    os.replace(aside, file)
+    write_bytes(make_directory(file.parent) / file.name, save(tensors | {"step": torch.tensor(step)}))
 
 
 def _load_state(

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tqdm.auto import tqdm
 
 from benchmarks.report import write_json
 from benchmarks.worlds.canvas import models
 from benchmarks.worlds.photos.data import CLASSES, SIDE, DataError, Photos
 from benchmarks.worlds.photos.judge import train_judge
-from common.files import write_aside
+from common.files import write_bytes, write_text
 from evaluation.judge import Judge, to_pixels
 
 PROMPT = "a photo of a {object}"
@@ -208,7 +208,7 @@ def build_autoencoder(photos: Photos, output_dir: Path, size: Size, steps: int, 
     vae.save_pretrained(work / "autoencoder")
     mean, std = models.encode(vae, images)
     latents = {"mean": mean.contiguous(), "std": std.contiguous()}
-    write_aside(work / "latents.safetensors", lambda aside: save_file(latents, aside))
+    write_bytes(work / "latents.safetensors", save(latents))
 
 
 def build_denoiser(
@@ -281,7 +281,7 @@ def build_teacher(photos: Photos, output_dir: Path, size: Size, steps: int, devi
 
 def build_reward(photos: Photos, output_dir: Path, size: Size, steps: int, device: str) -> None:
     """Distil the reward predictor from teacher and pipeline, as a user would."""
-    (output_dir / "prompts.txt").write_text("\n".join(prompts()) + "\n", encoding="utf-8")
+    write_text(output_dir / "prompts.txt", "\n".join(prompts()) + "\n")
     given = {
         "pretrained_model_name_or_path": output_dir / "pipeline",
         "clip_model": f"local-dir:{output_dir / 'clip'}",

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tqdm.auto import tqdm
+
+from common.files import make_directory, write_bytes
 
 if TYPE_CHECKING:
     import datasets
@@ -45,17 +47,10 @@ def load_photos(data_zip: Path | None, cache: Path) -> dict[str, Photos]:
     """
     if not cache.exists():
         splits = read_zip(data_zip) if data_zip else read_hub()
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        aside = cache.with_suffix(".tmp")
-        save_file(
-            {
-                f"{split}.{field}": t
-                for split, photos in splits.items()
-                for field, t in photos._asdict().items()
-            },
-            aside,
-        )
-        aside.replace(cache)
+        content = {
+            f"{split}.{field}": t for split, photos in splits.items() for field, t in photos._asdict().items()
+        }
+        write_bytes(make_directory(cache.parent) / cache.name, save(content))
     tensors = load_file(cache)
     return {
         split: Photos(tensors[f"{split}.images"], tensors[f"{split}.labels"]) for split in ("train", "test")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from training.lock import exclusive_run
+from common.lock import exclusive
 
 
 def hold(directory: Path, held: Connection) -> None:
-    with exclusive_run(directory):
+    with exclusive(directory):
         held.send("held")
         time.sleep(600)
 
@@ -23,17 +23,17 @@ def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path: Path) -> None
     holder.start()
     try:
         assert ours.poll(60) and ours.recv() == "held"
-        with pytest.raises(ValueError, match="--output_dir"), exclusive_run(tmp_path / "out"):
+        with pytest.raises(ValueError, match="--output_dir"), exclusive(tmp_path / "out"):
             pass
     finally:
         holder.kill()
         holder.join()
-    with exclusive_run(tmp_path / "out"):
+    with exclusive(tmp_path / "out"):
         pass
 
 
 def test_it_is_given_back_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), exclusive_run(tmp_path):
+    with pytest.raises(RuntimeError), exclusive(tmp_path):
         raise RuntimeError
-    with exclusive_run(tmp_path):
+    with exclusive(tmp_path):
         pass
