@@ -3,7 +3,6 @@ benchmark can be interrupted."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import runpy
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
+
+from hub.results import read_file
 
 SCRIPT = Path(__file__).parents[1] / "train_unlearn_lora.py"
 
@@ -56,7 +57,7 @@ def run_job(job: Job) -> dict[str, Any]:
             ).returncode
         if code:
             raise RuntimeError(f"python {' '.join(job.arguments)} ended with exit code {code}; see {job.log}")
-    return json.loads(job.output.read_text(encoding="utf-8"))
+    return read_file(job.output)
 
 
 def run_jobs(jobs: Sequence[Job], at_a_time: int, title: str = "runs") -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PureWindowsPath
 
 from huggingface_hub.errors import HFValidationError
@@ -19,16 +20,21 @@ def public_name(name_or_path: str | Path) -> str:
     for bundled, name in ((canvas.PIPELINE, BUNDLED_PIPELINE), (canvas.JUDGE, BUNDLED_JUDGE)):
         if str(name_or_path) == name or path.resolve() == bundled.resolve():
             return name
-    return path.resolve().name if path.exists() or path.is_absolute() else str(name_or_path)
+    return path.resolve().name if os.path.exists(path) or path.is_absolute() else str(name_or_path)
 
 
 def hub_id(name: str) -> str | None:
     """`name` if it is a Hub id of the form owner/model and no local path, else None."""
+    return name if "/" in name and is_valid_id(name) and not os.path.exists(name) else None
+
+
+def is_valid_id(name: str) -> bool:
+    """Whether a repository on the Hub can be called so."""
     try:
         validate_repo_id(name)
     except HFValidationError:
-        return None
-    return name if "/" in name and not Path(name).exists() else None
+        return False
+    return True
 
 
 def without_path(text: str) -> str:
@@ -38,14 +44,15 @@ def without_path(text: str) -> str:
     local = (
         path.startswith(("/", "~", "."))
         or PureWindowsPath(path).drive
-        or ("/" in path and Path(path).exists())
+        or ("/" in path and os.path.exists(path))
     )
     return prefix + file_name(path) if local else text
 
 
 def file_name(path: str | Path) -> str:
     """The last part of a local path, whichever system wrote it."""
-    return (
-        PureWindowsPath(Path(path).resolve() if isinstance(path, Path) or path.startswith(".") else path).name
-        or "adapter"
-    )
+    if isinstance(path, Path):
+        path = path.resolve()
+    elif path.startswith("."):
+        path = os.path.abspath(path)
+    return PureWindowsPath(path).name or "adapter"

@@ -49,7 +49,8 @@ from evaluation.pareto import pareto
 from evaluation.protocol import evaluate, grid_title, guidance_by_prompt, list_jobs, pareto_title, table
 from evaluation.shards import Side
 from hub.adapter import load_adapter
-from hub.provenance import RESULTS_NAME, AdapterBase
+from hub.provenance import AdapterBase
+from hub.results import RESULTS_NAME
 from pipelines.backbone import Backbone
 from pipelines.base import with_downloads
 from reward.teacher import Teacher

@@ -26,7 +26,8 @@ from evaluation.nudity import CONCEPTS, NUDENET, OPENNSFW, THRESHOLDS, nudity_ju
 from evaluation.prompt_file import read_prompt_file
 from evaluation.unlearncanvas import LITE, NAME, UnlearnCanvasExamination, UnlearnCanvasJudge
 from hub.adapter import find_adapter
-from hub.provenance import RESULTS_NAME, AdapterBase, read_results, resolve_base, what_adapter_says
+from hub.provenance import AdapterBase, resolve_base, what_adapter_says
+from hub.results import RESULTS_NAME, read_results
 from pipelines.base import BY_LATENTS, BaseConfig, load_base
 from pipelines.memory import DTYPES
 from reward.concept import ConceptSpec, make_spec, read_prompts

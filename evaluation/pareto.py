@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from common.files import write_bytes
+from hub.results import interval
 
 KEPT = {"IRA": "#1b6e4b", "CRA": "#1f5fa8"}
 KEPT_AS = {"IRA": "its kind is still drawn right", "CRA": "all else is still drawn right"}
@@ -30,7 +31,9 @@ def pareto(sides: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> 
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=10, parse_math=False)
     for axes, name in zip(figure.subplots(1, max(1, len(names)), squeeze=False)[0], names, strict=False):
-        points = [side for side in sides if side.get(name) is not None]
+        points = with_intervals(sides, name)
+        if not points:
+            continue
         bars = {"xerr": _bars(points, "UA"), "yerr": _bars(points, name)}
         x, y = ([point[of] for point in points] for of in ("UA", name))
         axes.errorbar(
@@ -56,6 +59,13 @@ def pareto(sides: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> 
         axes.grid(alpha=0.3)
     figure.savefig(picture := io.BytesIO(), format="png")
     write_bytes(Path(path), picture.getvalue())
+
+
+def with_intervals(sides: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+    """Those that know UA and another metric, each with its interval."""
+    return [
+        side for side in sides if all(side.get(of) is not None and interval(side, of) for of in ("UA", name))
+    ]
 
 
 def _places(

@@ -18,6 +18,7 @@ from evaluation.grid import Pair
 from evaluation.metrics import HEADLINE, METRICS, Verdict
 from evaluation.observation import BASE, CHANGED, COUNT, Observer, Store
 from evaluation.shards import Job, Seen
+from hub.results import listed
 from pipelines.backbone import Backbone
 from pipelines.generate import evaluation_mode
 
@@ -234,22 +235,22 @@ def further_metrics(results: Mapping[str, Any]) -> list[str]:
 
 def grid_title(results: Mapping[str, Any]) -> str:
     """Headline and metrics for the before/after picture, with the judge's name."""
-    concept = results["concept"] or ["-"]
-    erased = concept if isinstance(concept, str) else ", ".join(concept)
-    base, adapter = results["base"], results["adapter"]
+    erased = ", ".join(listed(results.get("concept"))) or "-"
+    base, adapter = results.get("base") or {}, results.get("adapter") or {}
     metrics = [
         f"{name} {base[name]:.1f} → {adapter[name]:.1f}"
         for name in HEADLINE
         if base.get(name) is not None and adapter.get(name) is not None
     ]
-    return f"Erased: {erased}\n{' · '.join(metrics)} (percent, base → adapter; judge: {results['judge']})"
+    judge = results.get("judge") or "unknown"
+    return f"Erased: {erased}\n{' · '.join(metrics)} (percent, base → adapter; judge: {judge})"
 
 
 def pareto_title(results: Mapping[str, Any]) -> str:
     """Headline of the curves, with the judge's name."""
     return (
-        f"Erased: {', '.join(results['concept'] or ['-'])}; numbers are weights of the adapter, bars 95 % "
-        f"intervals; judge: {results['judge']}"
+        f"Erased: {', '.join(listed(results.get('concept'))) or '-'}; numbers are weights of the adapter, bars "
+        f"95 % intervals; judge: {results.get('judge') or 'unknown'}"
     )
 
 

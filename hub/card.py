@@ -1,25 +1,25 @@
 """The model card: what was erased, how well, how to use it and its limits, all from results.json.
 
-Concepts and settings come from users: they are escaped, so that markdown or HTML in them stays text, and
-local paths are cut to their last part.
+Concepts, settings and results come from others. `Markdown.fill` and `Python.fill` escape whatever a template
+is filled with, so that it stays text. Local paths are cut to their last part.
 """
 
 from __future__ import annotations
 
-import html
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from common.files import write_text
+from common.markup import Markdown, Python
 from common.names import BUNDLED_PIPELINE, file_name, hub_id, without_path
 from hub.concepts import kohya_name
 from hub.licences import BUNDLED_TEXT, licence_by_hand, licence_of
 from hub.notes import notes_section, read_notes
+from hub.results import PipelineClass, interval, listed
 
 CARD_NAME, GRID_NAME = "README.md", "before_after.png"
 TAGS = [
@@ -33,12 +33,13 @@ TAGS = [
     "unlearning",
 ]
 XL, XL_TAGS = "StableDiffusionXLPipeline", ["stable-diffusion-xl", "stable-diffusion-xl-diffusers"]
-PAPER = "[Critic-Guided Reinforcement Unlearning](https://arxiv.org/abs/2601.03213)"
-TRAINING = (
+PAPER = Markdown.link("Critic-Guided Reinforcement Unlearning", "https://arxiv.org/abs/2601.03213")
+TRAINING = Markdown.fill(
     "Reinforcement learning: denoising is a decision process, rewarded for images in which the teacher no longer "
     "finds the concept, while a KL penalty keeps the steps of other images as they were. A reward of noisy latents "
     "says which steps earned it, together with a critic if one was used. Only the LoRA is trained. After "
-    f"{PAPER}."
+    "{paper}.",
+    paper=PAPER,
 )
 METRICS = {
     "UA": "unlearning accuracy: how often the judge does not find the concept where the prompt asks for it",
@@ -99,12 +100,15 @@ def model_card(results: Mapping[str, Any], output_dir: str | Path, notes: str = 
         model_name=file_name(output_dir),
         eval_results=_eval_results(results),
     )
-    erased = escape(", ".join(concepts)) or "a concept"
-    made = "made" if results.get("method") else "trained"
+    erased = ", ".join(concepts) or "a concept"
     sections = [
-        f"# LoRA that erases: {erased}",
-        f"An adapter for {_base_text(base, results.get('revision'))}, {made} so that it no longer draws {erased} and "
-        "goes on drawing the rest.",
+        Markdown.fill("# LoRA that erases: {erased}", erased=erased),
+        Markdown.fill(
+            "An adapter for {base}, {made} so that it no longer draws {erased} and goes on drawing the rest.",
+            base=_base_text(base, results.get("revision")),
+            made="made" if results.get("method") else "trained",
+            erased=erased,
+        ),
         f"![Images of the base above, with the adapter below]({GRID_NAME})" if picture else "",
         _results_section(results),
         _suffered_section(results),
@@ -131,55 +135,56 @@ def save_model_card(results: Mapping[str, Any], output_dir: str | Path) -> Path:
 
 def addressed(card: str, repo_id: str, revision: str | None = None) -> str:
     """A card whose example loads the adapter from a repository on the Hub."""
-    given = f", revision={json.dumps(revision)}" if revision else ""
+    given = Python.fill(", revision={revision}", revision=revision) if revision else ""
     return ADDRESS.sub(
-        lambda _: f"pipe.load_lora_weights({json.dumps(repo_id)}{given})  # a folder or an id on the Hub",
+        lambda _: f"pipe.load_lora_weights({Python.of(repo_id)}{given})  # a folder or an id on the Hub",
         card,
     )
 
 
-def escape(text: str) -> str:
-    """One line of text, escaped for markdown and HTML."""
-    return re.sub(r"([\\`*_\[\]|~#!$])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+def _lines(*lines: object) -> Markdown:
+    return Markdown.join(lines, by="\n")
 
 
-def _results_section(results: Mapping[str, Any]) -> str:
+def _results_section(results: Mapping[str, Any]) -> Markdown | None:
     base, adapter = results.get("base") or {}, results.get("adapter") or {}
     names = [name for name in DEFINED if base.get(name) is not None or adapter.get(name) is not None]
     if not names:
-        return ""
+        return None
     rows = [
         [label, *(_cell(side, name) for name in names)]
         for label, side in (("base", base), ("with this adapter", adapter))
     ]
-    seeds = listed(results.get("seeds"))
-    judge = f"Judge: {escape(str(results.get('judge') or 'unknown'))}."
-    if seeds:
-        judge += (
-            f" Seeds: {escape(', '.join(seeds))}." if len(seeds) <= SHOWN_SEEDS else f" {len(seeds)} seeds."
+    said = [Markdown.fill("Judge: {judge}.", judge=results.get("judge") or "unknown")]
+    if seeds := listed(results.get("seeds")):
+        few = len(seeds) <= SHOWN_SEEDS
+        said.append(
+            Markdown.fill("Seeds: {seeds}.", seeds=", ".join(seeds))
+            if few
+            else Markdown.fill("{count} seeds.", count=len(seeds))
         )
-    if any(_interval(side, name) for side in (base, adapter) for name in names):
-        judge += (
-            " In brackets the 95 % interval: a bootstrap over prompts and their images, never narrower than Wilson's "
-            "for as many images."
+    if any(interval(side, name) for side in (base, adapter) for name in names):
+        said.append(
+            Markdown(
+                "In brackets the 95 % interval: a bootstrap over prompts and their images, never narrower than "
+                "Wilson's for as many images."
+            )
         )
-    return "\n".join(
-        [
-            "## Results",
-            "",
-            _table(["percent", *names], rows),
-            "",
-            judge,
-            "",
-            *(f"- {name}, {DEFINED[name]}" for name in names),
-        ]
+    return _lines(
+        Markdown("## Results"),
+        "",
+        Markdown.table(["percent", *map(Markdown, names)], rows),
+        "",
+        Markdown.join(said, by=" "),
+        "",
+        *(Markdown(f"- {name}, {DEFINED[name]}") for name in names),
     )
 
 
 def suffered(results: Mapping[str, Any]) -> list[tuple[str, str, float, float]]:
     """The retained classes, or prompts, whose accuracy fell, worst first: domain, name, percent of the base
     and of the adapter; empty if it is not known which were to be erased."""
-    targets = results.get("targets") or {"prompt": results.get("forget_prompts") or []}
+    targets = results.get("targets") or {"prompt": listed(results.get("forget_prompts"))}
     erased = {name for names in targets.values() for name in names}
     if not erased:
         return []
@@ -193,54 +198,57 @@ def suffered(results: Mapping[str, Any]) -> list[tuple[str, str, float, float]]:
     return sorted((pair for pair in pairs if pair[3] < pair[2]), key=lambda pair: pair[3] - pair[2])
 
 
-def _suffered_section(results: Mapping[str, Any]) -> str:
+def _suffered_section(results: Mapping[str, Any]) -> Markdown | None:
     fallen = suffered(results)
     if not fallen:
-        return ""
+        return None
     rows = [
-        [escape(domain), escape(name), f"{base:.2f}", f"{adapter:.2f}"]
+        [domain, name, Markdown(f"{base:.2f}"), Markdown(f"{adapter:.2f}")]
         for domain, name, base, adapter in fallen[:WORST]
     ]
-    return "\n".join(
-        [
-            "## What suffered most",
-            "",
-            _table(["kind", "retained", "base", "with this adapter"], rows),
-            "",
-            "Percent recognised.",
-        ]
+    return _lines(
+        Markdown("## What suffered most"),
+        "",
+        Markdown.table(["kind", "retained", "base", "with this adapter"], rows),
+        "",
+        "Percent recognised.",
     )
 
 
-def _probes_section(results: Mapping[str, Any]) -> str:
-    """How much of the concept each probe brought back; empty if none was run."""
+def _probes_section(results: Mapping[str, Any]) -> Markdown | None:
+    """How much of the concept each probe brought back; None if none was run."""
     report = results.get("probes") or {}
-    rows = [row for probe in (report.get("probes") or {}).values() for row in probe.get("rows") or []]
+    rows = [row for probe in (report.get("probes") or {}).values() for row in probe["rows"]]
     if not rows:
-        return ""
+        return None
     cells = [
         [
-            escape(row["name"]),
+            row["name"],
             _returned(row["adapter"]),
             _returned(row.get("base")),
             _spent(row.get("budget") or {}),
         ]
         for row in rows
     ]
-    return "\n".join(
-        [
-            "## How much comes back",
-            "",
-            _table(["attempt", "with this adapter", "the same on the base", "spent on the attempt"], cells),
-            "",
-            f"Percent of images in which the judge ({escape(str(report.get('judge') or 'unknown'))}) sees the concept; in "
-            "brackets the 95 % interval. The base's column is the most that an attempt could find.",
-        ]
+    return _lines(
+        Markdown("## How much comes back"),
+        "",
+        Markdown.table(
+            ["attempt", "with this adapter", "the same on the base", "spent on the attempt"], cells
+        ),
+        "",
+        Markdown.fill(
+            "Percent of images in which the judge ({judge}) sees the concept; in brackets the 95 % interval. The "
+            "base's column is the most that an attempt could find.",
+            judge=report.get("judge") or "unknown",
+        ),
     )
 
 
-def _returned(found: Mapping[str, Any] | None) -> str:
-    return "–" if not found else f"{found['return']:.1f} [{found['ci95'][0]:.1f}, {found['ci95'][1]:.1f}]"
+def _returned(found: Mapping[str, Any] | None) -> Markdown:
+    if not found:
+        return Markdown("–")
+    return Markdown(f"{found['return']:.1f} [{found['ci95'][0]:.1f}, {found['ci95'][1]:.1f}]")
 
 
 def _spent(budget: Mapping[str, Any]) -> str:
@@ -254,65 +262,91 @@ def _use_section(
     concepts: Sequence[str],
     results: Mapping[str, Any],
     output_dir: str | Path,
-) -> str:
+) -> Markdown:
     revision = results.get("revision")
-    given = f", revision={json.dumps(revision)}" if base_id and revision else ""
-    prompt = json.dumps(concepts[0] if concepts else "a prompt", ensure_ascii=False)
-    loader, method = "DiffusionPipeline", "from_pretrained"
+    given = Python.fill(", revision={revision}", revision=revision) if base_id and revision else ""
+    loader, method, header = "DiffusionPipeline", "from_pretrained", []
     if base == BUNDLED_PIPELINE:
-        header, source = ["import canvas  # in the root of this project's repository"], "canvas.PIPELINE"
+        header, source = (
+            ["import canvas  # in the root of this project's repository"],
+            Python("canvas.PIPELINE"),
+        )
     elif base_id:
-        header, source = [], json.dumps(base_id)
+        source = Python.of(base_id)
     elif base.endswith(".safetensors"):
-        loader, method = str(results.get("pipeline_class") or "StableDiffusionPipeline"), "from_single_file"
-        header, source = [], json.dumps(f"path/to/{file_name(base)}")
+        loader, method = _single_file_class(results.get("pipeline_class")), "from_single_file"
+        source = Python.of(f"path/to/{file_name(base)}")
     else:
-        header, source = [], json.dumps("path/to/the/base/pipeline")
-    code = [
-        "import torch",
-        f"from diffusers import {loader}",
-        *header,
+        source = Python.of("path/to/the/base/pipeline")
+    return _lines(
+        Markdown("## Use"),
         "",
-        f"pipe = {loader}.{method}({source}{given})",
-        f"pipe.load_lora_weights({json.dumps(_shown_path(output_dir))})  # a folder or an id on the Hub",
-        f"image = pipe({prompt}, generator=torch.Generator().manual_seed(0)).images[0]",
-        "",
-        "name = pipe.get_active_adapters()[0]",
-        "pipe.set_adapters(name, 0.5)  # weaker; 0.0 gives the base's images back, bit for bit",
-        "pipe.set_adapters(name, 1.0)",
-        "pipe.fuse_lora(adapter_names=[name])  # adds it to the weights: as fast as the base",
-        "pipe.unfuse_lora()  # takes it out again",
-        "pipe.unload_lora_weights()  # removes it",
-    ]
-    return "\n".join(["## Use", "", "```python", *code, "```"])
-
-
-def _programs_section(results: Mapping[str, Any], output_dir: str | Path) -> str:
-    """How other programs load the adapter; empty if there is no file for them."""
-    name = kohya_name(results)
-    if not (Path(output_dir) / name).is_file():
-        return ""
-    stem = name.removesuffix(".safetensors")
-    weights = [side["scale"] for side in results.get("scales") or [] if side["scale"]]
-    measured = f"between {min(weights):g} and {max(weights):g}" if len(weights) > 1 else "at weight 1"
-    return "\n".join(
-        [
-            "## Use in ComfyUI, AUTOMATIC1111, Forge and sd-scripts",
-            "",
-            f"Load `{name}`, not the other file, whose names these programs do not know: they load it without a word "
-            "and it does nothing.",
-            "",
-            "- ComfyUI: put it in `models/loras` and add the node *Load LoRA* with a model strength of 1. It has "
-            "nothing for CLIP.",
-            f"- AUTOMATIC1111 and Forge: put it in `models/Lora` and write `<lora:{stem}:1>` in the prompt.",
-            f"- sd-scripts: `--network_module networks.lora --network_weights {name}`.",
-            "",
-            f"It was measured {measured}. A lower weight erases less, and a negative one does not erase.",
-        ]
+        Markdown.code(
+            "python",
+            [
+                "import torch",
+                f"from diffusers import {loader}",
+                *header,
+                "",
+                f"pipe = {loader}.{method}({source}{given})",
+                Python.fill(
+                    "pipe.load_lora_weights({place})  # a folder or an id on the Hub",
+                    place=_shown_path(output_dir),
+                ),
+                Python.fill(
+                    "image = pipe({prompt}, generator=torch.Generator().manual_seed(0)).images[0]",
+                    prompt=concepts[0] if concepts else "a prompt",
+                ),
+                "",
+                "name = pipe.get_active_adapters()[0]",
+                "pipe.set_adapters(name, 0.5)  # weaker; 0.0 gives the base's images back, bit for bit",
+                "pipe.set_adapters(name, 1.0)",
+                "pipe.fuse_lora(adapter_names=[name])  # adds it to the weights: as fast as the base",
+                "pipe.unfuse_lora()  # takes it out again",
+                "pipe.unload_lora_weights()  # removes it",
+            ],
+        ),
     )
 
 
-def _training_section(results: Mapping[str, Any]) -> str:
+def _single_file_class(name: str | None) -> str:
+    """Of the classes that this project knows; the card has it as code."""
+    return name if name in get_args(PipelineClass) else "StableDiffusionPipeline"
+
+
+def _programs_section(results: Mapping[str, Any], output_dir: str | Path) -> Markdown | None:
+    """How other programs load the adapter; None if there is no file for them."""
+    name = kohya_name(results)
+    if not (Path(output_dir) / name).is_file():
+        return None
+    stem = name.removesuffix(".safetensors")
+    weights = [side["scale"] for side in results.get("scales") or [] if side["scale"]]
+    measured = f"between {min(weights):g} and {max(weights):g}" if len(weights) > 1 else "at weight 1"
+    # The name is one of `hub.concepts.file_of`: letters, digits and dashes.
+    return _lines(
+        Markdown("## Use in ComfyUI, AUTOMATIC1111, Forge and sd-scripts"),
+        "",
+        Markdown(
+            f"Load `{name}`, not the other file, whose names these programs do not know: they load it without a word "
+            "and it does nothing."
+        ),
+        "",
+        Markdown(
+            "- ComfyUI: put it in `models/loras` and add the node *Load LoRA* with a model strength of 1. It has "
+            "nothing for CLIP."
+        ),
+        Markdown(
+            f"- AUTOMATIC1111 and Forge: put it in `models/Lora` and write `<lora:{stem}:1>` in the prompt."
+        ),
+        Markdown(f"- sd-scripts: `--network_module networks.lora --network_weights {name}`."),
+        "",
+        Markdown(
+            f"It was measured {measured}. A lower weight erases less, and a negative one does not erase."
+        ),
+    )
+
+
+def _training_section(results: Mapping[str, Any]) -> Markdown:
     training = results.get("training") or {}
     facts = {
         "iterations": training.get("iterations"),
@@ -322,8 +356,8 @@ def _training_section(results: Mapping[str, Any]) -> str:
         "stopped by": training.get("stopped_by"),
         "reward model": _at_revision(results.get("reward_model"), results.get("reward_model_revision")),
         "critic model": _at_revision(results.get("critic_model"), results.get("critic_model_revision")),
-        "forget prompts": _prompts(results.get("forget_prompts")),
-        "retain prompts": _prompts(results.get("retain_prompts")),
+        "forget prompts": _prompts(listed(results.get("forget_prompts"))),
+        "retain prompts": _prompts(listed(results.get("retain_prompts"))),
         "relative error of the rank": results.get("relative_error"),
         "judged on": _judged(results.get("prompts") or {}),
         "versions": ", ".join(f"{name} {number}" for name, number in (results.get("versions") or {}).items()),
@@ -332,32 +366,42 @@ def _training_section(results: Mapping[str, Any]) -> str:
         f"--{name}": value for name, value in (results.get("settings") or {}).items() if "token" not in name
     }
     method = results.get("method")
-    made = "By" if training else "Not by training: by"
-    heading, text = (
-        ("How it was made", f"{made} {escape(method)}.") if method else ("How it was trained", TRAINING)
-    )
+    heading, text = "How it was trained", TRAINING
+    if method:
+        by = "By" if training else "Not by training: by"
+        heading, text = "How it was made", Markdown.fill("{by} {method}.", by=by, method=method)
     of_facts, of_settings = _rows(facts), _rows(settings)
-    parts = [f"## {heading}", text, _made(results), _table(["", ""], of_facts) if of_facts else ""]
+    parts = [
+        Markdown(f"## {heading}"),
+        text,
+        _made(results),
+        Markdown.table(["", ""], of_facts) if of_facts else None,
+    ]
     if of_settings:
-        summary = f"<summary>{len(of_settings)} settings</summary>"
-        parts += [f"<details>{summary}", _table(["", ""], of_settings), "</details>"]
-    return "\n\n".join(part for part in parts if part)
+        summary = Markdown(f"<summary>{len(of_settings)} settings</summary>")
+        parts += [
+            Markdown.fill("<details>{summary}", summary=summary),
+            Markdown.table(["", ""], of_settings),
+            Markdown("</details>"),
+        ]
+    return Markdown.join([part for part in parts if part], by="\n\n")
 
 
-def _made(results: Mapping[str, Any]) -> str:
+def _made(results: Mapping[str, Any]) -> Markdown:
     """The date, and the command that makes it again; empty if neither is known."""
     date, command = results.get("date"), results.get("command")
-    said = [f"Made on {escape(date)}."] if date else []
-    said += [f"This makes it again: <code>{escape(command)}</code>"] if command else []
-    return " ".join(said)
+    said = [Markdown.fill("Made on {date}.", date=date)] if date else []
+    if command:
+        said.append(Markdown.fill("This makes it again: <code>{command}</code>", command=command))
+    return Markdown.join(said, by=" ")
 
 
 def _rows(facts: Mapping[str, Any]) -> list[list[str]]:
     """Rows of a table, of what is known."""
-    return [[escape(name), _value(value)] for name, value in facts.items() if value not in (None, "", [])]
+    return [[name, _value(value)] for name, value in facts.items() if value not in (None, "", [])]
 
 
-def _limits_section(results: Mapping[str, Any]) -> str:
+def _limits_section(results: Mapping[str, Any]) -> Markdown:
     limits = [
         "It is meant for services and studies that run a base themselves and want it without the concept and "
         "otherwise unchanged.",
@@ -365,12 +409,12 @@ def _limits_section(results: Mapping[str, Any]) -> str:
         ATTEMPTS if results.get("probes") else UNPROBED,
         "What is close to the concept may suffer with it; look at the picture as well as at the means.",
     ]
-    if str(results.get("judge") or "").startswith("teacher"):
+    if (results.get("judge") or "").startswith("teacher"):
         limits.append(
             "The metrics come from the CLIP model that was also the reward. They are not independent and flatter "
             "the adapter."
         )
-    return "\n".join(["## Intended use and limits", "", *(f"- {limit}" for limit in limits)])
+    return _lines(Markdown("## Intended use and limits"), "", *(Markdown(f"- {limit}") for limit in limits))
 
 
 def _eval_results(results: Mapping[str, Any]) -> list[EvalResult] | None:
@@ -384,7 +428,7 @@ def _eval_results(results: Mapping[str, Any]) -> list[EvalResult] | None:
             metric_type=name.lower(),
             metric_name=f"{name} in percent, judged by {judge}",
             metric_value=adapter[name],
-            metric_args=seeds | ({"ci95": bounds} if (bounds := _interval(adapter, name)) else {}) or None,
+            metric_args=seeds | ({"ci95": bounds} if (bounds := interval(adapter, name)) else {}) or None,
         )
         for name in DEFINED
         if adapter.get(name) is not None
@@ -392,40 +436,31 @@ def _eval_results(results: Mapping[str, Any]) -> list[EvalResult] | None:
     return found or None
 
 
-def _base_text(base: str, revision: str | None) -> str:
+def _base_text(base: str, revision: str | None) -> Markdown:
     if base == BUNDLED_PIPELINE:
-        return BUNDLED_TEXT
+        return Markdown(BUNDLED_TEXT)
     if hub_id(base):
-        return f"[{escape(base)}](https://huggingface.co/{base})" + (
-            f" at revision {escape(revision)}" if revision else ""
+        link = Markdown.link(base, f"https://huggingface.co/{base}")
+        return (
+            Markdown.fill("{link} at revision {revision}", link=link, revision=revision) if revision else link
         )
-    return f"a local pipeline ({escape(file_name(base))})" if base else "a Stable Diffusion pipeline"
+    if base:
+        return Markdown.fill("a local pipeline ({name})", name=file_name(base))
+    return Markdown("a Stable Diffusion pipeline")
 
 
-def _cell(side: Mapping[str, Any], name: str) -> str:
+def _cell(side: Mapping[str, Any], name: str) -> Markdown:
     if side.get(name) is None:
-        return "–"
-    bounds = _interval(side, name)
-    return f"{side[name]:.2f}" + (f" [{bounds[0]:.1f}, {bounds[1]:.1f}]" if bounds else "")
-
-
-def _interval(side: Mapping[str, Any], name: str) -> list[float] | None:
-    """The 95 % interval [low, high] of a metric; None if there is none, or only the half-width of older
-    results."""
-    bounds = (side.get("ci95") or {}).get(name)
-    return bounds if isinstance(bounds, list) else None
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return Markdown("–")
+    bounds = interval(side, name)
+    return Markdown(f"{side[name]:.2f}" + (f" [{bounds[0]:.1f}, {bounds[1]:.1f}]" if bounds else ""))
 
 
 def _at_revision(name: str | None, revision: str | None) -> str | None:
     return f"{without_path(name)} at revision {revision}" if name and revision else name
 
 
-def _prompts(prompts: Sequence[str] | None) -> str | None:
+def _prompts(prompts: Sequence[str]) -> str | None:
     if not prompts:
         return None
     shown = ", ".join(f'"{" ".join(prompt.split())}"' for prompt in prompts[:SHOWN_PROMPTS])
@@ -445,7 +480,7 @@ def _value(value: object) -> str:
         return ", ".join(_value(item) for item in value)
     if isinstance(value, float):
         return f"{value:g}"
-    return escape(without_path(str(value)))
+    return without_path(str(value))
 
 
 def _shown_path(path: str | Path) -> str:
@@ -453,10 +488,3 @@ def _shown_path(path: str | Path) -> str:
     resolved = Path(path).resolve()
     below = resolved.is_relative_to(Path.cwd()) and resolved != Path.cwd()
     return resolved.relative_to(Path.cwd()).as_posix() if below else resolved.name
-
-
-def listed(value: object) -> list[str]:
-    """One value, several or none, as a list of texts."""
-    if value is None:
-        return []
-    return [str(item) for item in value] if isinstance(value, list | tuple) else [str(value)]

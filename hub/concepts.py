@@ -24,7 +24,9 @@ def recorded_concepts(said: Mapping[str, Any]) -> list[str]:
     """
     concept = said.get("concept") or []
     if not isinstance(concept, str):
-        return list(concept)
+        return (
+            [item for item in concept if isinstance(item, str)] if isinstance(concept, list | tuple) else []
+        )
     try:
         found = json.loads(concept) if concept.startswith("[") else None
     except (ValueError, RecursionError):

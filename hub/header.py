@@ -13,8 +13,9 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from common.names import without_path
-from hub.card import METRICS, listed
+from hub.card import METRICS
 from hub.licences import licence_of
+from hub.results import listed
 
 METHOD = "critic-guided reinforcement unlearning (arXiv 2601.03213)"
 ARCHITECTURES = {

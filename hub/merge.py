@@ -21,7 +21,8 @@ from hub.factors import Factors, adapter_factors
 from hub.files import require_empty
 from hub.header import BASE_KEYS, results_header
 from hub.kohya import save_twin
-from hub.provenance import RESULTS_NAME, what_adapter_says
+from hub.provenance import what_adapter_says
+from hub.results import RESULTS_NAME
 
 METHOD = "merging adapters into one"
 

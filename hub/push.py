@@ -21,7 +21,8 @@ from hub.concepts import KOHYA_NAME, kohya_name
 from hub.files import read_header, refuse_links_out
 from hub.licences import licence_by_hand, with_licence
 from hub.notes import merge_notes, read_notes, with_notes
-from hub.provenance import RESULTS_NAME, read_results, what_adapter_says
+from hub.provenance import what_adapter_says
+from hub.results import RESULTS_NAME, read_results
 
 SETTINGS_NAME = "config.yaml"
 CRITIC_FILES = (f"critic/{CONFIG_NAME}", f"critic/{WEIGHTS_NAME}")

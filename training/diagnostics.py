@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from common.files import append_text, write_text
+from hub.results import parse_line
 
 
 class Diagnostics:
@@ -25,10 +26,11 @@ class Diagnostics:
         if iteration and self.path.is_file():
             for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    if json.loads(line)["iteration"] < iteration:
-                        kept.append(line)
-                except (ValueError, KeyError, TypeError):
+                    found = parse_line(line)
+                except ValueError:
                     continue
+                if found is not None and found["iteration"] < iteration:
+                    kept.append(line)
         write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def write(self, iteration: int, metrics: Mapping[str, float]) -> None:

@@ -13,6 +13,7 @@ from common.interruption import leave
 from common.memory import peak_memory_mb
 from common.processes import anywhere
 from common.room import going_on
+from hub.results import DIAGNOSTICS_NAME
 from training.collect import Batch
 from training.diagnostics import Diagnostics
 from training.metrics import BAR
@@ -29,7 +30,7 @@ class Reporter:
     def __init__(self, run: Run, state: RunState, before: list[Image.Image]) -> None:
         """`before` are the previews of the base."""
         self.run, self.state, self.before = run, state, before
-        self.diagnostics = Diagnostics(run.config.output.output_dir / "diagnostics.jsonl")
+        self.diagnostics = Diagnostics(run.config.output.output_dir / DIAGNOSTICS_NAME)
         if run.is_main:
             self.diagnostics.begin(state.progress.iteration)
         self.bar = tqdm(

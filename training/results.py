@@ -20,8 +20,8 @@ from hub.adapter import save_adapter, update_adapter_metadata
 from hub.card import GRID_NAME, save_model_card
 from hub.header import base_header, results_header
 from hub.kohya import save_twin
-from hub.provenance import RESULTS_NAME
 from hub.push import CRITIC_FILES, SETTINGS_NAME
+from hub.results import RESULTS_NAME
 from policy.lora import ADAPTER
 from training.config import RunConfig
 from training.previews import preview_pairs

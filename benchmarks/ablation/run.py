@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from benchmarks.report import write_json
 from common.checkpoints import list_checkpoints, load_checkpoint
 from common.flags import flag, parse
 from evaluation.examination import Examination
+from hub.results import read_diagnostics, read_results
 from pipelines.generate import evaluation_mode, generate
 from policy.lora import base_policy, load_lora_state
 from training.config import RunConfig, parse_config
@@ -125,8 +125,7 @@ def train_and_judge(trial: TrialConfig, varied: Sequence[str]) -> dict[str, Any]
         directory = Path(name) / "run"
         flags = run_flags(trial, varied, directory)
         run_script([*flags, "--evaluation_seeds"])
-        results = json.loads((directory / "results.json").read_text(encoding="utf-8"))
-        lines = (directory / "diagnostics.jsonl").read_text(encoding="utf-8").splitlines()
+        results, diagnostics = read_results(directory), read_diagnostics(directory)
         found = judge_run(prepare_judge(flags, Path(name) / "judge"), directory, trial.judge_seeds)
     return {
         "concept": trial.concept,
@@ -135,7 +134,7 @@ def train_and_judge(trial: TrialConfig, varied: Sequence[str]) -> dict[str, Any]
         "flags": list(varied),
         **found,
         "training": results["training"],
-        "diagnostics": [json.loads(line) for line in lines],
+        "diagnostics": diagnostics,
     }
 
 

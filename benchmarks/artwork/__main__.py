@@ -31,7 +31,7 @@ from benchmarks.report import sections, write_json, write_text
 from benchmarks.worlds.artwork import WEIGHTS
 from common.errors import friendly_errors
 from common.flags import flag, parse
-from hub.provenance import RESULTS_NAME
+from hub.results import RESULTS_NAME
 from pipelines.base import load_pipeline
 
 CONCEPTS = (

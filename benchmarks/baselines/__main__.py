@@ -32,7 +32,7 @@ from hub.adapter import save_adapter
 from hub.card import GRID_NAME, save_model_card
 from hub.files import require_empty
 from hub.header import base_header, results_header
-from hub.provenance import RESULTS_NAME
+from hub.results import RESULTS_NAME
 from policy.lora import ADAPTER
 
 

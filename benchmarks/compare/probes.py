@@ -11,7 +11,8 @@ from benchmarks.compare.methods import BASE, NAMES
 from benchmarks.compare.runs import Erasure, World
 from benchmarks.jobs import Job, run_jobs
 from benchmarks.report import markdown
-from evaluation.probes.rows import PROBES_NAME, cell
+from evaluation.probes.rows import cell
+from hub.results import PROBES_NAME
 
 Rows = Sequence[Mapping[str, Any]]
 """Of one adapter: what each attempt found with it and in the base, as probes.json has it."""

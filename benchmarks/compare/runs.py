@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.compare.methods import command
 from benchmarks.jobs import Job, run_jobs, slug
 from hub.adapter import find_adapter
-from hub.provenance import RESULTS_NAME
+from hub.results import RESULTS_NAME
 
 
 @dataclass(frozen=True)

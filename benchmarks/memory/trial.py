@@ -3,7 +3,6 @@ ARGUMENTS OF THE TRAINING SCRIPT`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from benchmarks.jobs import run_script, split_arguments
 from benchmarks.report import write_json
 from common.flags import flag, parse
+from hub.results import read_diagnostics, read_results
 from training.config import parse_config
 
 
@@ -53,10 +53,13 @@ def measure(arguments: Sequence[str], cap: float | None = None) -> dict[str, Any
                 "allocated_gb": torch.cuda.max_memory_allocated() / 1e9,
                 "reserved_gb": torch.cuda.max_memory_reserved() / 1e9,
             }
-    lines = (output_dir / "diagnostics.jsonl").read_text(encoding="utf-8").splitlines()
-    training = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))["training"]
+    training = read_results(output_dir)["training"]
     kept = ("seconds", "iterations", "unet_samples", "peak_memory_mb")
-    return report | {name: training[name] for name in kept} | {"fits": True, "judged_iterations": len(lines)}
+    return (
+        report
+        | {name: training[name] for name in kept}
+        | {"fits": True, "judged_iterations": len(read_diagnostics(output_dir))}
+    )
 
 
 def parse_trial(arguments: Sequence[str] | None = None) -> tuple[TrialConfig, list[str]]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -26,6 +26,7 @@ from common.flags import flag, parse
 from common.lock import exclusive
 from common.memory import advised
 from common.names import public_name
+from common.schema import read_json
 from common.versions import versions
 from evaluation.choice import Choice, ExaminationConfig, choose
 from evaluation.probes import (
@@ -40,11 +41,13 @@ from evaluation.probes import (
     relearning,
     removal,
 )
-from evaluation.probes.rows import PROBES_NAME, Row, cell, save_samples
+from evaluation.probes.rows import Row, cell, save_samples
 from evaluation.probes.settings import Settings
 from evaluation.probes.subject import Subject
 from hub.adapter import load_adapter
-from hub.provenance import RESULTS_NAME, AdapterBase, read_results
+from hub.provenance import AdapterBase
+from hub.results import PROBES_NAME, RESULTS_NAME, check, read_results
+from hub.results import Row as AttemptRow
 from pipelines.backbone import Backbone
 from pipelines.base import with_downloads
 from reward.concept.exemplars import read_images
@@ -297,13 +300,22 @@ def circumstances_of(probe: str, said: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+class Finished(TypedDict):
+    """probe-NAME.json."""
+
+    tries: str
+    rows: list[AttemptRow]
+    circumstances: dict[str, Any]
+
+
 def read_probe(path: Path) -> dict[str, Any] | None:
     """What a probe found; None if it was not run, or its file is damaged."""
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = read_json(path)
+        check(known, Finished, str(path))
+    except ValueError:
         return None
-    return known if isinstance(known, dict) and {"tries", "rows", "circumstances"} <= known.keys() else None
+    return cast(dict[str, Any], known)
 
 
 def merge_into_results(report: dict[str, Any], directory: Path) -> None:

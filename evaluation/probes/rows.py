@@ -16,8 +16,6 @@ from torch import nn
 from common.files import write_bytes
 from evaluation.intervals import Interval, proportion_interval
 
-PROBES_NAME = "probes.json"
-
 CELL, GAP, SAMPLES = 96, 4, 8
 """Side of a sample and the gap between two in pixels, and how many of a row's images are kept."""
 

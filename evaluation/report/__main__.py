@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from common.errors import friendly_errors
 from common.files import make_directory, write_text
 from common.flags import flag, parse
+from common.pictures import read_picture
 from evaluation.grid import Pair, before_after
 from evaluation.pareto import pareto
 from evaluation.protocol import grid_title, pareto_title
 from evaluation.report.page import page
 from evaluation.report.run import Run
 from evaluation.report.sections import SECTIONS
-from hub.card import GRID_NAME, listed
+from hub.card import GRID_NAME
+from hub.results import listed
 
 REPORT_NAME, PARETO_NAME = "report.html", "pareto.png"
 
@@ -64,7 +64,8 @@ def write_pictures(run: Run) -> list[Path]:
     written, grid, curve = [], run.directory / GRID_NAME, run.directory / PARETO_NAME
     if run.shown and not grid.exists():
         pairs = [
-            Pair(one.prompt, Image.open(one.before), Image.open(one.after), one.forget) for one in run.shown
+            Pair(one.prompt, read_picture(one.before), read_picture(one.after), one.forget)
+            for one in run.shown
         ]
         before_after(pairs, grid, grid_title(run.results))
         written.append(grid)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
+from typing import LiteralString
 
-STYLE = """
+from common.markup import Html
+
+STYLE: LiteralString = """
 :root{color-scheme:light dark;--ink:#1c1c1e;--soft:#5f6368;--line:#d9dce1;--paper:#fff;--panel:#f6f7f9;--a:#1f5fa8;--b:#b3261e;--c:#1b6e4b;--d:#8a5a00}
 @media (prefers-color-scheme:dark){:root{--ink:#e9e9ec;--soft:#a2a7af;--line:#3a3d44;--paper:#16171a;--panel:#202227;--a:#7db1f0;--b:#ff8a80;--c:#6fd3a4;--d:#f0b95a}}
 *{box-sizing:border-box}body{margin:0 auto;padding:2rem 1.2rem 4rem;max-width:72rem;font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper)}
@@ -31,24 +33,35 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """The browser itself refuses scripts and requests, in case a text gets past the escaping."""
 
 
-def page(title: str, sections: Sequence[str]) -> str:
+def page(title: str, sections: Sequence[Html]) -> Html:
     """The whole file."""
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+    return Html.fill(
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{chr(10).join(s for s in sections if s)}\n</body>\n</html>\n"
+        "<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n",
+        policy=Html(POLICY),
+        title=title,
+        style=Html(STYLE),
+        body=Html.join([section for section in sections if section], by="\n"),
     )
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: int | None = None) -> str:
-    """A table of texts, all escaped; the columns from `numbers` on are aligned right."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: int | None = None) -> Html:
+    """A table of texts; the columns from `numbers` on are aligned right."""
 
-    def cells(row: Sequence[str], tag: str) -> str:
-        marks = ["" if numbers is None or i < numbers else ' class="n"' for i in range(len(row))]
-        return "".join(
-            f"<{tag}{mark}>{html.escape(text)}</{tag}>" for text, mark in zip(row, marks, strict=True)
+    def cells(row: Sequence[str], tag: LiteralString) -> Html:
+        return Html.join(
+            Html.fill(
+                "<{tag}{mark}>{text}</{tag}>",
+                tag=tag,
+                mark=Html("" if numbers is None or column < numbers else ' class="n"'),
+                text=text,
+            )
+            for column, text in enumerate(row)
         )
 
-    head = f"<thead><tr>{cells(header, 'th')}</tr></thead>" if any(header) else ""
-    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
+    head = Html.fill("<thead><tr>{cells}</tr></thead>", cells=cells(header, "th")) if any(header) else ""
+    body = Html.join(Html.fill("<tr>{cells}</tr>", cells=cells(row, "td")) for row in rows)
+    return Html.fill(
+        '<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>', head=head, body=body
+    )

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hub.provenance import RESULTS_NAME, read_results
+from hub.results import (
+    DIAGNOSTICS_NAME,
+    PROBES_NAME,
+    RESULTS_NAME,
+    read_diagnostics,
+    read_probes,
+    read_results,
+)
 
-DIAGNOSTICS_NAME, PROBES_NAME = "diagnostics.jsonl", "probes.json"
 PNG = b"\x89PNG\r\n\x1a\n"
-PER_TIMESTEP = re.compile(r"(.+)/t(\d+)")
+PER_TIMESTEP = re.compile(r"(.+)/t(\d{1,9})")
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,12 @@ class Run:
             ValueError: there is neither results.json nor diagnostics.jsonl nor probes.json, or one is
                 malformed.
         """
-        results, diagnostics = read_results(directory), _read_lines(directory / DIAGNOSTICS_NAME)
+        results, diagnostics = read_results(directory), read_diagnostics(directory)
         place = next(
             (at for at in (directory, directory / "probes") if (at / PROBES_NAME).is_file()),
             directory / "probes",
         )
-        probes = _read_object(place / PROBES_NAME) or results.get("probes") or {}
+        probes = read_probes(place) or results.get("probes") or {}
         if not (results or diagnostics or probes):
             raise ValueError(
                 f"{directory} holds no run: there is neither {RESULTS_NAME} nor {DIAGNOSTICS_NAME} nor {PROBES_NAME}."
@@ -81,7 +86,7 @@ class Run:
         for number, line in enumerate(self.diagnostics):
             for key, value in line.items():
                 match = PER_TIMESTEP.fullmatch(key)
-                if match and isinstance(value, int | float):
+                if match and value is not None:
                     rows = found.setdefault(match[1], [{} for _ in self.diagnostics])
                     rows[number][int(match[2])] = float(value)
         return found
@@ -105,41 +110,12 @@ def _numbered(place: Path, name: str, count: int) -> list[Path]:
     return [path for number in range(1, count + 1) if is_png(path := place / f"probe-{name}-{number}.png")]
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is not a JSON object.")
-    return found
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines; a run in progress may be writing the last."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            metrics = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(metrics, dict) and "iteration" in metrics:
-            found.append(metrics)
-    return found
-
-
 def _shown(directory: Path, results: dict[str, Any]) -> list[Shown]:
-    images = directory / "images"
+    images, scale = directory / "images", results.get("lora_scale")
     found = []
     for one in results.get("shown") or []:
         file = f"{one['index']:05d}-seed{one['seed']}.png"
-        before, after = images / "base" / file, images / f"weight-{results.get('lora_scale', 1):g}" / file
+        before, after = images / "base" / file, images / f"weight-{1 if scale is None else scale:g}" / file
         if is_png(before) and is_png(after):
             found.append(Shown(one["prompt"], one["seed"], one["forget"], before, after))
     return found

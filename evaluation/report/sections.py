@@ -1,21 +1,22 @@
-"""The sections of the page; each is empty if the run has nothing for it. All texts come from users and are
-escaped."""
+"""The sections of the page; each is empty if the run has nothing for it. All texts come from others, and
+`Html.fill` escapes them."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from common.markup import Html
 from common.names import without_path
+from common.pictures import read_picture
+from evaluation.pareto import with_intervals
 from evaluation.report.page import table
 from evaluation.report.run import Run, data_uri
 from evaluation.report.svg import Bar, Point, bars, lines, pareto
-from hub.card import DEFINED, GRID_NAME, METRICS, UNLOADABLE, listed, suffered
+from hub.card import DEFINED, GRID_NAME, METRICS, UNLOADABLE, suffered
+from hub.results import interval, listed
 
 CURVES = {
     "Forgotten: share of forget images": ("forgotten", "replaced"),
@@ -33,32 +34,39 @@ SMALL = 128
 """Images smaller than this many pixels are shown with sharp edges."""
 
 
-def heading(run: Run) -> str:
+def heading(run: Run) -> Html:
     """The concept, the base, and the headline metrics."""
     results = run.results or run.probes
-    concept = html.escape(", ".join(listed(results.get("concept"))) or "a concept")
-    base = html.escape(without_path(str(results.get("base_model_name_or_path") or "a pipeline")))
-    judge = html.escape(str(results.get("judge") or "nobody yet"))
     before, after = run.results.get("base") or {}, run.results.get("adapter") or {}
-    tiles = [
-        f'<div><span class="soft">{name}</span><b id="{name}">{after[name]:.1f} %</b>'
-        f'<span class="soft">{_range(after, name)} base {_value(before, name)}</span></div>'
+    tiles = Html.join(
+        Html.fill(
+            '<div><span class="soft">{name}</span><b id="{name}">{percent:.1f} %</b>'
+            '<span class="soft">{range} base {base}</span></div>',
+            name=name,
+            percent=after[name],
+            range=_range(after, name),
+            base=_value(before, name),
+        )
         for name in METRICS
         if after.get(name) is not None
-    ]
-    images = f" {results['images_per_side']} images a side." if results.get("images_per_side") else ""
-    return (
-        f'<h1>Erased: {concept}</h1><p class="soft">From {base}. Judge: {judge}.{images} In brackets 95&nbsp;% '
-        "intervals.</p>" + (f'<div class="big">{"".join(tiles)}</div>' if tiles else "")
+    )
+    return Html.fill(
+        '<h1>Erased: {concept}</h1><p class="soft">From {base}. Judge: {judge}.{images} In brackets 95&nbsp;% '
+        "intervals.</p>{tiles}",
+        concept=", ".join(listed(results.get("concept"))) or "a concept",
+        base=without_path(results.get("base_model_name_or_path") or "a pipeline"),
+        judge=results.get("judge") or "nobody yet",
+        images=f" {results['images_per_side']} images a side." if results.get("images_per_side") else "",
+        tiles=Html.fill('<div class="big">{tiles}</div>', tiles=tiles) if tiles else "",
     )
 
 
-def metrics(run: Run) -> str:
+def metrics(run: Run) -> Html:
     """Every metric of base and adapter, and its meaning."""
     before, after = run.results.get("base") or {}, run.results.get("adapter") or {}
     names = [name for name in (*DEFINED, "CRA_retained", "CRA_forgotten") if after.get(name) is not None]
     if not names:
-        return ""
+        return Html()
     rows = [
         [name, _cell(before, name), _cell(after, name), str((after.get("images") or {}).get(name, ""))]
         for name in names
@@ -66,72 +74,90 @@ def metrics(run: Run) -> str:
     for name, found in (after.get("measures") or {}).items():
         other = (before.get("measures") or {}).get(name)
         rows.append([name, _measure(other), _measure(found), ""])
-    meaning = "".join(
-        f"<li><b>{name}</b>, {html.escape(text)}</li>" for name, text in DEFINED.items() if name in names
+    return Html.fill(
+        "<h2>Metrics</h2>{found}<ul class='soft'>{meaning}</ul>",
+        found=table(["percent", "base", "with the adapter", "images"], rows, 1),
+        meaning=Html.join(
+            Html.fill("<li><b>{name}</b>, {text}</li>", name=name, text=text)
+            for name, text in DEFINED.items()
+            if name in names
+        ),
     )
-    found = table(["percent", "base", "with the adapter", "images"], rows, 1)
-    return f"<h2>Metrics</h2>{found}<ul class='soft'>{meaning}</ul>"
 
 
-def images(run: Run) -> str:
+def images(run: Run) -> Html:
     """Base and adapter from the same noise: the evaluation's images one by one, else the picture of them."""
     picture = run.picture(GRID_NAME)
     if run.shown:
-        parts = []
-        for forget, name in (
-            (True, "To forget: prompts that ask for it"),
-            (False, "To keep: all other prompts"),
-        ):
-            cells = [
-                f"<figure>{_image(one.before, f'{one.prompt}, base')}"
-                f"{_image(one.after, f'{one.prompt}, with the adapter')}"
-                f"<figcaption>{html.escape(one.prompt)} · seed {one.seed}</figcaption></figure>"
-                for one in run.shown
-                if one.forget == forget
-            ]
-            parts.append(
-                f'<h3>{name}</h3><div class="grid{" forget" if forget else ""}">{"".join(cells)}</div>'
-                if cells
-                else ""
-            )
-        return (
+        parts = [
+            _shown(run, True, "To forget: prompts that ask for it"),
+            _shown(run, False, "To keep: all other prompts"),
+        ]
+        return Html.fill(
             '<h2>Before and after</h2><p class="soft">Base above, adapter below, from the same noise; chosen '
-            f"without looking.</p>{''.join(parts)}"
+            "without looking.</p>{parts}",
+            parts=Html.join(parts),
         )
     if picture:
         text = "Images of the base above, with the adapter below, from the same noise"
-        return f"<h2>Before and after</h2><figure class='scroll'>{_image(picture, text, False)}</figure>"
-    return ""
+        return Html.fill(
+            "<h2>Before and after</h2><figure class='scroll'>{picture}</figure>",
+            picture=_image(picture, text, False),
+        )
+    return Html()
 
 
-def price(run: Run) -> str:
+def _shown(run: Run, forget: bool, name: str) -> Html:
+    """The images that ask for the concept, or all others."""
+    cells = Html.join(
+        Html.fill(
+            "<figure>{before}{after}<figcaption>{prompt} · seed {seed}</figcaption></figure>",
+            before=_image(one.before, f"{one.prompt}, base"),
+            after=_image(one.after, f"{one.prompt}, with the adapter"),
+            prompt=one.prompt,
+            seed=one.seed,
+        )
+        for one in run.shown
+        if one.forget == forget
+    )
+    if not cells:
+        return Html()
+    return Html.fill(
+        '<h3>{name}</h3><div class="grid{mark}">{cells}</div>',
+        name=name,
+        mark=" forget" if forget else "",
+        cells=cells,
+    )
+
+
+def price(run: Run) -> Html:
     """UA against IRA and CRA, at several weights of the adapter."""
     sides = run.results.get("scales") or []
     if not sides:
-        return ""
+        return Html()
     names = [name for name in ("IRA", "CRA") if any(side.get(name) is not None for side in sides)]
     charts = []
     for name in names:
         points = [
             ((side["UA"], side[name]), (side["ci95"]["UA"], side["ci95"][name]), f"{side['scale']:g}")
-            for side in sides
-            if side.get(name) is not None and side.get("UA") is not None
+            for side in with_intervals(sides, name)
         ]
-        charts.append(
-            pareto(f"{name} against UA; numbers are weights", points, "UA: the concept is gone (percent)")
-        )
+        if points:
+            title = f"{name} against UA; numbers are weights"
+            charts.append(pareto(title, points, "UA: the concept is gone (percent)"))
     rows = [[f"{side['scale']:g}", *(_cell(side, name) for name in ("UA", *names))] for side in sides]
-    return (
-        f'<h2>The price of forgetting</h2><div class="charts">{"".join(charts)}</div>'
-        f"{table(['weight', 'UA', *names], rows, 1)}"
+    return Html.fill(
+        '<h2>The price of forgetting</h2><div class="charts">{charts}</div>{table}',
+        charts=Html.join(charts),
+        table=table(["weight", "UA", *names], rows, 1),
     )
 
 
-def damage(run: Run) -> str:
+def damage(run: Run) -> Html:
     """What suffered most, and the accuracy on every class."""
     before, after = ((run.results.get(side) or {}).get("per_class") or {} for side in ("base", "adapter"))
     if not after:
-        return ""
+        return Html()
     fallen = suffered(run.results)
     worst = [
         [domain, name, f"{base:.1f}", f"{adapter:.1f}", f"{adapter - base:+.1f}"]
@@ -147,64 +173,70 @@ def damage(run: Run) -> str:
         for domain, classes in after.items()
         for name, value in classes.items()
     ]
-    said = (
-        table(["kind", "retained", "base", "with the adapter", "change"], worst, 2)
+    return Html.fill(
+        "<h2>What suffered most</h2>{said}<details><summary>All classes</summary>{classes}</details>"
+        '<p class="soft">Percent of images in which the judge sees the class that the prompt names.</p>',
+        said=table(["kind", "retained", "base", "with the adapter", "change"], worst, 2)
         if worst
-        else "<p>No retained class is recognised less often.</p>"
-    )
-    classes = table(["kind", "class", "base", "with the adapter"], every, 2)
-    return (
-        f"<h2>What suffered most</h2>{said}<details><summary>All classes</summary>{classes}</details>"
-        '<p class="soft">Percent of images in which the judge sees the class that the prompt names.</p>'
+        else Html("<p>No retained class is recognised less often.</p>"),
+        classes=table(["kind", "class", "base", "with the adapter"], every, 2),
     )
 
 
-def probes(run: Run) -> str:
+def probes(run: Run) -> Html:
     """How much of the concept each probe brought back, with images."""
     found = run.probes.get("probes") or {}
     rows = [row for probe in found.values() for row in probe["rows"]]
     if not rows:
-        return ""
+        return Html()
     shown = [
-        Bar(row["name"], row["adapter"]["return"], row["adapter"]["ci95"], (row["base"] or {}).get("return"))
+        Bar(
+            row["name"],
+            row["adapter"]["return"],
+            row["adapter"]["ci95"],
+            (row.get("base") or {}).get("return"),
+        )
         for row in rows
     ]
     cells = [
         [
             row["name"],
             _returned(row["adapter"]),
-            _returned(row["base"]),
-            *(f"{row['budget'][name]:g}" for name in ("images", "steps", "unet_samples", "seconds")),
+            _returned(row.get("base")),
+            *(_spent(row, name) for name in ("images", "steps", "unet_samples", "seconds")),
         ]
         for row in rows
     ]
-    pictures = []
-    for name, probe in found.items():
-        for row, path in zip(probe["rows"], run.samples.get(name) or [], strict=False):
-            prompts = "; ".join(row["prompts"][:2])
-            pictures.append(
-                f"<figure><div class='scroll'>{_image(path, row['name'], False)}</div>"
-                f"<figcaption><b>{html.escape(row['name'])}</b>: {html.escape(prompts)}, …</figcaption></figure>"
-            )
-    judge = html.escape(str(run.probes.get("judge") or "unknown"))
+    pictures = Html.join(
+        Html.fill(
+            "<figure><div class='scroll'>{image}</div><figcaption><b>{name}</b>: {prompts}, …</figcaption></figure>",
+            image=_image(path, row["name"], False),
+            name=row["name"],
+            prompts="; ".join((row.get("prompts") or [])[:2]),
+        )
+        for name, probe in found.items()
+        for row, path in zip(probe["rows"], run.samples.get(name) or [], strict=False)
+    )
     sides = ("with the adapter", "the same on the base")
-    samples = (
-        "<details><summary>Images of every attempt: base above, adapter below</summary>"
-        f"{''.join(pictures)}</details>"
+    samples = Html.fill(
+        "<details><summary>Images of every attempt: base above, adapter below</summary>{pictures}</details>",
+        pictures=pictures,
     )
-    return (
-        f"<h2>How much comes back</h2><p>How often the judge ({judge}) sees the concept again. The hollow dot is "
+    return Html.fill(
+        "<h2>How much comes back</h2><p>How often the judge ({judge}) sees the concept again. The hollow dot is "
         "the same attempt on the base without the adapter, the most it could find; plain prompts are no "
-        f"attempt.</p><div class='scroll'>{bars('The concept is seen, percent', shown, sides)}</div>"
-        f"{table(['attempt', *sides, 'images', 'steps', 'UNet samples', 'seconds'], cells, 1)}"
-        f"{samples if pictures else ''}"
+        "attempt.</p><div class='scroll'>{bars}</div>{table}{samples}",
+        judge=run.probes.get("judge") or "unknown",
+        bars=bars("The concept is seen, percent", shown, sides),
+        table=table(["attempt", *sides, "images", "steps", "UNet samples", "seconds"], cells, 1),
+        samples=samples if pictures else "",
     )
 
 
-def training(run: Run) -> str:
+def training(run: Run) -> Html:
     """Curves over the iterations, and over the timesteps at the first, the middle and the last of them."""
     if not run.diagnostics:
-        return ""
+        return Html()
     charts = []
     for title, names in CURVES.items():
         series = {name.replace("_", " "): _curve(run, name) for name in names}
@@ -230,14 +262,18 @@ def training(run: Run) -> str:
         }
         if any(y for points in series.values() for _, y in points):
             panels.append(lines(name.replace("_", " "), series, "timestep"))
-    by_timestep = (
-        '<h3>By timestep</h3><p class="soft">Noise is at the right.</p>'
-        f'<div class="charts">{"".join(panels)}</div>'
+    by_timestep = Html.fill(
+        '<h3>By timestep</h3><p class="soft">Noise is at the right.</p><div class="charts">{panels}</div>',
+        panels=Html.join(panels),
     )
-    return f'<h2>Training</h2><div class="charts">{"".join(charts)}</div>{by_timestep if panels else ""}'
+    return Html.fill(
+        '<h2>Training</h2><div class="charts">{charts}</div>{by_timestep}',
+        charts=Html.join(charts),
+        by_timestep=by_timestep if panels else "",
+    )
 
 
-def cost(run: Run) -> str:
+def cost(run: Run) -> Html:
     """The cost of training and evaluation; each probe states its own."""
     spent = run.results.get("training") or {}
     facts = {
@@ -254,10 +290,10 @@ def cost(run: Run) -> str:
         "seconds of evaluation": run.results.get("evaluation_seconds"),
     }
     rows = [[name, _plain(value)] for name, value in facts.items() if value is not None]
-    return f"<h2>Cost</h2>{table(['', ''], rows)}" if rows else ""
+    return Html.fill("<h2>Cost</h2>{table}", table=table(["", ""], rows)) if rows else Html()
 
 
-def settings(run: Run) -> str:
+def settings(run: Run) -> Html:
     """Every flag of training, of the evaluation and of the probes."""
     given = {
         f"--{name}": value
@@ -266,19 +302,25 @@ def settings(run: Run) -> str:
     }
     tried = {f"probes: {name}": value for name, value in (run.probes.get("settings") or {}).items()}
     rows = [[name, _plain(value)] for name, value in (given | tried).items() if value not in (None, "", [])]
-    prompts = run.results.get("forget_prompts") or []
+    prompts = listed(run.results.get("forget_prompts"))
     if not rows and not prompts:
-        return ""
-    listed_prompts = "".join(f"<li>{html.escape(prompt)}</li>" for prompt in prompts)
-    asking = (
-        f"<details><summary>Prompts that ask for the concept ({len(prompts)})</summary>"
-        f"<ul>{listed_prompts}</ul></details>"
+        return Html()
+    asking = Html.fill(
+        "<details><summary>Prompts that ask for the concept ({count})</summary><ul>{prompts}</ul></details>",
+        count=len(prompts),
+        prompts=_items(prompts),
     )
-    flags = f"<details><summary>{len(rows)} settings</summary>{table(['', ''], rows)}</details>"
-    return f"<h2>Settings</h2>{asking if prompts else ''}{flags if rows else ''}"
+    flags = Html.fill(
+        "<details><summary>{count} settings</summary>{table}</details>",
+        count=len(rows),
+        table=table(["", ""], rows),
+    )
+    return Html.fill(
+        "<h2>Settings</h2>{asking}{flags}", asking=asking if prompts else "", flags=flags if rows else ""
+    )
 
 
-def provenance(run: Run) -> str:
+def provenance(run: Run) -> Html:
     """Where the metrics come from, and their limits."""
     results = run.results or run.probes
     facts = {
@@ -302,23 +344,30 @@ def provenance(run: Run) -> str:
     ]
     if not run.probes:
         limits.append("No probe was run: how easily the concept comes back is not known.")
-    if str(results.get("judge") or "").startswith("teacher"):
+    if (results.get("judge") or "").startswith("teacher"):
         limits.append(
             "The metrics come from the CLIP model that was also the reward. They are not independent and flatter "
             "the adapter."
         )
-    listed_limits = "".join(f"<li>{html.escape(limit)}</li>" for limit in limits)
-    return f"<h2>Provenance and limits</h2>{table(['', ''], rows)}<ul>{listed_limits}</ul>"
+    return Html.fill(
+        "<h2>Provenance and limits</h2>{table}<ul>{limits}</ul>",
+        table=table(["", ""], rows),
+        limits=_items(limits),
+    )
 
 
 SECTIONS = (heading, metrics, images, price, damage, probes, training, cost, settings, provenance)
+
+
+def _items(texts: Sequence[str]) -> Html:
+    return Html.join(Html.fill("<li>{text}</li>", text=text) for text in texts)
 
 
 def _curve(run: Run, name: str) -> list[Point]:
     return [
         (float(line["iteration"]), float(line[name]))
         for line in run.diagnostics
-        if isinstance(line.get(name), int | float)
+        if line.get(name) is not None
     ]
 
 
@@ -326,19 +375,15 @@ def _value(side: Mapping[str, Any], name: str) -> str:
     return "-" if side.get(name) is None else f"{side[name]:.1f}"
 
 
-def _bounds(side: Mapping[str, Any], name: str) -> Sequence[float] | None:
-    """The 95 % interval [low, high]; older results have a half-width, which is left out."""
-    bounds = (side.get("ci95") or {}).get(name)
-    return bounds if isinstance(bounds, list) else None
-
-
-def _range(side: Mapping[str, Any], name: str) -> str:
-    bounds = _bounds(side, name)
-    return f'<span class="n">[{bounds[0]:.1f}, {bounds[1]:.1f}]</span> ·' if bounds else ""
+def _range(side: Mapping[str, Any], name: str) -> Html:
+    bounds = interval(side, name)
+    if not bounds:
+        return Html()
+    return Html.fill('<span class="n">[{low:.1f}, {high:.1f}]</span> ·', low=bounds[0], high=bounds[1])
 
 
 def _cell(side: Mapping[str, Any], name: str) -> str:
-    bounds = _bounds(side, name)
+    bounds = interval(side, name)
     return (
         "-"
         if side.get(name) is None
@@ -354,15 +399,19 @@ def _returned(found: Mapping[str, Any] | None) -> str:
     return "-" if not found else f"{found['return']:.1f} [{found['ci95'][0]:.1f}, {found['ci95'][1]:.1f}]"
 
 
+def _spent(row: Mapping[str, Any], name: str) -> str:
+    spent = (row.get("budget") or {}).get(name)
+    return "-" if spent is None else f"{spent:g}"
+
+
 def _plain(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_plain(item) for item in value)
     return f"{value:g}" if isinstance(value, float) else without_path(str(value))
 
 
-def _image(path: Path, text: str, small: bool | None = None) -> str:
+def _image(path: Path, text: str, small: bool | None = None) -> Html:
     if small is None:
-        with Image.open(path) as image:
-            small = max(image.size) < SMALL
-    style = ' class="px"' if small else ""
-    return f'<img{style} src="{data_uri(path)}" alt="{html.escape(text)}">'
+        small = max(read_picture(path).size) < SMALL
+    style = Html(' class="px"' if small else "")
+    return Html.fill('<img{style} src="{uri}" alt="{text}">', style=style, uri=data_uri(path), text=text)

@@ -6,10 +6,11 @@ colours into each element, where no scheme reaches them.
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from common.markup import Html
 
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 26, 34
@@ -30,7 +31,7 @@ class Bar:
 
 def lines(
     title: str, series: Mapping[str, Sequence[Point]], x_label: str, bounds: tuple[float, float] | None = None
-) -> str:
+) -> Html:
     """A chart with a line for each series.
 
     Args:
@@ -39,7 +40,7 @@ def lines(
     """
     series = {name: sorted(points) for name, points in series.items() if points}
     if not series:
-        return ""
+        return Html()
     xs, ys = ([point[axis] for points in series.values() for point in points] for axis in (0, 1))
     low, high = bounds or _padded(min(ys), max(ys))
     left, right = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 0.5, max(xs) + 0.5)
@@ -60,7 +61,7 @@ def lines(
     for number, (name, points) in enumerate(series.items()):
         placed = [place(point) for point in points]
         path = " ".join(f"{x},{y}" for x, y in placed)
-        parts.append(f'<polyline class="s{number % 4}" points="{path}"/>')
+        parts.append(Html.fill('<polyline class="s{colour}" points="{path}"/>', colour=number % 4, path=path))
         parts += [_dot(f"s{number % 4}", x, y, 2.2 if len(placed) < 60 else 1) for x, y in placed]
         if len(series) > 1:
             parts += [
@@ -71,7 +72,7 @@ def lines(
     return _svg(WIDTH, HEIGHT, title, parts)
 
 
-def pareto(title: str, points: Sequence[tuple[Point, Sequence[Point], str]], x_label: str) -> str:
+def pareto(title: str, points: Sequence[tuple[Point, Sequence[Point], str]], x_label: str) -> Html:
     """A chart of one metric against another, in percent, joined in their order.
 
     Args:
@@ -94,7 +95,7 @@ def pareto(title: str, points: Sequence[tuple[Point, Sequence[Point], str]], x_l
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_label, "middle"))
     placed = [place(*point) for point, _, _ in points]
     path = " ".join(f"{x},{y}" for x, y in placed)
-    parts.append(f'<polyline class="s0" points="{path}"/>')
+    parts.append(Html.fill('<polyline class="s0" points="{path}"/>', path=path))
     labelled: dict[tuple[int, int], list[str]] = {}
     for (x, y), (point, (across, along), label) in zip(placed, points, strict=True):
         (x1, _), (x2, _) = place(across[0], point[1]), place(across[1], point[1])
@@ -107,7 +108,7 @@ def pareto(title: str, points: Sequence[tuple[Point, Sequence[Point], str]], x_l
     return _svg(WIDTH, HEIGHT, title, parts)
 
 
-def bars(title: str, rows: Sequence[Bar], legend: tuple[str, str]) -> str:
+def bars(title: str, rows: Sequence[Bar], legend: tuple[str, str]) -> Html:
     """A row for each value from 0 to 100: a dot on its interval, and a hollow dot for the value it is
     compared with."""
     width, height = 640, 34 + ROW * len(rows) + 22
@@ -136,24 +137,42 @@ def bars(title: str, rows: Sequence[Bar], legend: tuple[str, str]) -> str:
     return _svg(width, height, title, parts)
 
 
-def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
-    return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{html.escape(title)}">'
-        f"{''.join(parts)}</svg>"
+def _svg(width: int, height: int, title: str, parts: Sequence[Html]) -> Html:
+    return Html.fill(
+        '<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{title}">{parts}</svg>',
+        width=width,
+        height=height,
+        title=title,
+        parts=Html.join(parts),
     )
 
 
-def _text(x: float, y: float, text: str, anchor: str, style: str = "l") -> str:
-    place = f'x="{round(x, 1)}" y="{round(y, 1)}" text-anchor="{anchor}"'
-    return f'<text class="{style}" {place}>{html.escape(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str, style: str = "l") -> Html:
+    return Html.fill(
+        '<text class="{style}" x="{x}" y="{y}" text-anchor="{anchor}">{text}</text>',
+        style=style,
+        x=round(x, 1),
+        y=round(y, 1),
+        anchor=anchor,
+        text=text,
+    )
 
 
-def _line(style: str, x1: float, x2: float, y1: float, y2: float) -> str:
-    return f'<line class="{style}" x1="{x1}" x2="{x2}" y1="{y1}" y2="{y2}"/>'
+def _line(style: str, x1: float, x2: float, y1: float, y2: float) -> Html:
+    return Html.fill(
+        '<line class="{style}" x1="{x1}" x2="{x2}" y1="{y1}" y2="{y2}"/>',
+        style=style,
+        x1=x1,
+        x2=x2,
+        y1=y1,
+        y2=y2,
+    )
 
 
-def _dot(style: str, x: float, y: float, radius: float) -> str:
-    return f'<circle class="{style}" cx="{x}" cy="{y}" r="{radius}"/>'
+def _dot(style: str, x: float, y: float, radius: float) -> Html:
+    return Html.fill(
+        '<circle class="{style}" cx="{x}" cy="{y}" r="{radius}"/>', style=style, x=x, y=y, radius=radius
+    )
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:

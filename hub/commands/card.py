@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.flags import Command, flag
 from hub.card import save_model_card
-from hub.provenance import read_results
+from hub.results import read_results
 
 
 @dataclass(frozen=True)

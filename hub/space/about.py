@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,17 +9,20 @@ from typing import Any
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
+from common.markup import Markdown
 from common.names import BUNDLED_PIPELINE, hub_id
+from common.schema import parse_json
 from hub.adapter import read_adapter_metadata
-from hub.card import DEFINED, UNLOADABLE, escape, listed
-from hub.provenance import check_results, read_results, what_adapter_says
+from hub.card import DEFINED, UNLOADABLE
+from hub.provenance import what_adapter_says
+from hub.results import Results, check, listed, read_results
 from hub.space.studio import MAX_GUIDANCE, MAX_STEPS
 
 STEPS, GUIDANCE = 30, 7.5
 """How a page draws by default for an adapter that does not record how it was judged."""
 SHOWN_PROMPTS = 3
 
-NO_ADAPTER = (
+NO_ADAPTER = Markdown(
     "No adapter is loaded: enter a directory that training wrote or an id on the Hub; "
     '`accelerate launch train_unlearn_lora.py --concept "Van Gogh style"` makes one.'
 )
@@ -50,16 +52,13 @@ def read_about(directory: Path) -> About:
     """Read an adapter's directory.
 
     Raises:
-        ValueError: there is no adapter in the directory, or its results.json is not JSON.
+        ValueError: there is no adapter in the directory, or its results.json is not as it is written here.
     """
     said, results = what_adapter_says(directory), read_results(directory)
     if not results:
-        path = directory / LORA_WEIGHT_NAME_SAFE
-        try:
-            results = json.loads(read_adapter_metadata(directory).get("results", "{}"))
-        except (RecursionError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} has results in its header that are not JSON: {error}") from error
-        check_results(results, path)
+        place = f"The results in the header of {directory / LORA_WEIGHT_NAME_SAFE}"
+        results = parse_json(read_adapter_metadata(directory).get("results", "{}"), place)
+        check(results, Results, place)
     concepts = listed(said["concept"])
     asking = listed(results.get("forget_prompts")) or concepts
     return About(
@@ -88,7 +87,7 @@ def title(about: About | None) -> str:
     return f"{', '.join(about.concepts) or 'A concept'}, erased" if about else "Before and after"
 
 
-def introduction(about: About | None, base: str) -> str:
+def introduction(about: About | None, base: str) -> Markdown:
     """What the two images are; without an adapter, how to get one.
 
     Args:
@@ -96,20 +95,23 @@ def introduction(about: About | None, base: str) -> str:
     """
     if about is None:
         return NO_ADAPTER
-    erased = escape(", ".join(about.concepts)) or "a concept"
-    text = (
-        f"One prompt and one noise, drawn twice: by **{base_name(base)}**, and by the same model with a LoRA adapter "
-        f"that erases **{erased}**. At scale 0 the adapter does nothing, at 1 it does what it was trained for."
+    text = Markdown.fill(
+        "One prompt and one noise, drawn twice: by **{base}**, and by the same model with a LoRA adapter that erases "
+        "**{erased}**. At scale 0 the adapter does nothing, at 1 it does what it was trained for.",
+        base=base_name(base),
+        erased=", ".join(about.concepts) or "a concept",
     )
-    if about.base and about.base != base:
-        text += f" The adapter says that it is for {base_name(about.base)}."
-    return text
+    if not about.base or about.base == base:
+        return text
+    return Markdown.fill(
+        "{text} The adapter says that it is for {base}.", text=text, base=base_name(about.base)
+    )
 
 
-def metrics(about: About | None) -> str:
+def metrics(about: About | None) -> Markdown:
     """How well it erases and retains, who judged it, and the limits of an adapter."""
     if about is None:
-        return ""
+        return Markdown()
     before, after = about.results.get("base") or {}, about.results.get("adapter") or {}
     known = [
         name
@@ -117,20 +119,18 @@ def metrics(about: About | None) -> str:
         if isinstance(before.get(name), int | float) and isinstance(after.get(name), int | float)
     ]
     lines = [
-        f"- **{name} {after[name]:.1f} %** (base {before[name]:.1f} %), {DEFINED[name]}" for name in known
+        Markdown(f"- **{name} {after[name]:.1f} %** (base {before[name]:.1f} %), {DEFINED[name]}")
+        for name in known
     ]
     if known:
-        lines = [
-            f"Judged by {escape(str(about.results.get('judge') or 'an unknown judge'))}:",
-            "",
-            *lines,
-            "",
-        ]
-    return "\n".join([*lines, f"**Limits.** {UNLOADABLE} What is close to the concept may suffer with it."])
+        judge = about.results.get("judge") or "an unknown judge"
+        lines = [Markdown.fill("Judged by {judge}:", judge=judge), Markdown(), *lines, Markdown()]
+    limits = Markdown(f"**Limits.** {UNLOADABLE} What is close to the concept may suffer with it.")
+    return Markdown.join([*lines, limits], by="\n")
 
 
-def base_name(base: str) -> str:
+def base_name(base: str) -> Markdown:
     """A base in markdown, linked if it is on the Hub."""
     if base == BUNDLED_PIPELINE:
-        return "the bundled canvas"
-    return f"[{escape(base)}](https://huggingface.co/{base})" if hub_id(base) else escape(base)
+        return Markdown("the bundled canvas")
+    return Markdown.link(base, f"https://huggingface.co/{base}") if hub_id(base) else Markdown.of(base)

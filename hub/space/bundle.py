@@ -9,9 +9,9 @@ from pathlib import Path
 from huggingface_hub import SpaceCardData
 
 import canvas
+from common.markup import Markdown
 from common.names import BUNDLED_PIPELINE, hub_id
 from hub.access import HubError
-from hub.card import escape
 from hub.licences import licence_of
 from hub.notes import notes_section
 from hub.space.about import About, base_name, introduction, title
@@ -68,10 +68,13 @@ def space_card(about: About, adapter: str) -> str:
     )
     sections = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {escape(title(about))}",
+        Markdown.fill("# {title}", title=title(about)),
         introduction(about, about.base),
-        f"The adapter is [{escape(adapter)}](https://huggingface.co/{adapter}), the base is "
-        f"{base_name(about.base)}.",
+        Markdown.fill(
+            "The adapter is {adapter}, the base is {base}.",
+            adapter=Markdown.link(adapter, f"https://huggingface.co/{adapter}"),
+            base=base_name(about.base),
+        ),
         "The code is that of critic-guided-unlearning, under the Apache License 2.0 "
         "(https://www.apache.org/licenses/LICENSE-2.0).",
         notes_section(""),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from html import escape as escape_html
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,8 +15,8 @@ import gradio as gr
 from PIL import Image
 
 import canvas
+from common.markup import Html, Markdown
 from common.names import BUNDLED_PIPELINE, without_path
-from hub.card import escape
 from hub.provenance import find_base, what_adapter_says
 from hub.space.about import About, introduction, metrics, read_about, sampling, spread, title
 from hub.space.studio import (
@@ -111,7 +110,7 @@ def make_page(
 def make_notice(text: str) -> gr.Blocks:
     """A page that says why nothing can be shown."""
     with gr.Blocks(title="Before and after", analytics_enabled=False) as page:
-        gr.Markdown(f"# Nothing to see yet\n\n{escape(text)}")
+        gr.Markdown(Markdown.fill("# Nothing to see yet\n\n{text}", text=text))
     return page
 
 
@@ -263,8 +262,8 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
     return page.queue(max_size=WAITING, default_concurrency_limit=1)
 
 
-def heading_of(about: About | None) -> str:
-    return f"# {escape(title(about))}"
+def heading_of(about: About | None) -> Markdown:
+    return Markdown.fill("# {title}", title=title(about))
 
 
 def saved(image: Image.Image, folder: str, name: str) -> Path:
@@ -292,4 +291,4 @@ def sentences() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise gr.Error(escape_html(str(error)), duration=None, print_exception=False) from error
+        raise gr.Error(Html.of(str(error)), duration=None, print_exception=False) from error

@@ -14,13 +14,16 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from PIL import Image
 
 from common.network import resolve_directory
+from common.texts import is_text
 from hub.adapter import find_adapter, load_adapter
-from hub.provenance import RESULTS_NAME
+from hub.results import RESULTS_NAME
 from pipelines.backbone import Backbone
 from pipelines.base import load_pipeline
 from pipelines.generate import adapter_disabled, ddim, image_seed
 
 MAX_SCALE, MAX_STEPS, MAX_GUIDANCE, MAX_SEED = 1.5, 100, 20.0, 2**32 - 1
+LONGEST_PROMPT, LONGEST_NAME = 2000, 1000
+"""Characters; the text windows of all bases are far shorter, and no file system takes more in a name."""
 KEPT_IMAGES = 64
 """Number of images that are cached."""
 
@@ -69,15 +72,46 @@ def read_settings(prompt: object, seed: object, steps: object, guidance: object)
     Raises:
         ValueError: one is missing or out of its range.
     """
-    text = " ".join(prompt.split()) if isinstance(prompt, str) else ""
+    text = " ".join(read_text("The prompt", prompt, LONGEST_PROMPT).split())
     if not text:
         raise ValueError("Write a prompt first.")
     return Settings(
         text,
-        int(number("The seed", seed, 0, MAX_SEED)),
-        int(number("The number of steps", steps, 1, MAX_STEPS)),
+        round(number("The seed", seed, 0, MAX_SEED)),
+        round(number("The number of steps", steps, 1, MAX_STEPS)),
         number("The guidance", guidance, 0, MAX_GUIDANCE),
     )
+
+
+def read_scale(scale: object) -> float:
+    """The adapter's scale.
+
+    Raises:
+        ValueError: it is missing or out of its range.
+    """
+    return number("The scale", scale, 0, MAX_SCALE)
+
+
+def read_name(name: object) -> str:
+    """A directory or an id on the Hub; empty if none is given.
+
+    Raises:
+        ValueError: it cannot be either.
+    """
+    return read_text("The adapter's name", name, LONGEST_NAME).strip()
+
+
+def read_text(what: str, value: object, longest: int) -> str:
+    """A text; empty if nothing is given.
+
+    Raises:
+        ValueError: it is none, or too long, or holds what no text holds.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str) or len(value) > longest or "\0" in value or not is_text(value):
+        raise ValueError(f"{what} must be a text of at most {longest} characters.")
+    return value
 
 
 def number(what: str, value: object, low: float, high: float) -> float:

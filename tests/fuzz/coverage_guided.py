@@ -18,7 +18,8 @@ with atheris.instrument_imports(include=["evaluation", "hub", "reward", "trainin
     from evaluation.prompt_file import read_prompt_file
     from hub.files import read_file
     from hub.notes import read_notes, with_notes
-    from hub.provenance import read_results, what_adapter_says
+    from hub.provenance import what_adapter_says
+    from hub.results import read_results
     from hub.space.about import read_about
     from reward.concept import read_prompts, read_spec
     from reward.latents import read_shard

@@ -17,8 +17,8 @@ from evaluation.prompt_file import read_prompt_file
 from hub.card import model_card, save_model_card
 from hub.header import results_header
 from hub.notes import BEGIN, END, merge_notes, read_notes, with_notes
-from hub.provenance import read_results
 from hub.push import local_card
+from hub.results import read_results
 from hub.space.about import About, introduction, metrics, sampling
 from reward.concept import read_prompts, read_spec
 

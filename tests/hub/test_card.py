@@ -15,10 +15,11 @@ from huggingface_hub import ModelCard
 from peft import LoraConfig
 from PIL import Image
 
+from common.markup import Markdown
 from common.names import hub_id
 from hub.__main__ import main, parse_config
 from hub.adapter import save_adapter
-from hub.card import UNLOADABLE, addressed, escape, model_card, save_model_card
+from hub.card import UNLOADABLE, addressed, model_card, save_model_card
 from hub.notes import BEGIN, read_notes, with_notes
 
 HOSTILE = "<script>alert(1)</script> | **x** `y`\n# z ``` [a](http://b) {{ c }}"
@@ -282,7 +283,7 @@ def test_hostile_text_stays_text(output_dir: Path) -> None:
     assert "<script>" not in prose and "<b>" not in prose
     assert r"\*\*x\*\*" in prose
     assert "\n# z" not in card.text
-    assert escape("a|b\n- c") == r"a\|b - c"
+    assert Markdown.of("a|b\n- c") == r"a\|b - c"
 
 
 def test_scarce_results(tmp_path: Path) -> None:
