@@ -6,6 +6,7 @@ import datetime
 import itertools
 import json
 import logging
+import os
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping
@@ -235,7 +236,7 @@ def find_adapter(
         CheckpointError: there is no such directory, and the Hub has none or cannot be reached.
         NoAdapter: there is none, or there are several and none has the usual name.
     """
-    if Path(name_or_path).is_file():
+    if os.path.isfile(name_or_path):
         return Path(name_or_path)
     name = weight_name or LORA_WEIGHT_NAME_SAFE
     directory = resolve_directory(name_or_path, revision, [name])

@@ -26,6 +26,12 @@ class SpaceConfig:
         None, help="Revision of the base pipeline on the Hub. Default: what the adapter says."
     )
     variant: str | None = flag(None, help="Variant of the base pipeline's weight files, for example fp16.")
+    allowed_hosts: tuple[str, ...] = flag(
+        (),
+        metavar="NAME",
+        help="Further names by which the page is reached, as behind a proxy; it answers to no others. Default: those "
+        "of this machine's loopback, with GRADIO_SERVER_NAME addresses in numbers too, on the Hub those of Spaces.",
+    )
     port: int | None = flag(None, help="Port of the page. Default: the first free one from 7860.")
 
 
@@ -49,7 +55,7 @@ def run(config: SpaceConfig) -> None:
         variant=config.variant,
     )
     try:
-        launch(page, config.port)
+        launch(page, config.port, config.allowed_hosts)
     except OSError as error:
         raise ValueError("The page found no free port; name another with --port.") from error
 

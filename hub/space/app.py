@@ -1,6 +1,7 @@
 """The program of a Space: the page of the adapter in space.json, or why it cannot be shown."""
 
 import json
+import os
 from pathlib import Path
 
 from hub.space.page import launch, make_notice, make_page
@@ -14,4 +15,4 @@ if __name__ == "__main__":
             f"{error} If it is private, give this Space a token that may read it, as the secret HF_TOKEN in its "
             "settings."
         )
-    launch(page)
+    launch(page, allowed_hosts=os.environ.get("ALLOWED_HOSTS", "").split())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,12 +13,14 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio would send analytics,
 
 import gradio as gr
 from PIL import Image
+from starlette.middleware import Middleware
 
 import canvas
 from common.markup import Html, Markdown
 from common.names import BUNDLED_PIPELINE, without_path
 from hub.provenance import find_base, what_adapter_says
 from hub.space.about import About, introduction, metrics, read_about, sampling, spread, title
+from hub.space.guard import Guard, own_hosts
 from hub.space.studio import (
     MAX_GUIDANCE,
     MAX_SCALE,
@@ -26,6 +28,8 @@ from hub.space.studio import (
     MAX_STEPS,
     Studio,
     fetch_adapter,
+    read_name,
+    read_scale,
     read_settings,
 )
 
@@ -114,13 +118,45 @@ def make_notice(text: str) -> gr.Blocks:
     return page
 
 
-def launch(page: gr.Blocks, port: int | None = None) -> None:
-    """Serve a page until it is interrupted: to this machine only, or as GRADIO_SERVER_NAME says, as in a
-    Space."""
-    look = {"theme": THEME, "css": STYLE, "footer_links": ["api"]}
-    page.launch(server_port=port, share=False, ssr_mode=False, quiet=True, prevent_thread_lock=True, **look)
+def as_sent(component: gr.components.Component) -> gr.components.Component:
+    """One that hands over whatever was sent: `read_settings` judges it, in sentences. Gradio would end in a
+    traceback at many a value."""
+    component.preprocess = lambda payload: payload
+    return component
+
+
+def sampled(dataset: gr.Dataset) -> gr.Dataset:
+    """One that hands over None for a sample that it does not have."""
+    usual = dataset.preprocess
+    known = range(len(dataset.raw_samples))
+    dataset.preprocess = lambda at: usual(at) if type(at) is int and at in known else None
+    return dataset
+
+
+def launch(page: gr.Blocks, port: int | None = None, allowed_hosts: Sequence[str] = ()) -> None:
+    """Serve a page, by `serve`, until it is interrupted."""
+    serve(page, port, allowed_hosts)
     print(f"Open {page.local_url} in a browser; Ctrl-C ends it.", flush=True)
     page.block_thread()
+
+
+def serve(page: gr.Blocks, port: int | None = None, allowed_hosts: Sequence[str] = ()) -> None:
+    """Serve a page in a thread: to this machine only, or as GRADIO_SERVER_NAME says, as in a Space.
+
+    Args:
+        allowed_hosts: names that it answers to besides those of `hub.space.guard.own_hosts`.
+    """
+    guard = {"middleware": [Middleware(Guard, own_hosts(allowed_hosts))]}
+    look = {"theme": THEME, "css": STYLE, "footer_links": ["api"]}
+    page.launch(
+        server_port=port,
+        share=False,
+        ssr_mode=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        app_kwargs=guard,
+        **look,
+    )
 
 
 def build_page(studio: Studio, base: str, adapter: str, about: About | None, fixed: bool) -> gr.Blocks:
@@ -132,9 +168,10 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
 
     noted = gr.Progress()  # Gradio knows it as a parameter's default
 
-    def choose(adapter: str) -> list[Any]:
+    def choose(adapter: object) -> list[Any]:
         with sentences():
-            about = read_about(studio.load(adapter.strip()).parent) if adapter.strip() else None
+            name = read_name(adapter)
+            about = read_about(studio.load(name).parent) if name else None
         asking, others = examples(about)
         return [
             heading_of(about),
@@ -145,29 +182,33 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
         ]
 
     def draw(  # noqa: PLR0917 (Gradio passes its inputs by position)
-        adapter: str,
-        prompt: str,
-        scale: float,
-        seed: float,
-        steps: float,
-        guidance: float,
+        adapter: object,
+        prompt: object,
+        scale: object,
+        seed: object,
+        steps: object,
+        guidance: object,
         progress: gr.Progress = noted,
     ) -> Iterator[tuple[Any, Any, str]]:
         with sentences(), TemporaryDirectory() as folder:
-            settings = read_settings(prompt, seed, steps, guidance)
+            settings, name, weight = (
+                read_settings(prompt, seed, steps, guidance),
+                read_name(adapter),
+                read_scale(scale),
+            )
             drawn = studio.drawn
             before = studio.draw(
                 settings, on_step=lambda done: progress((done, settings.steps), "base", unit="steps")
             )
             base_shown = saved(before.image, folder, "base")
-            if not adapter.strip():
+            if not name:
                 yield base_shown, None, "This is the base alone."
                 return
             yield base_shown, None if studio.drawn > drawn else gr.skip(), ""
             after = studio.draw(
                 settings,
-                adapter.strip(),
-                scale,
+                name,
+                weight,
                 lambda done: progress((done, settings.steps), "with the adapter", unit="steps"),
             )
             withheld = (
@@ -175,7 +216,7 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
                 if before.withheld or after.withheld
                 else ""
             )
-            status = f"Scale {scale:g}, seed {settings.seed}. {DRAWN[studio.drawn - drawn]}{withheld}"
+            status = f"Scale {weight:g}, seed {settings.seed}. {DRAWN[studio.drawn - drawn]}{withheld}"
             yield base_shown, saved(after.image, folder, "with_the_adapter"), status
 
     of_concept, of_rest = examples(about)
@@ -185,27 +226,31 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
             chosen = (
                 gr.State(adapter)
                 if fixed
-                else gr.Textbox(
-                    adapter,
-                    label="Adapter",
-                    placeholder="DIR, or OWNER/NAME on the Hub",
-                    scale=3,
-                    elem_id="adapter",
+                else as_sent(
+                    gr.Textbox(
+                        adapter,
+                        label="Adapter",
+                        placeholder="DIR, or OWNER/NAME on the Hub",
+                        scale=3,
+                        elem_id="adapter",
+                    )
                 )
             )
             first = of_concept["samples"][0][0] if of_concept["samples"] else ""
-            prompt = gr.Textbox(
-                first,
-                label="Prompt",
-                placeholder="What is to be drawn?",
-                max_lines=3,
-                scale=5,
-                elem_id="prompt",
+            prompt = as_sent(
+                gr.Textbox(
+                    first,
+                    label="Prompt",
+                    placeholder="What is to be drawn?",
+                    max_lines=3,
+                    scale=5,
+                    elem_id="prompt",
+                )
             )
             button = gr.Button("Draw", variant="primary", scale=1, min_width=110, elem_id="draw")
         with gr.Row():
-            asking = gr.Dataset(components=[prompt], label="Prompts that ask for it", **of_concept)
-            others = gr.Dataset(components=[prompt], label="Prompts for the rest", **of_rest)
+            asking = sampled(gr.Dataset(components=[prompt], label="Prompts that ask for it", **of_concept))
+            others = sampled(gr.Dataset(components=[prompt], label="Prompts for the rest", **of_rest))
         with gr.Row():
             before = gr.Image(
                 label="Base",
@@ -223,15 +268,17 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
                 height=450,
                 elem_id="after",
             )
-        scale = gr.Slider(
-            0, MAX_SCALE, 1.0, step=0.05, label="Scale of the adapter", buttons=[], elem_id="scale"
+        scale = as_sent(
+            gr.Slider(0, MAX_SCALE, 1.0, step=0.05, label="Scale of the adapter", buttons=[], elem_id="scale")
         )
         status = gr.Markdown(elem_id="status")
         usual_steps, usual_guidance = sampling(about)
         with gr.Accordion("Noise and sampler", open=False), gr.Row():
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
-            steps = gr.Slider(1, MAX_STEPS, usual_steps, step=1, label="Steps", buttons=[])
-            guidance = gr.Slider(0, MAX_GUIDANCE, usual_guidance, step=0.5, label="Guidance", buttons=[])
+            seed = as_sent(gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED))
+            steps = as_sent(gr.Slider(1, MAX_STEPS, usual_steps, step=1, label="Steps", buttons=[]))
+            guidance = as_sent(
+                gr.Slider(0, MAX_GUIDANCE, usual_guidance, step=0.5, label="Guidance", buttons=[])
+            )
         judged = gr.Markdown(metrics(about))
 
         drawn = {
@@ -245,7 +292,11 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
         gr.on(asked, api_name="draw", trigger_mode="always_last", **drawn)
         for samples in (asking, others):
             picked = samples.click(
-                lambda sample: sample[0], samples, prompt, queue=False, api_visibility="private"
+                lambda sample: sample[0] if sample else gr.skip(),
+                samples,
+                prompt,
+                queue=False,
+                api_visibility="private",
             )
             picked.then(api_visibility="private", **drawn)
         if not fixed:
@@ -259,7 +310,7 @@ def build_page(studio: Studio, base: str, adapter: str, about: About | None, fix
                 api_visibility="private",
                 **ONE_AT_A_TIME,
             )
-    return page.queue(max_size=WAITING, default_concurrency_limit=1)
+    return page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
 
 
 def heading_of(about: About | None) -> Markdown:
