@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import textwrap
+import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 
@@ -20,7 +22,32 @@ REASONS = {
     429: "the Hub takes no more requests for now (429)",
 }
 """Why the Hub refused, by HTTP status."""
+UNREADABLE = "the Hub's answer cannot be read"
 OFFLINE = "the Hub is switched off by HF_HUB_OFFLINE or --local_files_only"
+
+
+class UnreadableAnswer(ValueError):
+    """The Hub has answered something else than its client takes."""
+
+    def __init__(self) -> None:
+        super().__init__(UNREADABLE)
+
+
+@contextmanager
+def readable_answers() -> Iterator[None]:
+    """Within: what the client breaks at, since it takes every answer for what it should be, is an answer that
+    cannot be read; a bug of ours stays one.
+
+    Raises:
+        UnreadableAnswer: the client broke.
+    """
+    try:
+        yield
+    except (TypeError, AttributeError, LookupError, RecursionError) as error:
+        frames = traceback.walk_tb(error.__traceback__)
+        if any(frame.f_globals.get("__name__", "").startswith("huggingface_hub") for frame, _ in frames):
+            raise UnreadableAnswer from error
+        raise
 
 
 def reason_of(error: BaseException) -> str:
@@ -28,7 +55,7 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, HFValidationError):
         return "it is not a repository id, which is NAME or OWNER/NAME in letters, digits, dots, - and _"
     if isinstance(error, LookupError | json.JSONDecodeError):
-        return "the Hub's answer cannot be read"
+        return UNREADABLE
     if isinstance(error, ValueError):
         return _said(error)
     return hub_reason(error) or _said(error)

@@ -9,6 +9,7 @@ files would load here, and ours load there, but for our `kind`.
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from common.files import as_json, make_directory, why_unreadable, write_text, write_together
-from common.hub_reasons import reason_of
+from common.hub_reasons import UnreadableAnswer, readable_answers, reason_of
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -220,7 +221,7 @@ def check_token(token: str | None) -> None:
 
 def cached_revision(name_or_path: str | Path | None) -> str | None:
     """The commit that a checkpoint was loaded from just now, if it was loaded from the Hub's main branch."""
-    if name_or_path is None or Path(name_or_path).exists():
+    if name_or_path is None or os.path.exists(name_or_path):
         return None
     cached = try_to_load_from_cache(str(name_or_path), CONFIG_NAME)
     return Path(cached).parent.name if isinstance(cached, str) else None
@@ -232,11 +233,13 @@ def resolve_directory(name_or_path: str | Path, revision: str | None, files: lis
     Raises:
         CheckpointError: neither exists or the Hub cannot be reached.
     """
-    if Path(name_or_path).is_dir():
+    if os.path.isdir(name_or_path):
         return Path(name_or_path)
     try:
-        return Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=files))
+        with readable_answers():
+            return Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=files))
     except (
+        UnreadableAnswer,
         HFValidationError,
         HfHubHTTPError,
         LocalEntryNotFoundError,

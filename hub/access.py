@@ -4,16 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NotRequired, TypedDict
 
 from huggingface_hub import HfApi, get_session
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from common.hub_reasons import reason_of
+from common.hub_reasons import UnreadableAnswer, readable_answers, reason_of
 from common.network import require_hub_access
+from common.schema import Misfit, check_type
 
 PATIENCE = 60.0
 """Seconds without a byte from the Hub after which it counts as gone; the client itself would wait forever."""
+
+
+class Organization(TypedDict):
+    """One that a token's user belongs to."""
+
+    name: str
+    roleInOrg: NotRequired[str]
+
+
+class Access(TypedDict, total=False):
+    """What a token may do."""
+
+    role: str
+
+
+class Authentication(TypedDict, total=False):
+    """How the user is known."""
+
+    accessToken: Access
+
+
+class Account(TypedDict):
+    """Whose token it is, as the Hub answers."""
+
+    name: str
+    auth: NotRequired[Authentication]
+    orgs: NotRequired[list[Organization]]
 
 
 class HubError(ValueError):
@@ -37,7 +66,7 @@ def check_push(repo_id: str, token: str | None = None) -> str:
         validate_repo_id(repo_id)
         require_hub_access(token)
         api = HfApi(token=token)
-        account = api.whoami()
+        account = account_of(api)
         user = account["name"]
         if ((account.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
             raise HubError(
@@ -59,6 +88,20 @@ def check_push(repo_id: str, token: str | None = None) -> str:
     return repo_id
 
 
+def account_of(api: HfApi) -> dict[str, Any]:
+    """The token's `Account`.
+
+    Raises:
+        UnreadableAnswer: the Hub has answered something else.
+    """
+    account = api.whoami()
+    try:
+        check_type(account, Account)
+    except Misfit as error:
+        raise UnreadableAnswer from error
+    return account
+
+
 @contextmanager
 def hub_errors(what: str, then: str) -> Iterator[None]:
     """Turn any error of the Hub or the network into one sentence: `what`, the reason, and `then`, which says
@@ -69,6 +112,7 @@ def hub_errors(what: str, then: str) -> Iterator[None]:
     """
     get_session().timeout = PATIENCE
     try:
-        yield
+        with readable_answers():
+            yield
     except (HTTPError, OSError, ValueError, LookupError, RuntimeError) as error:
         raise HubError(f"{what}: {reason_of(error)}; {then}.") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from common.network import require_hub_access
-from hub.access import HubError, hub_errors
+from hub.access import HubError, account_of, hub_errors
 from hub.card import CARD_NAME
 from hub.files import refuse_links_out
 from hub.notes import read_notes, with_notes
@@ -86,4 +86,4 @@ def push_space(
 
 def whole_id(api: HfApi, repo_id: str) -> str:
     """An id with its owner; by default the token's user."""
-    return repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
+    return repo_id if "/" in repo_id else f"{account_of(api)['name']}/{repo_id}"
