@@ -61,15 +61,16 @@ class Within:
 
 @dataclass(frozen=True)
 class Length:
-    """A list's number of values."""
+    """How many values a list or an object has: as many, or from as many to `most`."""
 
     count: int
+    most: int | None = None
 
     def __str__(self) -> str:
-        return f"of {self.count} values"
+        return f"of {self.count}{f' to {self.most}' if self.most else ''} values"
 
-    def holds(self, value: list[Any]) -> bool:
-        return len(value) == self.count
+    def holds(self, value: list[Any] | dict[str, Any]) -> bool:
+        return self.count <= len(value) <= (self.most or self.count)
 
 
 @dataclass(frozen=True)

@@ -311,7 +311,7 @@ def _use_section(
 
 def _single_file_class(name: str | None) -> str:
     """Of the classes that this project knows; the card has it as code."""
-    return name if name in get_args(PipelineClass) else "StableDiffusionPipeline"
+    return name if name and name in get_args(PipelineClass) else "StableDiffusionPipeline"
 
 
 def _programs_section(results: Mapping[str, Any], output_dir: str | Path) -> Markdown | None:

@@ -6,12 +6,33 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from benchmarks.compare.methods import command
 from benchmarks.jobs import Job, run_jobs, slug
+from common.schema import Length
 from hub.adapter import find_adapter
-from hub.results import RESULTS_NAME
+from hub.results import RESULTS_NAME, Percent, Training, check
+
+
+class Erased(TypedDict):
+    """What a comparison needs of the results of a method."""
+
+    training: Training
+
+
+class Headline(TypedDict):
+    """And of a side that was judged."""
+
+    UA: Percent
+
+
+class Compared(TypedDict):
+    """And of an evaluation."""
+
+    base: Headline
+    adapter: Headline
+    targets: Annotated[dict[str, list[str]], Length(1, 99)]
 
 
 @dataclass(frozen=True)
@@ -56,6 +77,7 @@ def run_all(
 
     Raises:
         RuntimeError: a run failed; the message names its log.
+        ValueError: a run's results lack what is compared.
     """
     erase, evaluate = [], []
     for erasure in erasures:
@@ -71,6 +93,9 @@ def run_all(
     erased, evaluated = run_jobs(erase, at_a_time, "erasing"), run_jobs(evaluate, at_a_time, "evaluating")
     runs = []
     for erasure, cost, found in zip(erasures, erased, evaluated, strict=True):
+        path = erasure.directory(output_dir)
+        check(cost, Erased, f"{path / RESULTS_NAME}")
+        check(found, Compared, f"{path / 'evaluation' / RESULTS_NAME}")
         known = {
             "method": erasure.method,
             "concept": erasure.concept,

@@ -14,6 +14,7 @@ from chromium import PROGRAM, Chromium
 from PIL import Image
 
 import train_unlearn_lora as script
+from common.schema import unknown_keys
 from evaluation.__main__ import main as evaluate
 from evaluation.__main__ import parse_config as parse_evaluation
 from evaluation.probes.__main__ import main as probe
@@ -23,6 +24,7 @@ from evaluation.report.run import Run
 from evaluation.report.sections import provenance
 from evaluation.report.svg import Bar, bars, lines
 from hub.card import model_card
+from hub.results import Probes, Results, read_probes, read_results
 from training.config import RunConfig
 
 ATTACK = "<script>alert(1)</script>"
@@ -88,6 +90,8 @@ def test_a_browser_reads_it_and_asks_nobody(evaluated: Path, tmp_path: Path) -> 
     results["settings"] = {"note": f"</td>{ATTACK}", "hub_token": "hf_secret"}
     results["shown"][0]["prompt"] = ATTACK
     (evaluated / "results.json").write_text(json.dumps(results))
+    for read, wanted in ((read_results(evaluated), Results), (read_probes(evaluated / "probes"), Probes)):
+        assert read and list(unknown_keys(read, wanted)) == []
     content = report(evaluated)
     assert "<script" not in content and "hf_secret" not in content and str(tmp_path) not in content
     address = (evaluated / "report.html").as_uri()
@@ -154,6 +158,7 @@ def test_a_training_run(arguments: Callable[..., RunConfig]) -> None:
     content = report(config.output.output_dir)
     assert "<h2>Training</h2>" in content and "By timestep" in content and "<h2>Cost</h2>" in content
     run = Run.read(config.output.output_dir)
+    assert list(unknown_keys(run.results, Results)) == [] and run.diagnostics
     assert provenance(run) in content and provenance(run).count("<li>") == 3
     assert provenance(replace(run, probes={"judge": "somebody"})).count("<li>") == 2
 
