@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from httpx import InvalidURL
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 
 from common.command_line import TOKEN
@@ -43,7 +44,7 @@ def readable_answers() -> Iterator[None]:
     """
     try:
         yield
-    except (TypeError, AttributeError, LookupError, RecursionError) as error:
+    except (TypeError, AttributeError, LookupError, AssertionError, RecursionError, InvalidURL) as error:
         frames = traceback.walk_tb(error.__traceback__)
         if any(frame.f_globals.get("__name__", "").startswith("huggingface_hub") for frame, _ in frames):
             raise UnreadableAnswer from error

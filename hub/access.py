@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from huggingface_hub import HfApi, get_session
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
@@ -12,16 +12,19 @@ from huggingface_hub.utils import validate_repo_id
 
 from common.hub_reasons import UnreadableAnswer, readable_answers, reason_of
 from common.network import require_hub_access
-from common.schema import Misfit, check_type
+from common.schema import Misfit, Spelt, check_type
 
 PATIENCE = 60.0
 """Seconds without a byte from the Hub after which it counts as gone; the client itself would wait forever."""
 
 
+Name = Annotated[str, Spelt(r"[\w.-]{1,96}", "a name on the Hub")]
+
+
 class Organization(TypedDict):
     """One that a token's user belongs to."""
 
-    name: str
+    name: Name
     roleInOrg: NotRequired[str]
 
 
@@ -40,7 +43,7 @@ class Authentication(TypedDict, total=False):
 class Account(TypedDict):
     """Whose token it is, as the Hub answers."""
 
-    name: str
+    name: Name
     auth: NotRequired[Authentication]
     orgs: NotRequired[list[Organization]]
 
