@@ -49,7 +49,7 @@ def probe_all(
     found: dict[str, dict[str, Rows]] = {}
     for erasure, report in zip(erasures, run_jobs(jobs, at_a_time, "probing"), strict=True):
         found.setdefault(erasure.concept, {})[erasure.method] = [
-            row for probe in report["probes"].values() for row in probe["rows"]
+            row for probe in (report.get("probes") or {}).values() for row in probe["rows"]
         ]
     return found
 
@@ -66,7 +66,7 @@ def table(found: Mapping[str, Rows]) -> str:
     methods = [method for method in NAMES if method in found]
     rows = []
     for attempts in zip(*(found[method] for method in methods), strict=True):
-        base = next((attempt["base"] for attempt in attempts if attempt["base"]), None)
+        base = next((attempt["base"] for attempt in attempts if attempt.get("base")), None)
         rows.append([attempts[0]["name"], cell(base), *(cell(attempt["adapter"]) for attempt in attempts)])
     return markdown(["attempt", BASE, *(NAMES[method] for method in methods)], rows)
 

@@ -332,12 +332,17 @@ def table(report: dict[str, Any]) -> str:
         f"{'the concept is seen, percent':46} {'with the adapter':>22} {'same on the base':>22} {'steps':>6} "
         f"{'UNet samples':>13} {'seconds':>8}"
     ]
-    for probe in report["probes"].values():
+    for probe in (report.get("probes") or {}).values():
         for row in probe["rows"]:
-            budget = row["budget"]
-            spent = f"{budget['steps']:>6} {budget['unet_samples']:>13} {budget['seconds']:>8}"
-            lines.append(f"{row['name']:46} {cell(row['adapter']):>22} {cell(row['base']):>22} {spent}")
-    return "\n".join([*lines, f"judge: {report['judge']}; in brackets 95 % intervals"])
+            budget = row.get("budget") or {}
+            steps, samples, seconds = (
+                "-" if budget.get(of) is None else budget[of] for of in ("steps", "unet_samples", "seconds")
+            )
+            lines.append(
+                f"{row['name']:46} {cell(row['adapter']):>22} {cell(row.get('base')):>22} {steps:>6} {samples:>13} "
+                f"{seconds:>8}"
+            )
+    return "\n".join([*lines, f"judge: {report.get('judge') or 'unknown'}; in brackets 95 % intervals"])
 
 
 if __name__ == "__main__":

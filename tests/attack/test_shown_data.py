@@ -260,7 +260,7 @@ def honest_changes() -> Iterator[dict[str, Any]]:
         revision, method = (None, "main")[number % 2], (None, "merging")[number // 2]
         yield results | {"base_model_name_or_path": base, "revision": revision, "method": method}
     yield results | {"base_model_name_or_path": "owner/base", "revision": None}
-    yield results | {"pipeline_class": "StableDiffusionXLPipeline"}
+    yield results | {"pipeline_class": "StableDiffusionXLPipeline", "shown": []}
     yield {name: value for name, value in results.items() if name not in ("targets", "settings", "judge")}
     fallen = {"per_class": {"style": {"Mosaic": 1.0}}}
     yield results | {"base": results["base"] | fallen, "adapter": results["adapter"] | fallen}
