@@ -311,7 +311,7 @@ def test_the_recorded_run_is_read_by_everyone(folder: Path) -> None:
     restore(folder)
     made = {reader: outcome(reader, folder) for reader in READERS}
     assert {ending for ending, _ in made.values()} == {"read"}
-    headings = ("## Results", "## What suffered", "## Use in ComfyUI", "| --rank |")
+    headings = ("## Results", "## What suffered", "## Use in ComfyUI", "| --concept |")
     assert all(text in made["hub.commands.card"][1] for text in headings)
     assert made["evaluation.report.run"][1].count("<h2>") == 9
 
