@@ -12,7 +12,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -33,12 +33,23 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
 from common.files import as_json, make_directory, why_unreadable, write_text, write_together
 from common.hub_reasons import UnreadableAnswer, readable_answers, reason_of
+from common.weights import (
+    TENSORS_KEY,
+    DamagedWeights,
+    check_download,
+    check_hash,
+    check_kinds,
+    check_values,
+    hashes,
+    kinds_in,
+    kinds_of,
+)
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -57,14 +68,16 @@ class Checkpoint(nn.Module):
     kind = "network"
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write `config.json` and `model.safetensors`, floating-point tensors cast to `dtype` if given."""
+        """Write `config.json` and `model.safetensors`, floating-point tensors cast to `dtype` if given; the
+        weights' header has their hash."""
         directory = make_directory(Path(directory))
         tensors = {
             k: (v.to(dtype) if dtype and v.is_floating_point() else v).contiguous().cpu()
             for k, v in self.state_dict().items()
         }
+        weights = save(tensors, {TENSORS_KEY: hashes(tensors)[TENSORS_KEY]})
         config = as_json({"kind": self.kind, **self.config})
-        write_together({directory / WEIGHTS_NAME: save(tensors), directory / CONFIG_NAME: config})
+        write_together({directory / WEIGHTS_NAME: weights, directory / CONFIG_NAME: config})
 
     def push_to_hub(
         self,
@@ -119,7 +132,8 @@ class Checkpoint(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, revision: str | None = None) -> Self:
-        """Load from a local directory or a Hub id; weights must match the config exactly.
+        """Load from a local directory or a Hub id; weights must match the config exactly, and their hash if
+        the file has one.
 
         Raises:
             CheckpointError: nothing is there, it is damaged, or it is a checkpoint of another kind.
@@ -132,7 +146,10 @@ class Checkpoint(nn.Module):
                 raise CheckpointError(
                     f"{name_or_path} holds a {kind or 'file of unknown kind'}, not a {cls.kind}."
                 )
-            check_shapes(lambda: cls(**config), directory / WEIGHTS_NAME)
+            with torch.device("meta"):
+                wanted = kinds_of(cls(**config))
+            check_kinds("it", wanted, kinds_in(directory / WEIGHTS_NAME))
+            check_hash("it", directory / WEIGHTS_NAME)
             module = cls(**config)
             module.load_state_dict(
                 {
@@ -140,6 +157,7 @@ class Checkpoint(nn.Module):
                     for k, v in load_file(directory / WEIGHTS_NAME).items()
                 }
             )
+            check_values("it", module.state_dict())
         except CheckpointError:
             raise
         except (
@@ -157,23 +175,6 @@ class Checkpoint(nn.Module):
                 f"{name_or_path} is not a readable {cls.kind} ({CONFIG_NAME} + {WEIGHTS_NAME}): {reason}"
             ) from error
         return module.eval()
-
-
-def check_shapes(make: Callable[[], nn.Module], weights: Path) -> None:
-    """Refuse a config whose module is not the one in the file, before any memory is taken for it.
-
-    Raises:
-        ValueError: names or shapes differ.
-    """
-    with torch.device("meta"):
-        wanted = {name: list(tensor.shape) for name, tensor in make().state_dict().items()}
-    with safe_open(weights, "pt") as file:
-        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            raise ValueError(
-                f"{name} is {found.get(name)} in {weights.name} and {wanted.get(name)} by the config"
-            )
 
 
 @contextmanager
@@ -231,13 +232,19 @@ def resolve_directory(name_or_path: str | Path, revision: str | None, files: lis
     """The local directory itself, or the Hub's snapshot with just these files.
 
     Raises:
-        CheckpointError: neither exists or the Hub cannot be reached.
+        CheckpointError: neither exists, the Hub cannot be reached, or a file is not what the Hub declares.
     """
     if os.path.isdir(name_or_path):
         return Path(name_or_path)
     try:
         with readable_answers():
-            return Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=files))
+            fetched = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=files))
+        for name in files:
+            if (fetched / name).is_file():
+                check_download(fetched / name)
+        return fetched
+    except DamagedWeights as error:
+        raise CheckpointError(f"{name_or_path} is damaged: {error}") from error
     except (
         UnreadableAnswer,
         HFValidationError,

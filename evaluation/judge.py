@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from common.files import as_json, make_directory, why_unreadable, write_together
-from common.network import check_shapes
+from common.weights import TENSORS_KEY, check_hash, check_kinds, check_values, hashes, kinds_in, kinds_of
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -210,24 +210,31 @@ class Judge(nn.Module):
         return pixels.to(next(self.parameters()).device)
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write `config.json` and `model.safetensors`, floating-point tensors cast to `dtype`; the weights'
+        header has their hash."""
         directory = make_directory(Path(directory))
         tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.state_dict().items()}
+        weights = save(tensors, {TENSORS_KEY: hashes(tensors)[TENSORS_KEY]})
         config = as_json(self.config)
-        write_together({directory / WEIGHTS_NAME: save(tensors), directory / CONFIG_NAME: config})
+        write_together({directory / WEIGHTS_NAME: weights, directory / CONFIG_NAME: config})
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Judge:
         """Load a judge from a local directory.
 
         Raises:
-            ValueError: the directory holds no judge, or its weights do not fit its config.
+            ValueError: the directory holds no judge, or its weights do not fit its config or their hash.
         """
         directory = Path(directory)
         try:
             config = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
-            check_shapes(lambda: cls(**config), directory / WEIGHTS_NAME)
+            with torch.device("meta"):
+                wanted = kinds_of(cls(**config))
+            check_kinds("it", wanted, kinds_in(directory / WEIGHTS_NAME))
+            check_hash("it", directory / WEIGHTS_NAME)
             judge = cls(**config)
             judge.load_state_dict(load_file(directory / WEIGHTS_NAME))
+            check_values("it", judge.state_dict())
         except (
             OSError,
             TypeError,

@@ -41,7 +41,7 @@ from common.pictures import pictures_in, read_picture
 from evaluation.intervals import Z_975
 from evaluation.judge import ImageJudge, to_pixels, weights_digest
 from evaluation.metrics import mean_interval
-from evaluation.weights import read_state
+from evaluation.weights import load_whole, read_state
 from reward.teacher import Teacher
 
 CLIP_SCORE, PIXEL_DRIFT, SSIM, FEATURES = "clip_score", "pixel_drift", "ssim", "features"
@@ -249,8 +249,8 @@ def inception_features(path: str | Path, device: torch.device | str = "cpu") -> 
             aux_logits=any(name.startswith("AuxLogits") for name in state),
             init_weights=False,
         )
-        model.load_state_dict(state)
-    except RuntimeError as error:
+        load_whole(model, state)
+    except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"{path} holds no weights of torchvision's Inception v3: {str(error).splitlines()[0]}"
         ) from error

@@ -27,7 +27,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from evaluation.examination import JudgeExamination, target_classes
 from evaluation.judge import weights_digest
-from evaluation.weights import read_state
+from evaluation.weights import load_whole, read_state
 
 NAME, LITE = "unlearncanvas", "unlearncanvas-lite"
 THEMES = [
@@ -253,7 +253,7 @@ def load_vit(path: str | Path, num_classes: int, device: torch.device | str = "c
             num_heads=max(1, width // HEAD_WIDTH),
             num_classes=found,
         )
-        model.load_state_dict(state)
+        load_whole(model, state)
     except (KeyError, ValueError, RuntimeError, IndexError) as error:
         raise ValueError(
             f"{path} holds no vision transformer of timm: {str(error).splitlines()[0]}"

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
+
+from common.weights import Kind, check_kinds, check_values, kinds_of
 
 
 class UnreadableWeights(ValueError):
@@ -43,3 +46,20 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     ):
         raise ValueError(f"The weights {path} hold no state dict.")
     return state
+
+
+def load_whole(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Load a state dict that must be the module's own; older ones do not count the batches of batch norms.
+
+    Raises:
+        ValueError: names, shapes or kinds of numbers differ, or values are NaN or infinite.
+    """
+    found = {name: Kind(tuple(t.shape), not t.is_floating_point()) for name, t in state.items()}
+    wanted = {
+        name: kind
+        for name, kind in kinds_of(module).items()
+        if name in found or not name.endswith(".num_batches_tracked")
+    }
+    check_kinds("it", wanted, found)
+    check_values("it", state)
+    module.load_state_dict(state)

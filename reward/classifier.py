@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
+from common.weights import check_floats, check_loaded, check_values, quiet_loaders, weight_files
 from reward.concept.words import words
 from reward.teacher import Teacher
 
@@ -52,9 +53,17 @@ class ClassifierTeacher(Teacher):
                 nearest first.
         """
         try:
-            model = AutoModelForImageClassification.from_pretrained(
-                name_or_path, use_safetensors=True, trust_remote_code=False
-            )
+            with quiet_loaders():
+                model, info = AutoModelForImageClassification.from_pretrained(
+                    name_or_path,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # they are refused below, by name
+                )
+            check_loaded("it", info)
+            check_floats("it", weight_files(name_or_path), model)
+            check_values("it", model.state_dict())
             processor = AutoImageProcessor.from_pretrained(name_or_path, trust_remote_code=False)
             preprocess = preprocessing(processor)
         except (

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torchvision.transforms import Compose
 from torchvision.transforms.functional import pil_to_tensor
 
+from common.weights import check_kinds, check_values, kinds_in, kinds_of
 from reward.preprocessing import for_tensors
 
 PROBE = "a photo of a cat"
@@ -64,8 +65,10 @@ class Teacher:
             raise ValueError(
                 f"--clip_pretrained {clip_pretrained} is a pickle; only safetensors files are read."
             )
-        directory = clip_model.removeprefix("local-dir:")
-        if directory != clip_model and not (Path(directory) / "open_clip_model.safetensors").is_file():
+        directory, weights = clip_model.removeprefix("local-dir:"), Path(clip_pretrained or "")
+        if directory != clip_model:
+            weights = Path(directory) / "open_clip_model.safetensors"
+        if directory != clip_model and not weights.is_file():
             raise ValueError(
                 f"{directory} holds no open_clip model (open_clip_config.json + open_clip_model.safetensors)."
             )
@@ -74,6 +77,7 @@ class Teacher:
                 clip_model, pretrained=clip_pretrained, device=device
             )
             tokenizer = open_clip.get_tokenizer(clip_model)
+            check_clip(model, weights)
         except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
             raise ValueError(
                 f"The CLIP model {clip_model} could not be loaded: {str(error).splitlines()[0]}"
@@ -124,6 +128,24 @@ class Teacher:
         """N prompts that ask for the concept -> (N, D): a prompt is its own target, since it differs from
         its anchors by the concept alone."""
         return self.encode_text(texts)
+
+
+def check_clip(model: open_clip.CLIP, weights: Path) -> None:
+    """Refuse what open_clip, which compares names itself, lets through: position embeddings of another
+    shape, which it stretches, whole numbers, NaN.
+
+    Args:
+        weights: its file, if that is a local one.
+
+    Raises:
+        DamagedWeights: there is any of it.
+    """
+    if weights.is_file():
+        wanted, found = kinds_of(model), kinds_in(weights)
+        # Files of older releases have other names for some; the number of values of a scale says it all.
+        both = {name for name in wanted.keys() & found.keys() if wanted[name].shape not in ((), (1,))}
+        check_kinds("it", {name: wanted[name] for name in both}, {name: found[name] for name in both})
+    check_values("it", model.state_dict())
 
 
 def to_pixels(picture: Image.Image) -> torch.Tensor:
