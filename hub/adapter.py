@@ -21,12 +21,13 @@ from peft.utils import get_peft_model_state_dict
 from transformers import PreTrainedModel
 
 from common.network import resolve_directory
+from common.weights import HASH_KEY, TENSORS_KEY
 from hub.checks import find_fault, loaded_adapters
 from hub.concepts import KOHYA_NAME, kohya_name
-from hub.files import HASH_KEY, UnreadableAdapter, read_file, read_header, read_names, write_file
+from hub.files import UnreadableAdapter, read_file, read_header, read_names, write_file
 from hub.formats import PEFT_NAME, as_diffusers_reads, decisive, is_kohya, what_else
 
-RESERVED = {LORA_ADAPTER_METADATA_KEY, "format", HASH_KEY}
+RESERVED = {LORA_ADAPTER_METADATA_KEY, "format", HASH_KEY, TENSORS_KEY}
 """Header keys that are derived from the tensors."""
 
 

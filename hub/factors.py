@@ -55,9 +55,8 @@ def adapter_factors(path: Path) -> dict[str, Factors]:
         if is_kohya(tensors):
             return _from_kohya(tensors)
         with as_diffusers_reads(path, tensors) as file:
-            return read_factors(
-                read_file(file)[0], lora_config(read_adapter_metadata(file.parent, file.name))
-            )
+            state = tensors if file == path else read_file(file)[0]
+            return read_factors(state, lora_config(read_adapter_metadata(file.parent, file.name)))
     except NotPairs as error:
         raise NotPairs(f"The adapter {path} cannot be converted or merged: {error}") from error
 

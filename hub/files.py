@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,8 +25,13 @@ from common.files import (
     why_unreadable,
     write_bytes,
 )
+from common.weights import ADVICE, TENSORS_KEY, has_its_hashes, hashes
 
-HASH_KEY = "modelspec.hash_sha256"
+logger = logging.getLogger(__name__)
+
+OURS = {"method", TENSORS_KEY}
+"""Keys of which the header of every file that was written here has one, and no other program writes; older
+adapters have the first."""
 
 
 class UnreadableAdapter(ValueError):
@@ -54,18 +59,35 @@ def read_names(path: Path) -> list[str]:
 
 
 def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and header.
+    """Tensors and header. A file of others that has not the hash that it says is read with a warning.
 
     Raises:
-        UnreadableAdapter: there is no such file, or it is not safetensors.
+        UnreadableAdapter: there is no such file, it is not safetensors, or it was written here and its
+            tensors are no longer those.
     """
+    check_file(path)
     with _readable(path):
         return load_file(path), read_header(path)
 
 
+def check_file(path: Path) -> None:
+    """Compare a file's tensors with the hash in its header, if that has one.
+
+    Raises:
+        UnreadableAdapter: as `read_file` does.
+    """
+    header = read_header(path)
+    if has_its_hashes(path):
+        return
+    fault = "the SHA-256 of its tensors is another than its header says"
+    if OURS & header.keys():
+        raise UnreadableAdapter(f"{path} is damaged: {fault}; {ADVICE}")
+    logger.warning(f"{path} may be damaged: {fault}.")
+
+
 def write_file(path: Path, tensors: dict[str, torch.Tensor], header: Mapping[str, str]) -> None:
-    """Write tensors, complete or not at all; the header's hash is that of the tensors."""
-    content = save(tensors, metadata={**header, HASH_KEY: tensor_hash(tensors)})
+    """Write tensors, complete or not at all; the header's hashes are those of the tensors."""
+    content = save(tensors, metadata={**header, **hashes(tensors)})
     write_bytes(make_directory(path.parent) / path.name, content)
 
 
@@ -124,13 +146,6 @@ def refuse_links_out(directory: Path, names: Iterable[str]) -> None:
                 f"{directory / name} is a link out of the directory, and nothing outside it is uploaded; put a copy "
                 "of the file in its place."
             )
-
-
-def tensor_hash(tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256, in ModelSpec's notation, of the file of these tensors after its header."""
-    data = memoryview(save(tensors))
-    header_length = int.from_bytes(data[:8], "little")
-    return "0x" + hashlib.sha256(data[8 + header_length :]).hexdigest()
 
 
 @contextmanager

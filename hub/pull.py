@@ -9,9 +9,11 @@ from pathlib import Path
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import HfApi
+from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id
 
 from common.network import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, check_token
+from common.weights import sha256
 from hub.access import HubError, hub_errors
 from hub.concepts import KOHYA_NAME
 from hub.files import filled, read_file, require_empty
@@ -50,11 +52,12 @@ def pull(
         validate_repo_id(repo_id)
         check_token(token)
         api = HfApi(token=token)
-        info = api.model_info(repo_id, revision=revision)
+        info = api.model_info(repo_id, revision=revision, files_metadata=True)
         names = files_to_pull(names_there(info), kohya_name_there(api, info))
         with filled(directory, names[0]) as aside:
             for name in names:
                 api.hf_hub_download(repo_id, name, revision=info.sha, local_dir=aside)
+            check_declared(aside, names, info)
             check_files(aside, names)
             shutil.rmtree(aside / RECORDS)
     return names
@@ -76,8 +79,20 @@ def files_to_pull(there: set[str], twin: str = KOHYA_NAME) -> list[str]:
     raise HubError(f"it holds neither {LORA_WEIGHT_NAME_SAFE} nor {CONFIG_NAME} with {WEIGHTS_NAME}")
 
 
+def check_declared(directory: Path, names: list[str], info: ModelInfo) -> None:
+    """Refuse files that are not those of the repository, which declares the SHA-256 of large ones.
+
+    Raises:
+        HubError: which file is wrong.
+    """
+    declared = {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs}
+    for name in names:
+        if name in declared and sha256(directory / name) != declared[name]:
+            raise HubError(f"{name} is not the file that the Hub declares: its SHA-256 is another")
+
+
 def check_files(directory: Path, names: list[str]) -> None:
-    """Refuse weights that cannot be read, and a checkpoint of another project.
+    """Refuse weights that cannot be read or are not what was written, and a checkpoint of another project.
 
     Raises:
         HubError: which file is wrong.
@@ -87,7 +102,7 @@ def check_files(directory: Path, names: list[str]) -> None:
             try:
                 read_file(directory / name)
             except ValueError as error:
-                raise HubError(f"{name} is not readable safetensors") from error
+                raise HubError(f"{name} is not readable safetensors, or not what was written") from error
     if LORA_WEIGHT_NAME_SAFE not in names:
         checkpoint_kind(directory)
 

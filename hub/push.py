@@ -18,7 +18,7 @@ from common.network import CONFIG_NAME, WEIGHTS_NAME, require_hub_access
 from hub.access import HubError, hub_errors
 from hub.card import CARD_NAME, GRID_NAME, addressed, model_card
 from hub.concepts import KOHYA_NAME, kohya_name
-from hub.files import read_header, refuse_links_out
+from hub.files import check_file, read_header, refuse_links_out
 from hub.licences import licence_by_hand, with_licence
 from hub.notes import merge_notes, read_notes, with_notes
 from hub.provenance import what_adapter_says
@@ -158,7 +158,7 @@ def files_to_push(directory: Path) -> list[str]:
     refuse_links_out(directory, files)
     for name in files:
         if name.endswith(".safetensors"):
-            read_header(directory / name)
+            check_file(directory / name)
     return files
 
 

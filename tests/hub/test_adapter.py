@@ -18,6 +18,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from common.network import CheckpointError
+from common.weights import hashes
 from hub.adapter import (
     NoAdapter,
     UnfitAdapter,
@@ -227,7 +228,7 @@ def test_what_does_not_fit_as_a_whole_is_refused_and_the_pipeline_is_as_before(
 ) -> None:
     path = save_adapter(tmp_path, trained, metadata=HEADER)
     tensors, header = read_file(path)
-    save_file(damage(tensors), path, metadata=header)
+    save_file(damage(tensors), path, metadata={**header, **hashes(damage(tensors))})
     pipe = load_pipeline(tiny_pipeline_dir)
     with pytest.raises(UnfitAdapter, match=message) as refused:
         load_adapter(pipe, tmp_path)
@@ -331,7 +332,8 @@ def test_an_adapter_of_the_text_encoder_too_is_loaded_and_checked(
 
     tensors, header = read_file(tmp_path / NAME)
     removed = next(name for name in tensors if name.startswith("text_encoder.") and ".up." in name)
-    save_file({name: t for name, t in tensors.items() if name != removed}, tmp_path / NAME, metadata=header)
+    kept = {name: t for name, t in tensors.items() if name != removed}
+    save_file(kept, tmp_path / NAME, metadata={**header, **hashes(kept)})
     with pytest.raises(ValueError, match="lacks 1 of"):
         load_adapter(load_pipeline(tiny_pipeline_dir), tmp_path)
 

@@ -51,6 +51,7 @@ def test_all_keys_are_there_and_decode(
     assert header.keys() == {f"modelspec.{key}" for key in MODELSPEC} | OURS | {
         "lora_adapter_metadata",
         "format",
+        "tensors_sha256",
     }
     assert json.loads(header["concept"]) == ["Van Gogh style"]
     assert json.loads(header["settings"])["learning_rate"] == 0.005
