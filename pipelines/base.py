@@ -29,8 +29,11 @@ from common.files import is_pointer
 from common.flags import by_name, flag
 from common.hub_reasons import hub_reason
 from common.network import downloads
+from common.weights import DamagedWeights
 from pipelines.backbone import Backbone
 from pipelines.declared import as_declared, scheduler_settings
+from pipelines.original import check_header, check_pipeline
+from pipelines.parts import load_part, load_parts
 from pipelines.supported import Unsupported, check_unet, choose_class, class_of_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -234,13 +237,22 @@ def _from_directory(
     if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
         raise ValueError(f"{name} is not a diffusers pipeline: it holds no model_index.json.")
     beginning = f"The pipeline {name} could not be loaded (a diffusers directory or Hub id with safetensors)"
-    with _one_line(beginning):
+    with one_line(beginning):
         cls = choose_class(name, DiffusionPipeline.load_config(name, revision=revision))
         check_unet(name, UNet2DConditionModel.load_config(name, subfolder="unet", revision=revision), cls)
     given = _given(cls, name, revision, vae=vae, dtype=dtype)
-    load = partial(
-        cls.from_pretrained, name, revision=revision, variant=variant, dtype=dtype, use_safetensors=True
-    )
+
+    def load(**given: Any) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+        folder = name
+        if not Path(name).is_dir():
+            folder = cls.download(name, revision=revision, variant=variant, use_safetensors=True, **given)
+        parts = load_parts(cls, Path(folder), name, variant=variant, dtype=dtype, given=given)
+        pipe = cls.from_pretrained(
+            folder, variant=variant, dtype=dtype, use_safetensors=True, **given, **parts
+        )
+        pipe.register_to_config(_name_or_path=name)
+        return pipe
+
     if safety_checker and cls is StableDiffusionPipeline:
         try:
             return load(**given)
@@ -248,7 +260,7 @@ def _from_directory(
             if is_out_of_memory(error):
                 raise
             reason = _first_line(error)
-    with _one_line(beginning, partial(other_weights, name, revision, variant)):
+    with one_line(beginning, partial(other_weights, name, revision, variant)):
         pipe = load(**given, **_unchecked(cls))
     if safety_checker and cls is StableDiffusionPipeline:
         logger.warning(f"The safety checker of {name} could not be loaded, so there is none: {reason}")
@@ -273,7 +285,7 @@ def _from_file(
     cls = class_of_checkpoint(path)
     settings = scheduler_settings(path, cls, prediction_type)
     if config is not None:
-        with _one_line(f"The configs of {config} could not be loaded"):
+        with one_line(f"The configs of {config} could not be loaded"):
             described = choose_class(config, DiffusionPipeline.load_config(config))
         if described is not cls:
             raise Unsupported(
@@ -283,8 +295,13 @@ def _from_file(
     given |= {} if config is None else {"config": config}
     given |= {} if safety_checker else _unchecked(cls)
     advice = "name a diffusers directory or a Hub id of its architecture with --config_name_or_path"
-    with _one_line(f"The checkpoint {path} could not be loaded ({advice})"):
-        pipe = cls.from_single_file(str(path), dtype=dtype, **given)
+    with one_line(f"The checkpoint {path} could not be loaded ({advice})"):
+        try:
+            check_header(path, config, given)
+            pipe = cls.from_single_file(str(path), dtype=dtype, **given)
+            check_pipeline(path, pipe, given)
+        except DamagedWeights as error:
+            raise DamagedWeights(f"{str(error).rstrip('.')}, or {advice}.") from error
         check_unet(path, pipe.unet.config, cls)
     pipe.register_modules(scheduler=as_declared(pipe.scheduler, settings, path))
     return pipe
@@ -308,9 +325,9 @@ def _given(
     if vae is None:
         return given
     # A VAE by itself, or that of a pipeline.
-    subfolder = "vae" if (Path(vae) / "vae" / "config.json").is_file() else None
-    with _one_line(f"The VAE {vae} could not be loaded (a diffusers directory or Hub id with safetensors)"):
-        loaded = AutoencoderKL.from_pretrained(vae, subfolder=subfolder, dtype=dtype, use_safetensors=True)
+    place = str(Path(vae) / "vae") if (Path(vae) / "vae" / "config.json").is_file() else vae
+    with one_line(f"The VAE {vae} could not be loaded (a diffusers directory or Hub id with safetensors)"):
+        loaded = load_part(AutoencoderKL, place, f"The VAE {vae}", dtype=dtype)
         scale = loaded.config.scaling_factor
         usual = (
             scale
@@ -340,16 +357,16 @@ LOAD_ERRORS = (
 
 
 @contextmanager
-def _one_line(beginning: str, ending: Callable[[], str] = str) -> Iterator[None]:
-    """The loaders' errors as a ValueError of one line; what is said of an unsupported base is said
-    already.
+def one_line(beginning: str, ending: Callable[[], str] = str) -> Iterator[None]:
+    """The loaders' errors as a ValueError of one line; what is said of an unsupported base or of
+    damaged weights is said already.
 
     Args:
         ending: makes a sentence that says what to do.
     """
     try:
         yield
-    except Unsupported:
+    except (Unsupported, DamagedWeights):
         raise
     except LOAD_ERRORS as error:
         if is_out_of_memory(error):

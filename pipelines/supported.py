@@ -130,6 +130,22 @@ def check_channels(name: str | Path, channels: int, latent_channels: int) -> Non
         raise Unsupported(f"{name} has {found}; {SUPPORTED}")
 
 
+FIRST = {
+    StableDiffusionXLPipeline: (
+        ("conditioner.embedders.0.transformer.text_model.embeddings.position_embedding.weight",),
+        ("conditioner.embedders.1.model.positional_embedding",),
+    ),
+    StableDiffusionPipeline: (
+        (
+            "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
+            "cond_stage_model.model.token_embedding.weight",
+        ),
+    ),
+}
+"""For each text encoder of a class, the tensors by which diffusers finds it in a checkpoint: one of them. If
+there is none, it loads the text encoder that lies beside the configs."""
+
+
 def class_of_checkpoint(path: Path) -> type[StableDiffusionPipeline] | type[StableDiffusionXLPipeline]:
     """The class of a checkpoint in one file, told from its tensors' names and shapes; none of them is read.
 
@@ -158,13 +174,24 @@ def class_of_checkpoint(path: Path) -> type[StableDiffusionPipeline] | type[Stab
         raise Unsupported(f"{path} holds no UNet of Stable Diffusion in the original layout; {SUPPORTED}")
     check_channels(path, channels[0][1], channels[1][0])
     if any(name.startswith("conditioner.embedders.1.") for name in names):
+        _check_first(path, names, StableDiffusionXLPipeline)
         return StableDiffusionXLPipeline
     if any(name.startswith("conditioner.embedders.0.model.") for name in names):
         raise Unsupported(
             f"{path} is an SDXL refiner, which draws on from images and not from texts alone; {SUPPORTED}"
         )
     if any(name.startswith("cond_stage_model.") for name in names):
+        _check_first(path, names, StableDiffusionPipeline)
         return StableDiffusionPipeline
     raise Unsupported(
         f"{path} holds a UNet without its text encoder; a checkpoint of the whole base is needed."
     )
+
+
+def _check_first(path: Path, names: set[str], cls: type) -> None:
+    for first in FIRST[cls]:
+        if names.isdisjoint(first):
+            raise Unsupported(
+                f"{path} lacks a tensor of its text encoder ({' or '.join(first)}); a checkpoint of the whole base is "
+                "needed."
+            )

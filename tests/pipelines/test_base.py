@@ -432,3 +432,46 @@ def test_a_checkpoint_without_configs_says_how_to_name_them(
     with pytest.raises(ValueError, match="--config_name_or_path") as caught:
         load_pipeline(tmp_path / "model.safetensors")
     assert "\n" not in str(caught.value)
+
+
+# --- what a base may lack, and may have beside its weights
+# ----------------------------------------------------------
+
+
+def test_what_other_releases_wrote_is_no_damage(pipeline_dirs: dict[str, Path], tmp_path: Path) -> None:
+    """A text encoder beside the rest of its CLIP, under an outer name, with indices; old names of a VAE's
+    attention."""
+    directory, usual = copied(pipeline_dirs["sd1"], tmp_path / "base"), load_pipeline(pipeline_dirs["sd1"])
+    (text,) = (directory / "text_encoder").glob("*.safetensors")
+    outer = {
+        f"text_model.{n.removeprefix('text_model.')}": t.contiguous() for n, t in load_file(text).items()
+    }
+    beside = {"logit_scale": torch.ones(()), "vision_model.post_layernorm.weight": torch.ones(3)}
+    indices = {"text_model.embeddings.position_ids": torch.arange(32)[None]}
+    save_file(outer | beside | indices, text, {"format": "pt"})
+    (vae,) = (directory / "vae").glob("*.safetensors")
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = load_file(vae)
+    assert any("to_q" in name for name in tensors)
+    for new, former in old.items():
+        tensors = {name.replace(f".{new}.", f".{former}."): tensor for name, tensor in tensors.items()}
+    save_file(tensors, vae, {"format": "pt"})
+    for module, theirs in zip(
+        Backbone.of(load_pipeline(directory)).modules, Backbone.of(usual).modules, strict=True
+    ):
+        assert all(torch.equal(module.state_dict()[n], t) for n, t in theirs.state_dict().items())
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_a_checkpoint_with_more_than_its_configs_have_is_refused(
+    part: str, pipeline_dirs: dict[str, Path], tmp_path: Path
+) -> None:
+    prefix = {"unet": "model.diffusion_model.input_blocks.9", "vae": "first_stage_model.encoder.down.9"}[part]
+    save_original(load_pipeline(pipeline_dirs["sd1"]), tmp_path / "model.safetensors")
+    tensors = load_file(tmp_path / "model.safetensors")
+    unused = {"model_ema.decay": torch.ones(1), "first_stage_model.loss.logvar": torch.ones(1)}
+    save_file(tensors | unused, tmp_path / "model.safetensors")
+    load_pipeline(tmp_path / "model.safetensors", config=str(pipeline_dirs["sd1"]))
+    save_file(tensors | {f"{prefix}.strange": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"{part} of .*{prefix}\.strange.*--config_name_or_path"):
+        load_pipeline(tmp_path / "model.safetensors", config=str(pipeline_dirs["sd1"]))
