@@ -19,9 +19,7 @@ SIDE = 16
 OPENERS = {
     "common/pictures.py": "the reader",
     "evaluation/grid.py": "a picture in memory",
-    "evaluation/report/__main__.py": "what an evaluation has drawn",
-    "evaluation/report/sections.py": "the same",
-    "evaluation/shards.py": "the same",
+    "evaluation/shards.py": "what an evaluation has drawn",
     "training/previews.py": "what a run has drawn",
 }
 """Modules that open pictures, and whose."""
