@@ -19,7 +19,8 @@ from PIL import Image
 from benchmarks.jobs import Job, run_jobs, slug, split_arguments
 from benchmarks.report import markdown, mean, mean_interval, number, write_json, write_text
 from benchmarks.worlds.canvas.draw import OBJECTS, STYLES, draw
-from common.flags import flag, parse
+from common.errors import friendly_errors
+from common.flags import SEED, flag, parse
 from evaluation.metrics import HEADLINE, summarize
 
 EXEMPLAR_SEED = 7
@@ -43,7 +44,7 @@ class CanvasConfig:
         at_least=1,
         help="Show the concepts by N drawings of them, without a word, instead of naming them.",
     )
-    seeds: tuple[int, ...] = flag((0, 1, 2), help="Training seeds.")
+    seeds: tuple[int, ...] = flag((0, 1, 2), within=SEED, help="Training seeds.")
     output_dir: Path = flag(Path("runs/benchmark"), help="Where runs, table and JSON are written.")
     jobs: int = flag(2, at_least=1, help="Runs at a time, each with an equal share of the cores.")
 
@@ -131,5 +132,6 @@ def main(config: CanvasConfig, extra: Sequence[str] = ()) -> None:
 
 
 if __name__ == "__main__":
-    own, extra = split_arguments()
-    main(parse_config(own), extra)
+    with friendly_errors():
+        own, extra = split_arguments()
+        main(parse_config(own), extra)

@@ -22,7 +22,8 @@ from transformers import ResNetConfig, ResNetForImageClassification, ViTImagePro
 
 from benchmarks.worlds.canvas.build import STYLE_NAMES, drawings, labels
 from benchmarks.worlds.canvas.draw import OBJECTS
-from common.flags import flag, parse
+from common.errors import friendly_errors
+from common.flags import SEED, flag, parse
 
 DRAWINGS_SEED = 6
 NAMES = {"style": STYLE_NAMES, "object": OBJECTS}
@@ -37,7 +38,7 @@ class ClassifierConfig:
     num_images: int = flag(8192, at_least=8, help="Drawings to learn from.")
     max_train_steps: int = flag(600, at_least=1, help="Optimizer steps.")
     train_batch_size: int = flag(64, at_least=1, help="Drawings in an optimizer step.")
-    seed: int = flag(0, help="Seed of weights and batches.")
+    seed: int = flag(0, within=SEED, help="Seed of weights and batches.")
 
 
 def train_classifier(
@@ -92,4 +93,5 @@ def main(config: ClassifierConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_config())
+    with friendly_errors():
+        main(parse_config())

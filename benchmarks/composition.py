@@ -25,7 +25,8 @@ import benchmarks.style as styles
 import canvas
 from benchmarks.jobs import run_job, slug
 from benchmarks.report import markdown, number, write_json, write_text
-from common.flags import flag, parse
+from common.errors import friendly_errors
+from common.flags import IMAGE_SEED, SEED, flag, parse
 from evaluation.examination import JudgeExamination
 from evaluation.judge import Judge, to_pixels
 from hub.adapter import load_adapter
@@ -120,8 +121,8 @@ class CompositionConfig:
     adapters_from: Path | None = flag(
         None, metavar="DIR", help="Take the erasers that benchmarks.canvas has trained in this folder."
     )
-    train_seed: int = flag(0, help="Seed that the adapters are trained with.")
-    seeds: tuple[int, ...] = flag((0, 1), help="One image for each prompt and seed.")
+    train_seed: int = flag(0, within=SEED, help="Seed that the adapters are trained with.")
+    seeds: tuple[int, ...] = flag((0, 1), within=IMAGE_SEED, help="One image for each prompt and seed.")
     output_dir: Path = flag(Path("runs/composition"), help="Where adapters, tables and JSON are written.")
 
 
@@ -229,4 +230,5 @@ def main(config: CompositionConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_config())
+    with friendly_errors():
+        main(parse_config())

@@ -7,17 +7,21 @@ processes, and a run that was resumed. What a checkout has made is kept beside i
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from safetensors.torch import load_file
+
+from common.errors import friendly_errors
+from common.flags import flag, parse
 
 ROOT = Path(__file__).parents[1]
 SHORT = (
@@ -62,7 +66,7 @@ def digests(directory: Path) -> dict[str, str]:
     return {"adapter": weights.hexdigest(), "metrics": metrics.hexdigest()}
 
 
-def record(checkout: Path, names: list[str], cache: Path) -> dict[str, dict[str, str]]:
+def record(checkout: Path, names: Sequence[str], cache: Path) -> dict[str, dict[str, str]]:
     """The digests of a checkout's runs; those that `cache` holds for its commit, if nothing is
     uncommitted, are kept."""
     git = ["git", "-C", str(checkout)]
@@ -83,24 +87,29 @@ def record(checkout: Path, names: list[str], cache: Path) -> dict[str, dict[str,
     return found
 
 
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """Comparison."""
+
+    checkout: Path = flag(help="The checkout to compare with.")
+    runs: tuple[str, ...] = flag(tuple(RUNS), choices=tuple(RUNS), help="Which runs.")
+    cache: Path = flag(Path("runs/same_bits"), help="Where digests of commits are kept.")
+
+
+def parse_config(arguments: Sequence[str] | None = None) -> ComparisonConfig:
+    """The settings of a command line."""
+    return parse(ComparisonConfig, arguments, __doc__, prog="python -m benchmarks.same_bits")
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.same_bits",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--checkout", type=Path, required=True, help="The checkout to compare with.")
-    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help="Which runs.")
-    parser.add_argument(
-        "--cache", type=Path, default=Path("runs/same_bits"), help="Where digests of commits are kept."
-    )
-    args = parser.parse_args()
-    before, after = (record(checkout, args.runs, args.cache) for checkout in (args.checkout, ROOT))
-    for name in args.runs:
+    config = parse_config()
+    before, after = (record(checkout, config.runs, config.cache) for checkout in (config.checkout, ROOT))
+    for name in config.runs:
         same = before[name] == after[name]
         print(f"{name:<16} {'the same bits' if same else 'DIFFERENT'}", flush=True)
-    return int(any(before[name] != after[name] for name in args.runs))
+    return int(any(before[name] != after[name] for name in config.runs))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with friendly_errors():
+        sys.exit(main())

@@ -25,7 +25,8 @@ import canvas
 from benchmarks.worlds.canvas.build import WORDINGS
 from benchmarks.worlds.canvas.draw import OBJECTS, PROMPT, STYLES, draw
 from benchmarks.worlds.canvas.models import encode
-from common.flags import flag, parse
+from common.errors import friendly_errors
+from common.flags import SEED, flag, parse
 from pipelines.backbone import Backbone
 from pipelines.base import load_pipeline
 
@@ -57,7 +58,7 @@ class StyleConfig:
     train_batch_size: int = flag(32, at_least=1, help="Drawings in an optimizer step.")
     rank: int = flag(4, at_least=1, help="Rank of the LoRA.")
     learning_rate: float = flag(1e-3, above=0, help="Learning rate.")
-    seed: int = flag(0, help="Seed of weights and batches.")
+    seed: int = flag(0, within=SEED, help="Seed of weights and batches.")
 
 
 def train_style(pipe: StableDiffusionPipeline, config: StyleConfig) -> None:
@@ -110,4 +111,5 @@ def main(config: StyleConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_config())
+    with friendly_errors():
+        main(parse_config())

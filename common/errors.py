@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import torch
 
+from common.discretion import discreet
 from common.interruption import Ended, ended_by_signals, follow_launcher
 
 
@@ -83,5 +84,5 @@ def friendly_memory(advice: Callable[[], str]) -> Iterator[None]:
 
 def _leave(message: str, code: int) -> NoReturn:
     with suppress(OSError):  # of a terminal that is closed
-        print(f"error: {message.strip()}", file=sys.stderr, flush=True)
+        print(f"error: {discreet(message.strip())}", file=sys.stderr, flush=True)
     sys.exit(code)

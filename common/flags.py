@@ -27,11 +27,15 @@ from common.texts import load_yaml, read_text
 T = TypeVar("T")
 METADATA = "flag"
 CONFIG = "config"
+LIMIT = 10**9
+"""No number is larger where its range does not say so: a loop would not end, or single precision overflow."""
+SHOWN = 80
+"""Characters of a wrong value that are repeated."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """Where a number may lie; each bound may be absent.
+    """Where a number may lie. The lower bound may be absent; without an upper one it is LIMIT.
 
     Attributes:
         at_least, at_most: bounds that belong to it.
@@ -45,15 +49,41 @@ class Range:
 
     def __str__(self) -> str:
         words = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
-        return " and ".join(f"{word} {bound:g}" for word, bound in words.items() if bound is not None)
+        return " and ".join(
+            f"{word} {bound:g}" if isinstance(bound, float) else f"{word} {bound}"
+            for word, bound in words.items()
+            if bound is not None
+        )
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether it says where it begins."""
+        return self.at_least is not None or self.above is not None
+
+    @property
+    def most(self) -> float | None:
+        """The largest number of it, if there is one."""
+        return LIMIT if self.at_most is None and self.below is None else self.at_most
+
+    def why_not(self, value: float) -> str:
+        """What a number that is outside would have to be; empty for one that is inside."""
+        if value in self:
+            return ""
+        return f"at most {LIMIT}" if value > LIMIT and self.most == LIMIT else str(self)
 
     def __contains__(self, value: float) -> bool:
         return (
             (self.at_least is None or value >= self.at_least)
-            and (self.at_most is None or value <= self.at_most)
+            and (self.most is None or value <= self.most)
             and (self.above is None or value > self.above)
             and (self.below is None or value < self.below)
         )
+
+
+SEED = Range(at_least=0, at_most=2**32 - 1)
+"""Of a seed that every library takes; NumPy takes no other."""
+IMAGE_SEED = Range(at_least=-(2**63), at_most=2**63 - 1)
+"""Of a seed that an image's own seed is made from."""
 
 
 def as_it_is(value: Any) -> Any:
@@ -103,6 +133,7 @@ def flag(
     at_most: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    within: Range | None = None,
     choices: Sequence[str] | None = None,
     nargs: str | None = None,
     metavar: str | None = None,
@@ -112,8 +143,13 @@ def flag(
     secret: bool = False,
     positional: bool = False,
 ) -> Any:
-    """A field of a class of settings; see `Flag`. Without a default the flag is required."""
-    bounds = Range(at_least, at_most, above, below)
+    """A field of a class of settings; see `Flag`. Without a default the flag is required.
+
+    Args:
+        at_least, at_most, above, below: of a number, as `Range` has them.
+        within: such a range as a whole.
+    """
+    bounds = within or Range(at_least, at_most, above, below)
     known = Flag(
         help=help,
         range=bounds,
@@ -168,11 +204,11 @@ class Setting:
             value = self.kind(text)
         except ValueError:
             wanted = {int: "a whole number", float: "a number"}[self.kind]
-            raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}") from None
+            raise argparse.ArgumentTypeError(f"must be {wanted}, got {shown(text)}") from None
         if self.kind is float and not math.isfinite(value):
-            raise argparse.ArgumentTypeError(f"must be a finite number, got {text}")
-        if self.kind in (int, float) and value not in self.flag.range:
-            raise argparse.ArgumentTypeError(f"must be {self.flag.range}, got {text}")
+            raise argparse.ArgumentTypeError(f"must be a finite number, got {shown(text)}")
+        if self.kind in (int, float) and (wanted := self.flag.range.why_not(value)):
+            raise argparse.ArgumentTypeError(f"must be {wanted}, got {shown(text)}")
         return value
 
     def read(self, value: Any) -> Any:
@@ -187,11 +223,12 @@ class Setting:
             return None
         if self.kind is bool:
             if not isinstance(value, bool):
-                raise argparse.ArgumentTypeError(f"must be true or false, got {value!r}")
+                raise argparse.ArgumentTypeError(f"must be true or false, got {shown(value)}")
             return value
         if self.several != isinstance(value, list) or isinstance(value, dict | bool):
             wanted = "a list" if self.several else "one value"
-            raise argparse.ArgumentTypeError(f"must be {wanted}, got {value!r}")
+            got = "" if self.flag.secret else f", got {shown(value)}"
+            raise argparse.ArgumentTypeError(f"must be {wanted}{got}")
         found = tuple(self._checked(item) for item in (value if self.several else [value]))
         if self.several and not found and self.flag.nargs != "*":
             raise argparse.ArgumentTypeError("must hold at least one value")
@@ -200,7 +237,9 @@ class Setting:
     def _checked(self, item: Any) -> Any:
         value = self.convert(str(item))
         if self.flag.choices and value not in self.flag.choices:
-            raise argparse.ArgumentTypeError(f"must be one of {', '.join(self.flag.choices)}, got {item!r}")
+            raise argparse.ArgumentTypeError(
+                f"must be one of {', '.join(self.flag.choices)}, got {shown(item)}"
+            )
         return value
 
     def add_to(self, group: argparse._ArgumentGroup, default: Any) -> None:
@@ -220,13 +259,22 @@ class Setting:
         group.add_argument(self.name if known.positional else f"--{self.name}", **options)
 
     def _help(self, default: Any) -> str:
-        text = self.flag.help.replace("%", "%%")
+        text, bounds = self.flag.help.replace("%", "%%"), str(self.flag.range)
+        if bounds:
+            text, own, rest = text.partition("Default:")
+            text = f"{text.rstrip()} {bounds[0].upper()}{bounds[1:]}.{f' {own}{rest}' if own else ''}"
         if default is None or default is MISSING or self.kind is bool or "Default:" in text:
             return text
-        shown = (
+        said = (
             " ".join(map(str, default)) if self.several else f"{default:g}" if self.kind is float else default
         )
-        return f"{text} Default: {shown}."
+        return f"{text} Default: {said}."
+
+
+def shown(value: Any) -> str:
+    """A wrong value, as an error repeats it."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 class _Several(argparse.Action):
@@ -269,18 +317,23 @@ def make_parser(
     parser = DiscreetParser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        f"--{CONFIG}",
-        type=Path,
-        metavar="FILE",
-        help="YAML file of flags by name; flags on the command line win.",
-    )
+    _add_config(parser)
+    parser.secret = frozenset(f"--{setting.name}" for setting in settings_of(config) if setting.flag.secret)
     groups: dict[type, argparse._ArgumentGroup] = {}
     for setting in settings_of(config):
         if setting.group not in groups:
             groups[setting.group] = parser.add_argument_group(title_of(setting.group))
         setting.add_to(groups[setting.group], defaults.get(setting.name, setting.field.default))
     return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        f"--{CONFIG}",
+        type=Path,
+        metavar="FILE",
+        help="YAML file of flags by name; flags on the command line win.",
+    )
 
 
 def parse(
@@ -302,6 +355,7 @@ def parse(
     """
     parser = make_parser(config, description, prog=prog, **defaults)
     parser.elsewhere = elsewhere or {}
+    parser.given = sys.argv[1:] if arguments is None else arguments
     path = _config_path(arguments)
     if path is not None:
         try:
@@ -356,8 +410,8 @@ def parse_command(
 
 
 def _config_path(arguments: Sequence[str] | None) -> Path | None:
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument(f"--{CONFIG}", type=Path)
+    first = DiscreetParser(add_help=False)
+    _add_config(first)
     return first.parse_known_args(arguments)[0].config
 
 
@@ -371,8 +425,7 @@ def read_file(config: type, path: Path) -> dict[str, Any]:
     try:
         found = load_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"--config {path} is not YAML: {reason}.") from error
+        raise ValueError(f"--config {path} is not YAML: {_why_not_yaml(error)}.") from error
     if not isinstance(found, dict):
         raise ValueError(f"--config {path} must hold flags by name, as in `concept: [Van Gogh style]`.")
     known = {setting.name: setting for setting in settings_of(config)}
@@ -380,12 +433,19 @@ def read_file(config: type, path: Path) -> dict[str, Any]:
     for name, value in found.items():
         if name not in known:
             nearest = get_close_matches(str(name), known, n=1, cutoff=0)
-            raise ValueError(f"--config {path}: there is no flag {name}; the nearest is {nearest[0]}.")
+            raise ValueError(f"--config {path}: there is no flag {shown(name)}; the nearest is {nearest[0]}.")
         try:
             values[name] = known[name].read(value)
         except argparse.ArgumentTypeError as error:
             raise ValueError(f"--config {path}: {name} {error}.") from error
     return values
+
+
+def _why_not_yaml(error: Exception) -> str:
+    """Without the lines of the file, which may hold a token."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"{error.problem} in line {error.problem_mark.line + 1}"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def build(config: type[T], values: Mapping[str, Any]) -> T:

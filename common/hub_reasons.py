@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 import textwrap
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from httpx import InvalidURL
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import httpx
+from safetensors import SafetensorError
 
-from common.command_line import TOKEN
+from common.discretion import discreet
 
 REASONS = {
     401: "the Hub does not accept the token (401), so run `hf auth login` again",
@@ -23,6 +23,13 @@ REASONS = {
     429: "the Hub takes no more requests for now (429)",
 }
 """Why the Hub refused, by HTTP status."""
+AWAY = {408, 425, 429, *range(500, 600)}
+"""HTTP statuses of a Hub that may answer later."""
+INSTEAD = "try again later, or name a copy on this machine"
+HUB_ERRORS = (HTTPError, OSError, ValueError, LookupError, RuntimeError)
+"""What the Hub's client raises where the Hub is away or refuses, within `readable_answers`."""
+LOAD_ERRORS = (*HUB_ERRORS, TypeError, AttributeError, httpx.InvalidURL, SafetensorError)
+"""What the loaders raise that use it, where what came is no such thing too."""
 UNREADABLE = "the Hub's answer cannot be read"
 OFFLINE = "the Hub is switched off by HF_HUB_OFFLINE or --local_files_only"
 
@@ -44,7 +51,14 @@ def readable_answers() -> Iterator[None]:
     """
     try:
         yield
-    except (TypeError, AttributeError, LookupError, AssertionError, RecursionError, InvalidURL) as error:
+    except (
+        TypeError,
+        AttributeError,
+        LookupError,
+        AssertionError,
+        RecursionError,
+        httpx.InvalidURL,
+    ) as error:
         frames = traceback.walk_tb(error.__traceback__)
         if any(frame.f_globals.get("__name__", "").startswith("huggingface_hub") for frame, _ in frames):
             raise UnreadableAnswer from error
@@ -73,9 +87,29 @@ def hub_reason(error: BaseException) -> str:
             return REASONS[status] + (f"; it says: {message}" if message else "")
         if isinstance(link, OfflineModeIsEnabled):
             return OFFLINE
+        if isinstance(link, httpx.TimeoutException):
+            return f"the Hub does not answer, or too slowly ({type(link).__name__}: {_said(link)})"
         if isinstance(link, HTTPError):
             return f"the Hub cannot be reached or broke off ({type(link).__name__}: {_said(link)})"
     return ""
+
+
+def why_not_loaded(error: BaseException) -> str:
+    """Why something that may come from the Hub could not be loaded, in one line, and what to do where the Hub
+    is away."""
+    reason = hub_reason(error) or (str(error).strip() or type(error).__name__).splitlines()[0]
+    return reason + instead(error)
+
+
+def instead(error: BaseException) -> str:
+    """What to do where the Hub is away, as the end of a sentence; else empty."""
+    return f"; {INSTEAD}" if any(map(_is_away, _causes(error))) else ""
+
+
+def _is_away(link: BaseException) -> bool:
+    if isinstance(link, HfHubHTTPError):
+        return link.response.status_code in AWAY
+    return isinstance(link, HTTPError)
 
 
 def _said(error: BaseException) -> str:
@@ -83,9 +117,7 @@ def _said(error: BaseException) -> str:
 
 
 def _discreet(text: str, width: int) -> str:
-    """Shortened, without tokens and without what a URL says before an @."""
-    shown = TOKEN.sub("hf_...", re.sub(r"//[^/@\s]+@", "//...@", text))
-    return textwrap.shorten(shown, width).rstrip(".")
+    return textwrap.shorten(discreet(text), width).rstrip(".")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

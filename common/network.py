@@ -26,19 +26,12 @@ from huggingface_hub import (
     snapshot_download,
     try_to_load_from_cache,
 )
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
 from common.files import as_json, make_directory, why_unreadable, write_text, write_together
-from common.hub_reasons import UnreadableAnswer, readable_answers, reason_of
+from common.hub_reasons import HUB_ERRORS, instead, readable_answers, reason_of
 from common.weights import (
     TENSORS_KEY,
     DamagedWeights,
@@ -115,7 +108,7 @@ class Checkpoint(nn.Module):
                         commit_message=commit_message or f"Upload the {self.kind}",
                     )
                 )
-        except (HfHubHTTPError, HFValidationError, HTTPError, OSError) as error:
+        except HUB_ERRORS as error:
             raise CheckpointError(
                 f"The {self.kind} could not be uploaded to {repo_id}: {reason_of(error)}"
             ) from error
@@ -245,14 +238,8 @@ def resolve_directory(name_or_path: str | Path, revision: str | None, files: lis
         return fetched
     except DamagedWeights as error:
         raise CheckpointError(f"{name_or_path} is damaged: {error}") from error
-    except (
-        UnreadableAnswer,
-        HFValidationError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        OSError,
-    ) as error:
+    except HUB_ERRORS as error:
         raise CheckpointError(
-            f"{name_or_path} is neither a local directory nor a Hub repository that can be reached: {reason_of(error)}."
+            f"{name_or_path} is neither a local directory nor a Hub repository that can be reached: "
+            f"{reason_of(error)}{instead(error)}."
         ) from error

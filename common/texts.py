@@ -4,6 +4,9 @@ two texts the same."""
 from __future__ import annotations
 
 import codecs
+import errno
+import os
+import stat
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,9 @@ MARKS = {
 }
 """Encoding by the mark that a file begins with; without one it is UTF-8."""
 
+MOST = 64 * 2**20
+"""Bytes of a text file; what is longer is no text that anybody has written, and a device never ends."""
+
 
 def read_text(path: str | Path, kind: str) -> str:
     """The text of a user's file, without a byte-order mark; lines end with a line feed alone.
@@ -28,10 +34,10 @@ def read_text(path: str | Path, kind: str) -> str:
         kind: what it is, for the error, such as "prompt file".
 
     Raises:
-        ValueError: it cannot be read, or is in no encoding that can be told.
+        ValueError: it cannot be read, is longer than a text can be, or is in no encoding that can be told.
     """
     try:
-        content = Path(path).read_bytes()
+        content = _read_in_bounds(path)
     except OSError as error:
         raise ValueError(f"The {kind} {path} cannot be read: {error.strerror}.") from error
     encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
@@ -44,6 +50,21 @@ def read_text(path: str | Path, kind: str) -> str:
     if "\0" in text:
         raise ValueError(f"The {kind} {path} cannot be read: it is no UTF-8 text; save it as UTF-8.")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _read_in_bounds(path: str | Path) -> bytes:
+    """
+    Raises:
+        OSError: it is neither a file nor a pipe, or has too many bytes.
+    """
+    with Path(path).open("rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
+            raise OSError(errno.EINVAL, "it is neither a file nor a pipe")
+        content = file.read(MOST + 1)
+    if len(content) > MOST:
+        raise OSError(errno.EFBIG, f"it has more than {MOST // 2**20} MB, so it is no text")
+    return content
 
 
 def lines_of(text: str) -> list[str]:

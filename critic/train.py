@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from common.errors import Unsound, friendly_errors
-from common.flags import flag, parse
+from common.flags import SEED, flag, parse
 from common.room import Room
 from critic.advantages import centre_within, explained_variance
 from critic.critic import Critic
@@ -43,7 +43,7 @@ class TrainingConfig:
         help="Discount over denoising steps of the later run, whose returns it learns.",
     )
     reward_signal: str = flag("noisy", choices=SIGNALS, help="Reward signal of the later run.")
-    seed: int = flag(0, help="Seed of rollouts and weights.")
+    seed: int = flag(0, within=SEED, help="Seed of rollouts and weights.")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from diffusers import DiffusionPipeline
 
 from common.errors import friendly_errors, friendly_interrupts
 from common.files import discard, is_empty, write_json
-from common.flags import flag, parse
+from common.flags import IMAGE_SEED, flag, parse
 from common.lock import exclusive
 from common.memory import advised
 from common.names import public_name
@@ -94,6 +94,7 @@ class MeasureConfig:
     )
     seeds: tuple[int, ...] | None = flag(
         None,
+        within=IMAGE_SEED,
         help="One image for each prompt and seed. Default: the protocol's own, which a file may give each "
         "prompt; else 0 1 2, and for prompts that ask for the concept as many more as make 24 images.",
     )
@@ -166,6 +167,12 @@ def check_config(config: EvaluationConfig) -> None:
 def main(config: EvaluationConfig) -> None:
     check_config(config)
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    with exclusive(config.output.output_dir) if accelerator.is_main_process else nullcontext():
+        run(config, accelerator)
+
+
+def run(config: EvaluationConfig, accelerator: Accelerator) -> None:
+    """Load what is named, and compare."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     chosen = choose(config.base, config.examination, accelerator.device, seeds=config.measures.seeds)
     features = choose_features(
@@ -188,41 +195,13 @@ def compare(
     pipe: DiffusionPipeline,
     features: Features | None,
 ) -> None:
-    """Compare the adapter with the base, where nothing else writes to the directory."""
+    """Draw and judge with the adapter and without it, and write what was found."""
     # The digest distinguishes local pipelines of the same name.
     base = {"base": public_name(chosen.base.name), "base_digest": weights_digest(pipe.unet.conv_in)}
     if config.examination.adapter:
         load_adapter(pipe, config.examination.adapter)
     unseen = cut_prompts(Backbone.of(pipe), chosen.examination)
     measures = choose_measures(config.measures, features, chosen, image_size=Backbone.of(pipe).image_size)
-    with exclusive(config.output.output_dir) if accelerator.is_main_process else nullcontext():
-        draw_and_judge(
-            config,
-            accelerator=accelerator,
-            chosen=chosen,
-            pipe=pipe,
-            measures=measures,
-            base=base,
-            unseen=unseen,
-        )
-
-
-def draw_and_judge(
-    config: EvaluationConfig,
-    *,
-    accelerator: Accelerator,
-    chosen: Choice,
-    pipe: DiffusionPipeline,
-    measures: Measures,
-    base: dict[str, str],
-    unseen: dict[str, str],
-) -> None:
-    """Draw, judge and write what was found.
-
-    Args:
-        base: what the images depend on beside the settings.
-        unseen: by `cut_prompts`.
-    """
     output = config.output.output_dir
     if config.output.overwrite_output_dir and accelerator.is_main_process:
         discard(output / IMAGES)

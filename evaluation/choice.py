@@ -95,6 +95,7 @@ class ExaminationConfig:
     )
     guidance_scale: float | None = flag(
         None,
+        at_least=0,
         help="Classifier-free guidance. Default: the protocol's own, which a file may give each prompt, else the "
         "pipeline's.",
     )

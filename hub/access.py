@@ -6,17 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, NotRequired, TypedDict
 
-from huggingface_hub import HfApi, get_session
-from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from common.hub_reasons import UnreadableAnswer, readable_answers, reason_of
+from common.hub_reasons import HUB_ERRORS, UnreadableAnswer, readable_answers, reason_of
 from common.network import require_hub_access
 from common.schema import Misfit, Spelt, check_type
-
-PATIENCE = 60.0
-"""Seconds without a byte from the Hub after which it counts as gone; the client itself would wait forever."""
-
 
 Name = Annotated[str, Spelt(r"[\w.-]{1,96}", "a name on the Hub")]
 
@@ -113,9 +109,8 @@ def hub_errors(what: str, then: str) -> Iterator[None]:
     Raises:
         HubError: something went wrong.
     """
-    get_session().timeout = PATIENCE
     try:
         with readable_answers():
             yield
-    except (HTTPError, OSError, ValueError, LookupError, RuntimeError) as error:
+    except HUB_ERRORS as error:
         raise HubError(f"{what}: {reason_of(error)}; {then}.") from error

@@ -20,14 +20,12 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError, HTTPError
-from safetensors import SafetensorError
 
 import canvas
 from common.errors import is_out_of_memory
 from common.files import is_pointer
 from common.flags import by_name, flag
-from common.hub_reasons import hub_reason
+from common.hub_reasons import LOAD_ERRORS, why_not_loaded
 from common.network import downloads
 from common.weights import DamagedWeights
 from pipelines.backbone import Backbone
@@ -259,7 +257,7 @@ def _from_directory(
         except LOAD_ERRORS as error:
             if is_out_of_memory(error):
                 raise
-            reason = _first_line(error)
+            reason = why_not_loaded(error)
     with one_line(beginning, partial(other_weights, name, revision, variant)):
         pipe = load(**given, **_unchecked(cls))
     if safety_checker and cls is StableDiffusionPipeline:
@@ -343,19 +341,6 @@ def _given(
     return given | {"vae": loaded}
 
 
-LOAD_ERRORS = (
-    OSError,
-    ValueError,
-    HFValidationError,
-    AttributeError,
-    TypeError,
-    KeyError,
-    RuntimeError,
-    SafetensorError,
-)
-"""What the loaders raise for a base that they cannot load."""
-
-
 @contextmanager
 def one_line(beginning: str, ending: Callable[[], str] = str) -> Iterator[None]:
     """The loaders' errors as a ValueError of one line; what is said of an unsupported base or of
@@ -371,11 +356,7 @@ def one_line(beginning: str, ending: Callable[[], str] = str) -> Iterator[None]:
     except LOAD_ERRORS as error:
         if is_out_of_memory(error):
             raise
-        raise ValueError(" ".join([f"{beginning}: {_first_line(error)}", ending()]).strip()) from error
-
-
-def _first_line(error: Exception) -> str:
-    return hub_reason(error) or (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(" ".join([f"{beginning}: {why_not_loaded(error)}", ending()]).strip()) from error
 
 
 PATIENCE = 10
@@ -393,7 +374,7 @@ def other_weights(name: str, revision: str | None, variant: str | None) -> str:
     else:
         try:
             info = HfApi().model_info(name, revision=revision, timeout=PATIENCE)
-        except (OSError, ValueError, HTTPError):
+        except LOAD_ERRORS:
             return ""
         files = [file.rfilename for file in info.siblings or []]
     variants = {found[1] for file in files if (found := re.search(r"\.([^.-]+)[^.]*\.safetensors$", file))}

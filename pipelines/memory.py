@@ -50,7 +50,7 @@ def read_quantization(path: Path) -> dict[str, Any]:
     text = read_text(path, "file of --bnb_quantization_config_path")
     try:
         settings = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--bnb_quantization_config_path {path} is not JSON: {error}.") from error
     if not isinstance(settings, dict):
         raise ValueError(

@@ -10,10 +10,10 @@ import difflib
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
+from common.hub_reasons import LOAD_ERRORS, why_not_loaded
 from common.weights import check_floats, check_loaded, check_values, quiet_loaders, weight_files
 from reward.concept.words import words
 from reward.teacher import Teacher
@@ -66,18 +66,10 @@ class ClassifierTeacher(Teacher):
             check_values("it", model.state_dict())
             processor = AutoImageProcessor.from_pretrained(name_or_path, trust_remote_code=False)
             preprocess = preprocessing(processor)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            AttributeError,
-            RuntimeError,
-            TypeError,
-            SafetensorError,
-        ) as error:
-            reason = str(error).strip().splitlines()[0]
+        except LOAD_ERRORS as error:
             raise ValueError(
-                f"The classifier {name_or_path} could not be loaded (transformers, safetensors): {reason}"
+                f"The classifier {name_or_path} could not be loaded (transformers, safetensors): "
+                f"{why_not_loaded(error)}"
             ) from error
         return cls(model.float().to(device), preprocess, target, name_or_path)
 

@@ -30,7 +30,7 @@ from common.checkpoints import (
 )
 from common.errors import Unsound
 from common.film import MAX_WIDTH, size_of
-from common.flags import flag
+from common.flags import SEED, flag
 from common.interruption import Interruption, leave
 from common.names import public_name
 from common.processes import anywhere
@@ -100,7 +100,7 @@ class DistilFlags:
         at_most=MAX_WIDTH,
         help=f"Channels of the predictor's first stage, a multiple of 8, at most {MAX_WIDTH}.",
     )
-    seed: int = flag(0, help="Seed of images, noise and weights.")
+    seed: int = flag(0, within=SEED, help="Seed of images, noise and weights.")
 
     def config(self, **changes: Any) -> DistilConfig:
         """The settings of the distillation, with `changes`."""

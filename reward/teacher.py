@@ -9,10 +9,11 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError
 from torchvision.transforms import Compose
 from torchvision.transforms.functional import pil_to_tensor
 
+from common.hub_client import patience
+from common.hub_reasons import LOAD_ERRORS, why_not_loaded
 from common.weights import check_kinds, check_values, kinds_in, kinds_of
 from reward.preprocessing import for_tensors
 
@@ -73,14 +74,15 @@ class Teacher:
                 f"{directory} holds no open_clip model (open_clip_config.json + open_clip_model.safetensors)."
             )
         try:
-            model, _, preprocess = open_clip.create_model_and_transforms(
-                clip_model, pretrained=clip_pretrained, device=device
-            )
-            tokenizer = open_clip.get_tokenizer(clip_model)
+            with patience():
+                model, _, preprocess = open_clip.create_model_and_transforms(
+                    clip_model, pretrained=clip_pretrained, device=device
+                )
+                tokenizer = open_clip.get_tokenizer(clip_model)
             check_clip(model, weights)
-        except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        except LOAD_ERRORS as error:
             raise ValueError(
-                f"The CLIP model {clip_model} could not be loaded: {str(error).splitlines()[0]}"
+                f"The CLIP model {clip_model} could not be loaded: {why_not_loaded(error)}"
             ) from error
         return cls(model.float(), preprocess, tokenizer, clip_model)
 

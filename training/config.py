@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common.flags import by_name, flag, parse, public_values
+from common.flags import IMAGE_SEED, SEED, by_name, flag, parse, public_values
 from common.names import public_name
 from critic.critic import CriticConfig
 from critic.estimators import CreditConfig
@@ -71,7 +71,7 @@ class OutputConfig:
         help="Say what would be done and about what it costs, from a short probe, and write nothing.",
         published=None,
     )
-    seed: int = flag(0, help="Seed of the whole run.")
+    seed: int = flag(0, within=SEED, help="Seed of the whole run.")
     base_model_id: str | None = flag(
         None,
         help="Hub id of a base that is loaded from a local copy: what results, card and header call it. "
@@ -124,6 +124,7 @@ class ValidationConfig:
     )
     evaluation_seeds: tuple[int, ...] | None = flag(
         None,
+        within=IMAGE_SEED,
         nargs="*",
         help="Seeds of the evaluation, one image for each prompt and seed; the flag without a seed skips it. "
         "Default: 0 1 2, and for prompts that ask for the concept as many more as make 24 images.",

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from common.discretion import discreet
+
 logger = logging.getLogger(__name__)
 
 ONE_IMAGE = {"aim", "clearml"}
@@ -73,4 +75,4 @@ class Tracking:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return discreet((str(error).strip() or type(error).__name__).splitlines()[0])

@@ -19,7 +19,8 @@ from benchmarks.ablation.variants import VARIANTS
 from benchmarks.canvas import CONCEPTS
 from benchmarks.jobs import Job, run_jobs, slug
 from benchmarks.report import write_json, write_text
-from common.flags import flag, parse
+from common.errors import friendly_errors
+from common.flags import IMAGE_SEED, SEED, flag, parse
 
 SWEEP_SEED = 100
 
@@ -41,11 +42,13 @@ class AblationConfig:
     learning_rates: tuple[float, ...] = flag(
         (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2), above=0, help="Which ones are tried."
     )
-    seeds: tuple[int, ...] = flag((0, 1, 2), help="Training seeds.")
+    seeds: tuple[int, ...] = flag((0, 1, 2), within=SEED, help="Training seeds.")
     sweep_budget: int = flag(704, at_least=1, help="Images that a run of the sweep may draw.")
     budget: int = flag(1000, at_least=1, help="Images that a run may draw, warm-up included.")
     every: int = flag(2, at_least=1, help="Iterations between two judgements.")
-    judge_seeds: tuple[int, ...] = flag((0,), help="One image for each prompt and seed in every judgement.")
+    judge_seeds: tuple[int, ...] = flag(
+        (0,), within=IMAGE_SEED, help="One image for each prompt and seed in every judgement."
+    )
     jobs: int = flag(
         os.cpu_count() or 1,
         at_least=1,
@@ -112,4 +115,5 @@ def main(config: AblationConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_config())
+    with friendly_errors():
+        main(parse_config())

@@ -14,7 +14,8 @@ from benchmarks.ablation.variants import VARIANTS
 from benchmarks.jobs import run_script
 from benchmarks.report import write_json
 from common.checkpoints import list_checkpoints, load_checkpoint
-from common.flags import flag, parse
+from common.errors import friendly_errors
+from common.flags import IMAGE_SEED, SEED, flag, parse
 from evaluation.examination import Examination
 from hub.results import read_diagnostics, read_results
 from pipelines.generate import evaluation_mode, generate
@@ -31,11 +32,13 @@ class TrialConfig:
     """A run that is judged on the way."""
 
     concept: str = flag(help='What is erased; "a + b" names two concepts.')
-    seed: int = flag(help="Training seed.")
+    seed: int = flag(within=SEED, help="Training seed.")
     learning_rate: float = flag(above=0, help="Learning rate of the adapter.")
     budget: int = flag(at_least=1, help="Images drawn in all, those of a warm-up included.")
     every: int = flag(at_least=1, help="Iterations between two judgements.")
-    judge_seeds: tuple[int, ...] = flag(help="One image for each prompt and seed in every judgement.")
+    judge_seeds: tuple[int, ...] = flag(
+        within=IMAGE_SEED, help="One image for each prompt and seed in every judgement."
+    )
     output: Path = flag(help="The JSON file.")
 
 
@@ -145,4 +148,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with friendly_errors():
+        main()

@@ -30,7 +30,7 @@ from benchmarks.jobs import Job, run_jobs, slug
 from benchmarks.report import sections, write_json, write_text
 from benchmarks.worlds.artwork import WEIGHTS
 from common.errors import friendly_errors
-from common.flags import flag, parse
+from common.flags import SEED, flag, parse
 from hub.results import RESULTS_NAME
 from pipelines.base import load_pipeline
 
@@ -53,8 +53,8 @@ class ArtworkConfig:
         tuple(NAMES), choices=tuple(NAMES), help="Which methods to compare. Default: all."
     )
     concepts: tuple[str, ...] = flag(CONCEPTS, help="What to erase, each in runs of its own.")
-    seeds: tuple[int, ...] = flag((0,), help="Training seeds of every method.")
-    more_seeds: tuple[int, ...] = flag((1, 2), help="Further training seeds of --repeated.")
+    seeds: tuple[int, ...] = flag((0,), within=SEED, help="Training seeds of every method.")
+    more_seeds: tuple[int, ...] = flag((1, 2), within=SEED, help="Further training seeds of --repeated.")
     repeated: tuple[str, ...] = flag(
         ("ours", "esd"), choices=tuple(NAMES), help="Methods that are trained with --more_seeds too."
     )

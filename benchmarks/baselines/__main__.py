@@ -23,7 +23,7 @@ from benchmarks.baselines import METHODS
 from benchmarks.baselines.command import Prepared, TaskConfig, choose_examination, prepare
 from benchmarks.report import write_json
 from common.errors import friendly_errors
-from common.flags import flag, parse
+from common.flags import IMAGE_SEED, flag, parse
 from common.memory import peak_memory_mb
 from common.names import public_name
 from evaluation.grid import before_after
@@ -44,6 +44,7 @@ class OutputConfig:
     overwrite_output_dir: bool = flag(False, help="Write into an output directory that is not empty.")
     evaluation_seeds: tuple[int, ...] = flag(
         (0, 1, 2),
+        within=IMAGE_SEED,
         nargs="*",
         help="Seeds of the evaluation, one image for each prompt and seed; the flag without a seed skips it.",
     )

@@ -11,7 +11,7 @@ import torch
 import canvas
 from benchmarks.baselines import METHODS
 from benchmarks.baselines.task import Task
-from common.flags import flag
+from common.flags import SEED, Range, flag, shown
 from evaluation.choice import examination_of_spec
 from evaluation.examination import Examination
 from pipelines.base import BaseConfig, load_base
@@ -28,7 +28,7 @@ class MethodConfig:
     settings: tuple[str, ...] = flag(
         (), nargs="*", metavar="NAME=VALUE", help="Settings of the method in place of its own."
     )
-    seed: int = flag(0, help="Seed of the run.")
+    seed: int = flag(0, within=SEED, help="Seed of the run.")
     judge_name_or_path: str | None = flag(
         None,
         help="The base's judge. Default: the bundled one for the bundled base, else the teacher, marked as "
@@ -60,22 +60,52 @@ class Prepared:
     teacher: Teacher
 
 
+RANGES = {
+    "learning_rate": Range(at_least=0),
+    "steps": Range(at_least=1),
+    "batch_size": Range(at_least=1),
+    "rank": Range(at_least=1),
+    "lora_alpha": Range(above=0),
+    "lr_warmup": Range(at_least=0, at_most=1),
+    "lr_cycles": Range(at_least=1),
+    "weight_decay": Range(at_least=0),
+    "max_grad_norm": Range(above=0),
+    "guidance_scale": Range(at_least=0),
+    "num_inference_steps": Range(at_least=1),
+    "images": Range(at_least=1),
+    "regularisation": Range(at_least=0),
+    "eta": Range(at_least=0),
+    "random_scale": Range(at_least=0),
+    "semantic_scale": Range(at_least=0),
+    "erase_scale": Range(at_least=0),
+    "preserve_scale": Range(at_least=0),
+    "damping": Range(at_least=0),
+    "tolerance": Range(at_least=0, at_most=1),
+    "iterations": Range(at_least=0),
+    "anchoring": Range(at_least=0),
+    "anchors": Range(at_least=1),
+}
+"""Where the numbers of the methods' settings may lie."""
+
+
 def changed(settings: Any, given: Sequence[str]) -> Any:
     """`settings` with "name=value" texts in place of its own.
 
     Raises:
-        ValueError: there is no setting of a name, or a value is of another type.
+        ValueError: there is no setting of a name, or a value is of another type or outside its range.
     """
     known, changes = {field.name: getattr(settings, field.name) for field in fields(settings)}, {}
     for text in given:
         name, _, value = text.partition("=")
         if name not in known:
-            raise ValueError(f"There is no setting {name!r}; settings are {', '.join(known)}.")
+            raise ValueError(f"There is no setting {shown(name)}; settings are {', '.join(known)}.")
         kind = type(known[name])
         try:
             changes[name] = tuple(value.split(",")) if kind is tuple else kind(value)
         except ValueError as error:
-            raise ValueError(f"The setting {name} cannot be {value!r}.") from error
+            raise ValueError(f"The setting {name} cannot be {shown(value)}.") from error
+        if name in RANGES and (wanted := RANGES[name].why_not(changes[name])):
+            raise ValueError(f"The setting {name} must be {wanted}, got {shown(value)}.")
     return replace(settings, **changes)
 
 

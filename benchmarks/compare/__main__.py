@@ -26,7 +26,7 @@ from benchmarks.compare.runs import Erasure, World, run_all
 from benchmarks.compare.tables import plot, table
 from benchmarks.report import write_json, write_text
 from common.errors import friendly_errors
-from common.flags import flag, parse
+from common.flags import SEED, flag, parse
 from evaluation.examination import JudgeExamination
 from evaluation.judge import Judge
 from pipelines.base import load_pipeline
@@ -42,7 +42,7 @@ class CompareConfig:
     concepts: tuple[str, ...] = flag(
         (*CONCEPTS, "Pop Art style", "house"), help="What to erase, each in runs of its own."
     )
-    seeds: tuple[int, ...] = flag((0, 1, 2), help="Training seeds.")
+    seeds: tuple[int, ...] = flag((0, 1, 2), within=SEED, help="Training seeds.")
     probe: tuple[str, ...] = flag(
         (),
         metavar="CONCEPT",

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.diagnostics import critics, gradients
+from common.errors import friendly_errors
 
 COMMANDS = {"gradients": gradients.main, "critics": critics.main}
 
@@ -22,4 +23,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with friendly_errors():
+        main()

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from benchmarks.canvas import CONCEPTS
 from benchmarks.diagnostics import quiet_arguments
 from benchmarks.report import markdown, number, write_json, write_text
-from common.flags import flag, parse, values_of
+from common.flags import SEED, flag, parse, values_of
 from critic.advantages import centre_within, explained_variance
 from critic.critic import Critic
 from critic.estimators import SIGNALS, Estimator
@@ -52,7 +52,7 @@ class CriticsConfig:
     gamma: float = flag(1.0, at_least=0, at_most=1, help="Discount over denoising steps.")
     reward_signal: str = flag("terminal", choices=SIGNALS, help="What the returns are made of.")
     output_dir: Path = flag(Path("runs/critics"), help="Where critics.json and critics.md are written.")
-    seed: int = flag(0, help="Seed of rollouts and critics.")
+    seed: int = flag(0, within=SEED, help="Seed of rollouts and critics.")
 
 
 @dataclass(frozen=True)

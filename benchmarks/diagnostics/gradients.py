@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from benchmarks.diagnostics import quiet_arguments
 from benchmarks.report import markdown, write_json, write_text
 from common.checkpoints import load_checkpoint
-from common.flags import flag, parse, values_of
+from common.flags import SEED, flag, parse, values_of
 from critic.advantages import normalize
 from critic.credit import create_critic, credit, value_gradients, warm_up
 from critic.credit import values_of as critic_values
@@ -223,7 +223,7 @@ class GradientsConfig:
         8, at_least=4, help="Independent batches, of as many trajectories as an iteration has; at least 4."
     )
     output_dir: Path = flag(Path("runs/gradients"), help="Where gradients.json and gradients.md are written.")
-    seed: int = flag(0, help="Seed of rollouts and critics.")
+    seed: int = flag(0, within=SEED, help="Seed of rollouts and critics.")
 
 
 def measure(concept: str, config: GradientsConfig) -> dict[str, dict[str, float]]:

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.jobs import run_script, split_arguments
 from benchmarks.report import write_json
+from common.errors import friendly_errors
 from common.flags import flag, parse
 from hub.results import read_diagnostics, read_results
 from training.config import parse_config
@@ -74,4 +75,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with friendly_errors():
+        main()

@@ -21,7 +21,8 @@ from typing import Any
 from benchmarks.ablation.tables import reached
 from benchmarks.jobs import Job, run_jobs, slug
 from benchmarks.report import markdown, write_json, write_text
-from common.flags import flag, parse
+from common.errors import friendly_errors
+from common.flags import IMAGE_SEED, SEED, flag, parse
 from evaluation.metrics import HEADLINE
 
 PEER, MATCHED, OURS = "TRL DDPO", "ours, the peer's algorithm", "ours"
@@ -37,10 +38,12 @@ class PeersConfig:
     concepts: tuple[str, ...] = flag(
         ("Van Gogh style", "cat"), help="What to erase, each in runs of its own."
     )
-    seeds: tuple[int, ...] = flag((0, 1, 2), help="Training seeds.")
+    seeds: tuple[int, ...] = flag((0, 1, 2), within=SEED, help="Training seeds.")
     budget: int = flag(1600, at_least=1, help="Images that a run may draw.")
     every: int = flag(2, at_least=1, help="Iterations between two judgements.")
-    judge_seeds: tuple[int, ...] = flag((0, 1), help="One image for each prompt and seed in every judgement.")
+    judge_seeds: tuple[int, ...] = flag(
+        (0, 1), within=IMAGE_SEED, help="One image for each prompt and seed in every judgement."
+    )
     peer_learning_rates: tuple[float, ...] = flag(
         (3e-3, 1e-2), above=0, help="What the peer's algorithm runs at."
     )
@@ -132,4 +135,5 @@ def main(config: PeersConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_config())
+    with friendly_errors():
+        main(parse_config())

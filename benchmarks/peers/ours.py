@@ -14,6 +14,7 @@ from benchmarks.loop import learn
 from benchmarks.peers.settings import MATCHED
 from benchmarks.profile import Stopwatch, watched_run
 from benchmarks.report import write_json
+from common.errors import friendly_errors
 from common.flags import flag, parse
 from training.baseline import measure_base
 from training.config import parse_config
@@ -59,4 +60,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with friendly_errors():
+        main()

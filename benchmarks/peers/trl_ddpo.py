@@ -17,6 +17,7 @@ from benchmarks.ablation.run import TrialConfig, judged
 from benchmarks.peers.settings import ADVANTAGE_CLIP, CLIP_RANGE, GUIDANCE_SCALE, IMAGES, STEPS
 from benchmarks.profile import Stopwatch
 from benchmarks.report import write_json
+from common.errors import friendly_errors
 from common.flags import parse
 from training.baseline import measure_base
 from training.config import parse_config
@@ -104,4 +105,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with friendly_errors():
+        main()

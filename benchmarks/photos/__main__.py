@@ -34,7 +34,7 @@ from benchmarks.report import sections, write_json, write_text
 from benchmarks.worlds.photos.build import PROMPT, pipeline_name
 from benchmarks.worlds.photos.data import CLASSES, load_photos
 from common.errors import friendly_errors
-from common.flags import flag, parse
+from common.flags import SEED, flag, parse
 from evaluation.examination import JudgeExamination
 from evaluation.judge import Judge
 from pipelines.base import load_pipeline
@@ -96,7 +96,7 @@ class PhotosConfig:
         tuple(CLASSES), choices=tuple(CLASSES), help="What to erase, each in runs of its own. Default: all."
     )
     seeds: tuple[int, ...] = flag(
-        (0, 1, 2), help="Training seeds; the first is that of the class-wise protocol."
+        (0, 1, 2), within=SEED, help="Training seeds; the first is that of the class-wise protocol."
     )
     probe: tuple[str, ...] = flag(
         (),

@@ -147,7 +147,7 @@ class StatesConfig:
     )
     num_latents: int = flag(512, at_least=2, help="Number of finished latents to noise, and of rollouts.")
     num_inference_steps: int = flag(16, at_least=1, help="Denoising steps of both.")
-    guidance_scale: float = flag(7.5, help="Guidance of both, and of x0-hat.")
+    guidance_scale: float = flag(7.5, at_least=0, help="Guidance of both, and of x0-hat.")
     eval_batch_size: int | None = flag(
         None, at_least=1, help=f"Latents drawn, scored and timed at a time. {BY_LATENTS}"
     )

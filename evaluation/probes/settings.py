@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from common.flags import flag
+from common.flags import SEED, flag
 
 JSON_NAMES = {
     "num_images": "least_images",
@@ -24,7 +24,7 @@ class Settings:
     The defaults are for the bundled base; docs/robustness.md has those that are published for full-size ones.
     """
 
-    seed: int = flag(0, help="Seed of everything that a probe draws at random.")
+    seed: int = flag(0, within=SEED, help="Seed of everything that a probe draws at random.")
     num_images: int = flag(24, at_least=1, help="Least number of judged images behind each metric.")
     num_concept_images: int = flag(
         24,
@@ -38,18 +38,19 @@ class Settings:
     inversion_steps: int = flag(300, at_least=1, help="Optimizer steps for each embedding.")
     inversion_learning_rate: float = flag(
         0.1,
+        at_least=0,
         help="In units of the vocabulary's root mean square; 0.04 corresponds to 5e-4 for Stable Diffusion "
         "1.x.",
     )
     attack_tokens: int = flag(5, at_least=1, help="Number of words searched for in front of a prompt.")
     attack_steps: int = flag(40, at_least=1, help="Optimizer steps for each prompt.")
     attack_prompts: int = flag(8, at_least=1, help="Most prompts to attack, evenly spaced.")
-    attack_learning_rate: float = flag(0.5, help="In units of the vocabulary's root mean square.")
+    attack_learning_rate: float = flag(0.5, at_least=0, help="In units of the vocabulary's root mean square.")
     relearning_steps: tuple[int, ...] = flag(
         (50, 100), at_least=1, help="Steps of fine-tuning after which the concept is asked for."
     )
     relearning_rank: int = flag(4, at_least=1, help="Rank of the LoRA that is fine-tuned.")
-    relearning_learning_rate: float = flag(1e-3, help="AdamW's learning rate for that LoRA.")
+    relearning_learning_rate: float = flag(1e-3, at_least=0, help="AdamW's learning rate for that LoRA.")
     noise_etas: tuple[float, ...] = flag(
         (1.7, 3.0),
         above=0,

@@ -20,7 +20,7 @@ class FusionConfig:
 
     adapter: Path = flag(metavar="DIR", help="Directory with pytorch_lora_weights.safetensors, or a file.")
     output_dir: Path = flag(metavar="DIR", help="Where the pipeline is written: a new or an empty directory.")
-    scale: float = flag(1.0, help="Weight of the adapter; 0 is the base.")
+    scale: float = flag(1.0, at_least=-100, at_most=100, help="Weight of the adapter; 0 is the base.")
 
 
 @dataclass(frozen=True)

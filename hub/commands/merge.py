@@ -24,11 +24,14 @@ class MergeConfig:
     output_dir: Path = flag(metavar="DIR", help="Where the adapter is written: a new or an empty directory.")
     weights: tuple[float, ...] | None = flag(
         None,
+        at_least=-100,
+        at_most=100,
         metavar="WEIGHT",
         help="Factor of each adapter, in their order. Default: 1.",
     )
     rank: int | None = flag(
         None,
+        at_least=1,
         help="Highest rank of a module; the error is reported. Default: the sum of the ranks, which is exact.",
     )
 

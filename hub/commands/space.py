@@ -32,7 +32,9 @@ class SpaceConfig:
         help="Further names by which the page is reached, as behind a proxy; it answers to no others. Default: those "
         "of this machine's loopback, with GRADIO_SERVER_NAME addresses in numbers too, on the Hub those of Spaces.",
     )
-    port: int | None = flag(None, help="Port of the page. Default: the first free one from 7860.")
+    port: int | None = flag(
+        None, at_least=1, at_most=65535, help="Port of the page. Default: the first free one from 7860."
+    )
 
 
 def run(config: SpaceConfig) -> None:

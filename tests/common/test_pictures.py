@@ -19,7 +19,9 @@ SIDE = 16
 OPENERS = {
     "common/pictures.py": "the reader",
     "evaluation/grid.py": "a picture in memory",
-    "evaluation/shards.py": "what an evaluation has drawn",
+    "evaluation/report/__main__.py": "what an evaluation has drawn",
+    "evaluation/report/sections.py": "the same",
+    "evaluation/shards.py": "the same",
     "training/previews.py": "what a run has drawn",
 }
 """Modules that open pictures, and whose."""

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import constants
 from loopback import LoopbackHub
 
-from hub import access
+from common import hub_client
 from hub.access import HubError, check_push
 
 TOKENS = {
@@ -85,7 +85,7 @@ def test_a_hub_that_fails_is_a_sentence(where: str, kind: int | str, hub: Loopba
 def test_a_hub_that_never_answers_is_waited_for_in_bounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(access, "PATIENCE", 0.1)
+    monkeypatch.setattr(hub_client, "PATIENCE", 0.1)
     with LoopbackHub(tmp_path, TOKENS, stall_seconds=600) as hub:  # longer than this test may take
         hub.redirect_client(monkeypatch)
         hub.fail("whoami", status="timeout")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import canvas
 from benchmarks.worlds.canvas.build import build_judge, build_pipeline, build_reward, build_teacher, report
+from common.errors import friendly_errors
 from common.flags import flag, parse
 
 STAGES = {"pipeline": build_pipeline, "clip": build_teacher, "judge": build_judge, "reward": build_reward}
@@ -47,4 +48,5 @@ def main(config: BuildConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_config())
+    with friendly_errors():
+        main(parse_config())

@@ -27,6 +27,7 @@ from benchmarks.worlds.photos.build import (
     report,
 )
 from benchmarks.worlds.photos.data import CLASSES, DataError, load_photos
+from common.errors import friendly_errors
 from common.flags import flag, parse
 
 STAGES = {
@@ -91,4 +92,5 @@ def main(config: BuildConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parse_config()))
+    with friendly_errors():
+        sys.exit(main(parse_config()))
