@@ -81,7 +81,7 @@ class LoopbackHub:
             match: a substring of "METHOD path", or a pattern to search for in it.
             status: an HTTP status is the answer; "timeout" is none for `stall_seconds`, "reset" closes the
                 connection at once. With these the request is not carried out. With "truncate" it is, but half
-                of the answer's body is missing.
+                of the answer's body is missing. A function is called in place of an answer.
         """
         fault = Fault(match, times, status)
         self._traffic.faults.append(fault)

@@ -11,7 +11,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from loopback_store import Refusal
 Match = str | re.Pattern[str]
 """A substring of "METHOD path", or a pattern to search for in it."""
 
-FaultKind = int | Literal["timeout", "truncate", "reset"]
+FaultKind = int | Literal["timeout", "truncate", "reset"] | Callable[["Handler"], None]
 
 MESSAGES = {
     401: "Invalid credentials in Authorization header",
@@ -155,6 +155,9 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif self.fault == "reset":
             self.reset()
+        elif callable(self.fault):
+            self.close_connection = True
+            self.fault(self)
         else:
             self.answer_route()
 
