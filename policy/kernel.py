@@ -1,7 +1,11 @@
-"""The stochastic DDIM reverse kernel p(x_{t-1} | x_t, c) = N(mean, std^2 I) (Song et al., 2021, arXiv
-2010.02502, eq. 12 and 16).
+"""The stochastic reverse kernel p(x_{t-1} | x_t, c) = N(mean, std^2 I) of states x_t = a_t x_0 + b_t epsilon.
 
-All arithmetic is float32, whatever the UNet computes in.
+With a^2 + b^2 = 1 it is DDIM's (Song et al., 2021, arXiv 2010.02502, eq. 12 and 16); with a + b = 1 it samples
+flow matching: the SDE of Flow-GRPO (Liu et al., 2025, arXiv 2505.05470), whose marginals are the ODE's, in
+steps that keep the coefficients a and b (Flow-CPS, arXiv 2509.05952). Without noise they are DDIM's and
+Euler's own steps.
+
+All arithmetic is float32, whatever the network computes in.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from diffusers import DDIMScheduler, SchedulerMixin
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -44,20 +48,39 @@ def to_ddim(scheduler: SchedulerMixin) -> DDIMScheduler:
     return DDIMScheduler.from_config(config, clip_sample=False)
 
 
+def check_eta(eta: float) -> None:
+    """
+    Raises:
+        ValueError: `eta` is not positive.
+    """
+    if eta <= 0:
+        raise ValueError(f"eta must be positive, a deterministic sampler has no policy gradient (got {eta}).")
+
+
+def floored(stds: torch.Tensor, noise_variances: torch.Tensor, min_std: float) -> torch.Tensor:
+    """Standard deviations (T,) of at least `min_std`, and of no more than the noise that the next states
+    (T,) hold in all."""
+    return torch.minimum(stds.clamp(min=min_std), noise_variances.sqrt().clamp(min=1e-4))
+
+
 @dataclass(frozen=True)
 class ReverseKernel:
     """A reverse process of T steps.
 
     Attributes:
-        timesteps: (T+1,) int64, what the UNet is told at each state; the last is 0 and never asked.
-        alphas_cumprod: (T+1,) float32, alpha-bar of each state.
+        timesteps: (T+1,), what the network is told at each state: int64 of DDIM, float32 of a flow; the last
+            is 0 and never asked.
+        signals: (T+1,) float32, a of each state.
+        noise_variances: (T+1,) float32, b^2 of each state.
         stds: (T,) float32, standard deviation of each step, floored.
-        prediction_type: what the UNet predicts: "epsilon", "v_prediction" or "sample".
-        num_train_timesteps: length of the schedule the UNet was trained on.
+        prediction_type: what the network predicts: "epsilon", "v_prediction", "sample", or "flow", which is
+            epsilon - x_0.
+        num_train_timesteps: length of the schedule the network was trained on.
     """
 
     timesteps: torch.Tensor
-    alphas_cumprod: torch.Tensor
+    signals: torch.Tensor
+    noise_variances: torch.Tensor
     stds: torch.Tensor
     prediction_type: str
     num_train_timesteps: int
@@ -81,10 +104,7 @@ class ReverseKernel:
                 can read, or the first state is pure noise (zero terminal SNR) and the UNet predicts that
                 noise, which says nothing of the image.
         """
-        if eta <= 0:
-            raise ValueError(
-                f"eta must be positive, a deterministic sampler has no policy gradient (got {eta})."
-            )
+        check_eta(eta)
         ddim = to_ddim(scheduler)
         ddim.set_timesteps(num_steps)
         timesteps = ddim.timesteps.long()
@@ -96,16 +116,43 @@ class ReverseKernel:
             )
         now, after = alphas[:-1], alphas[1:]
         variance = (1 - after) / (1 - now) * (1 - now / after)
-        stds = (eta * variance.clamp(min=0).sqrt()).clamp(min=min_std)
-        # The floor must not exceed the noise that the next state holds in all.
-        stds = torch.minimum(stds, (1 - after).sqrt().clamp(min=1e-4))
         timesteps = torch.cat([timesteps, timesteps.new_zeros(1)])
         return cls(
             timesteps.to(device),
-            alphas.to(device),
-            stds.to(device),
+            alphas.sqrt().to(device),
+            (1 - alphas).to(device),
+            floored(eta * variance.clamp(min=0).sqrt(), 1 - after, min_std).to(device),
             ddim.config.prediction_type,
             ddim.config.num_train_timesteps,
+        )
+
+    @classmethod
+    def from_flow(
+        cls,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        eta: float = 1.0,
+        min_std: float = 0.01,
+        device: torch.device | str = "cpu",
+    ) -> ReverseKernel:
+        """Build the kernel from a flow-matching scheduler whose timesteps are set, as its pipeline sets them.
+
+        `eta` means what it means for DDIM: 1 is ancestral sampling. Flow-GRPO's noise level a is
+        eta = a / sqrt(2) in the limit of small steps, 0.5 for its usual 0.7.
+
+        Raises:
+            ValueError: `eta` is not positive.
+        """
+        check_eta(eta)
+        noise = scheduler.sigmas.float()
+        signals = 1 - noise
+        ratio = (signals[:-1] * noise[1:]) / (signals[1:] * noise[:-1])
+        return cls(
+            torch.cat([scheduler.timesteps.float(), noise.new_zeros(1)]).to(device),
+            signals.to(device),
+            noise.square().to(device),
+            floored(eta * noise[1:] * (1 - ratio.square()).sqrt(), noise[1:].square(), min_std).to(device),
+            "flow",
+            scheduler.config.num_train_timesteps,
         )
 
     @property
@@ -115,26 +162,26 @@ class ReverseKernel:
     def x0_and_epsilon(
         self, model_output: torch.Tensor, x: torch.Tensor, step: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The finished latent and the noise that the UNet's output at `x` (B, C, H, W) stands for;
+        """The finished latent and the noise that the network's output at `x` (B, C, H, W) stands for;
         float32."""
         model_output, x = model_output.float(), x.float()
-        alpha = self.alphas_cumprod[step]
+        signal, noise = self.signals[step], self.noise_variances[step].sqrt()
         if self.prediction_type == "epsilon":
-            return (x - (1 - alpha).sqrt() * model_output) / alpha.sqrt(), model_output
+            return (x - noise * model_output) / signal, model_output
         if self.prediction_type == "v_prediction":
-            return alpha.sqrt() * x - (1 - alpha).sqrt() * model_output, alpha.sqrt() * model_output + (
-                1 - alpha
-            ).sqrt() * x
-        return model_output, (x - alpha.sqrt() * model_output) / (1 - alpha).sqrt()
+            return signal * x - noise * model_output, signal * model_output + noise * x
+        if self.prediction_type == "flow":
+            return x - noise * model_output, x + signal * model_output
+        return model_output, (x - signal * model_output) / noise
 
     def mean(self, model_output: torch.Tensor, x: torch.Tensor, step: int) -> torch.Tensor:
-        """Mean of x_{t-1} given x_t = `x` (B, C, H, W) and the UNet's output there; float32."""
+        """Mean of x_{t-1} given x_t = `x` (B, C, H, W) and the network's output there; float32."""
         x0, epsilon = self.x0_and_epsilon(model_output, x, step)
-        alpha_next, std = self.alphas_cumprod[step + 1], self.stds[step]
-        return alpha_next.sqrt() * x0 + (1 - alpha_next - std**2).clamp(min=0).sqrt() * epsilon
+        noise_variance, std = self.noise_variances[step + 1], self.stds[step]
+        return self.signals[step + 1] * x0 + (noise_variance - std**2).clamp(min=0).sqrt() * epsilon
 
     def sensitivity(self) -> torch.Tensor:
-        """How many standard deviations the mean of each step moves when the UNet's output moves by one: (T,).
+        """How many standard deviations the mean of each step moves when the network's output moves by one: (T,).
 
         The gradient of a step's log-probability grows with it. Where a schedule ends in tiny steps it is many
         times larger than elsewhere, and these steps would drown all others in noise.

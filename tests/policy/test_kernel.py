@@ -87,11 +87,13 @@ def test_every_step_ends_where_the_next_begins(spacing: str, num_steps: int) -> 
     scheduler = ddim(timestep_spacing=spacing)
     kernel = ReverseKernel.from_scheduler(scheduler, num_steps)
     assert (
-        kernel.num_steps == num_steps and len(kernel.timesteps) == len(kernel.alphas_cumprod) == num_steps + 1
+        kernel.num_steps == num_steps and len(kernel.timesteps) == len(kernel.signals) == num_steps + 1
     )
     assert (kernel.timesteps[:-1].diff() < 0).all()
-    torch.testing.assert_close(kernel.alphas_cumprod[:-1], scheduler.alphas_cumprod[kernel.timesteps[:-1]])
-    assert kernel.alphas_cumprod[-1] == scheduler.final_alpha_cumprod
+    torch.testing.assert_close(
+        kernel.signals[:-1].square(), scheduler.alphas_cumprod[kernel.timesteps[:-1]]
+    )
+    assert kernel.noise_variances[-1] == 1 - scheduler.final_alpha_cumprod
 
 
 def test_the_true_noise_leads_to_the_true_image() -> None:
@@ -101,7 +103,7 @@ def test_the_true_noise_leads_to_the_true_image() -> None:
     kernel = ReverseKernel.from_scheduler(scheduler, 10, min_std=0.0)
     x0, noise, _ = states()
     for step in range(10):
-        alpha, after, std = kernel.alphas_cumprod[step], kernel.alphas_cumprod[step + 1], kernel.stds[step]
+        alpha, after, std = kernel.signals[step] ** 2, kernel.signals[step + 1] ** 2, kernel.stds[step]
         mean = kernel.mean(noise, alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise, step)
         torch.testing.assert_close(
             mean, after.sqrt() * x0 + (1 - after - std**2).clamp(min=0).sqrt() * noise, atol=1e-4, rtol=1e-4
@@ -159,13 +161,13 @@ def test_a_step_at_zero_terminal_snr_is_diffusers_too(prediction_type: str, num_
     scheduler = ddim(prediction_type=prediction_type, **ZERO_SNR)
     scheduler.set_timesteps(num_steps)
     kernel = ReverseKernel.from_scheduler(scheduler, num_steps, min_std=0.0)
-    assert kernel.alphas_cumprod[0] == 0 and kernel.timesteps.tolist() == [*scheduler.timesteps.tolist(), 0]
+    assert kernel.signals[0] == 0 and kernel.timesteps.tolist() == [*scheduler.timesteps.tolist(), 0]
     output, x, noise = states()
     x0 = output if prediction_type == "sample" else -output
     torch.testing.assert_close(
-        kernel.mean(output, x, 0), kernel.alphas_cumprod[1].sqrt() * x0, atol=1e-3, rtol=0
+        kernel.mean(output, x, 0), kernel.signals[1] * x0, atol=1e-3, rtol=0
     )
-    torch.testing.assert_close(kernel.stds[0] ** 2, 1 - kernel.alphas_cumprod[1])
+    torch.testing.assert_close(kernel.stds[0] ** 2, kernel.noise_variances[1])
     for step, t in list(enumerate(scheduler.timesteps))[1:]:
         expected = scheduler.step(output, t, x, eta=1.0, variance_noise=noise).prev_sample
         torch.testing.assert_close(
@@ -196,7 +198,7 @@ def test_what_is_predicted_of_pure_noise_moves_the_next_state() -> None:
     kernel = ReverseKernel.from_scheduler(ddim(prediction_type="v_prediction", **ZERO_SNR), 10)
     output, x, _ = states()
     torch.testing.assert_close(
-        kernel.mean(output, x, 0), -kernel.alphas_cumprod[1].sqrt() * output, atol=1e-3, rtol=1e-3
+        kernel.mean(output, x, 0), -kernel.signals[1] * output, atol=1e-3, rtol=1e-3
     )
 
 
@@ -206,7 +208,7 @@ def test_noise_predicted_of_pure_noise_is_refused() -> None:
     kernel = ReverseKernel.from_scheduler(
         ddim(prediction_type="epsilon", rescale_betas_zero_snr=True, timestep_spacing="leading"), 10
     )
-    assert kernel.alphas_cumprod[0] > 0  # leading spacing never asks for the last timestep
+    assert kernel.signals[0] > 0  # leading spacing never asks for the last timestep
 
 
 REFUSED = {

@@ -61,7 +61,12 @@ def test_a_shift_of_s_stds_spreads_the_log_ratio_by_s_at_any_size(side: int) -> 
     """4 x 8 x 8 = 256 dimensions and 4 x 64 x 64 = 16384: the same clip range means the same movement."""
     shift, std, dim = 0.05, 0.3, 4 * side * side
     kernel = ReverseKernel(
-        torch.tensor([500, 0]), torch.tensor([0.5, 1.0]), torch.tensor([std]), "epsilon", 1000
+        torch.tensor([500, 0]),
+        torch.tensor([0.7, 1.0]),
+        torch.tensor([0.5, 0.0]),
+        torch.tensor([std]),
+        "epsilon",
+        1000,
     )
     generator = torch.Generator().manual_seed(0)
     sample = std * torch.randn(400, 4, side, side, generator=generator)
@@ -118,7 +123,12 @@ def test_the_pathwise_gradient_is_what_the_likelihood_ratio_comes_to_on_average(
     with a thousandth of the samples."""
     std, shape = 0.3, (1, 2, 2, 2)
     kernel = ReverseKernel(
-        torch.tensor([500, 0]), torch.tensor([0.5, 1.0]), torch.tensor([std]), "epsilon", 1000
+        torch.tensor([500, 0]),
+        torch.tensor([0.7, 1.0]),
+        torch.tensor([0.5, 0.0]),
+        torch.tensor([std]),
+        "epsilon",
+        1000,
     )
     generator = torch.Generator().manual_seed(0)
     old_mean, direction = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
