@@ -236,7 +236,7 @@ class Profile:
 def profile(config: RunConfig) -> Profile:
     """Train with the watch on, from after the base has been measured to the last update."""
     run, watch, samples = prepare(config), Stopwatch(), Counter[str]()
-    operations = forward_operations(run.unet, run.env.pipe.tokenizer.model_max_length)
+    operations = forward_operations(run.denoiser, run.env.pipe.tokenizer.model_max_length)
     peak = matrix_peak(run.accelerator.device, DTYPES[config.memory.precision])
     environment = {"collect": ROLLOUT, "finish": IMAGES, "predict": PREDICTOR}
     run = watched_run(run, watch, environment, {"update": UPDATE})
@@ -245,7 +245,7 @@ def profile(config: RunConfig) -> Profile:
     watch.clear()
     started = now()
     state = begin(run, base, 0.0)
-    with watched_unet(run.unet, watch, samples), watched_optimizer(run.optimizer.optimizer, watch):
+    with watched_unet(run.denoiser, watch, samples), watched_optimizer(run.optimizer.optimizer, watch):
         learn(run, base, state, stage=watch.part)
     return Profile(
         state.progress.iteration,

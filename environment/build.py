@@ -79,7 +79,7 @@ def build_environment(
     memory = memory or MemoryOptions()
     pipe = load_base(base, dtype)
     if memory.quantization is not None:
-        quantize(pipe.unet, memory.quantization, device)
+        quantize(getattr(pipe, Backbone.of(pipe).component), memory.quantization, device)
     backbone = Backbone.of(pipe.to(device))
     kernel = ReverseKernel.from_scheduler(
         pipe.scheduler, config.num_inference_steps, config.eta, device=device
@@ -113,7 +113,7 @@ def build_environment(
     row_of = {prompt: row for row, prompt in reversed(list(enumerate(prompts)))}
     forget = torch.arange(len(prompts), device=device) < len(spec.forget_prompts)
     policy = Policy(
-        backbone.unet,
+        backbone,
         kernel,
         backbone.prompt_table(prompts, forget),
         guidance_scale=config.guidance_scale,

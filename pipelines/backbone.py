@@ -9,9 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    ModelMixin,
+    SchedulerMixin,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -43,19 +53,43 @@ def usual_batch_size(latent_shape: tuple[int, int, int]) -> int:
 
 
 class Backbone:
-    """Stable Diffusion 1.x and 2.x."""
+    """Stable Diffusion 1.x and 2.x; what other classes do in another way, they override."""
 
-    def __init__(self, pipe: StableDiffusionPipeline) -> None:
+    pipeline: ClassVar[type[DiffusionPipeline]] = StableDiffusionPipeline
+    """The class whose latents and texts networks are made for."""
+    kinds: ClassVar[dict[type[DiffusionPipeline], type[Backbone]]] = {}
+    """The backbone of each class of pipelines."""
+
+    def __init__(self, pipe: DiffusionPipeline) -> None:
         self.pipe = pipe
 
+    def __init_subclass__(cls) -> None:
+        if "pipeline" in vars(cls):
+            Backbone.kinds[cls.pipeline] = cls
+
     @staticmethod
-    def of(pipe: StableDiffusionPipeline | StableDiffusionXLPipeline) -> Backbone:
-        """The backbone of a pipeline."""
-        return XLBackbone(pipe) if isinstance(pipe, StableDiffusionXLPipeline) else Backbone(pipe)
+    def of(pipe: DiffusionPipeline) -> Backbone:
+        """The backbone of a pipeline, or of one that begins with an image and is made of the same parts."""
+        name = type(pipe).__name__
+        fitting = [
+            cls
+            for cls in Backbone.kinds
+            if isinstance(pipe, cls) or name.startswith(cls.__name__.removesuffix("Pipeline"))
+        ]
+        most_special = max(fitting, key=lambda cls: len(cls.__name__), default=StableDiffusionPipeline)
+        return Backbone.kinds[most_special](pipe)
+
+    component = "unet"
+    """What the pipeline calls the network that denoises."""
+    is_flow = False
+    """Whether it was trained by flow matching."""
+    sequence_length = 77
+    """Tokens that an encoder is given which sets no limit itself."""
 
     @property
-    def unet(self) -> UNet2DConditionModel:
-        return self.pipe.unet
+    def denoiser(self) -> ModelMixin:
+        """The network that denoises."""
+        return getattr(self.pipe, self.component)
 
     @property
     def vae(self) -> AutoencoderKL:
@@ -65,17 +99,17 @@ class Backbone:
     def device(self) -> torch.device:
         """The device of the UNet, which never waits elsewhere; the pipeline's own `device` is that of
         whatever it lists first."""
-        return self.unet.device
+        return self.denoiser.device
 
     @property
     def pipeline_class(self) -> str:
         """The class whose latents and texts networks are made for, by diffusers' name."""
-        return StableDiffusionPipeline.__name__
+        return self.pipeline.__name__
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        return latent_shape(self.unet)
+        return latent_shape(self.denoiser)
 
     @property
     def usual_batch_size(self) -> int:
@@ -88,13 +122,29 @@ class Backbone:
         return height * self.pipe.vae_scale_factor, width * self.pipe.vae_scale_factor
 
     @property
+    def size_step(self) -> int:
+        """Of what the sides of an image must be multiples, in pixels: a UNet halves its latents a few
+        times."""
+        return self.pipe.vae_scale_factor * 2 ** (len(self.denoiser.config.block_out_channels) - 1)
+
+    def resize(self, size: int) -> None:
+        """From now on draw squares of latents of this side."""
+        self.denoiser.register_to_config(sample_size=size)
+
+    def deterministic_sampler(self) -> SchedulerMixin:
+        """The pipeline's noise schedule under the deterministic DDIM sampler; latents are clipped only if
+        the pipeline says so."""
+        config = self.pipe.scheduler.config
+        return DDIMScheduler.from_config(config, clip_sample=config.get("clip_sample", False))
+
+    @property
     def text_encoders(self) -> list[PreTrainedModel]:
         return [self.pipe.text_encoder]
 
     @property
     def modules(self) -> list[nn.Module]:
         """Everything that decides what is drawn: UNet, VAE, text encoders."""
-        return [self.unet, self.vae, *self.text_encoders]
+        return [self.denoiser, self.vae, *self.text_encoders]
 
     @property
     def tokenizers(self) -> list[PreTrainedTokenizerBase]:
@@ -117,6 +167,58 @@ class Backbone:
             for module, place in waiting:
                 module.to(place)
 
+    def branches(self, guidance_scale: float) -> int:
+        """How often the network is asked for a guided step."""
+        return 2 if guidance_scale > 1 else 1
+
+    def guided_output(
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        prompts: Conditioning,
+        *,
+        negative: Conditioning,
+        guidance_scale: float,
+    ) -> torch.Tensor:
+        """The network's output under classifier-free guidance, both branches in one pass.
+
+        Args:
+            x: (B, C, H, W) states.
+            timestep: () or (B,), as the scheduler counts.
+            prompts: conditioning of their prompts, length B.
+            negative: conditioning of no prompt, length 1.
+            guidance_scale: 1 or less asks for the prompt's branch alone.
+
+        Returns:
+            (B, C, H, W), with gradient if it is enabled.
+        """
+        if self.branches(guidance_scale) == 1:
+            return self.output(x, timestep, prompts, guidance_scale)
+        both = Conditioning.cat([negative.expand(len(x)), prompts])
+        twice = timestep if timestep.ndim == 0 else timestep.repeat(2)
+        without, with_prompt = self.output(torch.cat([x, x]), twice, both, guidance_scale).float().chunk(2)
+        return without + guidance_scale * (with_prompt - without)
+
+    def output(
+        self, x: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning, guidance_scale: float
+    ) -> torch.Tensor:
+        """The network's output (B, C, H, W) in one branch. It is called as the stock pipeline calls it,
+        argument for argument: a compiled network is one for both.
+
+        Args:
+            guidance_scale: for a network that is told it.
+        """
+        conditioning = conditioning.to(self.denoiser.dtype)
+        return self.denoiser(
+            x.to(self.denoiser.dtype),
+            timestep,
+            encoder_hidden_states=conditioning.states,
+            timestep_cond=None,
+            cross_attention_kwargs=None,
+            added_cond_kwargs=conditioning.added,
+            return_dict=False,
+        )[0]
+
     def decode_one_by_one(self) -> None:
         """From now on the VAE decodes one image at a time, the pipeline's own calls included, if they are
         large enough for that to cost nothing."""
@@ -133,6 +235,15 @@ class Backbone:
         # pixels.
         self.vae.tile_sample_min_size = min(TILE, self.vae.tile_sample_min_size)
         self.vae.tile_latent_min_size = self.vae.tile_sample_min_size // self.pipe.vae_scale_factor
+
+    def limit_windows(self) -> None:
+        """Let each tokenizer say how many tokens its encoder is given; some files leave it open."""
+        for number in ("", "_2", "_3"):
+            encoder = getattr(self.pipe, f"text_encoder{number}", None)
+            if encoder is not None:
+                tokenizer = getattr(self.pipe, f"tokenizer{number}")
+                window = getattr(encoder.config, "max_position_embeddings", self.sequence_length)
+                tokenizer.model_max_length = min(tokenizer.model_max_length, window)
 
     def unseen(self, text: str) -> str:
         """The end of a text that a tokenizer cuts off, so that its encoder never sees it; empty if there is
@@ -234,10 +345,7 @@ class XLBackbone(Backbone):
     float16."""
 
     pipe: StableDiffusionXLPipeline
-
-    @property
-    def pipeline_class(self) -> str:
-        return StableDiffusionXLPipeline.__name__
+    pipeline = StableDiffusionXLPipeline
 
     @property
     def text_encoders(self) -> list[PreTrainedModel]:
@@ -305,3 +413,6 @@ class XLBackbone(Backbone):
         if mean is None or std is None:
             return None
         return latents.new_tensor(mean).view(1, -1, 1, 1), latents.new_tensor(std).view(1, -1, 1, 1)
+
+
+Backbone.kinds[Backbone.pipeline] = Backbone

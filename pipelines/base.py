@@ -15,6 +15,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DiffusionPipeline,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -32,7 +33,7 @@ from pipelines.backbone import Backbone
 from pipelines.declared import as_declared, scheduler_settings
 from pipelines.original import check_header, check_pipeline
 from pipelines.parts import load_part, load_parts
-from pipelines.supported import Unsupported, check_unet, choose_class, class_of_checkpoint
+from pipelines.supported import Unsupported, check_transformer, check_unet, choose_class, class_of_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,10 @@ class BaseConfig:
         None,
         choices=PREDICTIONS,
         help="What the UNet predicts, for a base whose configs say it wrongly. Default: what they say.",
+    )
+    without_t5: bool = flag(
+        False,
+        help="Leave out the T5 of Stable Diffusion 3, its largest text encoder; use the adapter without it too.",
     )
     cache_dir: Path | None = flag(
         None,
@@ -132,7 +137,7 @@ def with_downloads(run: Callable[[Config], None]) -> Callable[[Config], None]:
 
 def load_base(
     config: BaseConfig, dtype: torch.dtype = torch.float32, *, safety_checker: bool = False
-) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+) -> DiffusionPipeline:
     """The base that settings name, by `load_pipeline`, at their resolution and with their prediction type.
 
     Raises:
@@ -148,21 +153,22 @@ def load_base(
             vae=config.pretrained_vae_model_name_or_path,
             config=config.config_name_or_path,
             prediction_type=config.prediction_type,
+            without_t5=config.without_t5,
         )
     if config.resolution is not None:
         _set_resolution(pipe, config.resolution)
     return pipe
 
 
-def _set_resolution(pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, resolution: int) -> None:
-    """Let the pipeline draw squares of this side; a UNet halves its latents a few times."""
-    own = min(Backbone.of(pipe).image_size)
-    step = pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+def _set_resolution(pipe: DiffusionPipeline, resolution: int) -> None:
+    """Let the pipeline draw squares of this side."""
+    backbone = Backbone.of(pipe)
+    own, step = min(backbone.image_size), backbone.size_step
     if resolution % step or resolution > own:
         raise ValueError(
             f"--resolution {resolution} must be a multiple of {step} and at most {own}, the base's own."
         )
-    pipe.unet.register_to_config(sample_size=resolution // pipe.vae_scale_factor)
+    backbone.resize(resolution // pipe.vae_scale_factor)
 
 
 def load_pipeline(
@@ -175,7 +181,8 @@ def load_pipeline(
     vae: str | None = None,
     config: str | None = None,
     prediction_type: str | None = None,
-) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    without_t5: bool = False,
+) -> DiffusionPipeline:
     """A Stable Diffusion 1.x, 2.x or XL pipeline: safetensors only, no code of its own, its safety checker
     left out unless asked for.
 
@@ -185,6 +192,7 @@ def load_pipeline(
         config: for a checkpoint in one file: the diffusers directory or Hub id whose configs and tokenizers
             are used.
         prediction_type: what the UNet predicts, one of PREDICTIONS; None is what the base says.
+        without_t5: leave the T5 of Stable Diffusion 3 out, its largest part.
 
     Raises:
         ValueError: there is no such pipeline, or it is none that is supported.
@@ -204,21 +212,29 @@ def load_pipeline(
         )
     else:
         pipe = _from_directory(
-            str(name_or_path), revision, variant=variant, vae=vae, dtype=dtype, safety_checker=safety_checker
+            str(name_or_path),
+            revision,
+            variant=variant,
+            vae=vae,
+            dtype=dtype,
+            safety_checker=safety_checker,
+            without_t5=without_t5,
         )
-    made, drawn = pipe.vae.config.latent_channels, pipe.unet.config.in_channels
+    made, drawn = pipe.vae.config.latent_channels, Backbone.of(pipe).latent_shape[0]
     if made != drawn:
         raise ValueError(
-            f"The VAE {vae or f'of {name_or_path}'} has {made} channels and the UNet of {name_or_path} draws {drawn}; give another VAE."
+            f"The VAE {vae or f'of {name_or_path}'} has {made} channels and the network of {name_or_path} draws {drawn}; give another VAE."
         )
-    for number in ("", "_2"):
-        if tokenizer := getattr(pipe, f"tokenizer{number}", None):
-            window = getattr(pipe, f"text_encoder{number}").config.max_position_embeddings
-            tokenizer.model_max_length = min(tokenizer.model_max_length, window)
-    if prediction_type not in (None, pipe.scheduler.config.prediction_type):
+    backbone = Backbone.of(pipe)
+    backbone.limit_windows()
+    if backbone.is_flow and prediction_type is not None:
+        raise ValueError(
+            f"--prediction_type is for a UNet; the transformer of {name_or_path} predicts a velocity. Leave it out."
+        )
+    if prediction_type is not None and prediction_type != pipe.scheduler.config.prediction_type:
         pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, prediction_type=prediction_type)
     pipe.set_progress_bar_config(disable=True)
-    Backbone.of(pipe).decode_one_by_one()
+    backbone.decode_one_by_one()
     return pipe
 
 
@@ -230,17 +246,24 @@ def _from_directory(
     vae: str | None,
     dtype: torch.dtype,
     safety_checker: bool,
-) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    without_t5: bool,
+) -> DiffusionPipeline:
     """From a diffusers directory or the Hub."""
     if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
         raise ValueError(f"{name} is not a diffusers pipeline: it holds no model_index.json.")
     beginning = f"The pipeline {name} could not be loaded (a diffusers directory or Hub id with safetensors)"
     with one_line(beginning):
-        cls = choose_class(name, DiffusionPipeline.load_config(name, revision=revision))
-        check_unet(name, UNet2DConditionModel.load_config(name, subfolder="unet", revision=revision), cls)
-    given = _given(cls, name, revision, vae=vae, dtype=dtype)
+        index = DiffusionPipeline.load_config(name, revision=revision)
+        cls = choose_class(name, index)
+        network = Backbone.kinds[cls].component
+        described = UNet2DConditionModel.load_config(name, subfolder=network, revision=revision)
+        if Backbone.kinds[cls].is_flow:
+            check_transformer(name, described, index["scheduler"][1], cls)
+        else:
+            check_unet(name, described, cls)
+    given = _given(cls, name, revision, vae=vae, dtype=dtype) | _absent(name, index, cls, without_t5)
 
-    def load(**given: Any) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    def load(**given: Any) -> DiffusionPipeline:
         folder = name
         if not Path(name).is_dir():
             folder = cls.download(name, revision=revision, variant=variant, use_safetensors=True, **given)
@@ -265,9 +288,23 @@ def _from_directory(
     return pipe
 
 
+def _absent(name: str, index: dict[str, Any], cls: type, without_t5: bool) -> dict[str, None]:
+    """The T5 of Stable Diffusion 3, if it is to be left out or is not there.
+
+    Raises:
+        ValueError: it is to be left out of a pipeline that draws by nothing else, or has none.
+    """
+    if cls is StableDiffusion3Pipeline:
+        parts = ("text_encoder_3", "tokenizer_3")
+        return {part: None for part in parts if without_t5 or not index.get(part, [None])[0]}
+    if without_t5:
+        raise ValueError(f"--without_t5 is for Stable Diffusion 3, which {name} is not; leave it out.")
+    return {}
+
+
 def _unchecked(cls: type) -> dict[str, None]:
     """What leaves a safety checker out, and what reads images for it."""
-    return {} if cls is StableDiffusionXLPipeline else {"safety_checker": None, "feature_extractor": None}
+    return {"safety_checker": None, "feature_extractor": None} if cls is StableDiffusionPipeline else {}
 
 
 def _from_file(
@@ -278,7 +315,7 @@ def _from_file(
     dtype: torch.dtype,
     safety_checker: bool,
     prediction_type: str | None,
-) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+) -> DiffusionPipeline:
     """From a checkpoint in one file."""
     cls = class_of_checkpoint(path)
     settings = scheduler_settings(path, cls, prediction_type)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, SchedulerMixin
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -18,27 +18,27 @@ from pipelines.backbone import Backbone
 
 
 def ddim(pipe: DiffusionPipeline) -> DDIMScheduler:
-    """The pipeline's noise schedule under the deterministic DDIM sampler; latents are clipped only if the
-    pipeline says so."""
-    config = pipe.scheduler.config
-    return DDIMScheduler.from_config(config, clip_sample=config.get("clip_sample", False))
+    """The pipeline's noise schedule under the deterministic DDIM sampler."""
+    return Backbone(pipe).deterministic_sampler()
 
 
 @contextmanager
 def evaluation_mode(
-    pipe: DiffusionPipeline, sampler: Callable[[DiffusionPipeline], DDIMScheduler] = ddim
+    pipe: DiffusionPipeline, sampler: Callable[[DiffusionPipeline], SchedulerMixin] | None = None
 ) -> Iterator[None]:
-    """Within: DDIM sampler, or another that is made for the pipeline, UNet in eval mode, no inner progress
-    bars. After: sampler, mode and bars as before."""
-    scheduler, training, bars = pipe.scheduler, pipe.unet.training, getattr(pipe, "_progress_bar_config", {})
-    pipe.scheduler = sampler(pipe)
-    pipe.unet.eval()
+    """Within: the deterministic sampler, or another that is made for the pipeline, the network that denoises
+    in eval mode, no inner progress bars. After: sampler, mode and bars as before."""
+    backbone = Backbone.of(pipe)
+    denoiser = backbone.denoiser
+    scheduler, training, bars = pipe.scheduler, denoiser.training, getattr(pipe, "_progress_bar_config", {})
+    pipe.scheduler = backbone.deterministic_sampler() if sampler is None else sampler(pipe)
+    denoiser.eval()
     pipe.set_progress_bar_config(disable=True)
     try:
         yield
     finally:
         pipe.scheduler = scheduler
-        pipe.unet.train(training)
+        denoiser.train(training)
         pipe.set_progress_bar_config(**bars)
 
 

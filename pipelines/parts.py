@@ -7,15 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from diffusers import (
+    AutoencoderKL,
+    FluxTransformer2DModel,
+    ModelMixin,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
 
 from common.weights import check_floats, check_loaded, check_values, quiet_loaders, weight_files
-from pipelines.supported import PARTS
+from pipelines.supported import OPTIONAL, PARTS
 
 CLASSES: dict[str, type] = {
     cls.__name__: cls
-    for cls in (UNet2DConditionModel, AutoencoderKL, CLIPTextModel, CLIPTextModelWithProjection)
+    for cls in (
+        UNet2DConditionModel,
+        SD3Transformer2DModel,
+        FluxTransformer2DModel,
+        AutoencoderKL,
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        T5EncoderModel,
+    )
 }
 BESIDE = r"(.*\.)?position_ids|logit_scale|(text|visual)_projection\..*|vision_model\..*"
 """What a text encoder's file may hold beside it: indices of older releases, and the rest of its CLIP."""
@@ -36,7 +50,7 @@ def load_parts(
         DamagedWeights: a part is not whole.
         ValueError, OSError, RuntimeError: a part cannot be loaded.
     """
-    wanted = {part: of for part, of in PARTS[cls].items() if part not in given}
+    wanted = {part: of for part, of in (PARTS[cls] | OPTIONAL.get(cls, {})).items() if part not in given}
     if absent := [part for part in wanted if not (folder / part).is_dir()]:
         raise ValueError(f"there is no {folder / absent[0]}")
     return {
@@ -60,7 +74,7 @@ def load_part(
     """
     variant = variant if weight_files(place, variant) else None
     # transformers names what has another shape only where that is no error.
-    lenient = {} if cls in (UNet2DConditionModel, AutoencoderKL) else {"ignore_mismatched_sizes": True}
+    lenient = {} if issubclass(cls, ModelMixin) else {"ignore_mismatched_sizes": True}
     with quiet_loaders():
         module, info = cls.from_pretrained(  # type: ignore[attr-defined]
             place, variant=variant, dtype=dtype, use_safetensors=True, output_loading_info=True, **lenient

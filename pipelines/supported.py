@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from safetensors import SafetensorError, safe_open
 
 from common.files import why_unreadable
@@ -29,13 +36,30 @@ PARTS: dict[type, dict[str, str]] = {
         "vae": "AutoencoderKL",
         "text_encoder": "CLIPTextModel",
     },
+    StableDiffusion3Pipeline: {
+        "transformer": "SD3Transformer2DModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModelWithProjection",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+    },
+    FluxPipeline: {
+        "transformer": "FluxTransformer2DModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "T5EncoderModel",
+    },
 }
 """The parts by which a pipeline of any name is told to be one of these, the more demanding first."""
-BESIDE = {"scheduler", "tokenizer", "tokenizer_2", "safety_checker", "feature_extractor", "image_encoder"}
+OPTIONAL: dict[type, dict[str, str]] = {StableDiffusion3Pipeline: {"text_encoder_3": "T5EncoderModel"}}
+"""Parts that a pipeline may go without."""
+BESIDE = {
+    *("scheduler", "tokenizer", "tokenizer_2", "tokenizer_3", "text_encoder_3"),
+    *("safety_checker", "feature_extractor", "image_encoder"),
+}
 """What else such a pipeline may have."""
 SUPPORTED = (
-    "supported are StableDiffusionPipeline (Stable Diffusion 1.x and 2.x) and StableDiffusionXLPipeline (SDXL base), "
-    "and pipelines of other names that are made of the same parts."
+    "supported are StableDiffusionPipeline (Stable Diffusion 1.x and 2.x), StableDiffusionXLPipeline (SDXL base), "
+    "StableDiffusion3Pipeline (Stable Diffusion 3.x) and FluxPipeline (FLUX.1), and pipelines of other names that are made of the same parts."
 )
 IMAGE_INPUTS = {
     5: "a depth-to-image UNet, which also takes a depth map",
@@ -46,9 +70,7 @@ IMAGE_INPUTS = {
 """By input channels, of which a text-to-image UNet has the latent's four."""
 
 
-def choose_class(
-    name: str | Path, index: Mapping[str, Any]
-) -> type[StableDiffusionPipeline] | type[StableDiffusionXLPipeline]:
+def choose_class(name: str | Path, index: Mapping[str, Any]) -> type[DiffusionPipeline]:
     """The class to load a diffusers pipeline with.
 
     Args:
@@ -81,7 +103,10 @@ def choose_class(
                     f"{name} is a {kind} with a {strange[0]}, which training would leave out; {SUPPORTED}"
                 )
             return cls
-    for part, of in PARTS[StableDiffusionPipeline].items():
+    nearest = StableDiffusion3Pipeline if "transformer" in parts else StableDiffusionPipeline
+    if parts.get("transformer", ("", ""))[1] == PARTS[FluxPipeline]["transformer"]:
+        nearest = FluxPipeline
+    for part, of in PARTS[nearest].items():
         if part not in parts:
             raise Unsupported(f"{name} is a {kind} without a {part}; {SUPPORTED}")
         if parts[part][1] != of:
@@ -117,6 +142,34 @@ def check_unet(name: str | Path, config: Mapping[str, Any], cls: type) -> None:
             )
 
 
+def check_transformer(
+    name: str | Path, config: Mapping[str, Any], scheduler: str, cls: type[DiffusionPipeline]
+) -> None:
+    """Refuse a transformer that takes something else than latent, noise level and text, and a scheduler that
+    samples no flow.
+
+    Args:
+        name: what messages call the base.
+        config: the transformer's.
+        scheduler: the class of the base's scheduler.
+        cls: the pipeline's class.
+
+    Raises:
+        Unsupported: what is in the way.
+    """
+    given, made = config["in_channels"], config.get("out_channels") or config["in_channels"]
+    if given != made:
+        raise Unsupported(
+            f"{name} has a transformer with {given} input and {made} output channels, which also takes an image "
+            f"(fill, depth, canny); {SUPPORTED}"
+        )
+    if scheduler != FlowMatchEulerDiscreteScheduler.__name__:
+        raise Unsupported(
+            f"{name} is a {cls.__name__} with the scheduler {scheduler}, which samples no flow; it needs a "
+            f"{FlowMatchEulerDiscreteScheduler.__name__}."
+        )
+
+
 def check_channels(name: str | Path, channels: int, latent_channels: int) -> None:
     """Refuse a UNet that takes more than the latent.
 
@@ -146,7 +199,7 @@ FIRST = {
 there is none, it loads the text encoder that lies beside the configs."""
 
 
-def class_of_checkpoint(path: Path) -> type[StableDiffusionPipeline] | type[StableDiffusionXLPipeline]:
+def class_of_checkpoint(path: Path) -> type[DiffusionPipeline]:
     """The class of a checkpoint in one file, told from its tensors' names and shapes; none of them is read.
 
     Raises:
@@ -170,6 +223,11 @@ def class_of_checkpoint(path: Path) -> type[StableDiffusionPipeline] | type[Stab
         ) from error
     if any("lora_" in name or ".lora." in name for name in names):
         raise Unsupported(f"{path} is a LoRA, not a base; name the base that it is for.")
+    if any(".joint_blocks." in name or "double_blocks." in name for name in names):
+        raise Unsupported(
+            f"{path} is a transformer of Stable Diffusion 3 or FLUX in one file, without all of its parts; give the "
+            "diffusers directory or the Hub id of the base."
+        )
     if len(channels) < 2 or any(len(shape) != 4 for shape in channels):
         raise Unsupported(f"{path} holds no UNet of Stable Diffusion in the original layout; {SUPPORTED}")
     check_channels(path, channels[0][1], channels[1][0])

@@ -1,9 +1,9 @@
-"""The stochastic reverse kernel p(x_{t-1} | x_t, c) = N(mean, std^2 I) of states x_t = a_t x_0 + b_t epsilon.
+"""The stochastic reverse kernel p(x_{t-1} | x_t, c) = N(mean, std^2 I) of x_t = a_t x_0 + b_t epsilon.
 
-With a^2 + b^2 = 1 it is DDIM's (Song et al., 2021, arXiv 2010.02502, eq. 12 and 16); with a + b = 1 it samples
-flow matching: the SDE of Flow-GRPO (Liu et al., 2025, arXiv 2505.05470), whose marginals are the ODE's, in
-steps that keep the coefficients a and b (Flow-CPS, arXiv 2509.05952). Without noise they are DDIM's and
-Euler's own steps.
+With a^2 + b^2 = 1 it is DDIM's (Song et al., 2021, arXiv 2010.02502, eq. 12 and 16); with a + b = 1 it
+samples flow matching: the SDE of Flow-GRPO (Liu et al., 2025, arXiv 2505.05470), whose marginals are the
+ODE's, in steps that keep the coefficients a and b (Flow-CPS, arXiv 2509.05952). Without noise they are DDIM's
+and Euler's own steps.
 
 All arithmetic is float32, whatever the network computes in.
 """
@@ -181,7 +181,7 @@ class ReverseKernel:
         return self.signals[step + 1] * x0 + (noise_variance - std**2).clamp(min=0).sqrt() * epsilon
 
     def sensitivity(self) -> torch.Tensor:
-        """How many standard deviations the mean of each step moves when the network's output moves by one: (T,).
+        """(T,): how many standard deviations the mean of each step moves when the network's output moves by one.
 
         The gradient of a step's log-probability grows with it. Where a schedule ends in tiny steps it is many
         times larger than elsewhere, and these steps would drown all others in noise.

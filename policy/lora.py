@@ -1,4 +1,4 @@
-"""The LoRA adapter on the UNet: the only thing that is trained."""
+"""The LoRA adapter on the network that denoises: the only thing that is trained."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from transformers import PreTrainedModel
@@ -39,9 +39,9 @@ class AdapterConfig:
 
 
 def add_lora(
-    unet: UNet2DConditionModel | PreTrainedModel, rank: int, alpha: float, target_modules: Sequence[str]
+    network: ModelMixin | PreTrainedModel, rank: int, alpha: float, target_modules: Sequence[str]
 ) -> list[torch.nn.Parameter]:
-    """Freeze the UNet (or a text encoder), add a LoRA to every module whose name ends in one of
+    """Freeze a network, add a LoRA to every module whose name ends in one of
     `target_modules`, return its float32 parameters.
 
     The adapter starts as the identity (B = 0), so the first rollouts are the base model's own.
@@ -51,36 +51,36 @@ def add_lora(
     """
     if rank < 1:
         raise ValueError(f"--rank must be at least 1 (got {rank}).")
-    unet.requires_grad_(False)
+    network.requires_grad_(False)
     config = LoraConfig(
         r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(target_modules)
     )
     try:
-        unet.add_adapter(config, adapter_name=ADAPTER)
+        network.add_adapter(config, adapter_name=ADAPTER)
     except ValueError as error:
         raise ValueError(
-            f"No module of the UNet matches --lora_target_modules {' '.join(target_modules)}, so nothing would be trained."
+            f"No module of the network matches --lora_target_modules {' '.join(target_modules)}, so nothing would be trained."
         ) from error
-    cast_training_params(unet, dtype=torch.float32)
-    parameters = [p for p in unet.parameters() if p.requires_grad]
+    cast_training_params(network, dtype=torch.float32)
+    parameters = [p for p in network.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError(f"The adapter on {' '.join(target_modules)} has no trainable parameters.")
     return parameters
 
 
 @contextmanager
-def base_policy(unet: UNet2DConditionModel) -> Iterator[None]:
-    """Within the block the UNet is the base model: the adapter is disabled, no second copy is needed."""
-    unet.disable_adapters()
+def base_policy(denoiser: ModelMixin) -> Iterator[None]:
+    """Within the block the network is the base model: the adapter is disabled, no second copy is needed."""
+    denoiser.disable_adapters()
     try:
         yield
     finally:
-        unet.enable_adapters()
+        denoiser.enable_adapters()
 
 
-def lora_state(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
+def lora_state(denoiser: ModelMixin) -> dict[str, torch.Tensor]:
     """A detached copy of the trainable tensors by name, on the CPU."""
-    return {name: p.detach().cpu().clone() for name, p in unet.named_parameters() if p.requires_grad}
+    return {name: p.detach().cpu().clone() for name, p in denoiser.named_parameters() if p.requires_grad}
 
 
 def is_identity(state: dict[str, torch.Tensor]) -> bool:
@@ -89,13 +89,13 @@ def is_identity(state: dict[str, torch.Tensor]) -> bool:
 
 
 @torch.no_grad()
-def load_lora_state(unet: UNet2DConditionModel, state: dict[str, torch.Tensor]) -> None:
+def load_lora_state(denoiser: ModelMixin, state: dict[str, torch.Tensor]) -> None:
     """Put a copy made by `lora_state` back, bit for bit.
 
     Raises:
         ValueError: the state is of other modules or another rank.
     """
-    trainable = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    trainable = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
     if {name: p.shape for name, p in trainable.items()} != {
         name: value.shape for name, value in state.items()
     }:

@@ -1,4 +1,4 @@
-"""The denoising policy: the UNet with its adapter, as the mean of a Gaussian reverse kernel.
+"""The denoising policy: the backbone's network with its adapter, as the mean of a Gaussian reverse kernel.
 
 s_t = (c, t, x_t)    a_t = x_{t-1}    p_theta(x_{t-1} | x_t, c) = N(mean_theta(x_t, t, c), std_t^2 I)
 """
@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 
+from pipelines.backbone import Backbone
 from pipelines.conditioning import Conditioning, PromptTable
 from policy.kernel import ReverseKernel
-from policy.rollout import guided_output, rollout
+from policy.rollout import rollout
 from policy.trajectory import Experience, Trajectory
 from policy.update import UpdateConfig, UpdateStats, update_policy
 
@@ -24,25 +25,29 @@ class Policy:
     """What acts, and what is trained.
 
     Attributes:
-        unet: the UNet; once it has an adapter, that alone is trained.
+        backbone: whose network acts; once it has an adapter, that alone is trained.
         kernel: the reverse process.
         table: the prompts that it can be asked for.
         guidance_scale: classifier-free guidance, the same in rollouts and updates.
-        batch_size: states that go through the UNet together; it decides about memory and speed alone.
+        batch_size: states that go through the network together; it decides about memory and speed alone.
     """
 
-    unet: UNet2DConditionModel
+    backbone: Backbone
     kernel: ReverseKernel
     table: PromptTable
     guidance_scale: float
     batch_size: int
 
+    @property
+    def denoiser(self) -> ModelMixin:
+        """The network."""
+        return self.backbone.denoiser
+
     def mean(self, x: torch.Tensor, step: int, conditioning: Conditioning) -> torch.Tensor:
         """Mean of x_{t-1} for states `x` (B, C, H, W) at `step`; float32, with gradient if it is enabled."""
-        output = guided_output(
-            self.unet,
-            self.kernel.timesteps[step],
+        output = self.backbone.guided_output(
             x,
+            self.kernel.timesteps[step],
             conditioning,
             negative=self.table.negative,
             guidance_scale=self.guidance_scale,

@@ -1,4 +1,4 @@
-"""Rollouts of the denoising policy, and the one place where the UNet is asked for a step."""
+"""Rollouts of the denoising policy."""
 
 from __future__ import annotations
 
@@ -6,58 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers import UNet2DConditionModel
 
 from common.processes import all_rows
-from pipelines.backbone import latent_shape
-from pipelines.conditioning import Conditioning, batches
+from pipelines.conditioning import batches
 from policy.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from policy.policy import Policy
-
-
-def guided_output(
-    unet: UNet2DConditionModel,
-    timestep: torch.Tensor,
-    x: torch.Tensor,
-    prompts: Conditioning,
-    *,
-    negative: Conditioning,
-    guidance_scale: float,
-) -> torch.Tensor:
-    """The UNet's output at `timestep` under classifier-free guidance, both branches in one pass.
-
-    Args:
-        x: (B, C, H, W) states.
-        prompts: conditioning of their prompts, length B.
-        negative: conditioning of no prompt, length 1.
-        guidance_scale: 1 or less asks the UNet for the prompt's branch alone.
-
-    Returns:
-        (B, C, H, W), with gradient if it is enabled.
-    """
-    if guidance_scale <= 1:
-        return _ask(unet, timestep, x, prompts)
-    both = Conditioning.cat([negative.expand(len(x)), prompts])
-    without, with_prompt = _ask(unet, timestep, torch.cat([x, x]), both).float().chunk(2)
-    return without + guidance_scale * (with_prompt - without)
-
-
-def _ask(
-    unet: UNet2DConditionModel, timestep: torch.Tensor, x: torch.Tensor, conditioning: Conditioning
-) -> torch.Tensor:
-    """Called as the stock pipelines call it, argument for argument: a compiled UNet is one for both."""
-    conditioning = conditioning.to(unet.dtype)
-    return unet(
-        x.to(unet.dtype),
-        timestep,
-        encoder_hidden_states=conditioning.states,
-        timestep_cond=None,
-        cross_attention_kwargs=None,
-        added_cond_kwargs=conditioning.added,
-        return_dict=False,
-    )[0]
 
 
 @torch.no_grad()
@@ -82,7 +37,7 @@ def rollout(
         offload: keep the trajectories in main memory (`Trajectory.offloaded`), batch by batch.
         rows: which of them are sampled, and returned; by default all.
     """
-    shape, kernel = (len(prompt_ids), *latent_shape(policy.unet)), policy.kernel
+    shape, kernel = (len(prompt_ids), *policy.backbone.latent_shape), policy.kernel
     noise = [
         torch.randn(shape, generator=generator, device=generator.device)[rows].clone()
         for _ in range(kernel.num_steps + 1)

@@ -173,8 +173,8 @@ class Objective:
         return self.anchored and self.config.adversarial_radius > 0
 
     def unet_samples(self, forget: int, retain: int) -> int:
-        """Samples that the UNet is given for so many forget and retain states."""
-        branches = 2 if self.policy.guidance_scale > 1 else 1
+        """Samples that the network is given for so many forget and retain states."""
+        branches = self.policy.backbone.branches(self.policy.guidance_scale)
         return branches * (forget * (1 + self.anchored + self.adversarial) + retain)
 
     def forget(self, experience: Experience, step: int, scale: float, share: float) -> ForgetStats:
@@ -211,7 +211,7 @@ class Objective:
         prompts = policy.table.conditioning[batch.prompt_ids]
         anchors = policy.table.conditioning[experience.anchor_ids[rows]]
         if self.anchored:
-            with base_policy(policy.unet), torch.no_grad():
+            with base_policy(policy.denoiser), torch.no_grad():
                 reference = policy.mean(x, step, anchors)
         if self.adversarial:
             prompts = replace(prompts, states=prompts.states.float().requires_grad_())

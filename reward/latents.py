@@ -167,7 +167,7 @@ class BaseSamples:
                 name: value for name, value in self.scheduler.config.items() if not name.startswith("_")
             },
             "prompts": self.prompts,
-            "dtype": str(self.pipe.unet.dtype),
+            "dtype": str(self.backbone.denoiser.dtype),
             "latent_shape": list(self.backbone.latent_shape),
             "shard_size": self.shard_size,
         }
@@ -225,7 +225,7 @@ class BaseRollouts(BaseSamples):
         )
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         rows = torch.arange(len(prompts), device=self.pipe.device)
-        policy = Policy(self.pipe.unet, kernel, table, self.guidance_scale, batch_size=len(prompts))
+        policy = Policy(self.backbone, kernel, table, self.guidance_scale, batch_size=len(prompts))
         trajectory = policy.rollout(rows, generator)
         return Drawn(trajectory.latents[:, -1], trajectory.latents[:, :-1], kernel.timesteps[:-1])
 

@@ -16,7 +16,7 @@ TARGETS = AdapterConfig().lora_target_modules
 
 def parameters(policy: Policy) -> list[torch.nn.Parameter]:
     """What is trained: the adapter's."""
-    return [p for p in policy.unet.parameters() if p.requires_grad]
+    return [p for p in policy.denoiser.parameters() if p.requires_grad]
 
 
 @torch.no_grad()

@@ -105,7 +105,7 @@ def test_a_base_that_draws_no_numbers_is_not_learnt_from(
     value: float, run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        run(lambda run: calls_between(run.unet, 0, math.inf, value))
+        run(lambda run: calls_between(run.denoiser, 0, math.inf, value))
     assert ABOUT_IMAGES in sentence(caught, capsys)
     assert not (tmp_path / "out" / ADAPTER).exists() and not (tmp_path / "out" / "results.json").exists()
 
@@ -116,7 +116,7 @@ def test_a_unet_that_fails_for_a_while_is_recovered_from(
 ) -> None:
     """The base takes 16 calls, an update 14 and its rollouts 12: these are of the second update and the
     rollouts after it."""
-    run(lambda run: calls_between(run.unet, 44, 58, value), max_train_iterations=4)
+    run(lambda run: calls_between(run.denoiser, 44, 58, value), max_train_iterations=4)
     training = results_of(tmp_path / "out")["training"]
     assert training["iterations"] == 4 and training["stopped_by"] == OUT_OF_ITERATIONS
     assert training["brakes"] == 1
@@ -128,7 +128,7 @@ def test_a_unet_that_fails_for_good_ends_the_run_and_leaves_the_last_good_state(
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         run(
-            lambda run: calls_between(run.unet, 90, math.inf, math.nan),
+            lambda run: calls_between(run.denoiser, 90, math.inf, math.nan),
             max_train_iterations=50,
             checkpointing_steps=1,
         )
@@ -146,7 +146,7 @@ def test_without_brakes_to_spare_a_broken_unet_is_still_no_success(
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         run(
-            lambda run: calls_between(run.unet, 90, math.inf, math.nan),
+            lambda run: calls_between(run.denoiser, 90, math.inf, math.nan),
             max_train_iterations=50,
             max_brakes=0,
         )

@@ -56,7 +56,7 @@ def test_a_quantised_base_is_trained_on(
     )
     run = prepare(config)
     script.train(run, config)
-    trained = [p for p in run.unet.parameters() if p.requires_grad]
+    trained = [p for p in run.denoiser.parameters() if p.requires_grad]
     assert {p.dtype for p in trained} == {torch.float32} and all(torch.isfinite(p).all() for p in trained)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["training"]["first_ratio_deviation"] == 0

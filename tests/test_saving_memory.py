@@ -134,7 +134,7 @@ def test_channels_last_make_the_same_run(
     first = adapter(finished(**settings).directory)
     config = arguments(channels_last=True, **settings)
     run = prepare(config)
-    assert run.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert run.denoiser.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     script.train(run, config)
     assert_same_run(first, adapter(tmp_path / "out"))
     assert training(tmp_path / "out")["first_ratio_deviation"] == 0
@@ -246,12 +246,12 @@ def test_the_adapter_stays_float32_through_previews_and_resuming(arguments: Make
         run = prepare(config)
         script.train(run, config)
         assert_trains_float32(run)
-        assert run.unet.dtype == torch.bfloat16
+        assert run.denoiser.dtype == torch.bfloat16
 
 
 def assert_trains_float32(run: Run) -> None:
     """The optimizer has all that is trained, and that is float32."""
-    trained = [p for p in run.unet.parameters() if p.requires_grad]
+    trained = [p for p in run.denoiser.parameters() if p.requires_grad]
     assert trained and {p.dtype for p in trained} == {torch.float32}
     held = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in trained}

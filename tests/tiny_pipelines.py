@@ -12,11 +12,24 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from benchmarks.worlds.canvas.models import build_scheduler, build_text_encoder, build_tokenizer
 
@@ -149,6 +162,84 @@ def save_sdxl(
         scheduler=EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
         force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
         add_watermarker=False,
+    ).save_pretrained(directory, safe_serialization=True)
+
+
+def build_t5(width: int) -> tuple[T5Tokenizer, T5EncoderModel]:
+    """Pieces of one character each, and an encoder of one layer."""
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *(chr(code) for code in range(33, 127))]
+    tokenizer = T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0)
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=width, d_kv=4, d_ff=2 * width, num_layers=1, num_heads=2
+    )
+    return tokenizer, T5EncoderModel(config)
+
+
+def flow_vae(latent_size: int) -> AutoencoderKL:
+    """16 channels, shifted, without the convolutions around the latent."""
+    settings = {"latent_channels": 16, "scaling_factor": 1.5305, "shift_factor": 0.0609}
+    return random_vae(latent_size, use_quant_conv=False, use_post_quant_conv=False, **settings)
+
+
+def save_sd3(directory: Path, latent_size: int = 8, t5: bool = True) -> None:
+    """Stable Diffusion 3: joint attention, two CLIPs, and a T5 unless it is left out."""
+    torch.manual_seed(0)
+    tokenizer, tokenizer_2 = build_tokenizer(), build_tokenizer()
+    width, width_2, joint = 16, 24, 48
+    tokenizer_3, text_encoder_3 = build_t5(joint) if t5 else (None, None)
+    transformer = SD3Transformer2DModel(
+        sample_size=latent_size,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_projection_dim=16,
+        joint_attention_dim=joint,
+        pooled_projection_dim=width + width_2,
+        pos_embed_max_size=latent_size,
+    )
+    StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=flow_vae(latent_size),
+        text_encoder=CLIPTextModelWithProjection(text_config(tokenizer, width, width)),
+        tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer_2, width_2, width_2)),
+        tokenizer_2=tokenizer_2,
+        text_encoder_3=text_encoder_3,
+        tokenizer_3=tokenizer_3,
+    ).save_pretrained(directory, safe_serialization=True)
+
+
+def save_flux(directory: Path, guidance_embeds: bool = True) -> None:
+    """FLUX.1: packed latents, and guidance that the transformer is told."""
+    torch.manual_seed(0)
+    tokenizer, width = build_tokenizer(), 16
+    tokenizer_2, text_encoder_2 = build_t5(32)
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=width,
+        guidance_embeds=guidance_embeds,
+        axes_dims_rope=(4, 4, 8),
+    )
+    FluxPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15
+        ),
+        vae=flow_vae(128),
+        text_encoder=CLIPTextModel(text_config(tokenizer, width, width)),
+        tokenizer=tokenizer,
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=tokenizer_2,
     ).save_pretrained(directory, safe_serialization=True)
 
 

@@ -53,7 +53,7 @@ def measure_base(run: Run) -> Baseline:
     Raises:
         Unsound: nothing can be learnt from the base.
     """
-    with base_policy(run.unet):
+    with base_policy(run.denoiser):
         return _measure(run)
 
 

@@ -52,7 +52,7 @@ def finish(run: Run, state: RunState, base: Baseline, batch: Batch) -> None:
     step_kl = math.nan if any(stats.skipped for stats in cooled) else last.step_kl[-1]
     if too_far := state.rollback.reason(0.0, last.retain_kl[-1], step_kl, math.inf):
         logger.warning(f"The cool-down is taken back: {too_far}.")
-        load_lora_state(run.unet, state.good)
+        load_lora_state(run.denoiser, state.good)
     else:
         names = ("retain_kl", "anchor_kl", "step_kl")
         batch.metrics |= {f"cooldown_{name}": getattr(last, name)[-1] for name in names}

@@ -104,7 +104,7 @@ def log_start(run: Run, base: Batch) -> None:
     """Say what is about to be trained, and warn of a concept that the base does not draw."""
     env, spec = run.env, run.env.spec
     shown = 100 * (1 - base.metrics["forgotten"])
-    trainable = sum(p.numel() for p in run.unet.parameters() if p.requires_grad)
+    trainable = sum(p.numel() for p in run.denoiser.parameters() if p.requires_grad)
     logger.info("***** Running training *****")
     logger.info(f"  Concept = {', '.join(spec.concepts)}")
     logger.info(f"  Forget prompts = {len(spec.forget_prompts)}, retain prompts = {len(spec.retain_prompts)}")

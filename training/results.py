@@ -55,7 +55,7 @@ def save(run: Run) -> None:
         "settings": run.config.public_settings(),
         "versions": versions(),
     }
-    save_adapter(directory, run.unet, ADAPTER, base_header(run.env.pipe) | results_header(known))
+    save_adapter(directory, run.denoiser, ADAPTER, base_header(run.env.pipe) | results_header(known))
     if run.config.output.output_kohya_format:
         save_twin(directory)
     if run.critic.kind != "none":

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
 
 from common.checkpoints import (
@@ -57,7 +57,7 @@ class RunState:
     """
 
     config: RunConfig
-    unet: UNet2DConditionModel
+    denoiser: ModelMixin
     optimizer: Any
     lr_scheduler: Any
     critic: Critic
@@ -89,7 +89,7 @@ class RunState:
         if self.reason:
             self._roll_back(self.reason)
         else:
-            self.good = lora_state(self.unet)
+            self.good = lora_state(self.denoiser)
         reached = self.reason is None and self.stop.update(metrics["replaced"])
         progress.stopped_by = self._why_stop(reached)
         progress.replaced = self.stop.recent
@@ -122,7 +122,7 @@ class RunState:
         exhausted = progress.brakes > self.config.rollback.max_brakes
         if exhausted and not math.isfinite(progress.step_kl) and is_identity(self.good):
             raise Unsound(f"The adapter has learnt nothing: {reason}.")
-        load_lora_state(self.unet, self.good)
+        load_lora_state(self.denoiser, self.good)
         self.replay.clear()
         self.lr_scheduler.base_lrs = [rate * AFTER_A_ROLLBACK for rate in self.lr_scheduler.base_lrs]
         for group in self.optimizer.param_groups:
@@ -172,7 +172,7 @@ class RunState:
             OSError: it could not be written.
         """
         groups = {
-            "lora": lora_state(self.unet),
+            "lora": lora_state(self.denoiser),
             "good": self.good,
             "optimizer": optimizer_tensors(self.optimizer),
             "critic": self.critic.state_dict(),
@@ -193,7 +193,7 @@ class RunState:
     def restore(self, checkpoint: Checkpoint, device: torch.device, offload: bool) -> None:
         """Put back what `save` wrote; trajectories stay in main memory if told to `offload`."""
         groups, numbers = checkpoint
-        load_lora_state(self.unet, groups["lora"])
+        load_lora_state(self.denoiser, groups["lora"])
         load_optimizer_tensors(self.optimizer, groups["optimizer"])
         self.critic.load_state_dict(groups["critic"], offload)
         self.replay.clear()
@@ -223,7 +223,7 @@ def begin(run: Run, base: Baseline, seconds: float) -> RunState:
     )
     state = RunState(
         config,
-        run.unet,
+        run.denoiser,
         run.optimizer,
         schedule,
         run.critic,
@@ -235,7 +235,7 @@ def begin(run: Run, base: Baseline, seconds: float) -> RunState:
             seconds=seconds,
             kl_coef=config.update.kl_coef,
         ),
-        good=lora_state(run.unet),
+        good=lora_state(run.denoiser),
         stop=StopSignal(config.schedule.target_unlearning_accuracy, config.schedule.patience),
     )
     if run.checkpoint:

@@ -12,7 +12,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import DynamoBackend, ProjectConfiguration, set_seed
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from safetensors.torch import save
 
 from common.checkpoints import Checkpoint, load_checkpoint
@@ -66,8 +66,8 @@ class Run:
         return self.env.policy
 
     @property
-    def unet(self) -> UNet2DConditionModel:
-        return self.env.policy.unet
+    def denoiser(self) -> ModelMixin:
+        return self.env.policy.denoiser
 
     @property
     def is_main(self) -> bool:
@@ -141,17 +141,17 @@ def prepare(config: RunConfig) -> Run:
     for module in env.backbone.modules:
         module.requires_grad_(False)
     set_seed(output.seed)  # again: the adapter begins the same whatever critic was drawn before it
-    unet, adapter = env.policy.unet, config.adapter
-    parameters = add_lora(unet, adapter.rank, adapter.alpha, adapter.lora_target_modules)
+    denoiser, adapter = env.policy.denoiser, config.adapter
+    parameters = add_lora(denoiser, adapter.rank, adapter.alpha, adapter.lora_target_modules)
     if checkpoint:
         check_same_run(config, checkpoint, describe_inputs(config))
-        load_lora_state(unet, checkpoint.groups["lora"])  # one that does not fit is refused here
+        load_lora_state(denoiser, checkpoint.groups["lora"])  # one that does not fit is refused here
     if config.memory.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+        denoiser.enable_gradient_checkpointing()
     if config.memory.channels_last:
-        unet.to(memory_format=torch.channels_last)
+        denoiser.to(memory_format=torch.channels_last)
     optimizer = accelerator.prepare(create_optimizer(config.optimizer, parameters))
-    compile_unet(config, accelerator, unet)
+    compile_denoiser(config, accelerator, denoiser)
     accelerator.wait_for_everyone()  # before anything is written where another process looks whether it is empty
     return Run(config, accelerator, env, examination, optimizer, critic, checkpoint)
 
@@ -170,8 +170,8 @@ def set_up_logging(accelerator: Accelerator) -> None:
         diffusers.utils.logging.set_verbosity_error()
 
 
-def compile_unet(config: RunConfig, accelerator: Accelerator, unet: UNet2DConditionModel) -> None:
-    """Have the UNet compiled once it is asked for something, in place, if a flag of this script or of
+def compile_denoiser(config: RunConfig, accelerator: Accelerator, denoiser: ModelMixin) -> None:
+    """Have the network compiled once it is asked for something, in place, if a flag of this script or of
     `accelerate launch` says so."""
     launched = accelerator.state.dynamo_plugin
     asked = launched.backend != DynamoBackend.NO  # the launcher sets other settings in any case
@@ -179,4 +179,4 @@ def compile_unet(config: RunConfig, accelerator: Accelerator, unet: UNet2DCondit
         # With and without gradient, with and without adapter, for each number of states that go through
         # together.
         torch._dynamo.config.recompile_limit = 64
-        unet.compile(**(launched.to_kwargs() if asked else {}))
+        denoiser.compile(**(launched.to_kwargs() if asked else {}))

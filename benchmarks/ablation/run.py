@@ -106,12 +106,12 @@ def prepare_judge(flags: Sequence[str], directory: Path) -> Run:
 def judge_run(run: Run, directory: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """UA, IRA and CRA of the base, and of every checkpoint in a directory with what it has cost so far."""
     assert run.examination is not None
-    with base_policy(run.unet):
+    with base_policy(run.denoiser):
         base = judged(run.env.pipe, run.examination, seeds)
     curve = []
     for checkpoint in list_checkpoints(directory):
         groups, numbers = load_checkpoint(directory, str(checkpoint))
-        load_lora_state(run.unet, groups["lora"])
+        load_lora_state(run.denoiser, groups["lora"])
         spent = {name: numbers["progress"][name] for name in ("images", "seconds")}
         found = judged(run.env.pipe, run.examination, seeds)
         curve.append({"iteration": numbers["iteration"], **spent, **found})

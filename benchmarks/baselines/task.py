@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-from pipelines.backbone import Backbone, latent_shape
+from pipelines.backbone import Backbone
 from pipelines.conditioning import Conditioning
 from pipelines.generate import ddim
 from policy.lora import base_policy
-from policy.rollout import guided_output
 from reward.concept import ConceptSpec
 
 T = TypeVar("T")
@@ -70,6 +69,10 @@ class Task:
         return cls(pipe, spec, ddim(pipe), conditioning, {text: row for row, text in enumerate(["", *texts])})
 
     @property
+    def backbone(self) -> Backbone:
+        return Backbone.of(self.pipe)
+
+    @property
     def unet(self) -> UNet2DConditionModel:
         return self.pipe.unet
 
@@ -90,7 +93,7 @@ class Task:
     ) -> torch.Tensor:
         """The UNet's output at x (B, C, H, W) and timesteps t, () or (B,); differentiable."""
         negative = self.encode([""])
-        return guided_output(self.unet, t, x, prompts, negative=negative, guidance_scale=guidance)
+        return self.backbone.guided_output(x, t, prompts, negative=negative, guidance_scale=guidance)
 
     def predict(self, x: torch.Tensor, t: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """The same for B prompts, without guidance."""
@@ -123,7 +126,7 @@ class Task:
         """
         conditioning = self.encode(prompts)
         self.scheduler.set_timesteps(num_inference_steps, device=self.pipe.device)
-        x = torch.randn(len(prompts), *latent_shape(self.unet), generator=generator).to(self.pipe.device)
+        x = torch.randn(len(prompts), *self.backbone.latent_shape, generator=generator).to(self.pipe.device)
         for t in self.scheduler.timesteps[:steps]:
             x = self.scheduler.step(self.output(x, t, conditioning, guidance_scale), t, x).prev_sample
         return x, F.pad(self.scheduler.timesteps, (0, 1))[steps]

@@ -232,7 +232,7 @@ def measure(concept: str, config: GradientsConfig) -> dict[str, dict[str, float]
     run = prepare(parse_config(given))
     if config.adapter:
         groups, _ = load_checkpoint(config.adapter.parent, str(config.adapter))
-        load_lora_state(run.unet, groups["lora"])
+        load_lora_state(run.denoiser, groups["lora"])
     sample = draw_sample(run, config.num_batches, config.seed, f"{concept}: rollouts")
     gradient = gradient_by(run, sample.retain)
 

@@ -157,9 +157,9 @@ def build_policy(model: Model, config: RunConfig, count: int) -> tuple[Backbone,
     for module in backbone.modules:
         module.requires_grad_(False)
     adapter = config.adapter
-    parameters = add_lora(backbone.unet, adapter.rank, adapter.alpha, adapter.lora_target_modules)
+    parameters = add_lora(backbone.denoiser, adapter.rank, adapter.alpha, adapter.lora_target_modules)
     if config.memory.gradient_checkpointing:
-        backbone.unet.enable_gradient_checkpointing()
+        backbone.denoiser.enable_gradient_checkpointing()
     backbone.decode_one_by_one()
     if config.memory.offload_models:
         backbone.decode_sparingly()
@@ -167,7 +167,7 @@ def build_policy(model: Model, config: RunConfig, count: int) -> tuple[Backbone,
         parameter.grad = torch.zeros_like(parameter)
     conditioning = Conditioning(states, *pooled)
     policy = Policy(
-        backbone.unet,
+        backbone,
         ReverseKernel.from_scheduler(pipe.scheduler, 2, device=META),
         PromptTable([""] * count, conditioning, conditioning[:1], forget),
         guidance_scale=config.environment.guidance_scale,

@@ -530,7 +530,7 @@ def compare(
     table = backbone.prompt_table(prompts)
     kernel = ReverseKernel.from_scheduler(pipe.scheduler, states.num_inference_steps, device=pipe.device)
     policy = Policy(
-        backbone.unet,
+        backbone,
         kernel,
         table,
         guidance_scale=states.guidance_scale,

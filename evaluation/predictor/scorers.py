@@ -15,7 +15,6 @@ import torch
 from pipelines.backbone import Backbone
 from policy.kernel import ReverseKernel
 from policy.policy import Policy
-from policy.rollout import guided_output
 from reward.predictor import RewardPredictor
 from reward.teacher import Teacher
 
@@ -50,19 +49,18 @@ def noisy_decode_scorer(process: Process, teacher: Teacher) -> Scorer:
 def x0_scorer(process: Process, teacher: Teacher, know_prompt: bool) -> Scorer:
     """The teacher on the decoded one-step estimate of the finished latent, under the rollout's guidance or
     for the empty prompt."""
-    unet, kernel, table = process.backbone.unet, process.policy.kernel, process.policy.table
+    backbone, kernel, table = process.backbone, process.policy.kernel, process.policy.table
 
     def score(x: torch.Tensor, step: int, rows: torch.Tensor) -> torch.Tensor:
         prompts = table.conditioning[rows] if know_prompt else table.negative.expand(len(x))
-        output = guided_output(
-            unet,
-            kernel.timesteps[step],
+        output = backbone.guided_output(
             x,
+            kernel.timesteps[step],
             prompts,
             negative=table.negative,
             guidance_scale=process.policy.guidance_scale if know_prompt else 1.0,
         )
-        return teacher.encode_images(process.backbone.decode(kernel.x0_and_epsilon(output, x, step)[0]))
+        return teacher.encode_images(backbone.decode(kernel.x0_and_epsilon(output, x, step)[0]))
 
     return score
 

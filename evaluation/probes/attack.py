@@ -136,7 +136,7 @@ def find_prefix(
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     best: tuple[list[str], float] = [], float("inf")
     losses: list[float] = []
-    with metered(backbone.unet, budget):
+    with metered(backbone.denoiser, budget):
         for _ in range(settings.attack_steps):
             cosines = [
                 F.normalize(v.detach(), dim=-1) @ F.normalize(table, dim=-1).T

@@ -7,7 +7,6 @@ from diffusers import DDIMScheduler
 
 from pipelines.backbone import Backbone
 from pipelines.conditioning import Conditioning
-from policy.rollout import guided_output
 
 
 def denoising_loss(
@@ -31,8 +30,8 @@ def denoising_loss(
         (B,), averaged over C, h, w. Differentiable.
     """
     noisy = scheduler.add_noise(latents, noise, timesteps)
-    predicted = guided_output(
-        backbone.unet, timesteps, noisy, conditioning, negative=conditioning, guidance_scale=1.0
+    predicted = backbone.guided_output(
+        noisy, timesteps, conditioning, negative=conditioning, guidance_scale=1.0
     ).float()
     return (predicted - _target(scheduler, latents, timesteps, noise)).square().mean(dim=(1, 2, 3))
 

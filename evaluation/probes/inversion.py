@@ -95,7 +95,7 @@ def invert(
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     generator, losses = torch.Generator().manual_seed(settings.seed), []
-    with metered(backbone.unet, budget), standing_in(backbone, words, vectors):
+    with metered(backbone.denoiser, budget), standing_in(backbone, words, vectors):
         for _ in tqdm(range(settings.inversion_steps), desc=label, disable=not subject.progress, leave=False):
             ids = torch.randint(len(examples), (settings.train_batch_size,), generator=generator)
             latents = examples.latents[ids.to(examples.latents.device)]

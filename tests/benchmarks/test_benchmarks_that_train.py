@@ -75,6 +75,6 @@ def test_the_loop_learns_what_the_script_learns(
     learn(run, base, state)
     script, loop = (tmp_path / name / "diagnostics.jsonl" for name in ("script", "loop"))
     assert script.read_text() == loop.read_text()
-    save_adapter(tmp_path / "saved", run.unet)
+    save_adapter(tmp_path / "saved", run.denoiser)
     one, other = (load_file(tmp_path / name / LORA_WEIGHT_NAME_SAFE) for name in ("script", "saved"))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

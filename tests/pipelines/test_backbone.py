@@ -87,7 +87,7 @@ def calls(
 
 def drawn(backbone: Backbone, prompts: list[str], guidance: float, min_std: float = 0.0) -> torch.Tensor:
     kernel = ReverseKernel.from_scheduler(backbone.pipe.scheduler, STEPS, min_std=min_std)
-    policy = Policy(backbone.unet, kernel, backbone.prompt_table(prompts), guidance, batch_size=64)
+    policy = Policy(backbone, kernel, backbone.prompt_table(prompts), guidance, batch_size=64)
     return policy.rollout(torch.arange(len(prompts)), torch.Generator().manual_seed(0)).latents[:, -1]
 
 
@@ -108,8 +108,8 @@ def drawn_by_stock(
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_the_unet_is_told_what_the_stock_pipeline_tells_it(backbone: Backbone, guidance: float) -> None:
-    ours = calls(backbone.unet, lambda: drawn(backbone, PROMPTS, guidance))
-    theirs = calls(backbone.unet, lambda: drawn_by_stock(backbone, PROMPTS, guidance))
+    ours = calls(backbone.denoiser, lambda: drawn(backbone, PROMPTS, guidance))
+    theirs = calls(backbone.denoiser, lambda: drawn_by_stock(backbone, PROMPTS, guidance))
     assert len(ours) == len(theirs) == STEPS
     for (states, added), (expected, expected_added) in zip(ours, theirs, strict=True):
         torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
@@ -172,18 +172,18 @@ def test_recomputed_log_probs_are_the_stored_ones_bit_for_bit(backbone_dir: Path
     again beneath it."""
     backbone = Backbone.of(load_pipeline(backbone_dir, dtype=dtype))
     kernel = ReverseKernel.from_scheduler(backbone.pipe.scheduler, STEPS)
-    policy = Policy(backbone.unet, kernel, backbone.prompt_table(PROMPTS), guidance_scale=5.0, batch_size=4)
+    policy = Policy(backbone, kernel, backbone.prompt_table(PROMPTS), guidance_scale=5.0, batch_size=4)
     rows = torch.tensor([0, 2, 1, 0])
 
     def roll_out() -> Trajectory:
         return policy.rollout(rows, torch.Generator().manual_seed(0))
 
     # As beneath an adapter: where a weight may need a gradient torch's Linear sums in another order.
-    backbone.unet.requires_grad_(False)
+    backbone.denoiser.requires_grad_(False)
     base = roll_out()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in add_lora(backbone.unet, 2, 2.0, ["attn2.to_q", "attn2.to_v"]):
+        for parameter in add_lora(backbone.denoiser, 2, 2.0, ["attn2.to_q", "attn2.to_v"]):
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
     trajectory = roll_out()
     assert not torch.equal(trajectory.latents[:, 1], base.latents[:, 1])
@@ -191,7 +191,7 @@ def test_recomputed_log_probs_are_the_stored_ones_bit_for_bit(backbone_dir: Path
         mean = policy.mean(trajectory.latents[:, step], step, policy.table.conditioning[rows])
         log_prob = kernel.log_prob(trajectory.latents[:, step + 1], mean, step)
         assert log_prob.requires_grad and torch.equal(log_prob.detach(), trajectory.log_probs[:, step])
-    with base_policy(backbone.unet):
+    with base_policy(backbone.denoiser):
         again = roll_out()
     assert torch.equal(again.latents, base.latents)
 

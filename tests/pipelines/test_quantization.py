@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from diffusers import BitsAndBytesConfig, DDIMScheduler, UNet2DConditionModel
 from tiny_pipelines import random_unet
 
+from pipelines.backbone import Backbone
 from pipelines.conditioning import Conditioning, PromptTable
 from pipelines.quantization import quantize
 from policy.kernel import ReverseKernel
@@ -76,7 +78,7 @@ def test_an_adapter_learns_on_it_and_disabled_leaves_it_bit_for_bit(
         *map(Conditioning, (torch.randn(2, 7, 64), torch.randn(1, 7, 64))),
         torch.tensor([True, False]),
     )
-    policy = Policy(unet, kernel, table, guidance_scale=5.0, batch_size=3)
+    policy = Policy(Backbone(SimpleNamespace(unet=unet)), kernel, table, guidance_scale=5.0, batch_size=3)
     trajectory = policy.rollout(torch.tensor([0, 0, 0]), torch.Generator().manual_seed(0))
     accelerator = Accelerator(cpu=True)
     optimizer = accelerator.prepare(torch.optim.Adam(parameters, lr=2e-2))

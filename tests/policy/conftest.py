@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from small_policy import TARGETS
 
+from pipelines.backbone import Backbone
 from pipelines.conditioning import Conditioning, PromptTable
 from policy.kernel import ReverseKernel
 from policy.lora import add_lora
@@ -30,4 +32,4 @@ def policy(unet: UNet2DConditionModel, tiny_pipeline_dir: Path) -> Policy:
         *map(Conditioning, (torch.randn(3, 7, 16), torch.randn(1, 7, 16))),
         torch.tensor([True, True, False]),
     )
-    return Policy(unet, kernel, table, guidance_scale=5.0, batch_size=64)
+    return Policy(Backbone(SimpleNamespace(unet=unet)), kernel, table, guidance_scale=5.0, batch_size=64)

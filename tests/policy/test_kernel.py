@@ -86,13 +86,9 @@ def test_stds_are_the_schedulers_away_from_the_floor(settings: dict[str, object]
 def test_every_step_ends_where_the_next_begins(spacing: str, num_steps: int) -> None:
     scheduler = ddim(timestep_spacing=spacing)
     kernel = ReverseKernel.from_scheduler(scheduler, num_steps)
-    assert (
-        kernel.num_steps == num_steps and len(kernel.timesteps) == len(kernel.signals) == num_steps + 1
-    )
+    assert kernel.num_steps == num_steps and len(kernel.timesteps) == len(kernel.signals) == num_steps + 1
     assert (kernel.timesteps[:-1].diff() < 0).all()
-    torch.testing.assert_close(
-        kernel.signals[:-1].square(), scheduler.alphas_cumprod[kernel.timesteps[:-1]]
-    )
+    torch.testing.assert_close(kernel.signals[:-1].square(), scheduler.alphas_cumprod[kernel.timesteps[:-1]])
     assert kernel.noise_variances[-1] == 1 - scheduler.final_alpha_cumprod
 
 
@@ -164,9 +160,7 @@ def test_a_step_at_zero_terminal_snr_is_diffusers_too(prediction_type: str, num_
     assert kernel.signals[0] == 0 and kernel.timesteps.tolist() == [*scheduler.timesteps.tolist(), 0]
     output, x, noise = states()
     x0 = output if prediction_type == "sample" else -output
-    torch.testing.assert_close(
-        kernel.mean(output, x, 0), kernel.signals[1] * x0, atol=1e-3, rtol=0
-    )
+    torch.testing.assert_close(kernel.mean(output, x, 0), kernel.signals[1] * x0, atol=1e-3, rtol=0)
     torch.testing.assert_close(kernel.stds[0] ** 2, kernel.noise_variances[1])
     for step, t in list(enumerate(scheduler.timesteps))[1:]:
         expected = scheduler.step(output, t, x, eta=1.0, variance_noise=noise).prev_sample
@@ -197,9 +191,7 @@ def test_what_is_predicted_of_pure_noise_moves_the_next_state() -> None:
     that the next state shows."""
     kernel = ReverseKernel.from_scheduler(ddim(prediction_type="v_prediction", **ZERO_SNR), 10)
     output, x, _ = states()
-    torch.testing.assert_close(
-        kernel.mean(output, x, 0), -kernel.signals[1] * output, atol=1e-3, rtol=1e-3
-    )
+    torch.testing.assert_close(kernel.mean(output, x, 0), -kernel.signals[1] * output, atol=1e-3, rtol=1e-3)
 
 
 def test_noise_predicted_of_pure_noise_is_refused() -> None:

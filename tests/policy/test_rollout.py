@@ -69,7 +69,9 @@ def test_a_rollout_is_a_function_of_its_generator(policy: Policy) -> None:
 @pytest.mark.parametrize(("guidance_scale", "samples"), [(1.0, 4), (5.0, 8)])
 def test_a_step_is_one_pass_of_the_unet(policy: Policy, guidance_scale: float, samples: int) -> None:
     batches: list[int] = []
-    handle = policy.unet.register_forward_hook(lambda module, inputs, output: batches.append(len(inputs[0])))
+    handle = policy.denoiser.register_forward_hook(
+        lambda module, inputs, output: batches.append(len(inputs[0]))
+    )
     sample(policy, IDS, guidance_scale=guidance_scale)
     handle.remove()
     assert batches == [samples] * policy.kernel.num_steps
@@ -92,10 +94,12 @@ def test_gradients_reach_the_adapter_alone(policy: Policy) -> None:
     mean = policy.mean(trajectory.latents[:, 1], 1, embeds)
     policy.kernel.log_prob(trajectory.latents[:, 2], mean, 1).sum().backward()
     graded = {
-        name for name, p in policy.unet.named_parameters() if p.grad is not None and p.grad.abs().max() > 0
+        name
+        for name, p in policy.denoiser.named_parameters()
+        if p.grad is not None and p.grad.abs().max() > 0
     }
     # While B is zero A has no gradient: all B matrices and nothing else.
-    assert graded == {name for name, _ in policy.unet.named_parameters() if "lora_B" in name}
+    assert graded == {name for name, _ in policy.denoiser.named_parameters() if "lora_B" in name}
 
 
 def test_kl_to_the_base_is_zero_before_and_has_a_gradient_once_the_adapter_moved(policy: Policy) -> None:
@@ -105,7 +109,7 @@ def test_kl_to_the_base_is_zero_before_and_has_a_gradient_once_the_adapter_moved
     def mean(step: int) -> torch.Tensor:
         return policy.mean(trajectory.latents[:, step], step, embeds)
 
-    with base_policy(policy.unet), torch.no_grad():
+    with base_policy(policy.denoiser), torch.no_grad():
         reference = [mean(step) for step in range(policy.kernel.num_steps)]
     for step, base in enumerate(reference):
         assert torch.equal(base, trajectory.means[:, step])

@@ -86,10 +86,10 @@ def test_the_ratio_is_exactly_1_until_something_moves(
     """Over all steps and two batches, in the base's and the storage's precision alike: a learning rate of
     0 keeps it so."""
     base, storage = dtypes
-    for p in policy.unet.parameters():
+    for p in policy.denoiser.parameters():
         if not p.requires_grad:
             p.data = p.data.to(base)
-    assert policy.unet.dtype == base
+    assert policy.denoiser.dtype == base
     trajectory = Trajectory.cat([sample(policy, FORGET, seed, storage_dtype=storage) for seed in (1, 2)])
     retain = sample(policy, RETAIN, 3, storage_dtype=storage)
     stats = update(
@@ -184,7 +184,7 @@ def test_the_kl_to_the_base_starts_at_zero_and_pulls_a_moved_adapter_back(policy
 
 
 def test_only_the_adapter_moves(policy: Policy) -> None:
-    before = {name: p.detach().clone() for name, p in policy.unet.named_parameters()}
+    before = {name: p.detach().clone() for name, p in policy.denoiser.named_parameters()}
     update(
         policy,
         sample(policy, FORGET),
@@ -193,9 +193,9 @@ def test_only_the_adapter_moves(policy: Policy) -> None:
         sgd(policy, 0.1),
         kl_coef=1.0,
     )
-    moved = {name for name, p in policy.unet.named_parameters() if not torch.equal(p, before[name])}
+    moved = {name for name, p in policy.denoiser.named_parameters() if not torch.equal(p, before[name])}
     assert moved and all("lora_" in name for name in moved)
-    assert all(p.grad is None for p in policy.unet.parameters())
+    assert all(p.grad is None for p in policy.denoiser.parameters())
 
 
 def test_masked_steps_are_never_trained_and_a_fraction_is_a_fraction(policy: Policy) -> None:

@@ -114,7 +114,7 @@ def stats(**changes: Any) -> UpdateStats:
 
 def move(state: RunState, by: float = 1.0) -> None:
     """As an update does."""
-    for p in state.unet.parameters():
+    for p in state.denoiser.parameters():
         if p.requires_grad:
             p.grad = torch.full_like(p, by)
     state.optimizer.step()
@@ -127,7 +127,7 @@ def rate(state: RunState) -> float:
 
 def is_adapter(state: RunState, expected: dict[str, torch.Tensor]) -> bool:
     """Whether the adapter is that, bit for bit."""
-    now = lora_state(state.unet)
+    now = lora_state(state.denoiser)
     return now.keys() == expected.keys() and all(torch.equal(now[name], expected[name]) for name in now)
 
 
@@ -136,7 +136,7 @@ def is_adapter(state: RunState, expected: dict[str, torch.Tensor]) -> bool:
 
 def test_a_sound_adapter_is_kept_as_the_good_one() -> None:
     state = new_state()
-    before = lora_state(state.unet)
+    before = lora_state(state.denoiser)
     move(state)
     assert not is_adapter(state, before)
     assert state.judge(HEALTHY) is Verdict.KEEP
@@ -179,7 +179,7 @@ def test_a_bad_adapter_is_taken_back_bit_for_bit(
 ) -> None:
     state = new_state("--learning_rate", "0.08")
     assert state.judge(HEALTHY) is Verdict.KEEP
-    good = lora_state(state.unet)
+    good = lora_state(state.denoiser)
     state.record(experience(), stats())
     move(state)
     for name, value in progress.items():
@@ -392,7 +392,7 @@ def test_a_state_comes_back_from_its_checkpoint_and_goes_on_as_the_other_does(tm
     resumed = new_state(*line)
     resumed.restore(checkpoint, torch.device("cpu"), offload=False)
     assert resumed.progress == saved.progress and resumed.progress.brakes == 1
-    assert is_adapter(resumed, lora_state(saved.unet)) and not is_adapter(resumed, resumed.good)
+    assert is_adapter(resumed, lora_state(saved.denoiser)) and not is_adapter(resumed, resumed.good)
     assert rate(resumed) == rate(saved) and resumed.stop.recent == saved.stop.recent == [0.25, 0.25]
     assert len(resumed.replay) == 2 and resumed.replay.maxlen == 2
     for one, other in zip(resumed.replay, saved.replay, strict=True):
@@ -402,12 +402,12 @@ def test_a_state_comes_back_from_its_checkpoint_and_goes_on_as_the_other_does(tm
         move(state, by=-0.5)
         state.record(experience(7), stats())
         move(state, by=0.1)
-    assert is_adapter(resumed, lora_state(saved.unet)) and rate(resumed) == rate(saved)
+    assert is_adapter(resumed, lora_state(saved.denoiser)) and rate(resumed) == rate(saved)
     assert saved.judge(HEALTHY) is resumed.judge(HEALTHY) is Verdict.KEEP
     for state in (saved, resumed):
         move(state)
         state.judge(HEALTHY | {"retain_drop": 1.0})
-    assert is_adapter(resumed, lora_state(saved.unet)) and rate(resumed) == rate(saved)
+    assert is_adapter(resumed, lora_state(saved.denoiser)) and rate(resumed) == rate(saved)
 
 
 def test_only_so_many_checkpoints_are_kept(tmp_path: Path) -> None:
@@ -438,7 +438,7 @@ def a_run(state: RunState, **changes: Any) -> tuple[SimpleNamespace, Baseline]:
     base = Baseline(trajectory, 0.3, 0.2, acted, gradient_scale=None)
     run = {
         "config": state.config,
-        "unet": state.unet,
+        "denoiser": state.denoiser,
         "optimizer": state.optimizer,
         "critic": state.critic,
         "env": SimpleNamespace(kernel=SimpleNamespace(num_steps=STEPS)),
@@ -479,5 +479,5 @@ def test_a_run_that_resumes_begins_where_it_was(tmp_path: Path) -> None:
     fresh = new_state("--output_dir", str(tmp_path))
     run, base = a_run(fresh, checkpoint=load_checkpoint(tmp_path, "latest"))
     state = begin(run, base, seconds=9.0)  # type: ignore[arg-type]
-    assert state.progress == made.progress and is_adapter(state, lora_state(made.unet))
+    assert state.progress == made.progress and is_adapter(state, lora_state(made.denoiser))
     assert len(list_checkpoints(tmp_path)) == 1 and state.stop.recent == [0.25]

@@ -172,7 +172,7 @@ def test_x0_hat_is_where_the_last_step_goes(tiny_pipeline_dir: Path, teacher: Te
     kernel = ReverseKernel.from_scheduler(pipe.scheduler, 4, eta=1e-6, min_std=0.0)
     backbone = Backbone.of(pipe)
     table = backbone.prompt_table(prompts)
-    policy = Policy(pipe.unet, kernel, table, guidance_scale=3.0, batch_size=3)
+    policy = Policy(backbone, kernel, table, guidance_scale=3.0, batch_size=3)
     process, rows, x = Process(backbone, policy), torch.tensor([0, 1, 1]), torch.randn(3, 4, 8, 8)
     with torch.no_grad():
         for know_prompt, known, guidance in (

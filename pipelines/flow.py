@@ -1,0 +1,165 @@
+"""Flow-matching transformers: Stable Diffusion 3.x and FLUX.1."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffusion3Pipeline
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pipelines.backbone import Backbone
+from pipelines.conditioning import Conditioning
+
+
+class FlowBackbone(Backbone):
+    """What flow-matching pipelines share: a transformer, and a scheduler of noise levels."""
+
+    pipe: StableDiffusion3Pipeline | FluxPipeline
+    component = "transformer"
+    is_flow = True
+
+    def deterministic_sampler(self) -> FlowMatchEulerDiscreteScheduler:
+        """Euler's, with the pipeline's own shift."""
+        return type(self.pipe.scheduler).from_config(self.pipe.scheduler.config, stochastic_sampling=False)
+
+    def timed_scheduler(self, num_steps: int) -> FlowMatchEulerDiscreteScheduler:
+        """A copy of the scheduler with its timesteps set as the pipeline sets them."""
+        scheduler = deepcopy(self.pipe.scheduler)
+        scheduler.set_timesteps(num_steps, **self._timing(num_steps))
+        return scheduler
+
+    @property
+    def size_step(self) -> int:
+        return self.pipe.vae_scale_factor * self._patch
+
+    def _timing(self, num_steps: int) -> dict[str, Any]:
+        if not self.pipe.scheduler.config.use_dynamic_shifting:
+            return {}
+        return {"mu": self._shift()}
+
+    def _shift(self) -> float:
+        """How far noise levels are shifted at this size of the image (`calculate_shift` of the pipelines)."""
+        config = self.pipe.scheduler.config
+        _, height, width = self.latent_shape
+        tokens = (height // self._patch) * (width // self._patch)
+        slope = (config.max_shift - config.base_shift) / (
+            config.max_image_seq_len - config.base_image_seq_len
+        )
+        return config.base_shift + slope * (tokens - config.base_image_seq_len)
+
+    @property
+    def _patch(self) -> int:
+        """Side of a token in numbers of the latent."""
+        return 2
+
+    def _unscale(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
+
+    def _scale(self, latents: torch.Tensor) -> torch.Tensor:
+        return (latents - (self.vae.config.shift_factor or 0)) * self.vae.config.scaling_factor
+
+
+class SD3Backbone(FlowBackbone):
+    """Stable Diffusion 3.x: two CLIPs, whose pooled embeddings are joined, and a T5, which may be
+    left out."""
+
+    pipe: StableDiffusion3Pipeline
+    pipeline = StableDiffusion3Pipeline
+    sequence_length = 256
+
+    @property
+    def text_encoders(self) -> list[PreTrainedModel]:
+        found = (self.pipe.text_encoder, self.pipe.text_encoder_2, self.pipe.text_encoder_3)
+        return [encoder for encoder in found if encoder is not None]
+
+    @property
+    def tokenizers(self) -> list[PreTrainedTokenizerBase]:
+        """T5's alone, where there is one: it reads on where CLIP's windows end."""
+        if self.pipe.text_encoder_3 is not None:
+            return [self.pipe.tokenizer_3]
+        return [self.pipe.tokenizer, self.pipe.tokenizer_2]
+
+    @property
+    def _patch(self) -> int:
+        return self.denoiser.config.patch_size
+
+    def encode(self, prompts: list[str]) -> Conditioning:
+        states, _, pooled, _ = self.pipe.encode_prompt(
+            prompts, None, None, device=self.device, do_classifier_free_guidance=False
+        )
+        return Conditioning(states, pooled)
+
+    def output(
+        self, x: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning, guidance_scale: float
+    ) -> torch.Tensor:
+        conditioning = conditioning.to(self.denoiser.dtype)
+        return self.denoiser(
+            hidden_states=x.to(self.denoiser.dtype),
+            timestep=timestep.expand(len(x)),
+            encoder_hidden_states=conditioning.states,
+            pooled_projections=conditioning.pooled,
+            joint_attention_kwargs=None,
+            return_dict=False,
+        )[0]
+
+
+class FluxBackbone(FlowBackbone):
+    """FLUX.1: latents packed into tokens, a pooled CLIP, T5's states, and guidance that the network is told
+    (FLUX.1 [dev]) or has learnt (FLUX.1 [schnell]); it is never asked twice."""
+
+    pipe: FluxPipeline
+    pipeline = FluxPipeline
+    sequence_length = 512
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W), unpacked."""
+        size = self.pipe.default_sample_size
+        return self.denoiser.config.in_channels // 4, size, size
+
+    def resize(self, size: int) -> None:
+        self.pipe.default_sample_size = size
+
+    @property
+    def text_encoders(self) -> list[PreTrainedModel]:
+        return [self.pipe.text_encoder, self.pipe.text_encoder_2]
+
+    @property
+    def tokenizers(self) -> list[PreTrainedTokenizerBase]:
+        """T5's alone: CLIP gives one vector for the whole text."""
+        return [self.pipe.tokenizer_2]
+
+    def encode(self, prompts: list[str]) -> Conditioning:
+        states, pooled, _ = self.pipe.encode_prompt(prompts, device=self.device)
+        return Conditioning(states, pooled)
+
+    def branches(self, guidance_scale: float) -> int:
+        return 1
+
+    def output(
+        self, x: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning, guidance_scale: float
+    ) -> torch.Tensor:
+        count, channels, height, width = x.shape
+        dtype, scale = self.denoiser.dtype, self.pipe.vae_scale_factor
+        conditioning = conditioning.to(dtype)
+        guidance = None
+        if self.denoiser.config.guidance_embeds:
+            guidance = torch.full((count,), guidance_scale, device=x.device, dtype=torch.float32)
+        tokens = self.denoiser(
+            hidden_states=self.pipe._pack_latents(x.to(dtype).contiguous(), count, channels, height, width),
+            timestep=timestep.expand(count).to(dtype) / 1000,
+            guidance=guidance,
+            pooled_projections=conditioning.pooled,
+            encoder_hidden_states=conditioning.states,
+            txt_ids=torch.zeros(conditioning.states.shape[1], 3, device=x.device, dtype=dtype),
+            img_ids=self.pipe._prepare_latent_image_ids(count, height // 2, width // 2, x.device, dtype),
+            joint_attention_kwargs={},
+            return_dict=False,
+        )[0]
+        return self.pipe._unpack_latents(tokens, height * scale, width * scale, scale)
+
+    def _timing(self, num_steps: int) -> dict[str, Any]:
+        return {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps), "mu": self._shift()}
