@@ -81,9 +81,7 @@ def build_environment(
     if memory.quantization is not None:
         quantize(getattr(pipe, Backbone.of(pipe).component), memory.quantization, device)
     backbone = Backbone.of(pipe.to(device))
-    kernel = ReverseKernel.from_scheduler(
-        pipe.scheduler, config.num_inference_steps, config.eta, device=device
-    )
+    kernel = ReverseKernel.of(backbone, config.num_inference_steps, config.eta)
     for text in inputs.texts():
         backbone.check_window(text)
     teacher, text_teacher = load_teachers(reward, inputs, base.is_bundled, device=device)

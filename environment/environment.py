@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 
 from common.errors import Unsound
 from common.processes import all_rows, own_batches, own_rows
@@ -114,7 +114,7 @@ class Environment:
         return self.policy.batch_size
 
     @property
-    def pipe(self) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    def pipe(self) -> DiffusionPipeline:
         """The base, with the adapter once there is one."""
         return self.backbone.pipe
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 
 import canvas
 from common.flags import by_name, flag
@@ -154,7 +154,7 @@ class Choice:
     clip_name: str | None
     device: torch.device
 
-    def load_base(self) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    def load_base(self) -> DiffusionPipeline:
         """The base without the adapter, on the device.
 
         Raises:

@@ -83,6 +83,8 @@ class Backbone:
     """What the pipeline calls the network that denoises."""
     is_flow = False
     """Whether it was trained by flow matching."""
+    lora_targets = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
+    """Endings of the modules that are adapted unless others are named: where images attend to texts."""
     sequence_length = 77
     """Tokens that an encoder is given which sets no limit itself."""
 
@@ -137,6 +139,49 @@ class Backbone:
         config = self.pipe.scheduler.config
         return DDIMScheduler.from_config(config, clip_sample=config.get("clip_sample", False))
 
+    @torch.no_grad()
+    def draw_latents(
+        self,
+        prompts: list[str],
+        generator: torch.Generator,
+        *,
+        num_inference_steps: int,
+        guidance_scale: float,
+        stochastic: bool,
+    ) -> torch.Tensor:
+        """What the pipeline draws for the prompts, before it is decoded: (B, C, h, w).
+
+        Args:
+            stochastic: with new noise in every step, or with none but the first.
+        """
+        height, width = self.image_size
+        own, sampler = self.pipe.scheduler, self.sampler(stochastic)
+        self.pipe.scheduler = sampler
+        try:
+            return self.pipe(
+                prompts,
+                height=height,
+                width=width,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                generator=generator,
+                output_type="latent",
+                **self.noise_of(sampler, stochastic),
+            ).images
+        finally:
+            self.pipe.scheduler = own
+
+    def sampler(self, stochastic: bool) -> SchedulerMixin:
+        """The pipeline's noise schedule under a sampler with new noise in every step, or with none."""
+        return self.deterministic_sampler()
+
+    def noise_of(self, sampler: SchedulerMixin, stochastic: bool) -> dict[str, float]:
+        """What the pipeline is called with for so much noise."""
+        # At zero terminal SNR all of the next state is new noise, and DDIMScheduler may take the root of a
+        # rounding error below 0.
+        most = 1.0 if sampler.alphas_cumprod[-1] > 0 else 0.999
+        return {"eta": most * stochastic}
+
     @property
     def text_encoders(self) -> list[PreTrainedModel]:
         return [self.pipe.text_encoder]
@@ -148,7 +193,13 @@ class Backbone:
 
     @property
     def tokenizers(self) -> list[PreTrainedTokenizerBase]:
+        """One for each text encoder."""
         return [self.pipe.tokenizer]
+
+    @property
+    def readers(self) -> list[PreTrainedTokenizerBase]:
+        """The tokenizers into whose windows a text must fit as a whole."""
+        return self.tokenizers
 
     @contextmanager
     def on_device(self, *modules: nn.Module) -> Iterator[None]:
@@ -249,7 +300,7 @@ class Backbone:
         """The end of a text that a tokenizer cuts off, so that its encoder never sees it; empty if there is
         none."""
         ends = []
-        for tokenizer in self.tokenizers:
+        for tokenizer in self.readers:
             ids = tokenizer(text, truncation=False, verbose=False).input_ids
             # The last token that is seen ends the text, and the last one of all would.
             ends.append(tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1]).strip())
@@ -261,7 +312,7 @@ class Backbone:
         Raises:
             ValueError: it needs more tokens than the window holds.
         """
-        for tokenizer in self.tokenizers:
+        for tokenizer in self.readers:
             used, window = (
                 len(tokenizer(text, truncation=False, verbose=False).input_ids),
                 tokenizer.model_max_length,

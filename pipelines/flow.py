@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffusion3Pipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, SchedulerMixin, StableDiffusion3Pipeline
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipelines.backbone import Backbone
@@ -20,10 +20,18 @@ class FlowBackbone(Backbone):
     pipe: StableDiffusion3Pipeline | FluxPipeline
     component = "transformer"
     is_flow = True
+    lora_targets = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
 
     def deterministic_sampler(self) -> FlowMatchEulerDiscreteScheduler:
         """Euler's, with the pipeline's own shift."""
-        return type(self.pipe.scheduler).from_config(self.pipe.scheduler.config, stochastic_sampling=False)
+        return self.sampler(stochastic=False)
+
+    def sampler(self, stochastic: bool) -> FlowMatchEulerDiscreteScheduler:
+        kind = type(self.pipe.scheduler)
+        return kind.from_config(self.pipe.scheduler.config, stochastic_sampling=stochastic)
+
+    def noise_of(self, sampler: SchedulerMixin, stochastic: bool) -> dict[str, float]:
+        return {}
 
     def timed_scheduler(self, num_steps: int) -> FlowMatchEulerDiscreteScheduler:
         """A copy of the scheduler with its timesteps set as the pipeline sets them."""
@@ -77,10 +85,13 @@ class SD3Backbone(FlowBackbone):
 
     @property
     def tokenizers(self) -> list[PreTrainedTokenizerBase]:
-        """T5's alone, where there is one: it reads on where CLIP's windows end."""
-        if self.pipe.text_encoder_3 is not None:
-            return [self.pipe.tokenizer_3]
-        return [self.pipe.tokenizer, self.pipe.tokenizer_2]
+        found = (self.pipe.tokenizer, self.pipe.tokenizer_2, self.pipe.tokenizer_3)
+        return list(found[: len(self.text_encoders)])
+
+    @property
+    def readers(self) -> list[PreTrainedTokenizerBase]:
+        """T5's, where there is one: it reads on where CLIP's windows end."""
+        return self.tokenizers[2:] or self.tokenizers
 
     @property
     def _patch(self) -> int:
@@ -129,12 +140,20 @@ class FluxBackbone(FlowBackbone):
 
     @property
     def tokenizers(self) -> list[PreTrainedTokenizerBase]:
-        """T5's alone: CLIP gives one vector for the whole text."""
+        return [self.pipe.tokenizer, self.pipe.tokenizer_2]
+
+    @property
+    def readers(self) -> list[PreTrainedTokenizerBase]:
+        """T5's: CLIP gives one vector for the whole text."""
         return [self.pipe.tokenizer_2]
 
     def encode(self, prompts: list[str]) -> Conditioning:
         states, pooled, _ = self.pipe.encode_prompt(prompts, device=self.device)
         return Conditioning(states, pooled)
+
+    def draw_latents(self, prompts: list[str], generator: torch.Generator, **settings: Any) -> torch.Tensor:
+        packed = super().draw_latents(prompts, generator, **settings)
+        return self.pipe._unpack_latents(packed, *self.image_size, self.pipe.vae_scale_factor)
 
     def branches(self, guidance_scale: float) -> int:
         return 1

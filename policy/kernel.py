@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
+from pipelines.backbone import Backbone
+
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
@@ -155,6 +157,17 @@ class ReverseKernel:
             scheduler.config.num_train_timesteps,
         )
 
+    @classmethod
+    def of(cls, backbone: Backbone, num_steps: int, eta: float = 1.0, min_std: float = 0.01) -> ReverseKernel:
+        """The kernel of a backbone's own noise schedule, on its device.
+
+        Raises:
+            ValueError: as `from_scheduler` and `from_flow`.
+        """
+        if backbone.is_flow:
+            return cls.from_flow(backbone.timed_scheduler(num_steps), eta, min_std, backbone.device)
+        return cls.from_scheduler(backbone.pipe.scheduler, num_steps, eta, min_std, backbone.device)
+
     @property
     def num_steps(self) -> int:
         return len(self.stds)
@@ -181,7 +194,7 @@ class ReverseKernel:
         return self.signals[step + 1] * x0 + (noise_variance - std**2).clamp(min=0).sqrt() * epsilon
 
     def sensitivity(self) -> torch.Tensor:
-        """(T,): how many standard deviations the mean of each step moves when the network's output moves by one.
+        """(T,): by how many standard deviations a step's mean moves when the network's output moves by one.
 
         The gradient of a step's log-probability grows with it. Where a schedule ends in tiny steps it is many
         times larger than elsewhere, and these steps would drown all others in noise.

@@ -27,9 +27,11 @@ class AdapterConfig:
         above=0,
         help="Scale of the LoRA update before division by the rank. Default: the rank.",
     )
-    lora_target_modules: tuple[str, ...] = flag(
-        ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
-        help="Endings of the modules to adapt.",
+    lora_target_modules: tuple[str, ...] | None = flag(
+        None,
+        help="Endings of the modules to adapt. Default: attn2.to_q, .to_k, .to_v and .to_out.0, a UNet's "
+        "cross-attention; of a transformer the same of attn, to which attn.add_q_proj, .add_k_proj, .add_v_proj "
+        "and .to_add_out add those of the text.",
     )
 
     @property

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
 from common.checkpoints import (
@@ -35,6 +35,7 @@ from common.interruption import Interruption, leave
 from common.names import public_name
 from common.processes import anywhere
 from common.room import Room, going_on
+from pipelines.noise import NoiseSchedule
 from reward.latents import BaseRollouts, BaseSamples, Latents, Source, collect
 from reward.origin import describe_origin
 from reward.predictor import RewardPredictor
@@ -143,30 +144,38 @@ class Checkpointing:
 
 
 def noisy_batch(
-    data: Latents, scheduler: DDIMScheduler, batch_size: int, noise_levels: str, generator: torch.Generator
+    data: Latents,
+    noise_schedule: NoiseSchedule,
+    batch_size: int,
+    noise_levels: str,
+    generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What a step learns from: noisy latents (B, C, h, w), timesteps (B,), and the embeddings (B, D) to be
     told from them.
 
-    Finished latents with noise added by the scheduler, some of them left clean, and states of rollouts where
+    Finished latents with noise added, some of them left clean, and states of rollouts where
     there are any.
     """
     rows = torch.randint(len(data), (batch_size,), generator=generator)
-    t = torch.randint(scheduler.config.num_train_timesteps, (batch_size,), generator=generator)
+    t = torch.randint(len(noise_schedule), (batch_size,), generator=generator)
     clean = torch.rand(batch_size, generator=generator) < (1.0 if noise_levels == "clean" else CLEAN_SHARE)
     x0 = data.latents[rows]
     noise = torch.randn(x0.shape, generator=generator)
     t = t.masked_fill(clean, 0)
-    noisy = torch.where(clean[:, None, None, None], x0, scheduler.add_noise(x0, noise, t))
+    noisy = torch.where(clean[:, None, None, None], x0, noise_schedule.add_noise(x0, noise, t))
     if len(data.timesteps) and noise_levels != "clean":
         rolled = torch.rand(batch_size, generator=generator) < ROLLOUT_SHARE
         step = torch.randint(len(data.timesteps), (batch_size,), generator=generator)
         noisy[rolled] = data.states[rows[rolled], step[rolled]].float()
         # A rollout knows few timesteps: told exactly, they would say that this is a rollout, and nothing of
         # the others would be learnt.
-        last = scheduler.config.num_train_timesteps - 1
+        last = noise_schedule.last
         apart = max(1, last // len(data.timesteps))
-        near = data.timesteps[step] + torch.randint(apart, (batch_size,), generator=generator) - apart // 2
+        near = (
+            data.timesteps[step].round().long()
+            + torch.randint(apart, (batch_size,), generator=generator)
+            - apart // 2
+        )
         t = torch.where(rolled, near.clamp(0, last), t)
     return noisy, t, data.embeddings[rows]
 
@@ -184,7 +193,7 @@ def create_optimizer(parameters: list[torch.nn.Parameter], config: DistilConfig)
 def distil(
     predictor: RewardPredictor,
     data: Latents,
-    scheduler: DDIMScheduler,
+    noise_schedule: NoiseSchedule,
     config: DistilConfig,
     accelerator: Accelerator | None = None,
     *,
@@ -243,7 +252,7 @@ def distil(
     with room, interruption if checkpoints else nullcontext():
         for step in bar:
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            batch = noisy_batch(data, scheduler, config.batch_size, config.noise_levels, generator)
+            batch = noisy_batch(data, noise_schedule, config.batch_size, config.noise_levels, generator)
             noisy, t, embeddings = (value[mine].to(accelerator.device) for value in batch)
             loss = F.mse_loss(model(noisy, t).float(), embeddings, reduction="none").sum(-1).mean()
             prepared.zero_grad(set_to_none=True)
@@ -368,22 +377,22 @@ def _resume(
 
 @torch.no_grad()
 def cosine_by_noise(
-    predictor: RewardPredictor, data: Latents, scheduler: DDIMScheduler, generator: torch.Generator
+    predictor: RewardPredictor, data: Latents, noise_schedule: NoiseSchedule, generator: torch.Generator
 ) -> dict[int, float]:
     """Mean cosine to the teacher's embedding on held-out latents at five noise levels; the predictor is on
     the CPU."""
-    last = scheduler.config.num_train_timesteps - 1
+    last = noise_schedule.last
     result = {}
     for t in (0, last // 4, last // 2, 3 * last // 4, last):
         steps = torch.full((len(data),), t)
         noise = torch.randn(data.latents.shape, generator=generator)
-        noisy = data.latents if t == 0 else scheduler.add_noise(data.latents, noise, steps)
+        noisy = data.latents if t == 0 else noise_schedule.add_noise(data.latents, noise, steps)
         result[t] = F.cosine_similarity(predictor(noisy, steps), data.embeddings).mean().item()
     return result
 
 
 def train_predictor(
-    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline,
+    pipe: DiffusionPipeline,
     teacher: Teacher,
     prompts: list[str],
     *,
@@ -416,7 +425,7 @@ def train_predictor(
 
 
 def fit_predictor(
-    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline,
+    pipe: DiffusionPipeline,
     teacher: Teacher,
     source: Source,
     data: Latents,
@@ -461,10 +470,12 @@ def fit_predictor(
             asdict(config),
         ),
     )
-    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    distil(predictor.to(accelerator.device), train, scheduler, config, accelerator, checkpoints=checkpoints)
+    noise_schedule = NoiseSchedule.of(pipe.scheduler)
+    distil(
+        predictor.to(accelerator.device), train, noise_schedule, config, accelerator, checkpoints=checkpoints
+    )
     cosines = cosine_by_noise(
-        predictor.cpu(), held_out, scheduler, torch.Generator().manual_seed(config.seed)
+        predictor.cpu(), held_out, noise_schedule, torch.Generator().manual_seed(config.seed)
     )
     accelerator.print(
         "cosine to the teacher on held-out latents: "

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import PartialState
-from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -137,7 +137,7 @@ class BaseSamples:
 
     def __init__(
         self,
-        pipe: StableDiffusionPipeline | StableDiffusionXLPipeline,
+        pipe: DiffusionPipeline,
         prompts: list[str],
         num_inference_steps: int = 16,
         guidance_scale: float = 7.5,
@@ -151,20 +151,14 @@ class BaseSamples:
         self.num_inference_steps, self.guidance_scale, self.seed = num_inference_steps, guidance_scale, seed
         self.shard_size = shard_size or self.backbone.usual_batch_size
         self.available = None
-        # DDIMScheduler would clip x_0 to [-1, 1] wherever the base's own scheduler (Euler, DPM-Solver) has no
-        # word on it.
-        self.scheduler = DDIMScheduler.from_config(
-            pipe.scheduler.config, clip_sample=pipe.scheduler.config.get("clip_sample", False)
-        )
-        # At zero terminal SNR all of the next state is new noise, and DDIMScheduler may take the root of a
-        # rounding error below 0.
-        self.eta = 1.0 if self.scheduler.alphas_cumprod[-1] > 0 else 0.999
 
     def description(self) -> dict[str, Any]:
         return self.public() | {
             "weights": fingerprint(*self.backbone.modules),
             "scheduler": {
-                name: value for name, value in self.scheduler.config.items() if not name.startswith("_")
+                name: value
+                for name, value in self.backbone.deterministic_sampler().config.items()
+                if not name.startswith("_")
             },
             "prompts": self.prompts,
             "dtype": str(self.backbone.denoiser.dtype),
@@ -183,22 +177,14 @@ class BaseSamples:
     @torch.no_grad()
     def shard(self, index: int) -> Drawn:
         prompts = [self.prompts[row] for row in self.rows(index)]
-        height, width = self.backbone.image_size
-        own, self.pipe.scheduler = self.pipe.scheduler, self.scheduler
-        try:
-            out = self.pipe(
-                prompts,
-                height=height,
-                width=width,
-                num_inference_steps=self.num_inference_steps,
-                guidance_scale=self.guidance_scale,
-                eta=self.eta * (index % 2),
-                generator=torch.Generator().manual_seed(self.seed * 1_000_003 + index),
-                output_type="latent",
-            )
-        finally:
-            self.pipe.scheduler = own
-        return Drawn(out.images.float())
+        latents = self.backbone.draw_latents(
+            prompts,
+            torch.Generator().manual_seed(self.seed * 1_000_003 + index),
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            stochastic=bool(index % 2),
+        )
+        return Drawn(latents.float())
 
     def rows(self, index: int) -> list[int]:
         """The shard's prompts."""
@@ -220,9 +206,7 @@ class BaseRollouts(BaseSamples):
     def shard(self, index: int) -> Drawn:
         prompts = [self.prompts[row] for row in self.rows(index)]
         table = self.backbone.prompt_table(prompts)
-        kernel = ReverseKernel.from_scheduler(
-            self.scheduler, self.num_inference_steps, device=self.pipe.device
-        )
+        kernel = ReverseKernel.of(self.backbone, self.num_inference_steps)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         rows = torch.arange(len(prompts), device=self.pipe.device)
         policy = Policy(self.backbone, kernel, table, self.guidance_scale, batch_size=len(prompts))
@@ -244,7 +228,7 @@ class EncodedImages:
 
     def __init__(
         self,
-        pipe: StableDiffusionPipeline | StableDiffusionXLPipeline,
+        pipe: DiffusionPipeline,
         images: Any,
         label: dict[str, Any],
         name: str,

@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, SchedulerMixin
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from torch import nn
 
 from common.film import shape_text, size_of
@@ -42,7 +42,10 @@ def key_of(description: dict[str, Any]) -> str:
 
 def noise_schedule(scheduler: SchedulerMixin) -> dict[str, Any]:
     """What decides how noisy a latent is at a timestep: the settings, and alpha-bar at five timesteps,
-    which is what they come to."""
+    which is what they come to. Flows have one schedule for all, at every timestep."""
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        steps = scheduler.config.num_train_timesteps
+        return {"prediction_type": "flow", "num_train_timesteps": steps, "alphas_cumprod": {}}
     config = DDIMScheduler.from_config(scheduler.config).config
     last = config.num_train_timesteps - 1
     alphas = DDIMScheduler.from_config(scheduler.config).alphas_cumprod

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 
 import canvas
 from common.checkpoints import latest_checkpoint, list_checkpoints, load_checkpoint
@@ -240,7 +240,7 @@ def check(config: TrainConfig) -> None:
 def create_source(
     data: DataConfig,
     seed: int,
-    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline,
+    pipe: DiffusionPipeline,
     prompts: list[str],
 ) -> Source:
     """What the settings say to learn from.
@@ -325,7 +325,7 @@ def run(config: TrainConfig, accelerator: Accelerator) -> None:
 def make_predictor(
     config: TrainConfig,
     accelerator: Accelerator,
-    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline,
+    pipe: DiffusionPipeline,
     teacher: Teacher,
     source: Source,
     *,

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import torch
 
-from policy.lora import AdapterConfig
+from pipelines.backbone import Backbone
 from policy.policy import Policy
 from policy.trajectory import Trajectory
 
-TARGETS = AdapterConfig().lora_target_modules
+TARGETS = Backbone.lora_targets
 
 
 def parameters(policy: Policy) -> list[torch.nn.Parameter]:

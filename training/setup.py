@@ -83,7 +83,7 @@ class Run:
     def room(self) -> Room:
         """Kept on the disk, while it is entered, for the adapter in both formats and the critic."""
         critic = () if self.critic.kind == "none" else self.critic.network.parameters()
-        size = 2 * len(save(lora_state(self.unet))) + sum(p.nbytes for p in critic)
+        size = 2 * len(save(lora_state(self.denoiser))) + sum(p.nbytes for p in critic)
         return Room(self.config.output.output_dir, size if self.is_main else 0)
 
     @cached_property
@@ -142,7 +142,8 @@ def prepare(config: RunConfig) -> Run:
         module.requires_grad_(False)
     set_seed(output.seed)  # again: the adapter begins the same whatever critic was drawn before it
     denoiser, adapter = env.policy.denoiser, config.adapter
-    parameters = add_lora(denoiser, adapter.rank, adapter.alpha, adapter.lora_target_modules)
+    targets = adapter.lora_target_modules or env.backbone.lora_targets
+    parameters = add_lora(denoiser, adapter.rank, adapter.alpha, targets)
     if checkpoint:
         check_same_run(config, checkpoint, describe_inputs(config))
         load_lora_state(denoiser, checkpoint.groups["lora"])  # one that does not fit is refused here

@@ -11,6 +11,7 @@ from torch import nn
 
 from benchmarks.memory.models import TOKENS, Model
 from benchmarks.report import markdown
+from pipelines.backbone import Backbone
 from pipelines.memory import DTYPES, MemoryConfig
 from policy.lora import AdapterConfig, add_lora
 from training.config import RunConfig
@@ -72,9 +73,10 @@ def weigh(model: Model, adapter: AdapterConfig) -> Weights:
     """Count the parameters of a model and an adapter without making them."""
     with torch.device("meta"):
         unet = model.build_unet()
+        targets = adapter.lora_target_modules or Backbone.lora_targets
         linear = [(m.out_features, m.in_features) for m in unet.modules() if isinstance(m, nn.Linear)]
         rest = count(unet) - sum(rows * columns for rows, columns in linear)
-        added = add_lora(unet, adapter.rank, adapter.alpha, adapter.lora_target_modules)
+        added = add_lora(unet, adapter.rank, adapter.alpha, targets)
         others = [
             sum(map(count, model.build_text_encoders())),
             count(model.build_vae()),

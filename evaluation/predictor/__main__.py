@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import set_seed
-from diffusers import DDIMScheduler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
@@ -58,6 +57,7 @@ from evaluation.predictor.scorers import (
 from hub.adapter import load_adapter
 from pipelines.backbone import Backbone
 from pipelines.base import BY_LATENTS, BaseConfig, load_base, with_downloads
+from pipelines.noise import NoiseSchedule
 from policy.kernel import ReverseKernel
 from policy.policy import Policy
 from policy.trajectory import Trajectory
@@ -218,11 +218,13 @@ def noised_states(process: Process, teacher: Teacher, prompts: list[str], *, cou
         seed=seed,
     )
     data = collect(source, teacher, count)
-    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    schedule = NoiseSchedule.of(pipe.scheduler)
     generator = torch.Generator().manual_seed(seed)
     steps = [
-        scheduler.add_noise(
-            data.latents, torch.randn(data.latents.shape, generator=generator), t.cpu().repeat(count)
+        schedule.add_noise(
+            data.latents,
+            torch.randn(data.latents.shape, generator=generator),
+            t.cpu().round().long().repeat(count),
         )
         for t in policy.kernel.timesteps[:-1]
     ]
@@ -528,7 +530,7 @@ def compare(
     """
     states, pipe = config.states, backbone.pipe
     table = backbone.prompt_table(prompts)
-    kernel = ReverseKernel.from_scheduler(pipe.scheduler, states.num_inference_steps, device=pipe.device)
+    kernel = ReverseKernel.of(backbone, states.num_inference_steps)
     policy = Policy(
         backbone,
         kernel,

@@ -33,7 +33,7 @@ from evaluation.probes.rows import SAMPLES, Budget, Row, metered
 from evaluation.probes.settings import Settings
 from evaluation.probes.subject import Subject, Variant
 from evaluation.probes.words import standing_in, token_ids, vocabularies, whole_words
-from pipelines.generate import ddim
+from pipelines.noise import NoiseSchedule
 
 
 def run(subject: Subject, settings: Settings) -> list[Row]:
@@ -108,18 +108,14 @@ def find_prefix(
         seed: of the noise and of the first words.
         budget: what the search costs is added to it.
     """
-    backbone, scheduler = subject.backbone, ddim(subject.pipe)
+    backbone, schedule = subject.backbone, NoiseSchedule.of(subject.pipe.scheduler)
     cell, prompt = variant
     examples = subject.examples(settings.num_concept_images)
     own = [row for row, of in enumerate(examples.cells) if of == cell] or list(range(len(examples)))
     latents = examples.latents[own[:1]].expand(settings.train_batch_size, -1, -1, -1)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-    spread = (
-        (torch.arange(settings.train_batch_size) + 0.5)
-        / settings.train_batch_size
-        * scheduler.config.num_train_timesteps
-    )
+    spread = (torch.arange(settings.train_batch_size) + 0.5) / settings.train_batch_size * len(schedule)
     timesteps = spread.long().to(latents.device)
 
     standing = whole_words(backbone, [prompt])[-settings.attack_tokens :]
@@ -148,7 +144,7 @@ def find_prefix(
             with standing_in(backbone, standing, read):
                 conditioning = backbone.encode([f"{' '.join(standing)} {prompt}"]).expand(len(latents))
             loss = denoising_loss(
-                backbone, scheduler, latents, timesteps, noise, conditioning=conditioning
+                backbone, schedule, latents, timesteps, noise, conditioning=conditioning
             ).mean()
             losses.append(loss.item())
             if losses[-1] < best[1]:

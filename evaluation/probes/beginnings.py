@@ -10,7 +10,7 @@ from PIL import Image
 from evaluation.probes.rows import SAMPLES, Budget, Row
 from evaluation.probes.settings import Settings
 from evaluation.probes.subject import Subject
-from pipelines.generate import ddim
+from pipelines.backbone import Backbone
 
 
 def made_of(
@@ -18,7 +18,8 @@ def made_of(
 ) -> DiffusionPipeline:
     """The stock pipeline of this kind that shares all parts of a text-to-image pipeline but the sampler:
     some pipelines correct the settings of the one they are given."""
-    return kind.from_pipe(pipe, scheduler=ddim(pipe), requires_safety_checker=False, add_watermarker=False)
+    sampler = Backbone.of(pipe).deterministic_sampler()
+    return kind.from_pipe(pipe, scheduler=sampler, requires_safety_checker=False, add_watermarker=False)
 
 
 def beginnings(subject: Subject, settings: Settings) -> tuple[list[Image.Image], Budget]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-from diffusers import DDIMScheduler
 
 from pipelines.backbone import Backbone
 from pipelines.conditioning import Conditioning
+from pipelines.noise import NoiseSchedule
 
 
 def denoising_loss(
     backbone: Backbone,
-    scheduler: DDIMScheduler,
+    schedule: NoiseSchedule,
     latents: torch.Tensor,
     timesteps: torch.Tensor,
     noise: torch.Tensor,
@@ -29,25 +29,16 @@ def denoising_loss(
     Returns:
         (B,), averaged over C, h, w. Differentiable.
     """
-    noisy = scheduler.add_noise(latents, noise, timesteps)
+    noisy = schedule.add_noise(latents, noise, timesteps)
     predicted = backbone.guided_output(
         noisy, timesteps, conditioning, negative=conditioning, guidance_scale=1.0
     ).float()
-    return (predicted - _target(scheduler, latents, timesteps, noise)).square().mean(dim=(1, 2, 3))
+    return (predicted - schedule.target(latents, noise, timesteps)).square().mean(dim=(1, 2, 3))
 
 
 def draw_noise(
-    scheduler: DDIMScheduler, latents: torch.Tensor, generator: torch.Generator
+    schedule: NoiseSchedule, latents: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Timesteps (B,) and noise of the latents' shape, from a generator on the CPU."""
-    timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), generator=generator)
+    timesteps = torch.randint(len(schedule), (len(latents),), generator=generator)
     return timesteps.to(latents.device), torch.randn(latents.shape, generator=generator).to(latents.device)
-
-
-def _target(
-    scheduler: DDIMScheduler, latents: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor
-) -> torch.Tensor:
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return noise
-    return scheduler.get_velocity(latents, noise, timesteps) if kind == "v_prediction" else latents

@@ -23,7 +23,7 @@ from evaluation.probes.rows import SAMPLES, Budget, Row, metered
 from evaluation.probes.settings import Settings
 from evaluation.probes.subject import Subject
 from evaluation.probes.words import standing_in, token_ids, vocabularies, whole_words
-from pipelines.generate import ddim
+from pipelines.noise import NoiseSchedule
 
 BEGINNING = "image"
 """The word whose embedding initialises the learnt ones: the name of the judge's domain ("style", "object"),
@@ -80,7 +80,7 @@ def invert(
 
     AdamW without decay; a batch of images, timesteps and noise drawn anew for each step.
     """
-    backbone, scheduler = subject.backbone, ddim(subject.pipe)
+    backbone, schedule = subject.backbone, NoiseSchedule.of(subject.pipe.scheduler)
     examples = subject.examples(settings.num_concept_images)
     prompts = {cell: renamed(prompt, subject.concepts, " ".join(words)) for cell, prompt in subject.plain}
     beginning = _beginning(subject)
@@ -100,9 +100,9 @@ def invert(
             ids = torch.randint(len(examples), (settings.train_batch_size,), generator=generator)
             latents = examples.latents[ids.to(examples.latents.device)]
             conditioning = backbone.encode([prompts[examples.cells[i]] for i in ids.tolist()])
-            timesteps, noise = draw_noise(scheduler, latents, generator)
+            timesteps, noise = draw_noise(schedule, latents, generator)
             loss = denoising_loss(
-                backbone, scheduler, latents, timesteps, noise, conditioning=conditioning
+                backbone, schedule, latents, timesteps, noise, conditioning=conditioning
             ).mean()
             loss.backward()
             optimizer.step()

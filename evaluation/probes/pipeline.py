@@ -7,22 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from pipelines.backbone import Backbone
 
 
-def twin(pipe: StableDiffusionPipeline) -> StableDiffusionPipeline:
-    """A pipeline with its own copies of the UNet and of the other parts that adapters are loaded into, for
+def twin(pipe: DiffusionPipeline) -> DiffusionPipeline:
+    """A pipeline with its own copies of the network that denoises and of what else adapters are loaded into, for
     whatever changes layers or weights; it shares the rest with the first."""
     second = copy.copy(pipe)
-    for component in {"unet", *pipe.get_list_adapters()}:
+    for component in {Backbone.of(pipe).component, *pipe.get_list_adapters()}:
         setattr(second, component, copy.deepcopy(getattr(pipe, component)))
     return second
 
 
 @contextmanager
-def frozen(pipe: StableDiffusionPipeline) -> Iterator[None]:
+def frozen(pipe: DiffusionPipeline) -> Iterator[None]:
     """Within: no parameter has a gradient, and dropout is off. After: every mode is as before."""
     modules = Backbone.of(pipe).modules
     parameters = [parameter for module in modules for parameter in module.parameters()]

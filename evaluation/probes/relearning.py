@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from PIL import Image
@@ -22,7 +22,7 @@ from evaluation.probes.rows import SAMPLES, Budget, Return, Row, metered
 from evaluation.probes.settings import Settings
 from evaluation.probes.subject import Examples, Subject
 from pipelines.backbone import Backbone
-from pipelines.generate import ddim
+from pipelines.noise import NoiseSchedule
 
 TUNED = "relearning"
 """Name of the adapter that is fine-tuned."""
@@ -83,7 +83,7 @@ def _tune(
 
 
 def tuning_step(
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     optimizer: torch.optim.Optimizer,
     examples: Examples,
     prompts: list[str],
@@ -93,34 +93,32 @@ def tuning_step(
 ) -> None:
     """One step of fine-tuning on a batch of the examples with their prompts; the gradient's norm is clipped
     to 1."""
-    backbone, scheduler = Backbone.of(pipe), ddim(pipe)
+    backbone, schedule = Backbone.of(pipe), NoiseSchedule.of(pipe.scheduler)
     ids = torch.randint(len(examples), (batch_size,), generator=generator)
     latents = examples.latents[ids.to(examples.latents.device)]
     with torch.no_grad():
         conditioning = backbone.encode([prompts[i] for i in ids.tolist()])
-    timesteps, noise = draw_noise(scheduler, latents, generator)
-    loss = denoising_loss(backbone, scheduler, latents, timesteps, noise, conditioning=conditioning).mean()
+    timesteps, noise = draw_noise(schedule, latents, generator)
+    loss = denoising_loss(backbone, schedule, latents, timesteps, noise, conditioning=conditioning).mean()
     loss.backward()
     torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
-def add_tuned(
-    pipe: StableDiffusionPipeline, settings: Settings, beside: list[str]
-) -> list[torch.nn.Parameter]:
-    """Add a LoRA to the UNet, active together with the adapters `beside` and no others, and return its
+def add_tuned(pipe: DiffusionPipeline, settings: Settings, beside: list[str]) -> list[torch.nn.Parameter]:
+    """Add a LoRA to the network, active together with the adapters `beside` and no others, and return its
     float32 parameters; at first it changes nothing."""
-    unet, rank = pipe.unet, settings.relearning_rank
+    denoiser, rank = Backbone.of(pipe).denoiser, settings.relearning_rank
     torch.manual_seed(settings.seed)
-    unet.add_adapter(
+    denoiser.add_adapter(
         LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS),
         adapter_name=TUNED,
     )
     pipe.set_adapters([*beside, TUNED])
-    unet.requires_grad_(False)
-    parameters = [parameter for name, parameter in unet.named_parameters() if f".{TUNED}." in name]
+    denoiser.requires_grad_(False)
+    parameters = [parameter for name, parameter in denoiser.named_parameters() if f".{TUNED}." in name]
     for parameter in parameters:
         parameter.requires_grad_(True)
-    cast_training_params(unet, dtype=torch.float32)
+    cast_training_params(denoiser, dtype=torch.float32)
     return parameters

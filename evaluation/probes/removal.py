@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from evaluation.probes.pipeline import twin
 from evaluation.probes.rows import SAMPLES, Row
@@ -27,7 +27,7 @@ def run(subject: Subject, settings: Settings) -> list[Row]:
     prompts = [prompt for _, prompt in subject.plain[:SAMPLES]]
     rows = [Row("unloaded", unloaded, unloaded, prompts=prompts, before=before, after=before)]
 
-    def add(name: str, pipe: StableDiffusionPipeline | None = None) -> None:
+    def add(name: str, pipe: DiffusionPipeline | None = None) -> None:
         found, images = subject.look(subject.plain, settings.num_images, name, pipe)
         rows.append(Row(name, found, unloaded, prompts=prompts, before=before, after=images))
 

@@ -14,8 +14,6 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
 )
 from PIL import Image
 from tqdm.auto import tqdm
@@ -79,7 +77,7 @@ class Subject:
         sides: of every attempt: with the adapter (False), and the same on the base (True), which is optional.
     """
 
-    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline
+    pipe: DiffusionPipeline
     adapter: str
     concepts: list[str]
     examination: Examination

@@ -10,13 +10,14 @@ import torch
 from accelerate import Accelerator
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from diffusers import BitsAndBytesConfig, DDIMScheduler, UNet2DConditionModel
+from small_policy import TARGETS
 from tiny_pipelines import random_unet
 
 from pipelines.backbone import Backbone
 from pipelines.conditioning import Conditioning, PromptTable
 from pipelines.quantization import quantize
 from policy.kernel import ReverseKernel
-from policy.lora import AdapterConfig, add_lora, base_policy
+from policy.lora import add_lora, base_policy
 from policy.policy import Policy
 from policy.trajectory import Experience
 from policy.update import UpdateConfig
@@ -27,7 +28,6 @@ CONFIGS = {
     "FP4, doubly": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True},
 }
 CPU = torch.device("cpu")
-TARGETS = AdapterConfig().lora_target_modules
 
 
 def wide_unet() -> UNet2DConditionModel:

@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler
 
 import canvas
 from common.checkpoints import list_checkpoints
+from pipelines.noise import NoiseSchedule
 from reward.concept import read_prompts
 from reward.concept.vocabulary import asking_for, general_prompts
 from reward.distil import CACHE_NAME, Checkpointing, DistilConfig, cosine_by_noise, distil, noisy_batch
@@ -21,6 +22,9 @@ from reward.predictor import RewardPredictor
 from reward.train import known_prompts, latents_directory, main, parse_config
 
 BRIEF = DistilConfig(steps=12, batch_size=8, learning_rate=3e-3, ema_decay=0.9)
+
+
+SCHEDULE = NoiseSchedule.of(DDIMScheduler())
 
 
 def new_predictor(width: int = 8, **settings: bool) -> RewardPredictor:
@@ -43,7 +47,7 @@ def weights(predictor: RewardPredictor) -> torch.Tensor:
 
 
 def test_distilling_learns_on_new_latents_and_knows_less_under_noise() -> None:
-    predictor, scheduler = new_predictor(), DDIMScheduler()
+    predictor, scheduler = new_predictor(), SCHEDULE
     held_out = learnable(128, seed=2)
     before = cosine_by_noise(predictor, held_out, scheduler, torch.Generator().manual_seed(0))
     distil(
@@ -64,7 +68,7 @@ def test_the_averaged_weights_are_kept_and_training_is_reproducible() -> None:
     runs = []
     for decay in (0.9, 0.9, 0.0):
         predictor = new_predictor()
-        distil(predictor, learnable(64, seed=1), DDIMScheduler(), replace(BRIEF, ema_decay=decay))
+        distil(predictor, learnable(64, seed=1), SCHEDULE, replace(BRIEF, ema_decay=decay))
         runs.append(weights(predictor))
     start = weights(new_predictor())
     assert torch.equal(runs[0], runs[1])
@@ -79,7 +83,7 @@ def test_an_interrupted_distillation_that_is_resumed_is_the_uninterrupted_one(
     config, data, scheduler = (
         replace(BRIEF, use_8bit_adam=use_8bit_adam),
         learnable(64, seed=1),
-        DDIMScheduler(),
+        SCHEDULE,
     )
     whole = new_predictor(
         width=16
@@ -96,9 +100,7 @@ def test_eight_bit_moments_train_other_weights_but_train() -> None:
     trained = []
     for eight in (False, True):
         predictor = new_predictor()
-        distil(
-            predictor, learnable(64, seed=1), DDIMScheduler(), replace(BRIEF, use_8bit_adam=eight, steps=40)
-        )
+        distil(predictor, learnable(64, seed=1), SCHEDULE, replace(BRIEF, use_8bit_adam=eight, steps=40))
         trained.append(weights(predictor))
     start = weights(new_predictor())
     assert not torch.equal(*trained)
@@ -109,7 +111,7 @@ def test_the_oldest_checkpoints_are_dropped(tmp_path: Path) -> None:
     distil(
         new_predictor(),
         learnable(16, seed=1),
-        DDIMScheduler(),
+        SCHEDULE,
         BRIEF,
         checkpoints=Checkpointing(tmp_path, every=3, total_limit=1),
     )
@@ -127,21 +129,21 @@ def test_a_checkpoint_of_other_settings_is_refused(
     change: dict[str, object], differs: str, tmp_path: Path
 ) -> None:
     data = learnable(16, seed=1)
-    distil(new_predictor(), data, DDIMScheduler(), BRIEF, checkpoints=Checkpointing(tmp_path, every=6))
+    distil(new_predictor(), data, SCHEDULE, BRIEF, checkpoints=Checkpointing(tmp_path, every=6))
     resume = Checkpointing(tmp_path, resume="latest")
     with pytest.raises(ValueError, match=differs):
-        distil(new_predictor(), data, DDIMScheduler(), replace(BRIEF, **change), checkpoints=resume)
+        distil(new_predictor(), data, SCHEDULE, replace(BRIEF, **change), checkpoints=resume)
     with pytest.raises(ValueError, match=r"images.*\b16\b.*\b15\b"):
-        distil(new_predictor(), data[:15], DDIMScheduler(), BRIEF, checkpoints=resume)
+        distil(new_predictor(), data[:15], SCHEDULE, BRIEF, checkpoints=resume)
     with pytest.raises(ValueError, match="network"):
-        distil(new_predictor(timestep_conditioning=False), data, DDIMScheduler(), BRIEF, checkpoints=resume)
+        distil(new_predictor(timestep_conditioning=False), data, SCHEDULE, BRIEF, checkpoints=resume)
     empty = Checkpointing(tmp_path / "empty", resume="latest")
     with pytest.raises(ValueError, match="--resume_from_checkpoint"):
-        distil(new_predictor(), data, DDIMScheduler(), BRIEF, checkpoints=empty)
+        distil(new_predictor(), data, SCHEDULE, BRIEF, checkpoints=empty)
 
 
 def test_batches_hold_all_noise_levels_or_none() -> None:
-    data, scheduler = learnable(5, seed=1), DDIMScheduler()
+    data, scheduler = learnable(5, seed=1), SCHEDULE
     noisy, t, embeddings = noisy_batch(data, scheduler, 4000, "all", torch.Generator().manual_seed(0))
     rows = torch.cdist(embeddings, data.embeddings).argmin(dim=1)
     clean = (noisy == data.latents[rows]).all(dim=(1, 2, 3))
@@ -149,7 +151,7 @@ def test_batches_hold_all_noise_levels_or_none() -> None:
         0.07 < clean.float().mean() < 0.13 and (t[clean] == 0).all() and set(rows.tolist()) == set(range(5))
     )
     assert t.min() == 0 and t.max() == 999 and 400 < t[~clean].float().mean() < 600
-    alpha = scheduler.alphas_cumprod[t[~clean]][:, None, None, None]
+    alpha = scheduler.signals[t[~clean]].square()[:, None, None, None]
     noise = (noisy[~clean] - alpha.sqrt() * data.latents[rows[~clean]]) / (1 - alpha).sqrt()
     assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
     noisy, t, embeddings = noisy_batch(data, scheduler, 50, "clean", torch.Generator().manual_seed(0))
@@ -166,7 +168,7 @@ def test_half_of_a_batch_are_states_of_rollouts_where_there_are_any() -> None:
         + torch.zeros(5, 3, 4, 8, 8)
     )
     data = replace(plain, states=states.half(), timesteps=torch.tensor([900, 500, 100]))
-    noisy, t, embeddings = noisy_batch(data, DDIMScheduler(), 1000, "all", torch.Generator().manual_seed(0))
+    noisy, t, embeddings = noisy_batch(data, SCHEDULE, 1000, "all", torch.Generator().manual_seed(0))
     rolled = noisy[:, 0, 0, 0] > 50
     assert 0.45 < rolled.float().mean() < 0.55
     rows = torch.cdist(embeddings[rolled], plain.embeddings).argmin(dim=1)
@@ -178,20 +180,15 @@ def test_half_of_a_batch_are_states_of_rollouts_where_there_are_any() -> None:
         and len(away.unique()) > 100
         and 0 <= t.min() <= t.max() <= 999
     )
-    assert not (
-        noisy_batch(data, DDIMScheduler(), 100, "clean", torch.Generator().manual_seed(0))[0] > 50
-    ).any()
+    assert not (noisy_batch(data, SCHEDULE, 100, "clean", torch.Generator().manual_seed(0))[0] > 50).any()
 
 
 def test_a_clean_twin_knows_clean_latents_and_a_blind_one_treats_all_timesteps_alike() -> None:
     config = DistilConfig(steps=80, batch_size=64, learning_rate=3e-3, ema_decay=0.9, noise_levels="clean")
     clean, blind = new_predictor(), new_predictor(timestep_conditioning=False)
-    distil(clean, learnable(256, seed=1), DDIMScheduler(), config)
-    assert (
-        cosine_by_noise(clean, learnable(64, seed=2), DDIMScheduler(), torch.Generator().manual_seed(0))[0]
-        > 0.7
-    )
-    distil(blind, learnable(64, seed=1), DDIMScheduler(), BRIEF)
+    distil(clean, learnable(256, seed=1), SCHEDULE, config)
+    assert cosine_by_noise(clean, learnable(64, seed=2), SCHEDULE, torch.Generator().manual_seed(0))[0] > 0.7
+    distil(blind, learnable(64, seed=1), SCHEDULE, BRIEF)
     x = torch.randn(3, 4, 8, 8)
     with torch.no_grad():
         assert torch.equal(blind(x, torch.full((3,), 0)), blind(x, torch.full((3,), 900)))

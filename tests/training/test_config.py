@@ -61,7 +61,7 @@ DEFAULTS: dict[str, Any] = {
     "patience": 3,
     "rank": 8,
     "lora_alpha": None,
-    "lora_target_modules": ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
+    "lora_target_modules": None,
     "learning_rate": 0.01,
     "lr_scheduler": "constant",
     "cooldown_updates": 3,
