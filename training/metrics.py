@@ -72,7 +72,7 @@ def update_metrics(env: Environment, stats: UpdateStats) -> dict[str, float]:
     for step, t in enumerate(timesteps(env)):
         if step in stats.by_step:
             rows = torch.tensor(stats.by_step[step]).mean(dim=0).tolist()
-            names = (f"ratio_mean/t{t:04d}", f"ratio_std/t{t:04d}", f"clip_fraction/t{t:04d}")
+            names = (f"ratio_mean/t{t:04d}", f"ratio_std/t{round(t):04d}", f"clip_fraction/t{round(t):04d}")
             metrics |= dict(zip(names, rows, strict=True))
     return metrics
 
@@ -93,4 +93,4 @@ def advantage_metrics(env: Environment, advantages: torch.Tensor) -> dict[str, f
 
 def timesteps(env: Environment) -> list[int]:
     """The timesteps that are acted on."""
-    return env.kernel.timesteps[:-1].tolist()
+    return [round(t) for t in env.kernel.timesteps[:-1].tolist()]
