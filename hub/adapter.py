@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, ModelMixin, UNet2DConditionModel
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from peft.utils import get_peft_model_state_dict
 from transformers import PreTrainedModel
@@ -51,13 +51,17 @@ class Part(NamedTuple):
     config: dict[str, Any]
 
 
-SPELLINGS = {"unet": "lora", "text_encoder": "lora_linear_layer"}
-"""`<module>.<spelling>.down.weight` (rank, in, ...) and `<module>.<spelling>.up.weight` (out, rank, ...)."""
+SPELLINGS = {
+    "unet": (".lora.down.", ".lora.up."),
+    "text_encoder": (".lora_linear_layer.down.", ".lora_linear_layer.up."),
+    "transformer": (".lora_A.", ".lora_B."),
+}
+"""What diffusers puts between a module and `weight`: of the matrices (rank, in, ...) and (out, rank, ...)."""
 
 
 def save_adapter(
     directory: str | Path,
-    unet: UNet2DConditionModel,
+    denoiser: ModelMixin,
     adapter_name: str = "default",
     metadata: Mapping[str, str] | None = None,
     *,
@@ -69,7 +73,7 @@ def save_adapter(
     `pipe.load_lora_weights(directory)` restores it as it was trained, also if alpha differs from rank.
 
     Args:
-        unet: the bare UNet (not a distributed wrapper) that carries the adapter.
+        denoiser: the bare UNet or transformer (not a distributed wrapper) that carries the adapter.
         metadata: keys at the top level of the header, as `hub.header` makes them.
         text_encoder: carries the rest of the adapter, or all of it.
 
@@ -79,13 +83,14 @@ def save_adapter(
     Raises:
         ValueError: there is no such adapter, or a key of the metadata is taken.
     """
+    kind = "unet" if isinstance(denoiser, UNet2DConditionModel) else "transformer"
     parts = {
         name: _part(component, adapter_name, SPELLINGS[name])
-        for name, component in (("unet", unet), ("text_encoder", text_encoder))
+        for name, component in ((kind, denoiser), ("text_encoder", text_encoder))
         if adapter_name in getattr(component, "peft_config", {})
     }
     if not parts:
-        raise ValueError(f"The UNet has no adapter named {adapter_name!r}.")
+        raise ValueError(f"The {kind} has no adapter named {adapter_name!r}.")
     return write_adapter(directory, parts, metadata or {})
 
 
@@ -264,12 +269,12 @@ def _is_twin(path: Path) -> bool:
         return False
 
 
-def _part(component: UNet2DConditionModel | PreTrainedModel, adapter_name: str, spelling: str) -> Part:
+def _part(component: ModelMixin | PreTrainedModel, adapter_name: str, spelling: tuple[str, str]) -> Part:
     """The adapter that a component carries."""
     # diffusers' own conversion renames the matrices of attention layers only, and of a file with both
     # spellings it loads only the other layers.
     layers = {
-        name.replace(".lora_A.", f".{spelling}.down.").replace(".lora_B.", f".{spelling}.up."): tensor
+        name.replace(".lora_A.", spelling[0]).replace(".lora_B.", spelling[1]): tensor
         for name, tensor in get_peft_model_state_dict(component, adapter_name=adapter_name).items()
     }
     return Part(layers, decisive(component.peft_config[adapter_name]))

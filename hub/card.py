@@ -32,7 +32,11 @@ TAGS = [
     "concept-erasure",
     "unlearning",
 ]
-XL, XL_TAGS = "StableDiffusionXLPipeline", ["stable-diffusion-xl", "stable-diffusion-xl-diffusers"]
+TAGS_OF = {
+    "StableDiffusionXLPipeline": ["stable-diffusion-xl", "stable-diffusion-xl-diffusers"],
+    "StableDiffusion3Pipeline": ["sd3", "sd3-diffusers"],
+    "FluxPipeline": ["flux", "flux-diffusers"],
+}
 PAPER = Markdown.link("Critic-Guided Reinforcement Unlearning", "https://arxiv.org/abs/2601.03213")
 TRAINING = Markdown.fill(
     "Reinforcement learning: denoising is a decision process, rewarded for images in which the teacher no longer "
@@ -95,7 +99,7 @@ def model_card(results: Mapping[str, Any], output_dir: str | Path, notes: str = 
         base_model=base_id,
         base_model_relation="adapter" if base_id else None,
         **licence_of(results),
-        tags=TAGS + (XL_TAGS if results.get("pipeline_class") == XL else []),
+        tags=TAGS + TAGS_OF.get(results.get("pipeline_class") or "", []),
         widget=[{"text": ", ".join(concepts) or "-", "output": {"url": GRID_NAME}}] if picture else None,
         model_name=file_name(output_dir),
         eval_results=_eval_results(results),

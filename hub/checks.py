@@ -21,6 +21,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 
 from hub.names import original_name
+from pipelines.backbone import Backbone
 
 
 def loaded_adapters(pipe: DiffusionPipeline) -> set[str]:
@@ -69,13 +70,14 @@ def find_fault(pipe: DiffusionPipeline, adapter: str, path: Path, tensors: Mappi
 
 def _names_in_file(pipe: DiffusionPipeline, path: Path) -> set[str]:
     """The tensors of a file, in any format that diffusers reads, by component and peft's names."""
-    state, _ = pipe.lora_state_dict(
-        str(path.parent), weight_name=path.name, use_safetensors=True, unet_config=pipe.unet.config
-    )
+    denoiser = Backbone.of(pipe).component
+    given = {"unet_config": pipe.unet.config} if denoiser == "unet" else {}
+    found = pipe.lora_state_dict(str(path.parent), weight_name=path.name, use_safetensors=True, **given)
+    state = found[0] if isinstance(found, tuple) else found
     names: set[str] = set()
-    for component in ("unet", "text_encoder", "text_encoder_2"):
+    for component in (denoiser, "text_encoder", "text_encoder_2"):
         part = {name: state.pop(name) for name in list(state) if name.startswith(f"{component}.")}
-        if component == "unet":
+        if component == denoiser:
             names |= convert_unet_state_dict_to_peft(part).keys()
         elif part:
             names |= {
@@ -101,7 +103,10 @@ def _flat(name: str) -> str:
 
 def _misread_alphas(pipe: DiffusionPipeline, adapter: str, tensors: Mapping[str, torch.Tensor]) -> bool:
     """Whether a module's scale is not the alpha / rank of a file in kohya's format."""
-    config, scales = pipe.unet.config, {}
+    backbone, scales = Backbone.of(pipe), {}
+    if backbone.component != "unet":
+        return False
+    config = pipe.unet.config
     xl = config.addition_embed_type == "text_time" and config.layers_per_block == 2
     for name, module in pipe.unet.named_modules():
         if isinstance(module, LoraLayer) and adapter in module.scaling:

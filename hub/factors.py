@@ -15,7 +15,7 @@ from diffusers.utils import convert_unet_state_dict_to_peft
 from peft.utils.other import get_pattern_key
 
 from hub.adapter import read_adapter_metadata
-from hub.files import read_file
+from hub.files import read_file, read_names
 from hub.formats import as_diffusers_reads, is_kohya, what_else
 from hub.names import LAYERS
 
@@ -38,11 +38,25 @@ class Factors(NamedTuple):
 
 
 class NotPairs(ValueError):
-    """An adapter of something else than pairs of a UNet's LoRA matrices."""
+    """An adapter of something else than pairs of LoRA matrices of a UNet or a transformer."""
+
+
+def component_of(path: Path) -> str:
+    """What the adapter is for, "unet" or "transformer", as its names tell.
+
+    Raises:
+        UnreadableAdapter: it cannot be read.
+    """
+    names = read_names(path)
+    return (
+        "transformer"
+        if any(name.startswith(("transformer.", "lora_transformer_")) for name in names)
+        else "unet"
+    )
 
 
 def adapter_factors(path: Path) -> dict[str, Factors]:
-    """The matrices of a UNet's adapter by module: a file in diffusers' format, in peft's or in kohya's.
+    """The matrices of an adapter by module: a file in diffusers' format, in peft's or in kohya's.
 
     Raises:
         UnreadableAdapter: it cannot be read.
@@ -56,13 +70,16 @@ def adapter_factors(path: Path) -> dict[str, Factors]:
             return _from_kohya(tensors)
         with as_diffusers_reads(path, tensors) as file:
             state = tensors if file == path else read_file(file)[0]
-            return read_factors(state, lora_config(read_adapter_metadata(file.parent, file.name)))
+            header, component = read_adapter_metadata(file.parent, file.name), component_of(file)
+            return read_factors(state, lora_config(header, component), component)
     except NotPairs as error:
         raise NotPairs(f"The adapter {path} cannot be converted or merged: {error}") from error
 
 
-def read_factors(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, Factors]:
-    """The matrices of a UNet's adapter by module, with the alphas they were trained with.
+def read_factors(
+    tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], component: str = "unet"
+) -> dict[str, Factors]:
+    """The matrices of an adapter by module, with the alphas they were trained with.
 
     Args:
         tensors: by diffusers' names, `unet.<module>.lora.down.weight` and `.lora.up.weight`, or by peft's.
@@ -77,11 +94,11 @@ def read_factors(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any])
         f"{module}.lora_{matrix}.weight"
         for module in modules
         for matrix in "AB"
-        if module.startswith("unet.")
+        if module.startswith(f"{component}.")
     }
     if not pairs or pairs != state.keys():
         strange = min(pairs ^ state.keys(), default="nothing at all")
-        raise NotPairs(f"it must hold pairs of LoRA matrices of a UNet only, and has {strange}.")
+        raise NotPairs(f"it must hold pairs of LoRA matrices of a {component} only, and has {strange}.")
     factors: dict[str, Factors] = {}
     for module in modules:
         down, up = state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"]
@@ -89,7 +106,7 @@ def read_factors(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any])
             raise NotPairs(
                 f"the matrices of {module} do not fit each other: {tuple(down.shape)} and {tuple(up.shape)}."
             )
-        name = module.removeprefix("unet.")
+        name = module.removeprefix(f"{component}.")
         factors[name] = Factors(down, up, module_alpha(name, len(down), config))
     return factors
 
@@ -119,16 +136,16 @@ def _by_peft_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
     return convert_unet_state_dict_to_peft(state)
 
 
-def lora_config(header: Mapping[str, Any]) -> dict[str, Any]:
-    """peft's settings of the UNet's adapter, from a header decoded by `hub.adapter.read_adapter_metadata`.
+def lora_config(header: Mapping[str, Any], component: str = "unet") -> dict[str, Any]:
+    """peft's settings of a component's adapter, from a header decoded by `hub.adapter.read_adapter_metadata`.
 
     Raises:
         ValueError: an alpha is not a number.
     """
     config = {
-        name.removeprefix("unet."): value
+        name.removeprefix(f"{component}."): value
         for name, value in header.get(LORA_ADAPTER_METADATA_KEY, {}).items()
-        if name.startswith("unet.")
+        if name.startswith(f"{component}.")
     }
     alphas = config.get("alpha_pattern")
     if not isinstance(alphas, dict | None) or not all(

@@ -47,9 +47,9 @@ OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("control_model.", "controlnet_", "lllite_"), "a ControlNet", "load it as such."),
     (("ip_adapter", "image_proj."), "an IP-Adapter", "load it as such."),
     (
-        ("transformer.", "lora_transformer_", "double_blocks.", "diffusion_model.double_blocks."),
-        "a LoRA of a transformer, such as that of Flux or Stable Diffusion 3",
-        "supported are UNets.",
+        ("double_blocks.", "diffusion_model.", "lora_unet_double_blocks_", "lora_unet_joint_blocks_"),
+        "a LoRA with the names of the original layout of Flux or Stable Diffusion 3",
+        "load it in ComfyUI, or find it in diffusers' format.",
     ),
     (
         ("conv_in.", "encoder.conv_in.", "decoder.conv_in.", "text_model.embeddings."),
@@ -75,7 +75,7 @@ def what_else(names: Collection[str]) -> str:
 
 def is_kohya(names: Collection[str]) -> bool:
     """Whether a file with these names is in kohya's format."""
-    return any(name.startswith(("lora_unet_", "lora_te")) for name in names)
+    return any(name.startswith(("lora_unet_", "lora_transformer_", "lora_te")) for name in names)
 
 
 @contextmanager
@@ -104,7 +104,9 @@ def as_diffusers_reads(path: Path, tensors: Mapping[str, torch.Tensor]) -> Itera
 
 
 def _component(name: str) -> str:
-    """Whose a layer is; those of text encoders have other names than those of UNets."""
+    """Whose a layer is, by its name."""
+    if name.startswith(("transformer_blocks.", "single_transformer_blocks.")):
+        return "transformer"
     return "text_encoder" if ".self_attn." in name or ".mlp." in name else "unet"
 
 

@@ -16,6 +16,7 @@ from common.names import without_path
 from hub.card import METRICS
 from hub.licences import licence_of
 from hub.results import listed
+from pipelines.backbone import Backbone
 
 METHOD = "critic-guided reinforcement unlearning (arXiv 2601.03213)"
 ARCHITECTURES = {
@@ -25,6 +26,8 @@ ARCHITECTURES = {
     (1280, "text_time"): "stable-diffusion-xl-v1-refiner",
 }
 """ModelSpec's identifiers, by the UNet's text width and what else it is conditioned on."""
+FLOWS = {"StableDiffusion3Pipeline": "stable-diffusion-3", "FluxPipeline": "flux-1"}
+"""Those of flow-matching transformers, by diffusers' class."""
 BASE_KEYS = tuple(
     f"modelspec.{key}"
     for key in ("sai_model_spec", "architecture", "implementation", "prediction_type", "resolution")
@@ -49,15 +52,19 @@ def architecture(unet_config: Mapping[str, Any], prediction_type: str) -> str:
 
 def base_header(pipe: DiffusionPipeline) -> dict[str, str]:
     """The keys that depend on the base: the kind of model the adapter is for, and its image size."""
-    prediction_type = pipe.scheduler.config.get("prediction_type", "epsilon")
-    size = pipe.unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return {
+    backbone = Backbone.of(pipe)
+    height, width = backbone.image_size
+    header = {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{architecture(pipe.unet.config, prediction_type)}/lora",
         "modelspec.implementation": "diffusers",
+        "modelspec.resolution": f"{width}x{height}",
+    }
+    if backbone.is_flow:
+        return header | {"modelspec.architecture": f"{FLOWS[backbone.pipeline_class]}/lora"}
+    prediction_type = pipe.scheduler.config.get("prediction_type", "epsilon")
+    return header | {
+        "modelspec.architecture": f"{architecture(pipe.unet.config, prediction_type)}/lora",
         "modelspec.prediction_type": "v" if prediction_type == "v_prediction" else prediction_type,
-        "modelspec.resolution": f"{width * pipe.vae_scale_factor}x{height * pipe.vae_scale_factor}",
     }
 
 

@@ -1,5 +1,6 @@
 """The same adapter in kohya's format, which ComfyUI and AUTOMATIC1111 load:
-`lora_unet_<module>.lora_down.weight`, `.lora_up.weight`, `.alpha`.
+`lora_unet_<module>.lora_down.weight`, `.lora_up.weight`, `.alpha`; of a transformer
+`lora_transformer_<module>`, which ComfyUI and OneTrainer know.
 
 These add alpha / rank * up @ down to a module's weight; keys and header are those of kohya-ss/sd-scripts.
 """
@@ -13,11 +14,10 @@ from pathlib import Path
 
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
-from diffusers.utils import convert_state_dict_to_kohya
 
 from hub.adapter import find_adapter, read_adapter_metadata
 from hub.concepts import kohya_name
-from hub.factors import Factors, adapter_factors
+from hub.factors import Factors, adapter_factors, component_of
 from hub.files import read_names, write_file
 from hub.formats import PEFT_NAME, is_kohya
 from hub.names import original_name
@@ -59,7 +59,7 @@ def save_kohya(adapter: str | Path, path: str | Path | None = None) -> Path:
     )
     header.pop(LORA_ADAPTER_METADATA_KEY, None)
     factors = adapter_factors(source)
-    converted = to_kohya(factors)
+    converted = to_kohya(factors, component_of(source))
     if header.get("modelspec.architecture", "").startswith(ORIGINAL_LAYOUT):
         converted = in_original_layout(converted, factors)
     write_file(path, converted, header | kohya_header(header, converted))
@@ -75,18 +75,19 @@ def save_twin(directory: str | Path) -> None:
         logger.warning(f"No file for ComfyUI and its like was written: {error}")
 
 
-def to_kohya(factors: Mapping[str, Factors]) -> dict[str, torch.Tensor]:
-    """LoRA matrices of a UNet by kohya's names, with the alphas they were trained with.
+def to_kohya(factors: Mapping[str, Factors], component: str = "unet") -> dict[str, torch.Tensor]:
+    """LoRA matrices by kohya's names, with the alphas they were trained with.
 
     Args:
         factors: by module, by diffusers' names.
+        component: "unet" or "transformer".
     """
-    state: dict[str, torch.Tensor] = {}
-    alphas: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for module, pair in factors.items():
-        state |= {f"unet.{module}.lora_A.weight": pair.down, f"unet.{module}.lora_B.weight": pair.up}
-        alphas[f"lora_unet_{module.replace('.', '_')}.alpha"] = torch.tensor(pair.alpha)
-    return convert_state_dict_to_kohya(state) | alphas
+        name = f"lora_{component}_{module.replace('.', '_')}"
+        tensors |= {f"{name}.lora_down.weight": pair.down, f"{name}.lora_up.weight": pair.up}
+        tensors[f"{name}.alpha"] = torch.tensor(pair.alpha)
+    return tensors
 
 
 def in_original_layout(

@@ -15,9 +15,9 @@ import torch
 from common.files import write_json
 from common.names import public_name
 from common.versions import versions
-from hub.adapter import Part, find_adapter, read_adapter_metadata, write_adapter
+from hub.adapter import SPELLINGS, Part, find_adapter, read_adapter_metadata, write_adapter
 from hub.card import save_model_card
-from hub.factors import Factors, adapter_factors
+from hub.factors import Factors, adapter_factors, component_of
 from hub.files import require_empty
 from hub.header import BASE_KEYS, results_header
 from hub.kohya import save_twin
@@ -50,6 +50,7 @@ def merge_adapters(
     files = [find_adapter(adapter) for adapter in adapters]
     said = [what_adapter_says(file.parent, file.name) for file in files]
     origin = _common_base(adapters, said)
+    component = _common_component(files)
     merged, error = merge_factors([adapter_factors(file) for file in files], weights), None
     if rank is not None:
         merged, error = truncate(merged, rank)
@@ -70,7 +71,7 @@ def merge_adapters(
     }
     write_adapter(
         output_dir,
-        {"unet": to_file(merged)},
+        {component: to_file(merged, component)},
         _agreed([read_adapter_metadata(file.parent, file.name) for file in files]) | results_header(results),
     )
     save_twin(output_dir)
@@ -136,13 +137,13 @@ def truncate(adapter: Mapping[str, Factors], rank: int) -> tuple[dict[str, Facto
     return kept, math.sqrt(lost / total) if total else 0.0
 
 
-def to_file(adapter: Mapping[str, Factors]) -> Part:
-    """Matrices by diffusers' names, and the settings that give each module its rank and its alpha."""
-    layers = {
-        f"{name}.lora.{side}.weight": getattr(f, side).contiguous()
-        for name, f in adapter.items()
-        for side in ("down", "up")
-    }
+def to_file(adapter: Mapping[str, Factors], component: str = "unet") -> Part:
+    """Matrices by diffusers' names for the component, and the settings that give each module its rank and its
+    alpha."""
+    down, up = SPELLINGS[component]
+    layers = {}
+    for name, f in adapter.items():
+        layers |= {f"{name}{down}weight": f.down.contiguous(), f"{name}{up}weight": f.up.contiguous()}
     usual = {
         "r": Counter(f.rank for f in adapter.values()).most_common(1)[0][0],
         "lora_alpha": Counter(f.alpha for f in adapter.values()).most_common(1)[0][0],
@@ -193,6 +194,14 @@ def _common_base(adapters: Sequence[Path], said: Sequence[Mapping[str, Any]]) ->
         "base_model_name_or_path": next(iter(bases), None),
         "revision": revisions.pop() if len(revisions) == 1 else None,
     }
+
+
+def _common_component(files: Sequence[Path]) -> str:
+    kinds = {component_of(file): file for file in files}
+    if len(kinds) > 1:
+        listed = " and ".join(f"{file} for a {kind}" for kind, file in kinds.items())
+        raise ValueError(f"The adapters are for different kinds of networks ({listed}) and cannot be merged.")
+    return next(iter(kinds))
 
 
 def _agreed(headers: Sequence[Mapping[str, str]]) -> dict[str, str]:

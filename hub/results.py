@@ -36,7 +36,9 @@ Commit = Annotated[str, Spelt(r"[\w./+-]{1,255}", "a branch, a tag or a commit")
 Word = Annotated[str, Spelt(r"[a-z][a-z0-9_]{0,39}", "a word in small letters")]
 Texts = str | list[str]
 """One text, as older files have it, or several."""
-PipelineClass = Literal["StableDiffusionPipeline", "StableDiffusionXLPipeline"]
+PipelineClass = Literal[
+    "StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"
+]
 
 
 class Measure(TypedDict):

@@ -13,7 +13,7 @@ from pipelines.backbone import Backbone
 
 
 def twin(pipe: DiffusionPipeline) -> DiffusionPipeline:
-    """A pipeline with its own copies of the network that denoises and of what else adapters are loaded into, for
+    """A pipeline with its own copies of the network that denoises and of what else carries adapters, for
     whatever changes layers or weights; it shares the rest with the first."""
     second = copy.copy(pipe)
     for component in {Backbone.of(pipe).component, *pipe.get_list_adapters()}:
