@@ -108,12 +108,7 @@ def main(config: TrainConfig) -> None:
     print(
         f"loss {loss:.4f}; explained variance within prompts on {len(held_out)} held-out rollouts, by timestep:"
     )
-    print(
-        "  ".join(
-            f"t={t}: {ev:.2f}"
-            for t, ev in zip(trajectory.timesteps[:-1].tolist(), explained.tolist(), strict=True)
-        )
-    )
+    print("  ".join(f"t={t}: {ev:.2f}" for t, ev in zip(env.kernel.labels, explained.tolist(), strict=True)))
     print(
         f"Wrote {training.output_dir}; use it with --critic_model_name_or_path {training.output_dir} --gamma {training.gamma:g}"
     )

@@ -197,7 +197,10 @@ def compare(
 ) -> None:
     """Draw and judge with the adapter and without it, and write what was found."""
     # The digest distinguishes local pipelines of the same name.
-    base = {"base": public_name(chosen.base.name), "base_digest": weights_digest(pipe.unet.conv_in)}
+    base = {
+        "base": public_name(chosen.base.name),
+        "base_digest": weights_digest(Backbone.of(pipe).first_layer),
+    }
     if config.examination.adapter:
         load_adapter(pipe, config.examination.adapter)
     unseen = cut_prompts(Backbone.of(pipe), chosen.examination)

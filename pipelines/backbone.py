@@ -94,6 +94,15 @@ class Backbone:
         return getattr(self.pipe, self.component)
 
     @property
+    def first_layer(self) -> nn.Module:
+        """The layer that latents meet first, by whose weights bases are told apart."""
+        return next(
+            layer
+            for layer in self.denoiser.modules()
+            if next(layer.parameters(recurse=False), None) is not None
+        )
+
+    @property
     def vae(self) -> AutoencoderKL:
         return self.pipe.vae
 
@@ -155,7 +164,10 @@ class Backbone:
             stochastic: with new noise in every step, or with none but the first.
         """
         height, width = self.image_size
-        own, sampler = self.pipe.scheduler, self.sampler(stochastic)
+        own = self.pipe.scheduler
+        sampler, noise = (
+            self.stochastic_sampler(generator) if stochastic else (self.deterministic_sampler(), {})
+        )
         self.pipe.scheduler = sampler
         try:
             return self.pipe(
@@ -166,21 +178,18 @@ class Backbone:
                 guidance_scale=guidance_scale,
                 generator=generator,
                 output_type="latent",
-                **self.noise_of(sampler, stochastic),
+                **noise,
             ).images
         finally:
             self.pipe.scheduler = own
 
-    def sampler(self, stochastic: bool) -> SchedulerMixin:
-        """The pipeline's noise schedule under a sampler with new noise in every step, or with none."""
-        return self.deterministic_sampler()
-
-    def noise_of(self, sampler: SchedulerMixin, stochastic: bool) -> dict[str, float]:
-        """What the pipeline is called with for so much noise."""
+    def stochastic_sampler(self, generator: torch.Generator) -> tuple[SchedulerMixin, dict[str, float]]:
+        """The pipeline's noise schedule under a sampler with new noise in every step, and what the pipeline
+        is called with for that."""
+        sampler = self.deterministic_sampler()
         # At zero terminal SNR all of the next state is new noise, and DDIMScheduler may take the root of a
         # rounding error below 0.
-        most = 1.0 if sampler.alphas_cumprod[-1] > 0 else 0.999
-        return {"eta": most * stochastic}
+        return sampler, {"eta": 1.0 if sampler.alphas_cumprod[-1] > 0 else 0.999}
 
     @property
     def text_encoders(self) -> list[PreTrainedModel]:

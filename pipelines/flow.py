@@ -7,11 +7,44 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, SchedulerMixin, StableDiffusion3Pipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffusion3Pipeline
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipelines.backbone import Backbone
 from pipelines.conditioning import Conditioning
+
+
+class NoisyEuler(FlowMatchEulerDiscreteScheduler):
+    """Euler's steps with new noise in each, as much as ancestral sampling has, times `eta`; what a state
+    holds in all stays the same. diffusers' own draws from a generator that nobody can seed.
+
+    Attributes:
+        eta: 0 is Euler's own step.
+        generator: what the noise is drawn from, on the CPU.
+    """
+
+    eta = 1.0
+    generator: torch.Generator | None = None
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: torch.Tensor,
+        sample: torch.Tensor,
+        return_dict: bool = True,
+        **given: Any,
+    ) -> tuple[torch.Tensor]:
+        if self.step_index is None:
+            self._init_step_index(timestep)
+        now, after = self.sigmas[self.step_index].item(), self.sigmas[self.step_index + 1].item()
+        x, output = sample.float(), model_output.float()
+        x0, epsilon = x - now * output, x + (1 - now) * output
+        kept = (1 - now) * after / ((1 - after) * now)
+        variance = min(self.eta**2 * after**2 * (1 - kept**2), after**2)
+        noise = torch.randn(x.shape, generator=self.generator).to(x.device)
+        state = (1 - after) * x0 + (after**2 - variance) ** 0.5 * epsilon + variance**0.5 * noise
+        self._step_index += 1
+        return (state.to(model_output.dtype),)
 
 
 class FlowBackbone(Backbone):
@@ -24,14 +57,17 @@ class FlowBackbone(Backbone):
 
     def deterministic_sampler(self) -> FlowMatchEulerDiscreteScheduler:
         """Euler's, with the pipeline's own shift."""
-        return self.sampler(stochastic=False)
-
-    def sampler(self, stochastic: bool) -> FlowMatchEulerDiscreteScheduler:
         kind = type(self.pipe.scheduler)
-        return kind.from_config(self.pipe.scheduler.config, stochastic_sampling=stochastic)
+        return kind.from_config(self.pipe.scheduler.config, stochastic_sampling=False)
 
-    def noise_of(self, sampler: SchedulerMixin, stochastic: bool) -> dict[str, float]:
-        return {}
+    def noisy_sampler(self, eta: float, generator: torch.Generator) -> NoisyEuler:
+        """The pipeline's own noise levels with new noise in every step."""
+        sampler = NoisyEuler.from_config(self.pipe.scheduler.config)
+        sampler.eta, sampler.generator = eta, generator
+        return sampler
+
+    def stochastic_sampler(self, generator: torch.Generator) -> tuple[NoisyEuler, dict[str, float]]:
+        return self.noisy_sampler(1.0, generator), {}
 
     def timed_scheduler(self, num_steps: int) -> FlowMatchEulerDiscreteScheduler:
         """A copy of the scheduler with its timesteps set as the pipeline sets them."""

@@ -172,6 +172,11 @@ class ReverseKernel:
     def num_steps(self) -> int:
         return len(self.stds)
 
+    @property
+    def labels(self) -> list[int]:
+        """The timesteps that are acted on, as metrics are named by them."""
+        return [round(t) for t in self.timesteps[:-1].tolist()]
+
     def x0_and_epsilon(
         self, model_output: torch.Tensor, x: torch.Tensor, step: int
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from finished_runs import Finished
-from tiny_pipelines import BACKBONES, TINY_PROMPTS, save_sd1
+from tiny_pipelines import BACKBONES, FLOWS, TINY_PROMPTS, save_sd1
 from tqdm import tqdm
 from tqdm.std import TqdmDefaultWriteLock
 
@@ -143,6 +143,16 @@ def set_drawing_steps(steps: int, patch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def tiny_prompts() -> list[str]:
     return TINY_PROMPTS
+
+
+@pytest.fixture(scope="session")
+def flow_dirs(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_dir: Path) -> dict[str, Path]:
+    """A tiny pipeline of each class of flow-matching transformers; and one that is none, "sd1"."""
+    made = {"sd1": tiny_pipeline_dir}
+    for name, save in FLOWS.items():
+        made[name] = tmp_path_factory.mktemp(name)
+        save(made[name])
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -244,3 +244,5 @@ def save_flux(directory: Path, guidance_embeds: bool = True) -> None:
 
 
 BACKBONES: dict[str, Callable[[Path], None]] = {"sd1": save_sd1, "sd2": save_sd2, "sdxl": save_sdxl}
+FLOWS: dict[str, Callable[[Path], None]] = {"sd3": save_sd3, "flux": save_flux}
+"""Flow-matching transformers."""

@@ -48,7 +48,7 @@ def critic_metrics(
     """The critic's explained variance within prompts, as a whole and for every denoising step; of values and
     returns (B, T), and prompts (B,)."""
     explained = explained_variance(centre_within(values, groups), centre_within(returns, groups)).tolist()
-    by_step = {f"explained_variance/t{t:04d}": v for t, v in zip(timesteps(env), explained, strict=True)}
+    by_step = {f"explained_variance/t{t:04d}": v for t, v in zip(env.kernel.labels, explained, strict=True)}
     return {"explained_variance": sum(explained) / len(explained)} | by_step
 
 
@@ -69,7 +69,7 @@ def update_metrics(env: Environment, stats: UpdateStats) -> dict[str, float]:
     ):
         values = getattr(stats, name)
         metrics[name] = sum(values) / len(values)
-    for step, t in enumerate(timesteps(env)):
+    for step, t in enumerate(env.kernel.labels):
         if step in stats.by_step:
             rows = torch.tensor(stats.by_step[step]).mean(dim=0).tolist()
             names = (f"ratio_mean/t{t:04d}", f"ratio_std/t{round(t):04d}", f"clip_fraction/t{round(t):04d}")
@@ -86,11 +86,6 @@ def advantage_metrics(env: Environment, advantages: torch.Tensor) -> dict[str, f
         "advantage_size": size.mean().item(),
     }
     by_step = {
-        f"advantage_size/t{t:04d}": size[:, step].mean().item() for step, t in enumerate(timesteps(env))
+        f"advantage_size/t{t:04d}": size[:, step].mean().item() for step, t in enumerate(env.kernel.labels)
     }
     return metrics | by_step
-
-
-def timesteps(env: Environment) -> list[int]:
-    """The timesteps that are acted on."""
-    return [round(t) for t in env.kernel.timesteps[:-1].tolist()]

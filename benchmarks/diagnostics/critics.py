@@ -138,7 +138,7 @@ def measure(
             found.setdefault(start, {})[str(count)] = held_out.explained(critic)
         if start == STARTS[1]:
             passed_on = network
-    return found, passed_on, rollouts.trajectory.timesteps[:-1].tolist()
+    return found, passed_on, env.kernel.labels
 
 
 def table(by_concept: Mapping[str, Found]) -> str:

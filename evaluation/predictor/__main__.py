@@ -272,7 +272,7 @@ def by_timestep(
             states.rows.to(device),
             batch_size=policy.batch_size,
         )
-        result[str(policy.kernel.timesteps[step].item())] = foresight(embeddings, states.truth, texts) | {
+        result[str(policy.kernel.labels[step])] = foresight(embeddings, states.truth, texts) | {
             "within": within_prompts(embeddings, states.truth, prompt_texts, states.rows)
         }
     return result

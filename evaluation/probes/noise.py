@@ -26,11 +26,13 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, SchedulerMixin
 
 from evaluation.probes.rows import Row
 from evaluation.probes.settings import Settings
 from evaluation.probes.subject import Subject
+from pipelines.backbone import Backbone
+from pipelines.flow import FlowBackbone
 from pipelines.generate import ddim
 
 ROUNDING = 1e-6
@@ -52,8 +54,11 @@ class NoisyDDIM(DDIMScheduler):
         return torch.minimum(wanted, (1 - after) * (1 - ROUNDING))
 
 
-def noisy(pipe: DiffusionPipeline, eta: float) -> NoisyDDIM:
-    """The pipeline's noise schedule under DDIM of this eta."""
+def noisy(pipe: DiffusionPipeline, eta: float) -> SchedulerMixin:
+    """The pipeline's noise schedule under a stochastic sampler of this eta."""
+    backbone = Backbone.of(pipe)
+    if isinstance(backbone, FlowBackbone):
+        return backbone.noisy_sampler(eta, torch.Generator().manual_seed(0))
     scheduler = NoisyDDIM.from_config(ddim(pipe).config)
     scheduler.noise = eta
     return scheduler
@@ -61,13 +66,15 @@ def noisy(pipe: DiffusionPipeline, eta: float) -> NoisyDDIM:
 
 def run(subject: Subject, settings: Settings) -> list[Row]:
     """A row for each eta: plain prompts from the same noise, and with the same noise added, on both sides."""
+    # A flow's pipeline takes no eta; its sampler has it.
+    steps = {} if subject.backbone.is_flow else {"eta": 1.0}
     return [
         subject.compare(
             f"noise on the way, eta {eta:g}",
             subject.plain,
             settings.num_images,
             sampler=partial(noisy, eta=eta),
-            eta=1.0,
+            **steps,
         )
         for eta in settings.noise_etas
     ]

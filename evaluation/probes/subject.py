@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from diffusers import (
-    DDIMScheduler,
     DiffusionPipeline,
+    SchedulerMixin,
 )
 from PIL import Image
 from tqdm.auto import tqdm
@@ -24,7 +24,7 @@ from evaluation.metrics import FORGET
 from evaluation.probes.rows import SAMPLES, Budget, Return, Row
 from evaluation.protocol import default_guidance
 from pipelines.backbone import Backbone
-from pipelines.generate import adapter_disabled, batch_of, ddim, draw, evaluation_mode
+from pipelines.generate import adapter_disabled, batch_of, draw, evaluation_mode
 
 ATTACKER_SEEDS = 10_000
 """Seeds of images to learn from start here, so that none of them is judged."""
@@ -137,13 +137,13 @@ class Subject:
         label: str,
         pipe: DiffusionPipeline | None = None,
         *,
-        sampler: Callable[[DiffusionPipeline], DDIMScheduler] = ddim,
+        sampler: Callable[[DiffusionPipeline], SchedulerMixin] | None = None,
         **given: Any,
     ) -> list[Image.Image]:
         """An image for each prompt and seed, by the pipeline as it is now (or by another).
 
         Args:
-            sampler: makes the one to draw with.
+            sampler: makes the one to draw with; by default it is deterministic.
             given: what else the pipeline is called with; a list has an item for each image.
         """
         pipe = pipe or self.pipe

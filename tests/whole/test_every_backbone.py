@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from original_layout import save_original
 from safetensors.torch import load_file
-from tiny_pipelines import TINY_PROMPTS, save_sd1, save_sdxl
+from tiny_pipelines import BACKBONES, FLOWS, TINY_PROMPTS, save_sd1, save_sdxl
 
 import canvas
 import critic.train
@@ -117,20 +117,20 @@ def pictures(pipe: DiffusionPipeline, **size: int) -> np.ndarray:
         ).images
 
 
+@pytest.mark.parametrize("kind", [*BACKBONES, *FLOWS])
 def test_every_command_knows_every_backbone(
-    backbone_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, pipeline_dirs: dict[str, Path], flow_dirs: dict[str, Path], tmp_path: Path
 ) -> None:
-    base, prompts = (
-        ["--pretrained_model_name_or_path", str(backbone_dir)],
-        lines(tmp_path / "prompts.txt", TINY_PROMPTS),
-    )
+    directory = (pipeline_dirs | flow_dirs)[kind]
+    base = ["--pretrained_model_name_or_path", str(directory), *(["--resolution", "16"] * (kind == "flux"))]
+    prompts = lines(tmp_path / "prompts.txt", TINY_PROMPTS)
     predictor = train_reward(base, tmp_path / "reward", prompts)
-    pipe = load_pipeline(backbone_dir)
+    pipe = load_pipeline(directory)
     name = type(pipe).__name__
     recorded = predictor.config["origin"]["base"]
     assert (
         recorded["pipeline_class"] == name
-        and recorded["latent_shape"] == [4, 8, 8]
+        and recorded["latent_shape"] == [16 if kind in FLOWS else 4, 8, 8]
         and predictor.config["sample_size"] == 8
     )
     rewarded = [*base, "--reward_model_name_or_path", str(tmp_path / "reward")]
@@ -177,9 +177,13 @@ def test_every_command_knows_every_backbone(
     hub.main(hub.parse_config(["fuse", *given, "--output_dir", str(tmp_path / "fused")]))
     fused = DiffusionPipeline.from_pretrained(tmp_path / "fused", use_safetensors=True)
     assert type(fused) is type(pipe) and fused.scheduler.config.items() >= pipe.scheduler.config.items()
-    before = pictures(pipe)
+    size = {"height": 16, "width": 16}
+    before = pictures(pipe, **size)
     load_adapter(pipe, tmp_path / "adapter")
-    assert np.abs(pictures(fused) - pictures(pipe)).max() <= 1e-3 < np.abs(before - pictures(pipe)).max()
+    adapted = pictures(pipe, **size)
+    assert np.abs(pictures(fused, **size) - adapted).max() <= 1e-3 < np.abs(before - adapted).max()
+    pipe.disable_lora()
+    assert np.array_equal(pictures(pipe, **size), before)
 
 
 def test_networks_of_one_class_of_base_are_refused_by_another(
