@@ -47,6 +47,11 @@ OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("control_model.", "controlnet_", "lllite_"), "a ControlNet", "load it as such."),
     (("ip_adapter", "image_proj."), "an IP-Adapter", "load it as such."),
     (
+        ("lora_transformer_",),
+        "a transformer's LoRA for ComfyUI and OneTrainer",
+        "load the file in diffusers' format, pytorch_lora_weights.safetensors, instead.",
+    ),
+    (
         ("double_blocks.", "diffusion_model.", "lora_unet_double_blocks_", "lora_unet_joint_blocks_"),
         "a LoRA with the names of the original layout of Flux or Stable Diffusion 3",
         "load it in ComfyUI, or find it in diffusers' format.",

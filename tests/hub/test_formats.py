@@ -120,8 +120,8 @@ NAMES = {
     "ip_adapter.1.to_k_ip.weight": "IP-Adapter",
     "model.diffusion_model.input_blocks.0.0.weight": "checkpoint",
     "first_stage_model.decoder.conv_in.weight": "checkpoint",
-    "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": "transformer",
-    "lora_transformer_single_transformer_blocks_0_attn_to_q.lora_down.weight": "transformer",
+    "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": "original layout",
+    "lora_transformer_single_transformer_blocks_0_attn_to_q.lora_down.weight": "ComfyUI",
     "conv_in.weight": "weights",
     "decoder.conv_in.weight": "weights",
 }
