@@ -51,12 +51,12 @@ def check_header(path: Path, config: str | None, given: Collection[str]) -> None
     tensors = {name: torch.empty(kind.shape, device="meta") for name, kind in kinds.items()}
     configs = config or fetch_diffusers_config(tensors)["pretrained_model_name_or_path"]
     for part in PARTS_HERE.keys() - given:
-        cls, rename, names = PARTS_HERE[part]
+        cls, convert, names = PARTS_HERE[part]
         whose, settings = f"The {part} of {path}", cls.load_config(configs, subfolder=part)
         with torch.device("meta"):
             wanted = kinds_of(cls.from_config(settings))
         try:
-            renamed = rename(checkpoint=dict(tensors), config=settings)
+            renamed = convert(checkpoint=dict(tensors), config=settings)
         except KeyError as error:
             raise DamagedWeights(f"{whose} lacks a tensor ({error.args[0]})") from error
         # A renamed tensor is the file's, or a view of it.

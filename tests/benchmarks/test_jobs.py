@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.jobs import Job, run_job, run_jobs, run_script, slug, split_arguments
 
-WRITE = "import json, sys; json.dump(sys.argv[2:], open(sys.argv[1], 'w')); print('said')"
+WRITE = "import json, sys; json.dump({'name': sys.argv[2]}, open(sys.argv[1], 'w')); print('said')"
 
 
 def job(directory: Path, name: str, code: str = WRITE) -> Job:
@@ -17,9 +17,9 @@ def job(directory: Path, name: str, code: str = WRITE) -> Job:
 
 
 def test_results_come_in_the_order_of_the_jobs_and_are_kept(tmp_path: Path) -> None:
-    (tmp_path / "b.json").write_text(json.dumps(["from before"]))
+    (tmp_path / "b.json").write_text(json.dumps({"name": "from before"}))
     jobs = [job(tmp_path, name) for name in "abc"]
-    assert run_jobs(jobs, at_a_time=2) == [["a"], ["from before"], ["c"]]
+    assert run_jobs(jobs, at_a_time=2) == [{"name": name} for name in ("a", "from before", "c")]
     assert jobs[0].log.read_text() == "said\n" and not jobs[1].log.exists()
 
 

@@ -19,8 +19,6 @@ SIDE = 16
 OPENERS = {
     "common/pictures.py": "the reader",
     "evaluation/grid.py": "a picture in memory",
-    "evaluation/report/__main__.py": "what an evaluation has drawn",
-    "evaluation/report/sections.py": "the same",
     "evaluation/shards.py": "the same",
     "training/previews.py": "what a run has drawn",
 }

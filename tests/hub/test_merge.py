@@ -393,7 +393,7 @@ def test_user_errors(
         ([first, second, "--weights", "1", *new], "--weights has 1 numbers for 2 adapters"),
         ([first, second, "--weights", "1", "nan", *new], "must be a finite number"),
         ([first, second, "--weights", "0", "0", *new], "--weights 0 0 must be"),
-        ([first, second, "--rank", "0", *new], "--rank must be at least 1"),
+        ([first, second, "--rank", "0", *new], "--rank: must be at least 1"),
         ([first, second, "--output_dir", tmp_path / "full"], "is not an empty directory"),
         ([first, tmp_path / "absent", *new], "neither a local directory"),
         ([first, tmp_path / "full", *new], "holds no adapter"),
