@@ -141,7 +141,7 @@ def to_file(adapter: Mapping[str, Factors], component: str = "unet") -> Part:
     """Matrices by diffusers' names for the component, and the settings that give each module its rank and its
     alpha."""
     down, up = SPELLINGS[component]
-    layers = {}
+    layers: dict[str, torch.Tensor] = {}
     for name, f in adapter.items():
         layers |= {f"{name}{down}weight": f.down.contiguous(), f"{name}{up}weight": f.up.contiguous()}
     usual = {

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from copy import deepcopy
+from typing import Any, ClassVar
 
 import torch
 from diffusers import (
@@ -147,6 +148,16 @@ class Backbone:
         the pipeline says so."""
         config = self.pipe.scheduler.config
         return DDIMScheduler.from_config(config, clip_sample=config.get("clip_sample", False))
+
+    def timed_scheduler(self, num_steps: int) -> SchedulerMixin:
+        """A copy of the scheduler with its timesteps set as the pipeline sets them."""
+        scheduler = deepcopy(self.pipe.scheduler)
+        scheduler.set_timesteps(num_steps, **self._timing(num_steps))
+        return scheduler
+
+    def _timing(self, num_steps: int) -> dict[str, Any]:
+        """What the pipeline sets them by, beside their number."""
+        return {}
 
     @torch.no_grad()
     def draw_latents(

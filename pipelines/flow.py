@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -68,12 +67,6 @@ class FlowBackbone(Backbone):
 
     def stochastic_sampler(self, generator: torch.Generator) -> tuple[NoisyEuler, dict[str, float]]:
         return self.noisy_sampler(1.0, generator), {}
-
-    def timed_scheduler(self, num_steps: int) -> FlowMatchEulerDiscreteScheduler:
-        """A copy of the scheduler with its timesteps set as the pipeline sets them."""
-        scheduler = deepcopy(self.pipe.scheduler)
-        scheduler.set_timesteps(num_steps, **self._timing(num_steps))
-        return scheduler
 
     @property
     def size_step(self) -> int:

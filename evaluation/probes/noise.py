@@ -24,6 +24,7 @@ counts.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, SchedulerMixin
@@ -67,7 +68,7 @@ def noisy(pipe: DiffusionPipeline, eta: float) -> SchedulerMixin:
 def run(subject: Subject, settings: Settings) -> list[Row]:
     """A row for each eta: plain prompts from the same noise, and with the same noise added, on both sides."""
     # A flow's pipeline takes no eta; its sampler has it.
-    steps = {} if subject.backbone.is_flow else {"eta": 1.0}
+    steps: dict[str, Any] = {} if subject.backbone.is_flow else {"eta": 1.0}
     return [
         subject.compare(
             f"noise on the way, eta {eta:g}",
