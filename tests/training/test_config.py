@@ -39,6 +39,7 @@ DEFAULTS: dict[str, Any] = {
     "variant": None,
     "resolution": None,
     "prediction_type": None,
+    "without_t5": False,
     "cache_dir": None,
     "local_files_only": False,
     "train_reward": False,
@@ -186,7 +187,7 @@ def without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_flags_and_their_defaults_are_those_of_the_list() -> None:
     found = values_of(parse_config([]))
-    assert len(found) == 109 and found == DEFAULTS
+    assert len(found) == 110 and found == DEFAULTS
     assert {name: type(value) for name, value in found.items()} == {
         name: type(value) for name, value in DEFAULTS.items()
     }
