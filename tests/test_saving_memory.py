@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ def test_the_unet_is_compiled_only_where_that_is_asked_for(
     """The launcher has settings in the environment whether it was asked for anything or not."""
     for name, value in environment.items():
         monkeypatch.setenv(f"ACCELERATE_DYNAMO_{name}", value)
-    unet = prepare(arguments(**options)).unet
+    unet = prepare(arguments(**options)).denoiser
     assert (unet._compiled_call_impl is not None) == compiled
 
 
@@ -281,9 +282,11 @@ def test_what_does_not_go_together_is_said_before_anything_is_loaded(
 def test_too_little_memory_is_a_sentence_with_the_flags_to_try(
     arguments: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Eight million gigabytes of prompt ids, which no machine has."""
+    """Eight million gigabytes of prompt ids, which no machine has and no flag may ask for."""
+    config = arguments(gradient_checkpointing=True)
+    schedule = replace(config.schedule, retain_rollouts=10**15)
     with pytest.raises(SystemExit) as caught:
-        script.main(arguments(retain_rollouts=10**15, gradient_checkpointing=True))
+        script.main(replace(config, schedule=schedule))
     assert caught.value.code == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and "--mixed_precision bf16" in error

@@ -351,7 +351,7 @@ def test_the_adapter_begins_the_same_whatever_the_critic(arguments: Arguments, t
         {"critic_type": "timestep_blind"},
         {"critic_model_name_or_path": made_critic(tmp_path / "critic", 4, 8, 16)},
     )
-    begun = [lora_state(prepare(arguments(gamma=0.5, **critic)).unet) for critic in critics]
+    begun = [lora_state(prepare(arguments(gamma=0.5, **critic)).denoiser) for critic in critics]
     assert all(same(begun[0], other) for other in begun[1:])
 
 

@@ -184,7 +184,7 @@ def test_every_command_knows_every_backbone(
     adapted = pictures(pipe, **size)
     assert np.abs(pictures(fused, **size) - adapted).max() <= 1e-3 < np.abs(before - adapted).max()
     pipe.disable_lora()
-    assert np.array_equal(pictures(pipe, **size), before)
+    assert np.abs(pictures(pipe, **size) - before).max() <= 1e-6
 
 
 def test_networks_of_one_class_of_base_are_refused_by_another(
