@@ -133,7 +133,7 @@ def rollout(run: Run, state: RunState, base: Baseline) -> Batch:
         return base.acted  # a critic would be asked about what it has learnt by heart
     count = config.schedule.images_per_iteration + config.update.retain_batch_size
     progress.images += count
-    progress.unet_samples += 2 * run.env.kernel.num_steps * count
+    progress.unet_samples += run.policy.branches * run.env.kernel.num_steps * count
     return collect(run, progress.iteration, base.recognisable)
 
 

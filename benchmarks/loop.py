@@ -68,7 +68,7 @@ def roll_out(run: Run, base: Baseline, state: RunState) -> Batch:
         return base.acted
     count = config.schedule.images_per_iteration + config.update.retain_batch_size
     progress.images += count
-    progress.unet_samples += 2 * run.env.kernel.num_steps * count
+    progress.unet_samples += run.policy.branches * run.env.kernel.num_steps * count
     return collect(run, progress.iteration, base.recognisable)
 
 

@@ -136,7 +136,7 @@ def _check(response: Any) -> None:
         response.headers.get("retry-after", ""),
         response.headers.get("ratelimit", "").rpartition("t=")[2],
     ]
-    if any(wait.strip().isdigit() and int(wait) > SAID for wait in waits):
+    if any(wait.strip().isdecimal() and int(wait) > SAID for wait in waits):
         for name in ("retry-after", "ratelimit"):
             response.headers.pop(name, None)
     url = response.request.url

@@ -1,7 +1,8 @@
 """JSON of others: bounded, and compared with the types that its reader relies on, before anything is made of
 it.
 
-A type is a `TypedDict`, `list`, `dict`, `Literal`, a union, or `Annotated` with what else holds of the value.
+A type is a `TypedDict`, `list`, `dict`, `Literal`, a union, or `Annotated` with what the value is in: a
+`common.flags.Range` of numbers, or a rule of those below.
 A key that a `TypedDict` does not know is left alone, one that may be missing may also be null.
 """
 
@@ -46,20 +47,6 @@ class Misfit(ValueError):
 
 
 @dataclass(frozen=True)
-class Within:
-    """A number's range."""
-
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"from {self.low:g} to {self.high:g}"
-
-    def holds(self, value: float) -> bool:
-        return self.low <= value <= self.high
-
-
-@dataclass(frozen=True)
 class Length:
     """How many values a list or an object has: as many, or from as many to `most`."""
 
@@ -69,7 +56,7 @@ class Length:
     def __str__(self) -> str:
         return f"of {self.count}{f' to {self.most}' if self.most else ''} values"
 
-    def holds(self, value: list[Any] | dict[str, Any]) -> bool:
+    def __contains__(self, value: list[Any] | dict[str, Any]) -> bool:
         return self.count <= len(value) <= (self.most or self.count)
 
 
@@ -83,7 +70,7 @@ class Spelt:
     def __str__(self) -> str:
         return f"that is {self.what}"
 
-    def holds(self, value: str) -> bool:
+    def __contains__(self, value: str) -> bool:
         return re.fullmatch(self.pattern, value, re.ASCII) is not None
 
 
@@ -171,7 +158,7 @@ def check_type(value: Any, wanted: Any, place: str = "") -> None:
         check_type(value, arguments[0], place)
     elif origin is Annotated:
         check_type(value, arguments[0], place)
-        if not all(rule.holds(value) for rule in arguments[1:]):
+        if not all(value in rule for rule in arguments[1:]):
             raise Misfit(f"{_place(place)} must be {describe(wanted)}")
     elif is_typeddict(wanted):
         _check_object(value, wanted, place)

@@ -79,7 +79,7 @@ def build_environment(
     memory = memory or MemoryOptions()
     pipe = load_base(base, dtype)
     if memory.quantization is not None:
-        quantize(getattr(pipe, Backbone.of(pipe).component), memory.quantization, device)
+        quantize(Backbone.of(pipe).denoiser, memory.quantization, device)
     backbone = Backbone.of(pipe.to(device))
     kernel = ReverseKernel.of(backbone, config.num_inference_steps, config.eta)
     for text in inputs.texts():

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 
+from common.flags import Range
 from common.schema import (
     Length,
     Misfit,
     NotJson,
     Spelt,
-    Within,
     check_type,
     parse_json,
     read_bytes,
@@ -26,12 +26,12 @@ RESULTS_NAME, PROBES_NAME, DIAGNOSTICS_NAME = "results.json", "probes.json", "di
 LONGEST_DIAGNOSTICS = 512 * 2**20
 """Bytes."""
 
-Percent = Annotated[float, Within(0, 100)]
+Percent = Annotated[float, Range(0, 100)]
 Interval = Annotated[list[Percent], Length(2)]
-Count = Annotated[int, Within(0, 1e15)]
-Index = Annotated[int, Within(0, 1e9)]
-Amount = Annotated[float, Within(0, 1e15)]
-Weight = Annotated[float, Within(-1e6, 1e6)]
+Count = Annotated[int, Range(0, 1e15)]
+Index = Annotated[int, Range(0, 1e9)]
+Amount = Annotated[float, Range(0, 1e15)]
+Weight = Annotated[float, Range(-1e6, 1e6)]
 Commit = Annotated[str, Spelt(r"[\w./+-]{1,255}", "a branch, a tag or a commit")]
 Word = Annotated[str, Spelt(r"[a-z][a-z0-9_]{0,39}", "a word in small letters")]
 Texts = str | list[str]
@@ -84,7 +84,7 @@ class Shown(TypedDict):
 
     prompt: str
     index: Index
-    seed: Annotated[int, Within(0, 2.0**64)]
+    seed: Annotated[int, Range(-(2**63), 2**64)]
     forget: bool
 
 

@@ -42,6 +42,8 @@ def latent_shape(unet: UNet2DConditionModel) -> tuple[int, int, int]:
     return unet.config.in_channels, height, width
 
 
+NUMBERS = ("", "_2", "_3")
+"""What the names of text encoders and tokenizers end in."""
 TOGETHER = 8 * 64 * 64
 """Numbers of a channel that go through the UNet together: eight latents of Stable Diffusion 1.5, which
 keep a GPU busy and leave most of it free."""
@@ -204,7 +206,9 @@ class Backbone:
 
     @property
     def text_encoders(self) -> list[PreTrainedModel]:
-        return [self.pipe.text_encoder]
+        """Those that the pipeline has."""
+        found = (getattr(self.pipe, f"text_encoder{number}", None) for number in NUMBERS)
+        return [encoder for encoder in found if encoder is not None]
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -214,7 +218,7 @@ class Backbone:
     @property
     def tokenizers(self) -> list[PreTrainedTokenizerBase]:
         """One for each text encoder."""
-        return [self.pipe.tokenizer]
+        return [getattr(self.pipe, f"tokenizer{number}") for number in NUMBERS[: len(self.text_encoders)]]
 
     @property
     def readers(self) -> list[PreTrainedTokenizerBase]:
@@ -309,12 +313,9 @@ class Backbone:
 
     def limit_windows(self) -> None:
         """Let each tokenizer say how many tokens its encoder is given; some files leave it open."""
-        for number in ("", "_2", "_3"):
-            encoder = getattr(self.pipe, f"text_encoder{number}", None)
-            if encoder is not None:
-                tokenizer = getattr(self.pipe, f"tokenizer{number}")
-                window = getattr(encoder.config, "max_position_embeddings", self.sequence_length)
-                tokenizer.model_max_length = min(tokenizer.model_max_length, window)
+        for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
+            window = getattr(encoder.config, "max_position_embeddings", self.sequence_length)
+            tokenizer.model_max_length = min(tokenizer.model_max_length, window)
 
     def unseen(self, text: str) -> str:
         """The end of a text that a tokenizer cuts off, so that its encoder never sees it; empty if there is
@@ -417,14 +418,6 @@ class XLBackbone(Backbone):
 
     pipe: StableDiffusionXLPipeline
     pipeline = StableDiffusionXLPipeline
-
-    @property
-    def text_encoders(self) -> list[PreTrainedModel]:
-        return [self.pipe.text_encoder, self.pipe.text_encoder_2]
-
-    @property
-    def tokenizers(self) -> list[PreTrainedTokenizerBase]:
-        return [self.pipe.tokenizer, self.pipe.tokenizer_2]
 
     @torch.no_grad()
     def encode_no_prompt(self) -> Conditioning:

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffusion3Pipeline
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pipelines.backbone import Backbone
 from pipelines.conditioning import Conditioning
+from pipelines.noise import ancestral_variances
 
 
 class NoisyEuler(FlowMatchEulerDiscreteScheduler):
@@ -38,8 +39,8 @@ class NoisyEuler(FlowMatchEulerDiscreteScheduler):
         now, after = self.sigmas[self.step_index].item(), self.sigmas[self.step_index + 1].item()
         x, output = sample.float(), model_output.float()
         x0, epsilon = x - now * output, x + (1 - now) * output
-        kept = (1 - now) * after / ((1 - after) * now)
-        variance = min(self.eta**2 * after**2 * (1 - kept**2), after**2)
+        fresh = ancestral_variances(self.sigmas)[self.step_index].item()
+        variance = min(self.eta**2 * fresh, after**2)
         noise = torch.randn(x.shape, generator=self.generator).to(x.device)
         state = (1 - after) * x0 + (after**2 - variance) ** 0.5 * epsilon + variance**0.5 * noise
         self._step_index += 1
@@ -108,16 +109,6 @@ class SD3Backbone(FlowBackbone):
     sequence_length = 256
 
     @property
-    def text_encoders(self) -> list[PreTrainedModel]:
-        found = (self.pipe.text_encoder, self.pipe.text_encoder_2, self.pipe.text_encoder_3)
-        return [encoder for encoder in found if encoder is not None]
-
-    @property
-    def tokenizers(self) -> list[PreTrainedTokenizerBase]:
-        found = (self.pipe.tokenizer, self.pipe.tokenizer_2, self.pipe.tokenizer_3)
-        return list(found[: len(self.text_encoders)])
-
-    @property
     def readers(self) -> list[PreTrainedTokenizerBase]:
         """T5's, where there is one: it reads on where CLIP's windows end."""
         return self.tokenizers[2:] or self.tokenizers
@@ -162,14 +153,6 @@ class FluxBackbone(FlowBackbone):
 
     def resize(self, size: int) -> None:
         self.pipe.default_sample_size = size
-
-    @property
-    def text_encoders(self) -> list[PreTrainedModel]:
-        return [self.pipe.text_encoder, self.pipe.text_encoder_2]
-
-    @property
-    def tokenizers(self) -> list[PreTrainedTokenizerBase]:
-        return [self.pipe.tokenizer, self.pipe.tokenizer_2]
 
     @property
     def readers(self) -> list[PreTrainedTokenizerBase]:

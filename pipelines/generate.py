@@ -10,16 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, SchedulerMixin
+from diffusers import DiffusionPipeline, SchedulerMixin
 from PIL import Image
 from tqdm.auto import tqdm
 
 from pipelines.backbone import Backbone
-
-
-def ddim(pipe: DiffusionPipeline) -> DDIMScheduler:
-    """The pipeline's noise schedule under the deterministic DDIM sampler."""
-    return Backbone(pipe).deterministic_sampler()
 
 
 @contextmanager

@@ -58,3 +58,11 @@ class NoiseSchedule:
         rows = timesteps.to(self.signals.device)
         signal, level = (table[rows].to(x)[:, None, None, None] for table in (self.signals, self.noises))
         return signal, level
+
+
+def ancestral_variances(levels: torch.Tensor) -> torch.Tensor:
+    """(T,) variances of the new noise in the steps of ancestral sampling between the noise levels (T+1,) of a
+    flow."""
+    signals, before, after = 1 - levels, levels[:-1], levels[1:]
+    kept = (signals[:-1] * after) / (signals[1:] * before)
+    return after.square() * (1 - kept.square())

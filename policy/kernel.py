@@ -17,6 +17,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
 from pipelines.backbone import Backbone
+from pipelines.noise import ancestral_variances
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -146,13 +147,11 @@ class ReverseKernel:
         """
         check_eta(eta)
         noise = scheduler.sigmas.float()
-        signals = 1 - noise
-        ratio = (signals[:-1] * noise[1:]) / (signals[1:] * noise[:-1])
         return cls(
             torch.cat([scheduler.timesteps.float(), noise.new_zeros(1)]).to(device),
-            signals.to(device),
+            (1 - noise).to(device),
             noise.square().to(device),
-            floored(eta * noise[1:] * (1 - ratio.square()).sqrt(), noise[1:].square(), min_std).to(device),
+            floored(eta * ancestral_variances(noise).sqrt(), noise[1:].square(), min_std).to(device),
             "flow",
             scheduler.config.num_train_timesteps,
         )

@@ -13,6 +13,7 @@ from peft import LoraConfig
 from transformers import PreTrainedModel
 
 from common.flags import flag
+from pipelines.backbone import Backbone
 
 ADAPTER = "default"
 
@@ -38,6 +39,10 @@ class AdapterConfig:
     def alpha(self) -> float:
         """The scale, or the rank."""
         return self.lora_alpha or self.rank
+
+    def targets(self, backbone: type[Backbone] | Backbone) -> tuple[str, ...]:
+        """Endings of the modules that are adapted: those that were named, or the backbone's own."""
+        return self.lora_target_modules or backbone.lora_targets
 
 
 def add_lora(

@@ -43,6 +43,11 @@ class Policy:
         """The network."""
         return self.backbone.denoiser
 
+    @property
+    def branches(self) -> int:
+        """Samples that the network is given for a state."""
+        return self.backbone.branches(self.guidance_scale)
+
     def mean(self, x: torch.Tensor, step: int, conditioning: Conditioning) -> torch.Tensor:
         """Mean of x_{t-1} for states `x` (B, C, H, W) at `step`; float32, with gradient if it is enabled."""
         output = self.backbone.guided_output(

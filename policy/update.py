@@ -174,8 +174,7 @@ class Objective:
 
     def unet_samples(self, forget: int, retain: int) -> int:
         """Samples that the network is given for so many forget and retain states."""
-        branches = self.policy.backbone.branches(self.policy.guidance_scale)
-        return branches * (forget * (1 + self.anchored + self.adversarial) + retain)
+        return self.policy.branches * (forget * (1 + self.anchored + self.adversarial) + retain)
 
     def forget(self, experience: Experience, step: int, scale: float, share: float) -> ForgetStats:
         """The surrogate and the KLs to the anchor at `step` of all trajectories.

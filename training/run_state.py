@@ -231,7 +231,7 @@ def begin(run: Run, base: Baseline, seconds: float) -> RunState:
         replay=deque(maxlen=config.update.replay_iterations),
         progress=Progress(
             images=rollouts,
-            unet_samples=2 * run.env.kernel.num_steps * rollouts,
+            unet_samples=run.policy.branches * run.env.kernel.num_steps * rollouts,
             seconds=seconds,
             kl_coef=config.update.kl_coef,
         ),

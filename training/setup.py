@@ -142,8 +142,7 @@ def prepare(config: RunConfig) -> Run:
         module.requires_grad_(False)
     set_seed(output.seed)  # again: the adapter begins the same whatever critic was drawn before it
     denoiser, adapter = env.policy.denoiser, config.adapter
-    targets = adapter.lora_target_modules or env.backbone.lora_targets
-    parameters = add_lora(denoiser, adapter.rank, adapter.alpha, targets)
+    parameters = add_lora(denoiser, adapter.rank, adapter.alpha, adapter.targets(env.backbone))
     if checkpoint:
         check_same_run(config, checkpoint, describe_inputs(config))
         load_lora_state(denoiser, checkpoint.groups["lora"])  # one that does not fit is refused here

@@ -14,7 +14,6 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 
 from pipelines.backbone import Backbone
 from pipelines.conditioning import Conditioning
-from pipelines.generate import ddim
 from policy.lora import base_policy
 from reward.concept import ConceptSpec
 
@@ -66,7 +65,13 @@ class Task:
         )
         backbone = Backbone.of(pipe)
         conditioning = Conditioning.cat([backbone.encode_no_prompt(), backbone.encode_prompts(texts)])
-        return cls(pipe, spec, ddim(pipe), conditioning, {text: row for row, text in enumerate(["", *texts])})
+        return cls(
+            pipe,
+            spec,
+            Backbone.of(pipe).deterministic_sampler(),
+            conditioning,
+            {text: row for row, text in enumerate(["", *texts])},
+        )
 
     @property
     def backbone(self) -> Backbone:

@@ -73,10 +73,9 @@ def weigh(model: Model, adapter: AdapterConfig) -> Weights:
     """Count the parameters of a model and an adapter without making them."""
     with torch.device("meta"):
         unet = model.build_unet()
-        targets = adapter.lora_target_modules or Backbone.lora_targets
         linear = [(m.out_features, m.in_features) for m in unet.modules() if isinstance(m, nn.Linear)]
         rest = count(unet) - sum(rows * columns for rows, columns in linear)
-        added = add_lora(unet, adapter.rank, adapter.alpha, targets)
+        added = add_lora(unet, adapter.rank, adapter.alpha, adapter.targets(Backbone))
         others = [
             sum(map(count, model.build_text_encoders())),
             count(model.build_vae()),

@@ -157,7 +157,7 @@ def build_policy(model: Model, config: RunConfig, count: int) -> tuple[Backbone,
     for module in backbone.modules:
         module.requires_grad_(False)
     adapter = config.adapter
-    parameters = add_lora(backbone.denoiser, adapter.rank, adapter.alpha, backbone.lora_targets)
+    parameters = add_lora(backbone.denoiser, adapter.rank, adapter.alpha, adapter.targets(backbone))
     if config.memory.gradient_checkpointing:
         backbone.denoiser.enable_gradient_checkpointing()
     backbone.decode_one_by_one()

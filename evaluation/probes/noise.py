@@ -34,7 +34,6 @@ from evaluation.probes.settings import Settings
 from evaluation.probes.subject import Subject
 from pipelines.backbone import Backbone
 from pipelines.flow import FlowBackbone
-from pipelines.generate import ddim
 
 ROUNDING = 1e-6
 """How much less than all noise is new at most, relatively: rounding must not make the rest negative."""
@@ -60,7 +59,7 @@ def noisy(pipe: DiffusionPipeline, eta: float) -> SchedulerMixin:
     backbone = Backbone.of(pipe)
     if isinstance(backbone, FlowBackbone):
         return backbone.noisy_sampler(eta, torch.Generator().manual_seed(0))
-    scheduler = NoisyDDIM.from_config(ddim(pipe).config)
+    scheduler = NoisyDDIM.from_config(backbone.deterministic_sampler().config)
     scheduler.noise = eta
     return scheduler
 

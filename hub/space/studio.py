@@ -19,7 +19,7 @@ from hub.adapter import find_adapter, load_adapter
 from hub.results import RESULTS_NAME
 from pipelines.backbone import Backbone
 from pipelines.base import load_pipeline
-from pipelines.generate import adapter_disabled, ddim, image_seed
+from pipelines.generate import adapter_disabled, image_seed
 
 MAX_SCALE, MAX_STEPS, MAX_GUIDANCE, MAX_SEED = 1.5, 100, 20.0, 2**32 - 1
 LONGEST_PROMPT, LONGEST_NAME = 2000, 1000
@@ -149,7 +149,7 @@ class Studio:
     def __init__(self, base: str | Path, revision: str | None = None, variant: str | None = None) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.pipe = load_pipeline(base, revision, variant=variant, safety_checker=True).to(device)
-        self.pipe.scheduler = ddim(self.pipe)
+        self.pipe.scheduler = Backbone.of(self.pipe).deterministic_sampler()
         self.loaded: LoadedAdapter | None = None
         self.drawn = 0
         self._drawings: OrderedDict[object, Drawing] = OrderedDict()

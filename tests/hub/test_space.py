@@ -41,8 +41,9 @@ from hub.space.about import (
     title,
 )
 from hub.space.studio import Settings, Studio, read_settings
+from pipelines.backbone import Backbone
 from pipelines.base import load_pipeline
-from pipelines.generate import ddim, image_seed
+from pipelines.generate import image_seed
 
 SETTINGS = Settings("a cat", 3, 4, 5.0)
 
@@ -203,7 +204,7 @@ def plain(tiny_pipeline_dir: Path, adapter_dir: Path) -> Callable[[float | None]
 
     def draw(scale: float | None) -> np.ndarray:
         pipe = DiffusionPipeline.from_pretrained(tiny_pipeline_dir)
-        pipe.scheduler = ddim(pipe)
+        pipe.scheduler = Backbone.of(pipe).deterministic_sampler()
         pipe.set_progress_bar_config(disable=True)
         if scale is not None:
             pipe.load_lora_weights(adapter_dir, adapter_name="it")

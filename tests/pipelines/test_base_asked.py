@@ -9,7 +9,7 @@ import pytest
 from hub.header import base_header
 from pipelines.backbone import Backbone
 from pipelines.base import BaseConfig, load_base
-from pipelines.generate import ddim, draw
+from pipelines.generate import draw
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
@@ -35,5 +35,5 @@ def test_it_predicts_what_is_asked(predicted: str, pipeline_dirs: dict[str, Path
     assert load_base(base).scheduler.config.prediction_type == "epsilon"
     pipe = load_base(BaseConfig(str(pipeline_dirs["sd1"]), prediction_type=predicted))
     assert pipe.scheduler.config.prediction_type == predicted
-    assert ddim(pipe).config.prediction_type == predicted
+    assert Backbone.of(pipe).deterministic_sampler().config.prediction_type == predicted
     assert type(pipe.scheduler) is type(load_base(base).scheduler)

@@ -12,8 +12,9 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from peft import LoraConfig
 from PIL import Image
 
+from pipelines.backbone import Backbone
 from pipelines.base import load_pipeline
-from pipelines.generate import adapter_disabled, ddim, evaluation_mode, generate
+from pipelines.generate import adapter_disabled, evaluation_mode, generate
 from pipelines.supported import Unsupported
 
 PROMPTS = ["a cat", "a boat", "a house in mosaic style"]
@@ -109,9 +110,9 @@ def test_evaluation_mode_restores_the_pipeline(tiny_pipeline_dir: Path) -> None:
 def test_ddim_clips_latents_only_if_the_pipeline_does(tiny_pipeline_dir: Path) -> None:
     pipe = load_pipeline(tiny_pipeline_dir)
     pipe.scheduler = EulerDiscreteScheduler(beta_schedule="scaled_linear")
-    assert ddim(pipe).config.clip_sample is False
+    assert Backbone.of(pipe).deterministic_sampler().config.clip_sample is False
     pipe.scheduler = DDIMScheduler(clip_sample=True)
-    assert ddim(pipe).config.clip_sample is True
+    assert Backbone.of(pipe).deterministic_sampler().config.clip_sample is True
 
 
 def test_a_directory_that_is_no_pipeline(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from evaluation.probes.settings import Settings
 from evaluation.probes.subject import Examples, Subject
 from evaluation.probes.words import standing_in, whole_words
 from pipelines.backbone import Backbone
-from pipelines.generate import ddim
+from pipelines.noise import NoiseSchedule
 
 
 def constant(subject: Subject, value: float) -> Examples:
@@ -33,7 +33,7 @@ def error(pipe, examples: Examples, prompt: str) -> float:
     return (
         denoising_loss(
             backbone,
-            ddim(pipe),
+            NoiseSchedule.of(pipe.scheduler),
             latents,
             timesteps,
             noise,
@@ -129,7 +129,7 @@ def test_the_attack_finds_words_that_can_be_typed(subject: Subject) -> None:
     with torch.no_grad():
         found = denoising_loss(
             subject.backbone,
-            ddim(subject.pipe),
+            NoiseSchedule.of(subject.pipe.scheduler),
             latents,
             timesteps,
             noise,

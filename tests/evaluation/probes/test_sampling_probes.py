@@ -19,8 +19,8 @@ from evaluation.probes.beginnings import beginnings, made_of
 from evaluation.probes.inpainting import mask_of
 from evaluation.probes.settings import Settings
 from evaluation.probes.subject import Subject
+from pipelines.backbone import Backbone
 from pipelines.base import load_pipeline
-from pipelines.generate import ddim
 
 ETAS = (0.5, 1.0, 1.7, 100.0)
 
@@ -51,7 +51,7 @@ def test_whatever_the_eta_a_state_is_as_noisy_as_the_model_was_trained_on(
 def test_up_to_ancestral_sampling_it_is_the_stock_sampler_and_beyond_that_one_fails(
     subject: Subject,
 ) -> None:
-    stock = ddim(subject.pipe)
+    stock = Backbone.of(subject.pipe).deterministic_sampler()
     stock.set_timesteps(6)
     for eta in ETAS:
         scheduler = noise.noisy(subject.pipe, eta)
