@@ -9,7 +9,8 @@ from common import hub_client
 
 
 @pytest.mark.parametrize(
-    ("wait", "kept"), [("30", True), ("61", False), ("9" * 30, False), ("²", True), ("soon", True), ("", True)]
+    ("wait", "kept"),
+    [("30", True), ("61", False), ("9" * 30, False), ("²", True), ("soon", True), ("", True)],
 )
 def test_only_a_wait_that_is_a_number_and_too_long_is_left_out(wait: str, kept: bool) -> None:
     request = httpx.Request("GET", "https://hub/api/models/x")
