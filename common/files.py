@@ -99,7 +99,7 @@ def directory_aside(parent: Path) -> Iterator[Path]:
 
 def put(aside: Path, path: Path) -> None:
     """Have what a directory holds written to the disk, and put it in the place of another, or where there is
-    none; the other one is deleted.
+    none; the other one is deleted. A kill between the two renames can leave neither under its name.
 
     Raises:
         OSError: it could not be done; the other one stays.

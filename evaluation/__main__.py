@@ -167,12 +167,6 @@ def check_config(config: EvaluationConfig) -> None:
 def main(config: EvaluationConfig) -> None:
     check_config(config)
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
-    with exclusive(config.output.output_dir) if accelerator.is_main_process else nullcontext():
-        run(config, accelerator)
-
-
-def run(config: EvaluationConfig, accelerator: Accelerator) -> None:
-    """Load what is named, and compare."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     chosen = choose(config.base, config.examination, accelerator.device, seeds=config.measures.seeds)
     features = choose_features(
@@ -195,7 +189,7 @@ def compare(
     pipe: DiffusionPipeline,
     features: Features | None,
 ) -> None:
-    """Draw and judge with the adapter and without it, and write what was found."""
+    """Compare the adapter with the base, where nothing else writes to the directory."""
     # The digest distinguishes local pipelines of the same name.
     base = {
         "base": public_name(chosen.base.name),
@@ -205,6 +199,34 @@ def compare(
         load_adapter(pipe, config.examination.adapter)
     unseen = cut_prompts(Backbone.of(pipe), chosen.examination)
     measures = choose_measures(config.measures, features, chosen, image_size=Backbone.of(pipe).image_size)
+    with exclusive(config.output.output_dir) if accelerator.is_main_process else nullcontext():
+        draw_and_judge(
+            config,
+            accelerator=accelerator,
+            chosen=chosen,
+            pipe=pipe,
+            measures=measures,
+            base=base,
+            unseen=unseen,
+        )
+
+
+def draw_and_judge(
+    config: EvaluationConfig,
+    *,
+    accelerator: Accelerator,
+    chosen: Choice,
+    pipe: DiffusionPipeline,
+    measures: Measures,
+    base: dict[str, str],
+    unseen: dict[str, str],
+) -> None:
+    """Draw, judge and write what was found.
+
+    Args:
+        base: what the images depend on beside the settings.
+        unseen: by `cut_prompts`.
+    """
     output = config.output.output_dir
     if config.output.overwrite_output_dir and accelerator.is_main_process:
         discard(output / IMAGES)

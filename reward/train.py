@@ -301,12 +301,6 @@ SIZES = ("sample_batch_size", "train_batch_size")
 def main(config: TrainConfig) -> None:
     check(config)
     accelerator = Accelerator(mixed_precision=config.variant.mixed_precision)
-    with exclusive(config.output.output_dir) if accelerator.is_main_process else nullcontext():
-        run(config, accelerator)
-
-
-def run(config: TrainConfig, accelerator: Accelerator) -> None:
-    """Load what is named, distil, and save."""
     set_seed(config.distillation.seed)
     prompts = known_prompts(config)
     with config.base.downloads():
@@ -315,10 +309,11 @@ def run(config: TrainConfig, accelerator: Accelerator) -> None:
     for concept in config.data.concept or ():
         prompts += [p for p in asking_for(kind_of(concept, teacher.encode_text), concept) if p not in prompts]
     source = create_source(config.data, config.distillation.seed, pipe, prompts)
-    with advising(config, *SIZES, sample_batch_size=source.shard_size):
-        predictor = make_predictor(config, accelerator, pipe, teacher, source, prompts=prompts)
-    if accelerator.is_main_process:
-        save(config.output, predictor)
+    with exclusive(config.output.output_dir) if accelerator.is_main_process else nullcontext():
+        with advising(config, *SIZES, sample_batch_size=source.shard_size):
+            predictor = make_predictor(config, accelerator, pipe, teacher, source, prompts=prompts)
+        if accelerator.is_main_process:
+            save(config.output, predictor)
     accelerator.end_training()
 
 

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 import evaluation.__main__ as evaluation
 import reward.train as reward
 import train_unlearn_lora as script
-from common.files import disk_errors
+from common.files import LOCK_NAME, disk_errors
 from common.lock import exclusive
+from evaluation.judge import Judge
 from training.config import RunConfig
 from training.run_state import RunState
 
@@ -94,8 +95,14 @@ def test_a_run_goes_on_without_the_reports_and_checkpoints_that_cannot_be_writte
 
 
 @pytest.mark.parametrize("command", [evaluation, reward])
-def test_a_command_in_a_directory_that_another_writes_to_is_refused(command: Any, tmp_path: Path) -> None:
-    line = ["--output_dir", str(tmp_path / "out")]
-    line += ["--adapter", "x"] if command is evaluation else []
-    with exclusive(tmp_path / "out"), pytest.raises(ValueError, match="--output_dir"):
+def test_a_command_in_a_directory_that_another_writes_to_is_refused(
+    command: Any, tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    line = ["--output_dir", str(tmp_path / "out"), "--pretrained_model_name_or_path", str(tiny_pipeline_dir)]
+    if command is evaluation:
+        judge = Judge({"style": ["Van Gogh", "Mosaic"]}, "{style}", 16, widths=(4, 8))
+        judge.save_pretrained(tmp_path / "judge")
+        line += ["--judge_name_or_path", str(tmp_path / "judge"), "--concept", "Van Gogh"]
+    with exclusive(tmp_path / "out"), pytest.raises(ValueError, match="Another run"):
         command.main(command.parse_config(line))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK_NAME]

@@ -202,7 +202,7 @@ def test_a_learning_rate_beyond_all_numbers_is_no_success(
     run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        run(lambda _: None, learning_rate=1e30, max_brakes=0, max_train_iterations=9)
+        run(lambda _: None, learning_rate=1e9, max_brakes=0, max_train_iterations=9)
     assert "--learning_rate" in sentence(caught, capsys) and not (tmp_path / "out" / ADAPTER).exists()
 
 

@@ -65,7 +65,7 @@ def _tune(
         parameters = add_tuned(tuned, settings, [] if base else [subject.adapter])
         optimizer = torch.optim.AdamW(parameters, lr=settings.relearning_learning_rate, weight_decay=1e-2)
         for steps in sorted(settings.relearning_steps):
-            with metered(tuned.denoiser, budget):
+            with metered(Backbone.of(tuned).denoiser, budget):
                 for _ in tqdm(
                     range(budget.steps, steps), desc=label, disable=not subject.progress, leave=False
                 ):

@@ -72,8 +72,7 @@ def writes(call: ast.Call) -> bool:
         return called.startswith(("image", "sheet", "figure", "picture")) and not is_in_memory(call)
     if name == "save_pretrained":
         return called.startswith(("pipe", "tokenizer", "unet", "vae", "text_encoder"))
-    ours = isinstance(call.func, ast.Name) and name in ("write_text", "write_bytes")
-    return name in WRITERS and not ours
+    return name in WRITERS and (isinstance(call.func, ast.Attribute) or name == "save_file")
 
 
 def test_no_other_module_writes_files() -> None:

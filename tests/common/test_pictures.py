@@ -19,7 +19,7 @@ SIDE = 16
 OPENERS = {
     "common/pictures.py": "the reader",
     "evaluation/grid.py": "a picture in memory",
-    "evaluation/shards.py": "the same",
+    "evaluation/shards.py": "what an evaluation has drawn",
     "training/previews.py": "what a run has drawn",
 }
 """Modules that open pictures, and whose."""
