@@ -442,6 +442,7 @@ def a_run(state: RunState, **changes: Any) -> tuple[SimpleNamespace, Baseline]:
         "optimizer": state.optimizer,
         "critic": state.critic,
         "env": SimpleNamespace(kernel=SimpleNamespace(num_steps=STEPS)),
+        "policy": SimpleNamespace(branches=2),
         "accelerator": SimpleNamespace(device=torch.device("cpu")),
         "checkpoint": None,
         "is_main": True,
