@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from common.files import write_text
@@ -27,16 +28,17 @@ TAGS = [
     "text-to-image",
     "diffusers",
     "diffusers-training",
-    "stable-diffusion",
     "template:sd-lora",
     "concept-erasure",
     "unlearning",
 ]
-TAGS_OF = {
-    "StableDiffusionXLPipeline": ["stable-diffusion-xl", "stable-diffusion-xl-diffusers"],
+TAGS_OF: dict[str, list[str]] = {
+    "StableDiffusionXLPipeline": ["stable-diffusion", "stable-diffusion-xl", "stable-diffusion-xl-diffusers"],
     "StableDiffusion3Pipeline": ["sd3", "sd3-diffusers"],
     "FluxPipeline": ["flux", "flux-diffusers"],
+    "ZImagePipeline": ["z-image"],
 }
+"""By the base's class; of every other, and of none, the first of Stable Diffusion's."""
 PAPER = Markdown.link("Critic-Guided Reinforcement Unlearning", "https://arxiv.org/abs/2601.03213")
 TRAINING = Markdown.fill(
     "Reinforcement learning: denoising is a decision process, rewarded for images in which the teacher no longer "
@@ -93,16 +95,17 @@ def model_card(results: Mapping[str, Any], output_dir: str | Path, notes: str = 
     base = str(results.get("base_model_name_or_path") or "")
     picture = (Path(output_dir) / GRID_NAME).is_file()
     base_id = hub_id(base)
+    measured = _eval_results(results)
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag="text-to-image",
         base_model=base_id,
         base_model_relation="adapter" if base_id else None,
         **licence_of(results),
-        tags=TAGS + TAGS_OF.get(results.get("pipeline_class") or "", []),
+        tags=TAGS + TAGS_OF.get(results.get("pipeline_class") or "", ["stable-diffusion"]),
         widget=[{"text": ", ".join(concepts) or "-", "output": {"url": GRID_NAME}}] if picture else None,
-        model_name=file_name(output_dir),
-        eval_results=_eval_results(results),
+        model_name=file_name(output_dir) if measured else None,
+        eval_results=measured,
     )
     erased = ", ".join(concepts) or "a concept"
     sections = [
@@ -320,33 +323,57 @@ def _single_file_class(name: str | None) -> str:
 
 def _programs_section(results: Mapping[str, Any], output_dir: str | Path) -> Markdown | None:
     """How other programs load the adapter; None if there is no file for them."""
-    name = kohya_name(results)
-    if not (Path(output_dir) / name).is_file():
-        return None
-    stem = name.removesuffix(".safetensors")
-    weights = [side["scale"] for side in results.get("scales") or [] if side["scale"]]
-    measured = f"between {min(weights):g} and {max(weights):g}" if len(weights) > 1 else "at weight 1"
+    kind = results.get("pipeline_class") or ""
+    twin = kohya_name(results)
+    if not (Path(output_dir) / twin).is_file():
+        return _comfyui_alone(LORA_WEIGHT_NAME_SAFE, "", results) if kind == "ZImagePipeline" else None
     # The name is one of `hub.concepts.file_of`: letters, digits and dashes.
+    not_the_other = (
+        ", not the other file, whose names these programs do not know: they load it without a word and it does "
+        "nothing."
+    )
+    if kind in ("StableDiffusion3Pipeline", "FluxPipeline"):
+        return _comfyui_alone(twin, ", not the other file, whose scale ComfyUI does not read", results)
+    stem = twin.removesuffix(".safetensors")
     return _lines(
         Markdown("## Use in ComfyUI, AUTOMATIC1111, Forge and sd-scripts"),
         "",
-        Markdown(
-            f"Load `{name}`, not the other file, whose names these programs do not know: they load it without a word "
-            "and it does nothing."
-        ),
+        Markdown(f"Load `{twin}`{not_the_other}"),
         "",
-        Markdown(
-            "- ComfyUI: put it in `models/loras` and add the node *Load LoRA* with a model strength of 1. It has "
-            "nothing for CLIP."
-        ),
+        COMFYUI,
         Markdown(
             f"- AUTOMATIC1111 and Forge: put it in `models/Lora` and write `<lora:{stem}:1>` in the prompt."
         ),
-        Markdown(f"- sd-scripts: `--network_module networks.lora --network_weights {name}`."),
+        Markdown(f"- sd-scripts: `--network_module networks.lora --network_weights {twin}`."),
         "",
-        Markdown(
-            f"It was measured {measured}. A lower weight erases less, and a negative one does not erase."
-        ),
+        _measured_between(results),
+    )
+
+
+COMFYUI = Markdown(
+    "- ComfyUI: put it in `models/loras` and add the node *Load LoRA* with a model strength of 1. It has "
+    "nothing for CLIP."
+)
+
+
+def _comfyui_alone(name: str, not_the_other: str, results: Mapping[str, Any]) -> Markdown:
+    """Of a transformer's adapter, which the other programs have names of their own for."""
+    return _lines(
+        Markdown("## Use in ComfyUI"),
+        "",
+        Markdown(f"Load `{name}`{not_the_other}."),
+        "",
+        COMFYUI,
+        "",
+        _measured_between(results),
+    )
+
+
+def _measured_between(results: Mapping[str, Any]) -> Markdown:
+    weights = [side["scale"] for side in results.get("scales") or [] if side["scale"]]
+    measured = f"between {min(weights):g} and {max(weights):g}" if len(weights) > 1 else "at weight 1"
+    return Markdown(
+        f"It was measured {measured}. A lower weight erases less, and a negative one does not erase."
     )
 
 

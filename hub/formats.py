@@ -110,7 +110,7 @@ def as_diffusers_reads(path: Path, tensors: Mapping[str, torch.Tensor]) -> Itera
 
 def _component(name: str) -> str:
     """Whose a layer is, by its name."""
-    if name.startswith(("transformer_blocks.", "single_transformer_blocks.")):
+    if name.startswith(("transformer_blocks.", "single_transformer_blocks.")) or ".attention.to_" in name:
         return "transformer"
     return "text_encoder" if ".self_attn." in name or ".mlp." in name else "unet"
 

@@ -26,7 +26,11 @@ ARCHITECTURES = {
     (1280, "text_time"): "stable-diffusion-xl-v1-refiner",
 }
 """ModelSpec's identifiers, by the UNet's text width and what else it is conditioned on."""
-FLOWS = {"StableDiffusion3Pipeline": "stable-diffusion-3", "FluxPipeline": "flux-1"}
+FLOWS = {
+    "StableDiffusion3Pipeline": "stable-diffusion-3",
+    "FluxPipeline": "flux-1",
+    "ZImagePipeline": "z-image",
+}
 """Those of flow-matching transformers, by diffusers' class."""
 BASE_KEYS = tuple(
     f"modelspec.{key}"

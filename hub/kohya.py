@@ -1,6 +1,6 @@
 """The same adapter in kohya's format, which ComfyUI and AUTOMATIC1111 load:
 `lora_unet_<module>.lora_down.weight`, `.lora_up.weight`, `.alpha`; of a transformer
-`lora_transformer_<module>`, which ComfyUI and OneTrainer know.
+`lora_transformer_<module>`, which ComfyUI and OneTrainer know for Stable Diffusion 3 and FLUX.
 
 These add alpha / rank * up @ down to a module's weight; keys and header are those of kohya-ss/sd-scripts.
 """
@@ -47,7 +47,8 @@ def save_kohya(adapter: str | Path, path: str | Path | None = None) -> Path:
         The path of the file.
 
     Raises:
-        ValueError: there is no adapter, or it has parts that the format has no keys for.
+        ValueError: there is no adapter, it has parts that the format has no keys for, or ComfyUI knows it by
+            diffusers' names alone.
     """
     source = find_adapter(adapter)
     if is_kohya(read_names(source)):
@@ -58,8 +59,12 @@ def save_kohya(adapter: str | Path, path: str | Path | None = None) -> Path:
         path or source.with_name(f"{source.stem}_kohya.safetensors" if of_file else kohya_name(header))
     )
     header.pop(LORA_ADAPTER_METADATA_KEY, None)
-    factors = adapter_factors(source)
-    converted = to_kohya(factors, component_of(source))
+    factors, component = adapter_factors(source), component_of(source)
+    if component == "transformer" and not any("transformer_blocks." in module for module in factors):
+        raise ValueError(
+            f"ComfyUI loads a LoRA for Z-Image by diffusers' names, at a strength of alpha / rank: use {source} as it is."
+        )
+    converted = to_kohya(factors, component)
     if header.get("modelspec.architecture", "").startswith(ORIGINAL_LAYOUT):
         converted = in_original_layout(converted, factors)
     write_file(path, converted, header | kohya_header(header, converted))

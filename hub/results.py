@@ -37,7 +37,11 @@ Word = Annotated[str, Spelt(r"[a-z][a-z0-9_]{0,39}", "a word in small letters")]
 Texts = str | list[str]
 """One text, as older files have it, or several."""
 PipelineClass = Literal[
-    "StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusion3Pipeline",
+    "FluxPipeline",
+    "ZImagePipeline",
 ]
 
 

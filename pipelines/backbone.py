@@ -184,7 +184,7 @@ class Backbone:
         self.pipe.scheduler = sampler
         try:
             return self.pipe(
-                prompts,
+                list(prompts),  # Z-Image's writes into it
                 height=height,
                 width=width,
                 num_inference_steps=num_inference_steps,
@@ -246,6 +246,10 @@ class Backbone:
         """How often the network is asked for a guided step."""
         return 2 if guidance_scale > 1 else 1
 
+    def guidance_weight(self, guidance_scale: float) -> float:
+        """Of the prompt's branch, where the other has one less this."""
+        return guidance_scale
+
     def guided_output(
         self,
         x: torch.Tensor,
@@ -272,7 +276,7 @@ class Backbone:
         both = Conditioning.cat([negative.expand(len(x)), prompts])
         twice = timestep if timestep.ndim == 0 else timestep.repeat(2)
         without, with_prompt = self.output(torch.cat([x, x]), twice, both, guidance_scale).float().chunk(2)
-        return without + guidance_scale * (with_prompt - without)
+        return without + self.guidance_weight(guidance_scale) * (with_prompt - without)
 
     def output(
         self, x: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning, guidance_scale: float
@@ -317,6 +321,10 @@ class Backbone:
             window = getattr(encoder.config, "max_position_embeddings", self.sequence_length)
             tokenizer.model_max_length = min(tokenizer.model_max_length, window)
 
+    def window(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Tokens that a text may have."""
+        return tokenizer.model_max_length
+
     def unseen(self, text: str) -> str:
         """The end of a text that a tokenizer cuts off, so that its encoder never sees it; empty if there is
         none."""
@@ -324,7 +332,7 @@ class Backbone:
         for tokenizer in self.readers:
             ids = tokenizer(text, truncation=False, verbose=False).input_ids
             # The last token that is seen ends the text, and the last one of all would.
-            ends.append(tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1]).strip())
+            ends.append(tokenizer.decode(ids[self.window(tokenizer) - 1 : -1]).strip())
         return max(ends, key=len)
 
     def check_window(self, text: str) -> None:
@@ -336,7 +344,7 @@ class Backbone:
         for tokenizer in self.readers:
             used, window = (
                 len(tokenizer(text, truncation=False, verbose=False).input_ids),
-                tokenizer.model_max_length,
+                self.window(tokenizer),
             )
             if used > window:
                 shown = text if len(text) < 80 else text[:77] + "..."

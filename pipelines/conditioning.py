@@ -22,19 +22,22 @@ class Conditioning:
         pooled: (N, P) pooled text embedding, and
         time_ids: (N, 6) original size, crop and target size of the image, where the UNet is told these too
             (SDXL); else None.
+        lengths: (N,) int64, how many of the L states are a prompt's own, where the network is told no others;
+            else None.
     """
 
     states: torch.Tensor
     pooled: torch.Tensor | None = None
     time_ids: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
 
     @classmethod
     def cat(cls, parts: list[Conditioning]) -> Conditioning:
         """Join conditionings of one backbone."""
         columns = zip(*(part._tensors() for part in parts), strict=True)
-        states, pooled, time_ids = (None if c[0] is None else torch.cat(c) for c in columns)
+        states, *beside = (None if c[0] is None else torch.cat(c) for c in columns)
         assert states is not None
-        return cls(states, pooled, time_ids)
+        return cls(states, *beside)
 
     def __len__(self) -> int:
         return len(self.states)
@@ -48,7 +51,13 @@ class Conditioning:
         return self._each(lambda tensor: tensor.expand(count, *tensor.shape[1:]))
 
     def to(self, dtype: torch.dtype) -> Conditioning:
-        return self._each(lambda tensor: tensor.to(dtype))
+        return self._each(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+
+    @property
+    def own_states(self) -> list[torch.Tensor]:
+        """Of each prompt the states that are its own, (length, E)."""
+        assert self.lengths is not None
+        return [states[:length] for states, length in zip(self.states, self.lengths.tolist(), strict=True)]
 
     @property
     def added(self) -> dict[str, torch.Tensor] | None:
@@ -63,16 +72,18 @@ class Conditioning:
     def vector(self) -> torch.Tensor:
         """(N, P) or (N, E), float32: a prompt in one vector, its pooled embedding, or else the states
         averaged over the tokens."""
-        return self.states.float().mean(dim=1) if self.pooled is None else self.pooled.float()
+        if self.pooled is not None:
+            return self.pooled.float()
+        if self.lengths is not None:
+            return torch.stack([states.float().mean(dim=0) for states in self.own_states])
+        return self.states.float().mean(dim=1)
 
     def _tensors(self) -> tuple[torch.Tensor | None, ...]:
-        return self.states, self.pooled, self.time_ids
+        return self.states, self.pooled, self.time_ids, self.lengths
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Conditioning:
-        pooled, time_ids = (
-            None if tensor is None else change(tensor) for tensor in (self.pooled, self.time_ids)
-        )
-        return Conditioning(change(self.states), pooled, time_ids)
+        _, *beside = self._tensors()
+        return Conditioning(change(self.states), *(None if one is None else change(one) for one in beside))
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Flow-matching transformers: Stable Diffusion 3.x and FLUX.1."""
+"""Flow-matching transformers: Stable Diffusion 3.x, FLUX.1 and Z-Image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffusion3Pipeline
+import torch.nn.functional as F
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    StableDiffusion3Pipeline,
+    ZImagePipeline,
+)
 from transformers import PreTrainedTokenizerBase
 
 from pipelines.backbone import Backbone
@@ -50,7 +56,7 @@ class NoisyEuler(FlowMatchEulerDiscreteScheduler):
 class FlowBackbone(Backbone):
     """What flow-matching pipelines share: a transformer, and a scheduler of noise levels."""
 
-    pipe: StableDiffusion3Pipeline | FluxPipeline
+    pipe: StableDiffusion3Pipeline | FluxPipeline | ZImagePipeline
     component = "transformer"
     is_flow = True
     lora_targets = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
@@ -194,3 +200,66 @@ class FluxBackbone(FlowBackbone):
 
     def _timing(self, num_steps: int) -> dict[str, Any]:
         return {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps), "mu": self._shift()}
+
+
+class ZImageBackbone(FlowBackbone):
+    """Z-Image: a language model reads the prompt as what a user says to it, a prompt has as many states as
+    tokens, and the network counts noise from the other end."""
+
+    pipe: ZImagePipeline
+    pipeline = ZImagePipeline
+    lora_targets = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
+    sequence_length = 512
+    own_side = 128
+    """Side of the latents of an image of 1024 pixels, the pipeline's default."""
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        side = getattr(self.pipe, "default_sample_size", self.own_side)
+        return self.denoiser.config.in_channels, side, side
+
+    def resize(self, size: int) -> None:
+        self.pipe.default_sample_size = size
+
+    def window(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Less by what the pipeline writes around a text."""
+        around = tokenizer.apply_chat_template(
+            [{"role": "user", "content": ""}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=True,
+        )
+        return min(tokenizer.model_max_length, self.sequence_length) - len(tokenizer(around).input_ids)
+
+    def encode(self, prompts: list[str]) -> Conditioning:
+        # The pipeline writes into the list.
+        states, _ = self.pipe.encode_prompt(list(prompts), self.device, do_classifier_free_guidance=False)
+        padded = [F.pad(own, (0, 0, 0, self.sequence_length - len(own))) for own in states]
+        lengths = torch.tensor([len(own) for own in states], device=self.device)
+        return Conditioning(torch.stack(padded), lengths=lengths)
+
+    def branches(self, guidance_scale: float) -> int:
+        return 2 if guidance_scale > 0 else 1
+
+    def guidance_weight(self, guidance_scale: float) -> float:
+        """Its scale counts from the prompt's own output."""
+        return guidance_scale + 1
+
+    def output(
+        self, x: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning, guidance_scale: float
+    ) -> torch.Tensor:
+        dtype = self.denoiser.dtype
+        velocities = self.denoiser(
+            list(x.to(dtype).unsqueeze(2).unbind()),
+            (1000 - timestep.expand(len(x))) / 1000,
+            conditioning.to(dtype).own_states,
+            joint_attention_kwargs=None,
+            return_dict=False,
+        )[0]
+        return -torch.stack(velocities).squeeze(2)
+
+    def _timing(self, num_steps: int) -> dict[str, Any]:
+        return {
+            "sigmas": torch.linspace(1.0, 1 / num_steps, num_steps).tolist(),
+            "mu": self._shift(),
+        }

@@ -13,8 +13,9 @@ from diffusers import (
     ModelMixin,
     SD3Transformer2DModel,
     UNet2DConditionModel,
+    ZImageTransformer2DModel,
 )
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, Qwen3Model, T5EncoderModel
 
 from common.weights import check_floats, check_loaded, check_values, quiet_loaders, weight_files
 from pipelines.supported import OPTIONAL, PARTS
@@ -25,10 +26,12 @@ CLASSES: dict[str, type] = {
         UNet2DConditionModel,
         SD3Transformer2DModel,
         FluxTransformer2DModel,
+        ZImageTransformer2DModel,
         AutoencoderKL,
         CLIPTextModel,
         CLIPTextModelWithProjection,
         T5EncoderModel,
+        Qwen3Model,
     )
 }
 BESIDE = r"(.*\.)?position_ids|logit_scale|(text|visual)_projection\..*|vision_model\..*"

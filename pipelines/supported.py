@@ -14,6 +14,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
+    ZImagePipeline,
 )
 from safetensors import SafetensorError, safe_open
 
@@ -48,6 +49,11 @@ PARTS: dict[type, dict[str, str]] = {
         "text_encoder": "CLIPTextModel",
         "text_encoder_2": "T5EncoderModel",
     },
+    ZImagePipeline: {
+        "transformer": "ZImageTransformer2DModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "Qwen3Model",
+    },
 }
 """The parts by which a pipeline of any name is told to be one of these, the more demanding first."""
 OPTIONAL: dict[type, dict[str, str]] = {StableDiffusion3Pipeline: {"text_encoder_3": "T5EncoderModel"}}
@@ -59,7 +65,8 @@ BESIDE = {
 """What else such a pipeline may have."""
 SUPPORTED = (
     "supported are StableDiffusionPipeline (Stable Diffusion 1.x and 2.x), StableDiffusionXLPipeline (SDXL base), "
-    "StableDiffusion3Pipeline (Stable Diffusion 3.x) and FluxPipeline (FLUX.1), and pipelines of other names that are made of the same parts."
+    "StableDiffusion3Pipeline (Stable Diffusion 3.x), FluxPipeline (FLUX.1) and ZImagePipeline (Z-Image), and pipelines of other names that are "
+    "made of the same parts."
 )
 IMAGE_INPUTS = {
     5: "a depth-to-image UNet, which also takes a depth map",
@@ -104,8 +111,9 @@ def choose_class(name: str | Path, index: Mapping[str, Any]) -> type[DiffusionPi
                 )
             return cls
     nearest = StableDiffusion3Pipeline if "transformer" in parts else StableDiffusionPipeline
-    if parts.get("transformer", ("", ""))[1] == PARTS[FluxPipeline]["transformer"]:
-        nearest = FluxPipeline
+    for cls in (FluxPipeline, ZImagePipeline):
+        if parts.get("transformer", ("", ""))[1] == PARTS[cls]["transformer"]:
+            nearest = cls
     for part, of in PARTS[nearest].items():
         if part not in parts:
             raise Unsupported(f"{name} is a {kind} without a {part}; {SUPPORTED}")

@@ -47,6 +47,7 @@ def test_a_signal_in_the_final_evaluation(
         os.kill(os.getpid(), number)
         time.sleep(5)
 
+    signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored
     monkeypatch.setattr(script, "evaluate_run", interrupted)
     code, said = end(arguments(max_train_iterations=1), capsys)
     assert code == 128 + number and f"--adapter {tmp_path / 'out'}" in said and RESUME not in said

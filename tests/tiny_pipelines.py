@@ -20,12 +20,18 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
+from open_clip.tokenizer import bytes_to_unicode
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -243,6 +249,59 @@ def save_flux(directory: Path, guidance_embeds: bool = True) -> None:
     ).save_pretrained(directory, safe_serialization=True)
 
 
+def build_qwen(width: int) -> tuple[Qwen2Tokenizer, Qwen3Model]:
+    """Bytes for tokens, what is said between marks, and a language model of two layers."""
+    tokens = [*bytes_to_unicode().values(), "<|endoftext|>"]
+    tokenizer = Qwen2Tokenizer(
+        vocab={token: index for index, token in enumerate(tokens)}, merges=[], model_max_length=1024
+    )
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    return tokenizer, Qwen3Model(config)
+
+
+def save_z_image(directory: Path) -> None:
+    """Z-Image: a language model's states, as many as the prompt has tokens, in one stream with the image."""
+    torch.manual_seed(0)
+    tokenizer, text_encoder = build_qwen(16)
+    transformer = ZImageTransformer2DModel(
+        in_channels=16,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[4, 6, 6],
+        axes_lens=[1024, 64, 64],
+    )
+    for pad in (transformer.x_pad_token, transformer.cap_pad_token):
+        torch.nn.init.normal_(pad)
+    ZImagePipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=flow_vae(128),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+    ).save_pretrained(directory, safe_serialization=True)
+
+
 BACKBONES: dict[str, Callable[[Path], None]] = {"sd1": save_sd1, "sd2": save_sd2, "sdxl": save_sdxl}
-FLOWS: dict[str, Callable[[Path], None]] = {"sd3": save_sd3, "flux": save_flux}
+FLOWS: dict[str, Callable[[Path], None]] = {
+    "sd3": save_sd3,
+    "flux": save_flux,
+    "z-image": save_z_image,
+}
 """Flow-matching transformers."""

@@ -351,3 +351,11 @@ def test_it_says_how_other_programs_load_the_adapter_if_there_is_a_file_for_them
     assert "measured at weight 1." in text
     scales = [{"scale": scale} for scale in (0.0, 0.75, 1.0, 3.0)]
     assert "measured between 0.75 and 3." in str(model_card(results | {"scales": scales}, tmp_path))
+    text = str(model_card(results | {"pipeline_class": "FluxPipeline"}, tmp_path))
+    assert "## Use in ComfyUI\n\nLoad `no-van-gogh-style.safetensors`" in text
+    assert "sd-scripts" not in text and "- stable-diffusion\n" not in text and "- flux\n" in text
+
+
+def test_an_adapter_of_z_image_is_loaded_by_comfyui_as_it_is(results: dict[str, Any], tmp_path: Path) -> None:
+    text = str(model_card(results | {"pipeline_class": "ZImagePipeline"}, tmp_path))
+    assert "## Use in ComfyUI\n\nLoad `pytorch_lora_weights.safetensors`." in text

@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    DiffusionPipeline,
+    FluxTransformer2DModel,
+    ModelMixin,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from original_layout import save_original
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
@@ -22,6 +28,7 @@ from hub.kohya import in_original_layout, kohya_header, save_kohya, to_kohya
 from hub.names import original_name
 from pipelines.backbone import Backbone
 from pipelines.base import load_pipeline
+from pipelines.flow import FlowBackbone
 
 Output = Callable[[UNet2DConditionModel], torch.Tensor]
 NAME = "pytorch_lora_weights.safetensors"
@@ -310,3 +317,39 @@ def test_every_key_of_a_full_size_base_is_one_that_comfyui_looks_for(base: str) 
         assert {name: original_name(name) for name in modules}.items() <= recorded.items()
     known = {f"lora_unet_{name.replace('.', '_')}" for name in names}
     assert len(tensors) == 3 * len(modules) and {key.split(".")[0] for key in tensors} <= known
+
+
+TRANSFORMERS: dict[str, tuple[type[ModelMixin], dict[str, Any]]] = {
+    "sd3": (SD3Transformer2DModel, {"num_layers": 24, "num_attention_heads": 24}),
+    "sd3.5-medium": (SD3Transformer2DModel, {"num_layers": 24, "dual_attention_layers": tuple(range(13))}),
+    "flux": (FluxTransformer2DModel, {"guidance_embeds": True}),
+}
+JOINT = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+SINGLE = ("to_q", "to_k", "to_v")
+
+
+@pytest.mark.parametrize("base", TRANSFORMERS)
+def test_every_key_of_a_full_size_transformer_is_one_that_comfyui_looks_for(base: str) -> None:
+    """It looks for `lora_transformer_` and diffusers' name, with `_` for each dot, of the attention in
+    each block (`comfy.utils.mmdit_to_diffusers`, `flux_to_diffusers`, `comfy.lora.model_lora_keys_unet`)."""
+    kind, settings = TRANSFORMERS[base]
+    with torch.device("meta"):
+        transformer = kind(**settings)
+    double = [f"transformer_blocks.{i}.attn.{name}" for i in range(24) for name in JOINT]
+    single = [f"single_transformer_blocks.{i}.attn.{name}" for i in range(38) for name in SINGLE]
+    known = {f"lora_transformer_{name.replace('.', '_')}" for name in (*double, *single)}
+    targets = (*FlowBackbone.lora_targets, *(f"attn.{name}" for name in JOINT))
+    modules = [name for name, _ in transformer.named_modules() if name.endswith(targets)]
+    factors = {name: Factors(torch.ones(1, 2), torch.ones(2, 1), 1.0) for name in modules}
+    keys = {key.split(".")[0] for key in to_kohya(factors, "transformer")}
+    assert len(keys) == len(modules) > 90 and keys <= known
+
+
+def test_an_adapter_of_z_image_needs_no_other_names(flow_dirs: dict[str, Path], tmp_path: Path) -> None:
+    """ComfyUI knows it by `transformer.` and diffusers' names alone."""
+    denoiser = Backbone.of(load_pipeline(flow_dirs["z-image"])).denoiser
+    denoiser.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["attention.to_q"]))
+    path = save_adapter(tmp_path, denoiser)
+    assert "transformer.layers.0.attention.to_q.lora_A.weight" in load_file(path)
+    with pytest.raises(ValueError, match=r"Z-Image by diffusers' names.*as it is"):
+        save_kohya(tmp_path)

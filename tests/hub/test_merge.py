@@ -16,6 +16,7 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
+from tiny_pipelines import FLOWS
 
 from common.errors import friendly_errors
 from hub.__main__ import main, parse_config
@@ -26,7 +27,8 @@ from hub.files import read_file
 from hub.kohya import save_kohya
 from hub.merge import METHOD, merge_adapters, merge_factors, to_file, truncate
 from hub.provenance import what_adapter_says
-from pipelines.base import load_pipeline
+from pipelines.backbone import Backbone
+from pipelines.base import BaseConfig, load_base, load_pipeline
 
 Output = Callable[[UNet2DConditionModel], torch.Tensor]
 NAME = "pytorch_lora_weights.safetensors"
@@ -112,6 +114,38 @@ def test_the_merged_adapter_does_what_all_do_under_set_adapters(
     load_adapter(pipe, tmp_path / "merged")
     assert (together - base_output).abs().max() > 1e-3
     assert (output(pipe.unet) - together).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+def test_adapters_of_transformers_are_merged_alike(
+    kind: str, flow_dirs: dict[str, Path], tmp_path: Path
+) -> None:
+    prompt, resolution = ["a cat"], 16
+    backbone = Backbone.of(load_base(BaseConfig(str(flow_dirs[kind]), resolution=resolution)))
+    conditioning = backbone.encode_prompts(prompt)
+    x = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
+
+    def velocity() -> torch.Tensor:
+        with torch.no_grad():
+            return backbone.output(x, torch.tensor(500.0), conditioning, 1.0)
+
+    directories = [tmp_path / name for name in ("one", "other")]
+    for seed, directory in enumerate(directories):
+        denoiser = Backbone.of(load_pipeline(flow_dirs[kind])).denoiser
+        torch.manual_seed(seed)
+        targets = list(backbone.lora_targets)[seed:]
+        denoiser.add_adapter(
+            LoraConfig(r=2 + seed, lora_alpha=3, init_lora_weights=False, target_modules=targets)
+        )
+        save_adapter(directory, denoiser)
+    before = velocity()
+    compose(backbone.pipe, directories, [1.0, -0.5])
+    together = velocity()
+    backbone.pipe.unload_lora_weights()
+    merge_adapters(directories, [1.0, -0.5], tmp_path / "merged")
+    load_adapter(backbone.pipe, tmp_path / "merged")
+    assert (together - before).abs().max() > 1e-3
+    assert (velocity() - together).abs().max() <= 1e-4
 
 
 def test_modules_that_one_adapter_has_keep_its_rank(parts: dict[str, Path], tmp_path: Path) -> None:

@@ -309,7 +309,8 @@ def test_latents_need_not_be_square(save: Callable[..., None], tmp_path: Path) -
 
 
 def test_conditionings_keep_their_rows_together() -> None:
-    whole = Conditioning(torch.randn(3, 2, 4), torch.randn(3, 5), torch.arange(18.0).view(3, 6))
+    lengths = torch.tensor([1, 2, 2])
+    whole = Conditioning(torch.randn(3, 2, 4), torch.randn(3, 5), torch.arange(18.0).view(3, 6), lengths)
     picked = whole[torch.tensor([2, 0])]
     joined = Conditioning.cat([picked, whole[1:2]])
     order = torch.tensor([2, 0, 1])
@@ -318,6 +319,11 @@ def test_conditionings_keep_their_rows_together() -> None:
         assert torch.equal(
             getattr(whole[1:2].expand(4), name), tensor[1:2].repeat(4, *[1] * (tensor.ndim - 1))
         )
-    assert {tensor.dtype for tensor in vars(whole.to(torch.bfloat16)).values()} == {torch.bfloat16}
+    half = whole.to(torch.bfloat16)
+    assert {half.states.dtype, half.pooled.dtype, half.time_ids.dtype} == {torch.bfloat16}
+    assert half.lengths is lengths
     assert whole.added.keys() == {"text_embeds", "time_ids"} and Conditioning(whole.states).added is None
     torch.testing.assert_close(Conditioning(whole.states).vector, whole.states.mean(dim=1))
+    own = Conditioning(whole.states, lengths=lengths)
+    assert [len(states) for states in own.own_states] == [1, 2, 2]
+    torch.testing.assert_close(own.vector[0], whole.states[0, 0])

@@ -123,7 +123,11 @@ def test_every_command_knows_every_backbone(
     kind: str, pipeline_dirs: dict[str, Path], flow_dirs: dict[str, Path], tmp_path: Path
 ) -> None:
     directory = (pipeline_dirs | flow_dirs)[kind]
-    base = ["--pretrained_model_name_or_path", str(directory), *(["--resolution", "16"] * (kind == "flux"))]
+    base = [
+        "--pretrained_model_name_or_path",
+        str(directory),
+        *(["--resolution", "16"] * (kind in ("flux", "z-image"))),
+    ]
     prompts = lines(tmp_path / "prompts.txt", TINY_PROMPTS)
     predictor = train_reward(base, tmp_path / "reward", prompts)
     pipe = load_pipeline(directory)
