@@ -60,7 +60,7 @@ def save_kohya(adapter: str | Path, path: str | Path | None = None) -> Path:
     )
     header.pop(LORA_ADAPTER_METADATA_KEY, None)
     factors, component = adapter_factors(source), component_of(source)
-    if component == "transformer" and not any("transformer_blocks." in module for module in factors):
+    if any(".attention.to_" in module for module in factors):
         raise ValueError(
             f"ComfyUI loads a LoRA for Z-Image by diffusers' names, at a strength of alpha / rank: use {source} as it is."
         )

@@ -55,6 +55,11 @@ def usual_batch_size(latent_shape: tuple[int, int, int]) -> int:
     return max(1, min(64, TOGETHER // (height * width)))
 
 
+def attention_layers(name: str) -> tuple[str, ...]:
+    """The layers of an attention that blocks call by this name."""
+    return tuple(f"{name}.{layer}" for layer in ("to_q", "to_k", "to_v", "to_out.0"))
+
+
 class Backbone:
     """Stable Diffusion 1.x and 2.x; what other classes do in another way, they override."""
 
@@ -86,8 +91,10 @@ class Backbone:
     """What the pipeline calls the network that denoises."""
     is_flow = False
     """Whether it was trained by flow matching."""
-    lora_targets = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
-    """Endings of the modules that are adapted unless others are named: where images attend to texts."""
+    attention = "attn2"
+    """What a block calls the layers where images attend to texts."""
+    lora_targets = attention_layers(attention)
+    """Endings of the modules that are adapted unless others are named."""
     sequence_length = 77
     """Tokens that an encoder is given which sets no limit itself."""
 
@@ -154,11 +161,11 @@ class Backbone:
     def timed_scheduler(self, num_steps: int) -> SchedulerMixin:
         """A copy of the scheduler with its timesteps set as the pipeline sets them."""
         scheduler = deepcopy(self.pipe.scheduler)
-        scheduler.set_timesteps(num_steps, **self._timing(num_steps))
+        scheduler.set_timesteps(num_steps, **self.timing(num_steps))
         return scheduler
 
-    def _timing(self, num_steps: int) -> dict[str, Any]:
-        """What the pipeline sets them by, beside their number."""
+    def timing(self, num_steps: int) -> dict[str, Any]:
+        """What the pipeline sets its timesteps by, beside their number."""
         return {}
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from diffusers import (
 )
 from transformers import PreTrainedTokenizerBase
 
-from pipelines.backbone import Backbone
+from pipelines.backbone import Backbone, attention_layers
 from pipelines.conditioning import Conditioning
 from pipelines.noise import ancestral_variances
 
@@ -59,7 +59,8 @@ class FlowBackbone(Backbone):
     pipe: StableDiffusion3Pipeline | FluxPipeline | ZImagePipeline
     component = "transformer"
     is_flow = True
-    lora_targets = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
+    attention = "attn"
+    lora_targets = attention_layers(attention)
 
     def deterministic_sampler(self) -> FlowMatchEulerDiscreteScheduler:
         """Euler's, with the pipeline's own shift."""
@@ -79,7 +80,7 @@ class FlowBackbone(Backbone):
     def size_step(self) -> int:
         return self.pipe.vae_scale_factor * self._patch
 
-    def _timing(self, num_steps: int) -> dict[str, Any]:
+    def timing(self, num_steps: int) -> dict[str, Any]:
         if not self.pipe.scheduler.config.use_dynamic_shifting:
             return {}
         return {"mu": self._shift()}
@@ -104,6 +105,24 @@ class FlowBackbone(Backbone):
 
     def _scale(self, latents: torch.Tensor) -> torch.Tensor:
         return (latents - (self.vae.config.shift_factor or 0)) * self.vae.config.scaling_factor
+
+
+class SizelessBackbone(FlowBackbone):
+    """A transformer whose config names no size: it draws 1024 pixels unless it is asked for less. The size
+    stays with the network, which other pipelines share."""
+
+    @property
+    def channels(self) -> int:
+        """Of a latent."""
+        return self.denoiser.config.in_channels
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        side = getattr(self.denoiser, "drawn_side", 1024 // self.pipe.vae_scale_factor)
+        return self.channels, side, side
+
+    def resize(self, size: int) -> None:
+        self.denoiser.drawn_side = size
 
 
 class SD3Backbone(FlowBackbone):
@@ -143,7 +162,7 @@ class SD3Backbone(FlowBackbone):
         )[0]
 
 
-class FluxBackbone(FlowBackbone):
+class FluxBackbone(SizelessBackbone):
     """FLUX.1: latents packed into tokens, a pooled CLIP, T5's states, and guidance that the network is told
     (FLUX.1 [dev]) or has learnt (FLUX.1 [schnell]); it is never asked twice."""
 
@@ -152,13 +171,9 @@ class FluxBackbone(FlowBackbone):
     sequence_length = 512
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W), unpacked."""
-        size = self.pipe.default_sample_size
-        return self.denoiser.config.in_channels // 4, size, size
-
-    def resize(self, size: int) -> None:
-        self.pipe.default_sample_size = size
+    def channels(self) -> int:
+        """Of a latent; a token holds four of its places."""
+        return self.denoiser.config.in_channels // 4
 
     @property
     def readers(self) -> list[PreTrainedTokenizerBase]:
@@ -198,28 +213,19 @@ class FluxBackbone(FlowBackbone):
         )[0]
         return self.pipe._unpack_latents(tokens, height * scale, width * scale, scale)
 
-    def _timing(self, num_steps: int) -> dict[str, Any]:
+    def timing(self, num_steps: int) -> dict[str, Any]:
         return {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps), "mu": self._shift()}
 
 
-class ZImageBackbone(FlowBackbone):
+class ZImageBackbone(SizelessBackbone):
     """Z-Image: a language model reads the prompt as what a user says to it, a prompt has as many states as
     tokens, and the network counts noise from the other end."""
 
     pipe: ZImagePipeline
     pipeline = ZImagePipeline
-    lora_targets = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
+    attention = "attention"
+    lora_targets = attention_layers(attention)
     sequence_length = 512
-    own_side = 128
-    """Side of the latents of an image of 1024 pixels, the pipeline's default."""
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        side = getattr(self.pipe, "default_sample_size", self.own_side)
-        return self.denoiser.config.in_channels, side, side
-
-    def resize(self, size: int) -> None:
-        self.pipe.default_sample_size = size
 
     def window(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Less by what the pipeline writes around a text."""
@@ -258,7 +264,7 @@ class ZImageBackbone(FlowBackbone):
         )[0]
         return -torch.stack(velocities).squeeze(2)
 
-    def _timing(self, num_steps: int) -> dict[str, Any]:
+    def timing(self, num_steps: int) -> dict[str, Any]:
         return {
             "sigmas": torch.linspace(1.0, 1 / num_steps, num_steps).tolist(),
             "mu": self._shift(),

@@ -172,8 +172,9 @@ def save_sdxl(
 
 
 def build_t5(width: int) -> tuple[T5Tokenizer, T5EncoderModel]:
-    """Pieces of one character each, and an encoder of one layer."""
+    """Pieces of one character each and some words, and an encoder of one layer."""
     pieces = ["<pad>", "</s>", "<unk>", "▁", *(chr(code) for code in range(33, 127))]
+    pieces += [f"▁{word}" for word in ("image", "love", "time", "today", "great", "world", "home", "night")]
     tokenizer = T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0)
     config = T5Config(
         vocab_size=len(tokenizer), d_model=width, d_kv=4, d_ff=2 * width, num_layers=1, num_heads=2

@@ -9,15 +9,17 @@ from benchmarks.baselines import ca, esd, hirm, leco, rece, spm, uce
 
 
 class Method(NamedTuple):
-    """What it is called in results and cards, its settings, and what leaves its adapter on a pipeline."""
+    """What it is called in results and cards, its settings, what leaves its adapter on a pipeline, and
+    whether it is one for UNets alone."""
 
     title: str
     settings: type
     erase: Callable[..., dict[str, Any]]
+    needs_unet: bool
 
 
 METHODS = {
-    name: Method(m.TITLE, m.Settings, m.erase)
+    name: Method(m.TITLE, m.Settings, m.erase, needs_unet=m in (rece, hirm))
     for name, m in {
         "esd": esd,
         "uce": uce,

@@ -9,15 +9,11 @@ adapter, results.json, before/after picture, model card.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-import torch
-from diffusers import UNet2DConditionModel
 
 from benchmarks.baselines import METHODS
 from benchmarks.baselines.command import Prepared, TaskConfig, choose_examination, prepare
@@ -33,6 +29,7 @@ from hub.card import GRID_NAME, save_model_card
 from hub.files import require_empty
 from hub.header import base_header, results_header
 from hub.results import RESULTS_NAME
+from pipelines.meter import counted
 from policy.lora import ADAPTER
 
 
@@ -63,31 +60,10 @@ def parse_config(arguments: Sequence[str] | None = None) -> BaselineConfig:
     return parse(BaselineConfig, arguments, __doc__, prog="python -m benchmarks.baselines")
 
 
-class Count:
-    """How many samples a UNet has been given."""
-
-    samples = 0
-
-
-@contextmanager
-def counted(unet: UNet2DConditionModel) -> Iterator[Count]:
-    """Within: every sample that the UNet is given counts."""
-    count = Count()
-
-    def add(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        count.samples += len(inputs[0])
-
-    hook = unet.register_forward_pre_hook(add)
-    try:
-        yield count
-    finally:
-        hook.remove()
-
-
 def erase(config: TaskConfig, prepared: Prepared) -> dict[str, Any]:
-    """Leave the adapter on the task's UNet; what the method found, and what it cost."""
+    """Leave the adapter on the task's network; what the method found, and what it cost."""
     method, started = METHODS[config.method.method], time.perf_counter()
-    with counted(prepared.task.unet) as count:
+    with counted(prepared.task.denoiser) as count:
         facts = method.erase(prepared.task, prepared.settings, config.method.seed)
     return facts | {
         "unet_samples": count.samples,
@@ -122,7 +98,7 @@ def main(config: BaselineConfig) -> dict[str, Any]:
         "training": cost,
     }
     header = base_header(task.pipe) | results_header(results)
-    save_adapter(output.output_dir, task.unet, ADAPTER, header, text_encoder=task.pipe.text_encoder)
+    save_adapter(output.output_dir, task.denoiser, ADAPTER, header, text_encoder=task.pipe.text_encoder)
     if found.pairs:
         before_after(found.pairs, output.output_dir / GRID_NAME, grid_title(results))
         print(table(results))

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 
 from benchmarks.baselines.task import Task, draw
 from benchmarks.baselines.trainer import Training, Watch, train_lora
+from pipelines.noise import NoiseSchedule
 
 TITLE = "Concept Ablation, model-based (arXiv 2303.13516)"
 BATCH = 64
@@ -75,7 +76,7 @@ def ca_loss(
 
 
 def erase(task: Task, settings: Settings, seed: int, watch: Watch | None = None) -> dict[str, Any]:
-    """Leave the adapter on the task's UNet; returns facts for results.json."""
+    """Leave the adapter on the task's network; returns facts for results.json."""
     pairs = [
         (prompt, anchor)
         for prompt, row in zip(task.spec.forget_prompts, task.spec.anchors, strict=True)
@@ -94,19 +95,17 @@ def erase(task: Task, settings: Settings, seed: int, watch: Watch | None = None)
         for start in range(0, len(captions), BATCH)
     ]
     images = torch.cat(drawn)
-    velocity = task.scheduler.config.prediction_type == "v_prediction"
+    schedule = NoiseSchedule.of(task.scheduler)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         rows = torch.randint(len(images), (settings.batch_size,), generator=generator).tolist()
         prompts, anchors = zip(*(captions[i] for i in rows), strict=True)
         x0, noise = images[rows], torch.randn(images[rows].shape, generator=generator).to(images.device)
-        t = torch.randint(task.scheduler.config.num_train_timesteps, (len(rows),), generator=generator).to(
-            images.device
-        )
-        x = task.scheduler.add_noise(x0, noise, t)
+        t = torch.randint(len(schedule), (len(rows),), generator=generator).to(images.device)
+        x = schedule.add_noise(x0, noise, t)
         (base_anchor,) = task.predict_base(x, t, anchors)
         target, anchor = task.predict(x.repeat(2, 1, 1, 1), t.repeat(2), [*prompts, *anchors]).chunk(2)
-        answer = task.scheduler.get_velocity(x0, noise, t) if velocity else noise
+        answer = schedule.target(x0, noise, t)
         return ca_loss(target, base_anchor, anchor, answer, settings.regularisation)
 
     train_lora(task, settings, loss, seed, watch)

@@ -115,14 +115,19 @@ def prepare(config: TaskConfig) -> Prepared:
     Raises:
         ValueError: something named does not exist or does not fit; the message says what to do.
     """
-    settings = changed(METHODS[config.method.method].settings(), config.method.settings)
+    method = METHODS[config.method.method]
+    settings = changed(method.settings(), config.method.settings)
     inputs = read_inputs(config.concept, config.reward)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     _, teacher = load_teachers(config.reward, inputs, config.base.is_bundled, device=device)
     predictor = config.reward.reward_model_name_or_path or canvas.REWARD
     known = RewardPredictor.from_pretrained(predictor).config["prompts"]
     spec, _ = resolve_spec(config.concept, inputs, teacher, known)
-    return Prepared(Task.build(load_base(config.base).to(device), spec), settings, teacher)
+    task = Task.build(load_base(config.base).to(device), spec)
+    if method.needs_unet and task.backbone.is_flow:
+        others = ", ".join(name for name, other in METHODS.items() if not other.needs_unet)
+        raise ValueError(f"{method.title} is for UNets; for a transformer take one of {others}.")
+    return Prepared(task, settings, teacher)
 
 
 def choose_examination(config: TaskConfig, prepared: Prepared) -> Examination:

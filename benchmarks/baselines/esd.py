@@ -77,7 +77,7 @@ def esd_target(
 
 
 def erase(task: Task, settings: Settings, seed: int, watch: Watch | None = None) -> dict[str, Any]:
-    """Leave the adapter on the task's UNet; returns facts for results.json."""
+    """Leave the adapter on the task's network; returns facts for results.json."""
 
     pairs = erasures(task.spec, settings.prompts)
 

@@ -81,7 +81,7 @@ def leco_target(
 
 
 def erase(task: Task, settings: Settings, seed: int, watch: Watch | None = None) -> dict[str, Any]:
-    """Leave the adapter on the task's UNet; returns facts for results.json."""
+    """Leave the adapter on the task's network; returns facts for results.json."""
     file = entries(task.spec, settings.prompts)
 
     def loss(generator: torch.Generator) -> torch.Tensor:

@@ -70,14 +70,14 @@ def derived_states(
 
 
 def erase(task: Task, settings: Settings, seed: int, watch: Watch | None = None) -> dict[str, Any]:
-    """Leave the adapter on the task's UNet; returns facts for results.json."""
-    base = uce.weights_to_edit(task.unet, settings.target_modules)
+    """Leave the adapter on the task's network; returns facts for results.json."""
+    base = uce.weights_to_edit(task.denoiser, settings.target_modules)
     states = uce.edited_states(task, settings, seed)
     edited = uce.edit(base, states, settings)
     for _ in range(settings.iterations):
         derived = derived_states(base, edited, states.erased, settings.regularisation)
         edited = uce.edit(edited, states._replace(erased=derived), settings)
-    error = uce.leave(task.unet, base, edited, settings.tolerance)
+    error = uce.leave(task.denoiser, base, edited, settings.tolerance)
     if watch:
         watch(1)
     return {"iterations": 1 + settings.iterations, "images": 0, "relative_error": error}

@@ -96,7 +96,7 @@ def spm_loss(
 
 
 def erase(task: Task, settings: Settings, seed: int, watch: Watch | None = None) -> dict[str, Any]:
-    """Leave the adapter on the task's UNet; returns facts for results.json."""
+    """Leave the adapter on the task's network; returns facts for results.json."""
     file, kept = entries(task.spec, settings.prompts), task.spec.retain_prompts
     states = task.encode(kept).states
     weights = {

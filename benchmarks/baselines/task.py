@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 
 from pipelines.backbone import Backbone
 from pipelines.conditioning import Conditioning
@@ -33,21 +33,21 @@ class Task:
     """A base and a concept to erase from it.
 
     Attributes:
-        pipe: the base; the adapter goes onto its UNet, or onto its text encoder.
+        pipe: the base; the adapter goes onto the network that denoises, or onto a text encoder.
         spec: concept, forget prompts, retain prompts, and for each forget prompt its anchors.
-        scheduler: the base's noise schedule under the deterministic DDIM sampler.
+        scheduler: the base's noise schedule under the deterministic sampler, DDIM's or Euler's.
         conditioning: of the empty prompt, of every text of the spec and of the concept's own name.
         rows: the row of each text in it.
     """
 
-    pipe: StableDiffusionPipeline
+    pipe: DiffusionPipeline
     spec: ConceptSpec
-    scheduler: DDIMScheduler
+    scheduler: SchedulerMixin
     conditioning: Conditioning
     rows: dict[str, int]
 
     @classmethod
-    def build(cls, pipe: StableDiffusionPipeline, spec: ConceptSpec) -> Task:
+    def build(cls, pipe: DiffusionPipeline, spec: ConceptSpec) -> Task:
         """Encode all texts once.
 
         Raises:
@@ -68,7 +68,7 @@ class Task:
         return cls(
             pipe,
             spec,
-            Backbone.of(pipe).deterministic_sampler(),
+            backbone.deterministic_sampler(),
             conditioning,
             {text: row for row, text in enumerate(["", *texts])},
         )
@@ -78,8 +78,8 @@ class Task:
         return Backbone.of(self.pipe)
 
     @property
-    def unet(self) -> UNet2DConditionModel:
-        return self.pipe.unet
+    def denoiser(self) -> ModelMixin:
+        return self.backbone.denoiser
 
     def targets(self, prompts: Prompts) -> list[str]:
         """The texts to erase."""
@@ -96,13 +96,13 @@ class Task:
     def output(
         self, x: torch.Tensor, t: torch.Tensor, prompts: Conditioning, guidance: float
     ) -> torch.Tensor:
-        """The UNet's output at x (B, C, H, W) and timesteps t, () or (B,); differentiable."""
+        """The network's output at x (B, C, H, W) and timesteps t, () or (B,); differentiable."""
         negative = self.encode([""])
         return self.backbone.guided_output(x, t, prompts, negative=negative, guidance_scale=guidance)
 
     def predict(self, x: torch.Tensor, t: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """The same for B prompts, without guidance."""
-        return self.output(x, t, self.encode(prompts), 1.0)
+        return self.backbone.output(x, t, self.encode(prompts), 1.0)
 
     @torch.no_grad()
     def predict_base(
@@ -111,7 +111,7 @@ class Task:
         """The frozen base's predictions for several lists of B prompts each, in one pass."""
         count, texts = len(prompts), [text for of in prompts for text in of]
         times = t if t.ndim == 0 else t.repeat(count)
-        with base_policy(self.unet):
+        with base_policy(self.denoiser):
             return self.predict(x.repeat(count, 1, 1, 1), times, texts).chunk(count)
 
     @torch.no_grad()
@@ -124,14 +124,17 @@ class Task:
         num_inference_steps: int,
         guidance_scale: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Let the UNet as it is now take the first `steps` of its steps from pure noise.
+        """Let the network as it is now take the first `steps` of its steps from pure noise.
 
         Returns:
             x (B, C, H, W), and the timestep () at which it stands; after the last step that is 0.
         """
         conditioning = self.encode(prompts)
-        self.scheduler.set_timesteps(num_inference_steps, device=self.pipe.device)
-        x = torch.randn(len(prompts), *self.backbone.latent_shape, generator=generator).to(self.pipe.device)
+        backbone = self.backbone
+        self.scheduler.set_timesteps(
+            num_inference_steps, device=backbone.device, **backbone.timing(num_inference_steps)
+        )
+        x = torch.randn(len(prompts), *backbone.latent_shape, generator=generator).to(backbone.device)
         for t in self.scheduler.timesteps[:steps]:
             x = self.scheduler.step(self.output(x, t, conditioning, guidance_scale), t, x).prev_sample
         return x, F.pad(self.scheduler.timesteps, (0, 1))[steps]

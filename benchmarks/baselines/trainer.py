@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -28,7 +28,8 @@ class Training:
         batch_size: states in each of them.
         rank: of the LoRA.
         lora_alpha: its scale before division by the rank.
-        target_modules: endings of the modules that get it.
+        target_modules: endings of the modules that get it; `attn2`, where a UNet's images attend to texts,
+            stands for the attention of a transformer too.
         lr_scheduler: diffusers' name of the learning rate's schedule.
         lr_warmup: share of the steps over which the learning rate rises.
         lr_cycles: how often the schedule starts anew, where it does.
@@ -56,13 +57,15 @@ def train_lora(
     seed: int,
     watch: Watch | None = None,
 ) -> None:
-    """Put an adapter on the task's UNet and lower `loss`, which draws its batches with the generator it is
-    handed."""
-    lower(task.unet, training, loss, seed, watch)
+    """Put an adapter on the task's network and lower `loss`, which draws its batches with the generator it
+    is handed."""
+    attention = task.backbone.attention
+    named = tuple(name.replace("attn2", attention) for name in training.target_modules)
+    lower(task.denoiser, replace(training, target_modules=named), loss, seed, watch)
 
 
 def lower(
-    component: UNet2DConditionModel | PreTrainedModel,
+    component: ModelMixin | PreTrainedModel,
     training: Training,
     loss: Callable[[torch.Generator], torch.Tensor],
     seed: int,

@@ -15,6 +15,10 @@ c_p those of the retain prompts; s_e, s_p and λ are published ones. All tokens 
 its last one, and not only those from there on (`States`): a thing whose name is not the last word is
 otherwise erased in part.
 
+A transformer that attends to texts and images at once has no cross-attention. There the authors' code for
+FLUX edits the layers by which texts come in, of the states and of the pooled embedding (`ENTRANCES`); so does
+this.
+
 The change W - W⁰ = s_e Σ_e (v* - W⁰ c_e) c_eᵀ (…)⁻¹ becomes a LoRA by a singular value decomposition of each,
 at the lowest rank that loses less than `tolerance` of it.
 """
@@ -27,16 +31,26 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from peft import LoraConfig, set_peft_model_state_dict
+from transformers import PreTrainedTokenizerBase
 
 from benchmarks.baselines.task import Task
 from benchmarks.baselines.trainer import Watch
 from hub.factors import Factors
 from hub.merge import truncate
+from pipelines.backbone import Backbone
 from policy.lora import ADAPTER
+from reward.concept import ConceptSpec
 
 TITLE = "UCE (arXiv 2308.14761)"
+
+
+ENTRANCES = {
+    "StableDiffusion3Pipeline": ("context_embedder", "time_text_embed.text_embedder.linear_1"),
+    "FluxPipeline": ("context_embedder", "time_text_embed.text_embedder.linear_1"),
+}
+"""The layers of a transformer that are given the states of a text, and its pooled embedding."""
 
 
 class States(StrEnum):
@@ -57,7 +71,7 @@ class Settings:
         damping: λ.
         tolerance: share of the change, as a Frobenius norm, that its LoRA may lose.
         states: which of a text's states are edited, and preserved.
-        target_modules: endings of the layers that are edited.
+        target_modules: endings of the layers of a UNet that are edited.
     """
 
     erase_scale: float = 1.0
@@ -109,13 +123,13 @@ def as_lora(changes: dict[str, torch.Tensor], tolerance: float) -> tuple[dict[st
     )
 
 
-def attach(unet: UNet2DConditionModel, factors: dict[str, Factors]) -> None:
-    """Put the pairs onto the UNet as its adapter."""
+def attach(denoiser: ModelMixin, factors: dict[str, Factors]) -> None:
+    """Put the pairs onto the network as its adapter."""
     ranks = {name: f.rank for name, f in factors.items()}
     rank = max(ranks.values())
     lower = {f"^{name}": r for name, r in ranks.items() if r != rank}
-    unet.requires_grad_(False)
-    unet.add_adapter(
+    denoiser.requires_grad_(False)
+    denoiser.add_adapter(
         LoraConfig(
             r=rank, lora_alpha=rank, rank_pattern=lower, alpha_pattern=lower, target_modules=sorted(factors)
         ),
@@ -124,7 +138,7 @@ def attach(unet: UNet2DConditionModel, factors: dict[str, Factors]) -> None:
     pairs = {f"{name}.lora_A.weight": f.down.float() for name, f in factors.items()} | {
         f"{name}.lora_B.weight": f.up.float() for name, f in factors.items()
     }
-    set_peft_model_state_dict(unet, pairs, adapter_name=ADAPTER)
+    set_peft_model_state_dict(denoiser, pairs, adapter_name=ADAPTER)
 
 
 def paired_states(
@@ -134,19 +148,29 @@ def paired_states(
     last token of either text."""
     found, put = [], []
     for text, other in zip(texts, others, strict=True):
-        a, b = task.states(text), task.states(other)
-        last, of_other = (
-            len(task.pipe.tokenizer(t).input_ids) - 2 for t in (text, other)
-        )  # the end-of-text token comes after it
-        before = min(last, of_other) - 1 if states == States.TEXT else 0
-        after = min(len(a) - last, len(b) - of_other)
-        found.append(a[last - before : last + after])
-        put.append(b[of_other - before : of_other + after])
+        for tokenizer, window in windows(task.backbone):
+            a, b = task.states(text)[window], task.states(other)[window]
+            first = len(tokenizer("").input_ids) - 1
+            # The end-of-text token comes after the last one.
+            last, of_other = (len(tokenizer(t).input_ids) - 2 for t in (text, other))
+            before = min(last, of_other) - first if states == States.TEXT else 0
+            after = min(len(a) - last, len(b) - of_other)
+            found.append(a[last - before : last + after])
+            put.append(b[of_other - before : of_other + after])
     return torch.cat(found), torch.cat(put)
 
 
+def windows(backbone: Backbone) -> list[tuple[PreTrainedTokenizerBase, slice]]:
+    """Which tokenizer's tokens stand where among the states of a text."""
+    if backbone.pipeline_class == "StableDiffusion3Pipeline":
+        clip, _, *t5 = backbone.tokenizers
+        end = clip.model_max_length
+        return [(clip, slice(end)), *((tokenizer, slice(end, None)) for tokenizer in t5)]
+    return [(backbone.readers[0], slice(None))]
+
+
 class Edited(NamedTuple):
-    """Text states that decide an edit, in double precision.
+    """What layers are given of the texts that decide an edit, in double precision.
 
     Attributes:
         erased: (N, E), c_e.
@@ -159,22 +183,50 @@ class Edited(NamedTuple):
     preserved: torch.Tensor
 
 
+def stand_ins(spec: ConceptSpec, seed: int) -> list[str]:
+    """The anchor of each forget prompt that stands in for the concept."""
+    generator = torch.Generator().manual_seed(seed)
+    column = int(torch.randint(min(map(len, spec.anchors)), (), generator=generator))
+    return [row[column] for row in spec.anchors]
+
+
 def edited_states(task: Task, settings: Settings, seed: int) -> Edited:
-    """The states of the task. The seed decides which anchor stands in for the concept."""
+    """The states of the task's texts. The seed decides which anchors stand in for the concept."""
     forget, retain = task.spec.forget_prompts, task.spec.retain_prompts
-    column = int(
-        torch.randint(min(map(len, task.spec.anchors)), (), generator=torch.Generator().manual_seed(seed))
-    )
-    erased, guides = paired_states(task, forget, [row[column] for row in task.spec.anchors], settings.states)
+    erased, guides = paired_states(task, forget, stand_ins(task.spec, seed), settings.states)
     preserved, _ = paired_states(task, retain, retain, settings.states)
     return Edited(erased.double(), guides.double(), preserved.double())
 
 
-def weights_to_edit(unet: UNet2DConditionModel, target_modules: tuple[str, ...]) -> dict[str, torch.Tensor]:
+def edited_embeddings(task: Task, seed: int) -> Edited:
+    """The pooled embeddings of the task's texts."""
+    texts = (task.spec.forget_prompts, stand_ins(task.spec, seed), task.spec.retain_prompts)
+    return Edited(*(task.encode(of).vector.double() for of in texts))
+
+
+def entrances(task: Task, settings: Settings, seed: int) -> list[tuple[tuple[str, ...], Edited]]:
+    """Endings of the layers by which texts come in, and what these are given.
+
+    Raises:
+        ValueError: the base has none that this method knows.
+    """
+    backbone = task.backbone
+    if not backbone.is_flow:
+        return [(settings.target_modules, edited_states(task, settings, seed))]
+    if backbone.pipeline_class not in ENTRANCES:
+        raise ValueError(f"{TITLE} edits no layer of a {backbone.pipeline_class}; take another method.")
+    of_states, of_embeddings = ENTRANCES[backbone.pipeline_class]
+    return [
+        ((of_states,), edited_states(task, settings, seed)),
+        ((of_embeddings,), edited_embeddings(task, seed)),
+    ]
+
+
+def weights_to_edit(denoiser: ModelMixin, target_modules: tuple[str, ...]) -> dict[str, torch.Tensor]:
     """(out, in) weights of the layers whose names have such an ending, in double precision."""
     return {
         name: module.weight.detach().double()
-        for name, module in unet.named_modules()
+        for name, module in denoiser.named_modules()
         if name.endswith(target_modules)
     }
 
@@ -188,22 +240,25 @@ def edit(weights: Mapping[str, torch.Tensor], states: Edited, settings: Settings
 
 
 def leave(
-    unet: UNet2DConditionModel,
+    denoiser: ModelMixin,
     base: Mapping[str, torch.Tensor],
     edited: Mapping[str, torch.Tensor],
     tolerance: float,
 ) -> float:
-    """Put the change of the weights onto the UNet as its adapter; what the adapter loses of it."""
+    """Put the change of the weights onto the network as its adapter; what the adapter loses of it."""
     factors, error = as_lora({name: edited[name] - weight for name, weight in base.items()}, tolerance)
-    attach(unet, factors)
+    attach(denoiser, factors)
     return error
 
 
 def erase(task: Task, settings: Settings, seed: int, watch: Watch | None = None) -> dict[str, Any]:
-    """Leave the adapter on the task's UNet; returns facts for results.json."""
-    base = weights_to_edit(task.unet, settings.target_modules)
-    edited = edit(base, edited_states(task, settings, seed), settings)
-    error = leave(task.unet, base, edited, settings.tolerance)
+    """Leave the adapter on the task's network; returns facts for results.json."""
+    base, edited = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
+    for layers, states in entrances(task, settings, seed):
+        weights = weights_to_edit(task.denoiser, layers)
+        base |= weights
+        edited |= edit(weights, states, settings)
+    error = leave(task.denoiser, base, edited, settings.tolerance)
     if watch:
         watch(1)
     return {"iterations": 1, "images": 0, "relative_error": error}

@@ -30,9 +30,7 @@ def denoising_loss(
         (B,), averaged over C, h, w. Differentiable.
     """
     noisy = schedule.add_noise(latents, noise, timesteps)
-    predicted = backbone.guided_output(
-        noisy, timesteps, conditioning, negative=conditioning, guidance_scale=1.0
-    ).float()
+    predicted = backbone.output(noisy, timesteps, conditioning, 1.0).float()
     return (predicted - schedule.target(latents, noise, timesteps)).square().mean(dim=(1, 2, 3))
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from common.files import write_bytes
 from evaluation.intervals import Interval, proportion_interval
+from pipelines.meter import counted
 
 CELL, GAP, SAMPLES = 96, 4, 8
 """Side of a sample and the gap between two in pixels, and how many of a row's images are kept."""
@@ -117,18 +118,15 @@ class Row:
 
 
 @contextmanager
-def metered(unet: nn.Module, budget: Budget) -> Iterator[None]:
+def metered(denoiser: nn.Module, budget: Budget) -> Iterator[None]:
     """Add the UNet evaluations and the seconds of a block to the budget."""
-
-    def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        budget.unet_samples += len(args[0] if args else kwargs["sample"])
-
-    handle, started = unet.register_forward_pre_hook(count, with_kwargs=True), time.perf_counter()
-    try:
-        yield
-    finally:
-        handle.remove()
-        budget.seconds += time.perf_counter() - started
+    started = time.perf_counter()
+    with counted(denoiser) as count:
+        try:
+            yield
+        finally:
+            budget.unet_samples += count.samples
+            budget.seconds += time.perf_counter() - started
 
 
 def save_samples(row: Row, path: Path) -> None:

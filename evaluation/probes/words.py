@@ -86,4 +86,4 @@ def _hook(ids: torch.Tensor, vectors: torch.Tensor) -> Any:
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False).input_ids
+    return tokenizer(texts, add_special_tokens=False).input_ids if texts else []

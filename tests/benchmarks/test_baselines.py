@@ -10,18 +10,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from tiny_pipelines import FLOWS
 from transformers import PreTrainedModel
 
 import canvas
 from benchmarks.baselines import METHODS, ca, esd, hirm, leco, rece, spm, uce
-from benchmarks.baselines.__main__ import BaselineConfig, counted, main, parse_config
+from benchmarks.baselines.__main__ import BaselineConfig, main, parse_config
 from benchmarks.baselines.command import Prepared, changed, choose_examination
 from benchmarks.baselines.task import Prompts, Task, draw
 from evaluation.examination import TEACHER_AS_JUDGE, JudgeExamination, TeacherExamination
 from evaluation.judge import Judge
-from hub.adapter import load_adapter, read_adapter_metadata
-from pipelines.base import load_pipeline
+from hub.adapter import load_adapter, read_adapter_metadata, save_adapter
+from pipelines.base import BaseConfig, load_base, load_pipeline
 from pipelines.generate import adapter_disabled
+from pipelines.meter import counted
 from policy.lora import add_lora
 from reward.concept import ConceptSpec
 from reward.teacher import Teacher
@@ -252,7 +254,7 @@ def test_rece_erases_what_it_derives(task: Task) -> None:
     """After an edit the derived states come near to what the base makes of the concept; RECE's next edit
     takes that away, from the weights of the edit before."""
     s = rece.Settings(regularisation=1e-3, tolerance=0.0)
-    base, states = uce.weights_to_edit(task.unet, s.target_modules), uce.edited_states(task, s, 0)
+    base, states = uce.weights_to_edit(task.denoiser, s.target_modules), uce.edited_states(task, s, 0)
     once = uce.edit(base, states, s)
     derived = rece.derived_states(base, once, states.erased, s.regularisation)
 
@@ -263,8 +265,8 @@ def test_rece_erases_what_it_derives(task: Task) -> None:
     facts = rece.erase(task, s, seed=0)
     twice = {
         name.removesuffix(".base_layer"): module.weight.double()
-        + task.unet.get_submodule(name.removesuffix(".base_layer")).get_delta_weight("default").double()
-        for name, module in task.unet.named_modules()
+        + task.denoiser.get_submodule(name.removesuffix(".base_layer")).get_delta_weight("default").double()
+        for name, module in task.denoiser.named_modules()
         if name.endswith(tuple(f"{t}.base_layer" for t in s.target_modules))
     }
     expected = uce.edit(once, states._replace(erased=derived), s)
@@ -280,7 +282,7 @@ def test_rece_without_iterations_is_uce(new_task: Callable[[], Task]) -> None:
         task = new_task()
         scales = ["preserve_scale=0.3", "damping=0.2"]
         METHODS[method].erase(task, settings(method, *given, *scales), seed=0)
-        found.append({name: p for name, p in task.unet.named_parameters() if "lora" in name})
+        found.append({name: p for name, p in task.denoiser.named_parameters() if "lora" in name})
     assert all(torch.equal(p, found[1][name]) for name, p in found[0].items())
 
 
@@ -339,7 +341,7 @@ def test_hirm_lowers_its_objective_and_moves_the_first_block_alone(
     assert all(torch.equal(p, after[name]) for name, p in weights.items())
     adapted = {name.split(".lora_")[0] for name in after if "lora" in name}
     assert len(adapted) == 6 and all("layers.0." in name for name in adapted)
-    assert not any("lora" in name for name, _ in task.unet.named_parameters())
+    assert not any("lora" in name for name, _ in task.denoiser.named_parameters())
     if direction == hirm.Direction.RANDOM:
         with torch.no_grad():
             moved = hirm.representations(pipe, SPEC.forget_prompts) - before
@@ -354,7 +356,7 @@ def test_uce_reproduces_its_edit_on_the_unet(task: Task) -> None:
     )
     kept, _ = uce.paired_states(task, SPEC.retain_prompts, SPEC.retain_prompts, uce.States.TEXT)
     lost = total = 0.0
-    for name, module in task.unet.named_modules():
+    for name, module in task.denoiser.named_modules():
         if name.endswith(("attn2.to_k", "attn2.to_v")):
             weight = module.base_layer.weight.detach()
             change = (
@@ -414,7 +416,7 @@ def test_a_partial_denoising_is_the_stock_pipelines(task: Task) -> None:
 def test_the_bases_predictions_do_not_depend_on_the_adapter(task: Task) -> None:
     x, t = numbers(2, 4, 8, 8), torch.tensor([100, 900])
     expected = task.predict(x, t, SPEC.forget_prompts).detach()
-    parameters = add_lora(task.unet, 2, 2, ["attn2.to_k"])
+    parameters = add_lora(task.denoiser, 2, 2, ["attn2.to_k"])
     with torch.no_grad():
         for p in parameters:
             p += 0.3
@@ -443,8 +445,8 @@ def test_settings_are_changed_by_name() -> None:
 
 
 def test_every_sample_that_a_unet_gets_counts(task: Task) -> None:
-    add_lora(task.unet, 2, 2, ["attn2.to_k"])
-    with counted(task.unet) as count:
+    add_lora(task.denoiser, 2, 2, ["attn2.to_k"])
+    with counted(task.denoiser) as count:
         task.denoise(SPEC.forget_prompts, 3, torch.Generator(), num_inference_steps=4, guidance_scale=3.0)
         task.predict_base(numbers(2, 4, 8, 8), torch.tensor(5), SPEC.forget_prompts, SPEC.forget_prompts)
     task.predict(numbers(2, 4, 8, 8), torch.tensor(5), SPEC.forget_prompts)
@@ -456,7 +458,7 @@ def test_every_sample_that_a_unet_gets_counts(task: Task) -> None:
 
 def adapted(method: str, task: Task) -> UNet2DConditionModel | PreTrainedModel:
     """What a method puts its adapter on."""
-    return task.pipe.text_encoder if method == "hirm" else task.unet
+    return task.pipe.text_encoder if method == "hirm" else task.denoiser
 
 
 @torch.no_grad()
@@ -539,6 +541,68 @@ def test_a_run_is_its_seeds(method: str, new_task: Callable[[], Task]) -> None:
     assert any(not torch.equal(p, other[name]) for name, p in one.items()) == (method not in CLOSED)
 
 
+# --- on transformers --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_flow(flow_dirs: dict[str, Path]) -> Callable[[str], Task]:
+    """A task on a random transformer."""
+    return lambda kind: Task.build(load_base(BaseConfig(str(flow_dirs[kind]), resolution=16)), SPEC)
+
+
+@torch.no_grad()
+def predicted(task: Task, prompts: list[str]) -> torch.Tensor:
+    x = numbers(len(prompts), *task.backbone.latent_shape, seed=5)
+    return task.predict(x, torch.full((len(prompts),), 500.0), prompts)
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+@pytest.mark.parametrize("method", [name for name, m in METHODS.items() if not m.needs_unet])
+def test_the_methods_for_transformers_move_the_concept(
+    method: str, kind: str, on_flow: Callable[[str], Task], tmp_path: Path
+) -> None:
+    task = on_flow(kind)
+    if (method, kind) == ("uce", "z-image"):
+        with pytest.raises(ValueError, match="ZImagePipeline; take another method"):
+            METHODS[method].erase(task, settings(method), 0)
+        return
+    texts = SPEC.forget_prompts
+    before = predicted(task, texts)
+    with counted(task.denoiser) as count:
+        METHODS[method].erase(task, settings(method, *([] if method in CLOSED else ["steps=2"])), 0)
+    assert (count.samples > 0) == (method not in CLOSED)
+    after = predicted(task, texts)
+    assert (after - before).abs().max() > 1e-5
+    save_adapter(tmp_path, task.denoiser)
+    fresh = on_flow(kind)
+    load_adapter(fresh.pipe, tmp_path)
+    torch.testing.assert_close(predicted(fresh, texts), after, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux"])
+def test_uce_leads_the_text_of_a_transformer_to_its_anchor(kind: str, on_flow: Callable[[str], Task]) -> None:
+    """With nothing to keep, what comes in of a forget prompt is what came in of its anchor."""
+    task = on_flow(kind)
+    anchors = [row[0] for row in SPEC.anchors]
+    goal = predicted(task, anchors)
+    before = F.mse_loss(predicted(task, SPEC.forget_prompts), goal)
+    uce.erase(task, uce.Settings(preserve_scale=0.0, damping=1e-6, tolerance=0.0), 0)
+    assert F.mse_loss(predicted(task, SPEC.forget_prompts), goal) < 0.2 * before
+
+
+def test_t5s_tokens_stand_after_clips(on_flow: Callable[[str], Task]) -> None:
+    task = on_flow("sd3")
+    (clip, first), (t5, second) = uce.windows(task.backbone)
+    text = "a cat image in Neon style"
+    states = task.states(text)
+    assert len(states[first]) == clip.model_max_length and len(states[second]) == 256
+    last = len(t5(text).input_ids) - 2
+    paired, _ = uce.paired_states(task, [text], [text], uce.States.TAIL)
+    assert any(torch.equal(row, states[second][last]) for row in paired)
+    alone, _ = uce.paired_states(on_flow("flux"), [text], [text], uce.States.TEXT)
+    assert len(alone) == 512  # T5 has no start-of-text token
+
+
 # --- the command line ------------------------------------------------------------------------------------
 
 
@@ -571,6 +635,13 @@ def line(tiny_pipeline_dir: Path, tiny_reward_dir: Path, tmp_path: Path) -> Line
         return parse_config([*words, "--settings", *QUICK[method], *steps, *more])
 
     return make
+
+
+def test_a_method_for_unets_refuses_a_transformer(line: Line, flow_dirs: dict[str, Path]) -> None:
+    config = line("rece")
+    base = replace(config.task.base, pretrained_model_name_or_path=str(flow_dirs["sd3"]))
+    with pytest.raises(ValueError, match=r"RECE.*is for UNets.*one of esd, uce, ca, leco, spm"):
+        main(replace(config, task=replace(config.task, base=base)))
 
 
 @pytest.mark.parametrize("method", METHODS)
