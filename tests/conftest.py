@@ -76,6 +76,7 @@ SLOW_FIXTURES = {
     "arguments": "the same",
     "finished": "the same, or a comparison of several",
     "new_task": "a baseline that trains",
+    "on_flow": "the same, on a transformer",
     "line": "its whole command",
     "small_world": "adapters that are composed",
 }
