@@ -22,7 +22,7 @@ demo: install
 		train_unlearn_lora.py --concept "Van Gogh style" --output_dir runs/demo --overwrite_output_dir
 	@echo "Look at runs/demo/before_after.png; the metrics are in runs/demo/results.json."
 
-# Every room and the main job once: under four minutes on two idle cores. tests/conftest.py has the rule.
+# Every room and the main job once: under five minutes on two idle cores. tests/conftest.py has the rule.
 test: install
 	$(PYTEST) -m "not slow"
 
