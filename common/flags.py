@@ -26,7 +26,7 @@ from common.texts import load_yaml, read_text
 
 T = TypeVar("T")
 METADATA = "flag"
-CONFIG = "config"
+CONFIG, PRESET = "config", "preset"
 LIMIT = 10**9
 """No number is larger where its range does not say so: a loop would not end, or single precision overflow."""
 SHOWN = 80
@@ -343,12 +343,15 @@ def parse(
     *,
     prog: str | None = None,
     elsewhere: Mapping[str, str] | None = None,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
     **defaults: Any,
 ) -> T:
     """The settings of a command line and of the file of its `--config`; `defaults` replace the classes' own.
 
     Args:
         elsewhere: what to say of other programs' flags, by name.
+        presets: by the name that `--preset` has of them, values in place of the defaults; the settings then
+            have a field `preset`.
 
     Raises:
         SystemExit: with code 2, as argparse does, where a flag is unknown or a value is wrong.
@@ -356,15 +359,18 @@ def parse(
     parser = make_parser(config, description, prog=prog, **defaults)
     parser.elsewhere = elsewhere or {}
     parser.given = sys.argv[1:] if arguments is None else arguments
-    path = _config_path(arguments)
+    path, given = _config_path(arguments), dict[str, Any]()
     if path is not None:
         try:
             given = read_file(config, path)
         except ValueError as error:
             parser.error(str(error))
-        parser.set_defaults(**given)
-        for action in parser._actions:
-            action.required = action.required and action.dest not in given
+    # Whatever the file says is said by somebody: what stands in it wins over a preset.
+    preset = _preset(arguments, presets or {}) or given.get(PRESET)
+    given = {**(presets or {}).get(preset, {}), **given}
+    parser.set_defaults(**given)
+    for action in parser._actions:
+        action.required = action.required and action.dest not in given
     return build(config, vars(parser.parse_args(arguments)))
 
 
@@ -413,6 +419,15 @@ def _config_path(arguments: Sequence[str] | None) -> Path | None:
     first = DiscreetParser(add_help=False)
     _add_config(first)
     return first.parse_known_args(arguments)[0].config
+
+
+def _preset(arguments: Sequence[str] | None, presets: Mapping[str, Any]) -> str | None:
+    """The one that a command line names; whether it exists is for the whole parser to say."""
+    if not presets:
+        return None
+    first = DiscreetParser(add_help=False)
+    first.add_argument(f"--{PRESET}")
+    return first.parse_known_args(arguments)[0].preset
 
 
 def read_file(config: type, path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from policy.update import UpdateConfig
 from reward.arguments import ConceptConfig, RewardConfig
 from training.control import RollbackConfig, ScheduleConfig
 from training.optimizer import OptimizerConfig
+from training.presets import PRESETS
 
 DESCRIPTION = """Train a LoRA adapter that makes a Stable Diffusion pipeline unable to draw a concept.
 
@@ -70,6 +71,12 @@ class OutputConfig:
         False,
         help="Say what would be done and about what it costs, from a short probe, and write nothing.",
         published=None,
+    )
+    preset: str | None = flag(
+        None,
+        choices=tuple(PRESETS),
+        help="Settings that go together, in place of the defaults; other flags win. paper: the algorithm of the "
+        "paper, which needs images by the thousand.",
     )
     seed: int = flag(0, within=SEED, help="Seed of the whole run.")
     base_model_id: str | None = flag(
@@ -181,4 +188,4 @@ class RunConfig:
 
 def parse_config(arguments: Sequence[str] | None = None) -> RunConfig:
     """The settings of a command line."""
-    return parse(RunConfig, arguments, DESCRIPTION, elsewhere=ELSEWHERE)
+    return parse(RunConfig, arguments, DESCRIPTION, elsewhere=ELSEWHERE, presets=PRESETS)

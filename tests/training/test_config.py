@@ -16,6 +16,7 @@ import canvas
 from common.flags import settings_of, title_of, to_yaml, values_of
 from common.names import BUNDLED_PIPELINE
 from training.config import ELSEWHERE, RunConfig, parse_config
+from training.presets import PRESETS
 
 DEFAULTS: dict[str, Any] = {
     "concept": None,
@@ -55,6 +56,7 @@ DEFAULTS: dict[str, Any] = {
     "overwrite_output_dir": False,
     "output_kohya_format": True,
     "dry_run": False,
+    "preset": None,
     "seed": 0,
     "max_train_iterations": 40,
     "images_per_iteration": 32,
@@ -187,7 +189,7 @@ def without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_flags_and_their_defaults_are_those_of_the_list() -> None:
     found = values_of(parse_config([]))
-    assert len(found) == 110 and found == DEFAULTS
+    assert len(found) == 111 and found == DEFAULTS
     assert {name: type(value) for name, value in found.items()} == {
         name: type(value) for name, value in DEFAULTS.items()
     }
@@ -341,6 +343,30 @@ def test_the_file_of_a_run_repeats_it(tmp_path: Path) -> None:
     again = parse_config(["--config", str(second), "--rank", "3", "--hub_token", "hf_secret"])
     assert again.adapter.rank == 3 and again.hub.hub_token == "hf_secret"
     assert values_of(again) == values_of(config) | {"rank": 3, "hub_token": "hf_secret"}
+
+
+def test_a_preset_gives_way_to_what_is_said(tmp_path: Path) -> None:
+    """Defaults, preset, file, command line: what comes later wins; and its own file repeats the run."""
+    paper = parse_config(["--preset", "paper"])
+    changed = {name: value for name, value in values_of(paper).items() if value != DEFAULTS[name]}
+    assert changed == {"preset": "paper", **PRESETS["paper"]}
+    assert paper.credit.estimator.uses_critic and paper.update.anchor_kl_coef == 0
+    file = tmp_path / "settings.yaml"
+    file.write_text("learning_rate: 0.003\nreplay_iterations: 0")
+    given = ["--preset", "paper", "--config", str(file), "--replay_iterations", "4"]
+    mixed = parse_config(given)
+    assert mixed.optimizer.learning_rate == 0.003 and mixed.update.replay_iterations == 4
+    assert mixed.credit.advantage == "td"
+    file.write_text("preset: paper")
+    assert parse_config(["--config", str(file)]) == paper
+    file.write_text(to_yaml(mixed))
+    assert parse_config(["--config", str(file)]) == mixed
+
+
+def test_a_preset_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_config(["--preset", "papers"])
+    assert caught.value.code == 2 and "--preset" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
