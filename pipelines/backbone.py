@@ -47,6 +47,9 @@ NUMBERS = ("", "_2", "_3")
 TOGETHER = 8 * 64 * 64
 """Numbers of a channel that go through the UNet together: eight latents of Stable Diffusion 1.5, which
 keep a GPU busy and leave most of it free."""
+TEXT_TOKENS = 64 * 77
+"""Tokens that text encoders are given together: 64 texts of a CLIP. Of a T5, which reads up to 512 tokens of
+each text, so many texts would take 5 GB."""
 
 
 def usual_batch_size(latent_shape: tuple[int, int, int]) -> int:
@@ -135,6 +138,11 @@ class Backbone:
     @property
     def usual_batch_size(self) -> int:
         return usual_batch_size(self.latent_shape)
+
+    @property
+    def usual_texts(self) -> int:
+        """How many texts go through the text encoders together."""
+        return max(1, TEXT_TOKENS // self.sequence_length)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -360,7 +368,7 @@ class Backbone:
                 )
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: list[str], batch_size: int = 64) -> Conditioning:
+    def encode_prompts(self, prompts: list[str], batch_size: int | None = None) -> Conditioning:
         """What the UNet is told of each prompt, in the text encoder's precision.
 
         Raises:
@@ -369,9 +377,8 @@ class Backbone:
         for prompt in prompts:
             self.check_window(prompt)
         with self.on_device(*self.text_encoders):
-            return Conditioning.cat(
-                [self.encode(prompts[rows]) for rows in batches(len(prompts), batch_size)]
-            )
+            together = batches(len(prompts), batch_size or self.usual_texts)
+            return Conditioning.cat([self.encode(prompts[rows]) for rows in together])
 
     @torch.no_grad()
     def encode_no_prompt(self) -> Conditioning:

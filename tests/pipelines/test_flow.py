@@ -142,6 +142,16 @@ def test_t5_can_be_left_out_of_stable_diffusion_3(flow_dirs: dict[str, Path]) ->
             load_pipeline(flow_dirs[kind], without_t5=True)
 
 
+@pytest.mark.parametrize(("kind", "together"), [("sd1", [12]), ("flux", [9, 3])])
+def test_long_texts_are_encoded_a_few_at_a_time(
+    kind: str, together: list[int], flow_dirs: dict[str, Path]
+) -> None:
+    backbone, seen = Backbone.of(load_pipeline(flow_dirs[kind])), []
+    backbone.text_encoders[-1].register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    backbone.encode_prompts(["a cat"] * 12)
+    assert seen == together
+
+
 def changed(directory: Path, to: Path, change: dict[str, object]) -> Path:
     """A copy of a pipeline with another model_index.json."""
     shutil.copytree(directory, to)
