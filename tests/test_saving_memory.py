@@ -15,12 +15,13 @@ import torch._dynamo.utils
 from diffusers import DiffusionPipeline
 from finished_runs import Finished
 from safetensors.torch import load_file
-from tiny_pipelines import random_unet, random_vae, save_sd
+from tiny_pipelines import FLOWS, TINY_PROMPTS, random_unet, random_vae, save_sd
 
 import train_unlearn_lora as script
 from benchmarks.worlds.canvas.models import build_scheduler, build_text_encoder, build_tokenizer
 from hub.adapter import load_adapter
 from pipelines.generate import adapter_disabled, draw
+from reward.predictor import RewardPredictor
 from training.config import RunConfig
 from training.setup import Run, prepare
 
@@ -217,6 +218,35 @@ def test_a_quantised_base_is_trained_on_and_its_adapter_is_for_the_base(
     assert draw(pipe, jobs, num_inference_steps=3)[0].tobytes() != before
     with adapter_disabled(pipe):
         assert draw(pipe, jobs, num_inference_steps=3)[0].tobytes() == before
+
+
+@pytest.mark.parametrize("options", QUANTISED.values(), ids=QUANTISED.keys())
+@pytest.mark.parametrize("kind", FLOWS)
+def test_a_quantised_transformer_is_trained_on(
+    kind: str, options: dict[str, Any], flow_dirs: dict[str, Path], arguments: Make, tmp_path: Path
+) -> None:
+    RewardPredictor(16, 8, 64, width=8, condition_dim=16, prompts=TINY_PROMPTS).save_pretrained(
+        tmp_path / "reward"
+    )
+    config = arguments(
+        pretrained_model_name_or_path=flow_dirs[kind],
+        reward_model_name_or_path=tmp_path / "reward",
+        resolution=16,
+        offload_models=True,
+        offload_trajectories=True,
+        gradient_checkpointing=True,
+        validation_steps=1,
+        masked_steps=2,
+        **SMALL | {"num_inference_steps": 4} | options,
+    )
+    run = prepare(config)
+    quantised = [m for m in run.denoiser.modules() if type(m).__name__ in ("Linear8bitLt", "Linear4bit")]
+    assert quantised and all(encoder.device.type == "cpu" for encoder in run.env.backbone.text_encoders)
+    script.train(run, config)
+    assert_trains_float32(run)
+    learnt = adapter(tmp_path / "out")
+    assert any(tensor.any() for name, tensor in learnt.items() if "lora_B" in name)
+    assert training(tmp_path / "out")["first_ratio_deviation"] == 0
 
 
 def test_a_dry_run_and_a_file_of_settings(
