@@ -39,6 +39,8 @@ from training.setup import Run, prepare
 T = TypeVar("T")
 FORWARD, LEARNING, BACKWARD = "UNet, forward", "UNet, forward with a graph", "UNet, backward"
 UNET = (FORWARD, LEARNING, BACKWARD)
+UNETS = tuple(name for name, model in MODELS.items() if not model.kind.backbone.is_flow)
+"""The bases of full size whose network is watched."""
 ROLLOUT, IMAGES, PREDICTOR = "rollout, the rest", "VAE and teacher", "reward predictor"
 UPDATE, OPTIMIZER = "update, the rest", "optimizer"
 PARTS = (*UNET, ROLLOUT, IMAGES, PREDICTOR, CREDIT, UPDATE, OPTIMIZER, CRITIC)
@@ -288,7 +290,7 @@ class ProfileConfig:
     iterations: int = flag(4, at_least=1, help="Number of iterations that are watched.")
     model: str | None = flag(
         None,
-        choices=tuple(MODELS),
+        choices=UNETS,
         help="A base of full size with random weights. Default: the bundled one.",
     )
     images: int = flag(

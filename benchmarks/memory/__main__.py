@@ -1,4 +1,6 @@
-"""Memory and time of training Stable Diffusion 1.5 and SDXL, by flags: `python -m benchmarks.memory`.
+"""Memory and time of training the bases that are most used, by flags: `python -m benchmarks.memory`.
+
+They are Stable Diffusion 1.5, SDXL, Stable Diffusion 3.5 medium and FLUX.1-dev.
 
 Computed anywhere: what weights, optimizer, prompts and trajectories take (seconds), and the peak of every
 phase of a run with its activations, for the flags that are recommended for a card (minutes). Measured where
@@ -30,6 +32,7 @@ from training.config import parse_config as parse_run
 BF16 = ["--mixed_precision", "bf16"]
 SPARING = ["--gradient_checkpointing", "--offload_models", "--offload_trajectories"]
 FOUR_BIT = ["--load_in_4bit"]
+CLIPS_ALONE = ["--without_t5"]
 Trial = tuple[str, int, list[str]]
 RECOMMENDED: list[Trial] = [
     ("sd15", 6, [*BF16, *SPARING, "--train_batch_size", "4"]),
@@ -41,6 +44,17 @@ RECOMMENDED: list[Trial] = [
     ("sdxl", 12, [*BF16, *SPARING, "--train_batch_size", "2"]),
     ("sdxl", 16, [*BF16, *SPARING, "--train_batch_size", "4"]),
     ("sdxl", 24, [*BF16, "--gradient_checkpointing", "--train_batch_size", "8"]),
+    (
+        "sd35-medium-without-t5",
+        8,
+        [*BF16, *SPARING, *CLIPS_ALONE, *FOUR_BIT, "--train_batch_size", "2"],
+    ),
+    ("sd35-medium-without-t5", 12, [*BF16, *SPARING, *CLIPS_ALONE, "--train_batch_size", "2"]),
+    ("sd35-medium-without-t5", 16, [*BF16, *SPARING, *CLIPS_ALONE, "--train_batch_size", "4"]),
+    ("sd35-medium", 24, [*BF16, *SPARING, "--train_batch_size", "8"]),
+    ("flux-dev", 24, [*BF16, *SPARING, *FOUR_BIT, "--train_batch_size", "4"]),
+    ("flux-dev", 48, [*BF16, *SPARING, "--train_batch_size", "6"]),
+    ("flux-dev", 80, [*BF16, "--gradient_checkpointing", "--train_batch_size", "8"]),
 ]
 """Base, GB of the card, and flags that leave a tenth of the peak and a GB of it to what is not computed."""
 TRIALS: list[Trial] = [
@@ -60,10 +74,19 @@ class MemoryBenchmark:
     images: int = flag(
         8, at_least=1, help="Trajectories of a measured iteration, and rollouts before the first."
     )
+    models: tuple[str, ...] = flag(
+        tuple(MODELS),
+        choices=tuple(MODELS),
+        help="Which bases are looked at. Default: all, which take 70 GB of disk where there is a GPU.",
+    )
     measure_only: bool = flag(
         False, help="Leave out what is computed, for where a GPU is borrowed by the minute."
     )
     output_dir: Path = flag(Path("runs/memory"), help="Where bases, runs, JSON and tables are written.")
+
+    def of_models(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Those of the bases that are looked at."""
+        return [trial for trial in trials if trial[0] in self.models]
 
 
 def trial_job(trial: Trial, config: MemoryBenchmark) -> Job:
@@ -89,10 +112,10 @@ def peaks_table(rows: Sequence[tuple[Trial, Mapping[str, float]]]) -> str:
     return markdown(["base", "card", "flags", *rows[0][1]], shown)
 
 
-def measured_table(reports: Sequence[Mapping[str, Any]]) -> str:
+def measured_table(trials: Sequence[Trial], reports: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a row for each run."""
     rows = []
-    for (name, cap, flags), report in zip(TRIALS, reports, strict=True):
+    for (name, cap, flags), report in zip(trials, reports, strict=True):
         fits = f"{report['allocated_gb']:.1f} GB" if report["fits"] else "does not fit"
         pace = f"{report['seconds'] / report['iterations']:.1f}" if report["fits"] else "-"
         rows.append([MODELS[name].title, f"{cap} GB", f"`{' '.join(flags)}`", fits, pace])
@@ -104,15 +127,16 @@ def run_of(*flags: str) -> RunConfig:
     return parse_run(["--concept", PROMPTS[0], *flags])
 
 
-def computed_parts() -> list[str]:
+def computed_parts(config: MemoryBenchmark) -> list[str]:
     """The tables that need no GPU."""
     parts, weights = [], {}
-    for name, model in MODELS.items():
+    for name in config.models:
+        model = MODELS[name]
         weights[name] = weigh(model, run_of().adapter)
         rows = {label: components(model, weights[name], run_of(*flags)) for label, flags in FLAG_SETS.items()}
         parts.append(f"Computed, MB: {model.title}, without activations\n\n{table(rows)}\n")
     found = []
-    for name, cap, flags in tqdm(RECOMMENDED, desc="peaks"):
+    for name, cap, flags in tqdm(config.of_models(RECOMMENDED), desc="peaks"):
         found.append(((name, cap, flags), peaks(MODELS[name], weights[name], run_of(*flags))))
     parts.append(f"Computed, GB: the peak of each phase, with activations\n\n{peaks_table(found)}\n")
     return parts
@@ -122,11 +146,12 @@ def measured_part(config: MemoryBenchmark) -> str:
     """What the GPU says, if there is one."""
     if not torch.cuda.is_available():
         return "Nothing was measured: there is no GPU.\n"
-    for name in MODELS:
+    for name in config.models:
         saved(name, config.output_dir)
-    reports = run_jobs([trial_job(trial, config) for trial in TRIALS], at_a_time=1)
+    trials = config.of_models(TRIALS)
+    reports = run_jobs([trial_job(trial, config) for trial in trials], at_a_time=1)
     title = f"Measured on {reports[0]['device']}, {config.images} images an iteration"
-    return f"{title}\n\n{measured_table(reports)}\n"
+    return f"{title}\n\n{measured_table(trials, reports)}\n"
 
 
 def parse_config(arguments: Sequence[str] | None = None) -> MemoryBenchmark:
@@ -135,7 +160,7 @@ def parse_config(arguments: Sequence[str] | None = None) -> MemoryBenchmark:
 
 
 def main(config: MemoryBenchmark) -> None:
-    parts = [] if config.measure_only else computed_parts()
+    parts = [] if config.measure_only else computed_parts(config)
     text = "\n".join([*parts, measured_part(config)])
     write_text(config.output_dir / "table.md", text)
     print(text)

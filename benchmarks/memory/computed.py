@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import nn
 
-from benchmarks.memory.models import TOKENS, Model
+from benchmarks.memory.models import Model
 from benchmarks.report import markdown
 from pipelines.backbone import Backbone
 from pipelines.memory import DTYPES, MemoryConfig
@@ -34,11 +35,12 @@ FLAG_SETS: dict[str, list[str]] = {
         *("--offload_models", "--offload_trajectories"),
     ],
 }
+DENOISER = "UNet or transformer"
+WAITING = ("text encoders", "VAE", "teacher")
+"""What --offload_models keeps in main memory between its uses."""
 COLUMNS = (
-    "UNet",
-    "text encoders",
-    "VAE",
-    "teacher",
+    DENOISER,
+    *WAITING,
     "reward predictor",
     "adapter, gradients, Adam",
     "prompts",
@@ -51,38 +53,43 @@ class Weights:
     """Numbers of parameters.
 
     Attributes:
-        linear: (out, in) of the UNet's Linear layers, which are what is quantised.
-        unet_rest: the UNet's other parameters, the biases of those layers included.
+        linear: (out, in) of the Linear layers of UNet or transformer, which are what is quantised.
+        rest: its other parameters, the biases of those layers included.
         adapter: of the LoRA.
+        prompt: of the text encoders' states of one prompt.
     """
 
     linear: list[tuple[int, int]]
-    unet_rest: int
+    rest: int
     text_encoders: int
     vae: int
     teacher: int
     predictor: int
     adapter: int
+    prompt: int
 
 
 def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+    """Numbers in parameters and buffers: the places in an image are a large buffer of Stable Diffusion 3."""
+    return sum(tensor.numel() for tensor in (*module.parameters(), *module.buffers()))
 
 
 def weigh(model: Model, adapter: AdapterConfig) -> Weights:
     """Count the parameters of a model and an adapter without making them."""
+    backbone = Backbone.of(model.build_pipeline(torch.float32, "meta"))
+    denoiser = backbone.denoiser
+    linear = [(m.out_features, m.in_features) for m in denoiser.modules() if isinstance(m, nn.Linear)]
+    rest = count(denoiser) - sum(rows * columns for rows, columns in linear)
     with torch.device("meta"):
-        unet = model.build_unet()
-        linear = [(m.out_features, m.in_features) for m in unet.modules() if isinstance(m, nn.Linear)]
-        rest = count(unet) - sum(rows * columns for rows, columns in linear)
-        added = add_lora(unet, adapter.rank, adapter.alpha, adapter.targets(Backbone))
         others = [
-            sum(map(count, model.build_text_encoders())),
-            count(model.build_vae()),
+            sum(map(count, backbone.text_encoders)),
+            count(backbone.vae),
             count(model.build_teacher("meta")),
             count(model.build_predictor()),
         ]
-    return Weights(linear, rest, *others, adapter=sum(p.numel() for p in added))
+        added = add_lora(denoiser, adapter.rank, adapter.alpha, adapter.targets(backbone))
+    prompt = backbone.encode_no_prompt().states.numel()
+    return Weights(linear, rest, *others, adapter=sum(p.numel() for p in added), prompt=prompt)
 
 
 def linear_bytes(linear: Sequence[tuple[int, int]], width: int, memory: MemoryConfig) -> int:
@@ -99,15 +106,14 @@ def components(model: Model, weights: Weights, config: RunConfig) -> dict[str, f
     memory = config.memory
     width = torch.finfo(DTYPES[memory.precision]).bits // 8
     waiting = 0 if memory.offload_models else 1
-    prompts = config.concept.num_retain_prompts * TOKENS * model.unet["cross_attention_dim"]
     return {
-        "UNet": linear_bytes(weights.linear, width, memory) + width * weights.unet_rest,
+        DENOISER: linear_bytes(weights.linear, width, memory) + width * weights.rest,
         "text encoders": waiting * width * weights.text_encoders,
         "VAE": waiting * width * weights.vae,
         "teacher": waiting * 4 * weights.teacher,
         "reward predictor": 4 * weights.predictor,
         "adapter, gradients, Adam": (4 + 4 + ADAM_BYTES[config.optimizer.use_8bit_adam]) * weights.adapter,
-        "prompts": prompts * width,
+        "prompts": config.concept.num_retain_prompts * width * weights.prompt,
         "trajectories": 0 if memory.offload_trajectories else trajectory_bytes(model, config),
     }
 
@@ -119,7 +125,7 @@ def trajectory_bytes(model: Model, config: RunConfig) -> int:
     states = 2 * steps + 1  # latents and means
     most = max(schedule.warmup_rollouts, schedule.images_per_iteration)
     kept = schedule.retain_rollouts * states + most * (states + steps)
-    return kept * 4 * model.latent_size**2 * 4
+    return kept * 4 * prod(model.latent_shape)
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:

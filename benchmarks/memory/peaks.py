@@ -11,31 +11,90 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torchvision.transforms import CenterCrop, Compose, Resize
 
-from benchmarks.memory.computed import Weights, components
-from benchmarks.memory.models import TOKENS, Model
+from benchmarks.memory.computed import DENOISER, WAITING, Weights, components
+from benchmarks.memory.models import Model
 from critic.pathwise import action_gradients
 from pipelines.backbone import Backbone, usual_batch_size
-from pipelines.conditioning import Conditioning, PromptTable
 from pipelines.memory import DTYPES
 from policy.kernel import ReverseKernel
 from policy.lora import add_lora
 from policy.policy import Policy
-from policy.trajectory import Experience, Trajectory
+from policy.trajectory import Experience
 from policy.update import Objective
 from reward.predictor import RewardPredictor
 from reward.teacher import Teacher
 from training.config import RunConfig
 
+T = TypeVar("T")
 META = torch.device("meta")
+
+
+class Shape(NamedTuple):
+    """What a meta tensor has beside its place."""
+
+    size: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Shape:
+        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+    def make(self) -> torch.Tensor:
+        return torch.empty_strided(self.size, self.strides, dtype=self.dtype, device=META)
+
+
+class Repeated(TorchDispatchMode):
+    """Works out once what an operation makes of meta tensors of these shapes: PyTorch takes milliseconds for
+    it, and the blocks of a network are alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[Any, Any] = {}
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not self._is_told_by_shapes(func, (args, kwargs)):
+            return func(*args, **kwargs)
+        key = func, _described(args), _described(kwargs)
+        if key not in self._made:
+            made = func(*args, **kwargs)
+            self._made[key] = tree_map_only(torch.Tensor, Shape.of, made)
+            return made
+        return tree_map_only(Shape, Shape.make, self._made[key], is_leaf=lambda x: isinstance(x, Shape))
+
+    def _is_told_by_shapes(self, func: Any, given: Any) -> bool:
+        """Whether all tensors are on the meta device, and what is made is neither one of them nor a view."""
+        schema = func._schema
+        tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, torch.Tensor)]
+        return (
+            bool(tensors)
+            and all(tensor.device == META for tensor in tensors)
+            and "device" not in given[1]
+            and all(value.alias_info is None for value in (*schema.arguments, *schema.returns))
+        )
+
+
+def _described(tree: Any) -> Any:
+    """Tensors by their shapes, all else by value and type."""
+    if isinstance(tree, torch.Tensor):
+        return Shape.of(tree)
+    if isinstance(tree, (list, tuple)):
+        return tuple(map(_described, tree))
+    if isinstance(tree, dict):
+        return tuple((name, _described(value)) for name, value in sorted(tree.items()))
+    return type(tree), tree
 
 
 class Allocations(TorchDispatchMode):
@@ -109,15 +168,16 @@ def gpu_attention() -> Iterator[None]:
 def activations(model: Model, config: RunConfig) -> dict[str, int]:
     """Bytes that come and go in each phase of a run, beside what lies there all the time, for a base that is
     not quantised."""
-    shape, steps = (4, model.latent_size, model.latent_size), config.environment.num_inference_steps
+    shape, steps = model.latent_shape, config.environment.num_inference_steps
     count = config.environment.train_batch_size or usual_batch_size(shape)
     found: dict[str, int] = {}
-    with Allocations() as memory, gpu_attention():
+    with Repeated(), Allocations() as memory, gpu_attention():
 
-        def phase(name: str, run: Callable[[], object]) -> None:
+        def phase(name: str, run: Callable[[], T]) -> T:
             start = memory.mark()
-            run()
+            made = run()
             found[name] = memory.peak - start
+            return made
 
         backbone, policy = build_policy(model, config, count)
         with META:
@@ -128,11 +188,8 @@ def activations(model: Model, config: RunConfig) -> dict[str, int]:
         teacher = Teacher(model.build_teacher("meta"), look, None, model.teacher)
         objective = Objective(policy, Accelerator(), config.update)
 
-        def roll_out() -> Trajectory:
-            return policy.rollout(rows, torch.Generator())
-
-        phase("rollout", roll_out)
-        drawn = roll_out()
+        phase("prompts", lambda: backbone.encode_prompts([""] * backbone.usual_texts))
+        drawn = phase("rollout", lambda: policy.rollout(rows, torch.Generator()))
         experience = Experience(drawn, empty, rows, torch.empty_like(drawn.means))
         phase("update", lambda: objective.forget(experience, 0, 1.0, 1.0))
         phase("update, retain states", lambda: objective.retain(drawn, torch.arange(count), 0, 1.0))
@@ -145,15 +202,7 @@ def activations(model: Model, config: RunConfig) -> dict[str, int]:
 def build_policy(model: Model, config: RunConfig, count: int) -> tuple[Backbone, Policy]:
     """The base and its policy on meta tensors, with an adapter whose gradients are there, for `count` prompts
     at a time."""
-    dtype = DTYPES[config.memory.precision]
-    pipe = model.build_pipeline(dtype, "meta")
-    with META:
-        states = torch.empty(count, TOKENS, model.unet["cross_attention_dim"], dtype=dtype)
-        pooled: tuple[torch.Tensor, ...] = ()
-        if len(model.texts) == 2:
-            pooled = (torch.empty(count, 1280, dtype=dtype), torch.empty(count, 6, dtype=dtype))
-        forget = torch.arange(count) > 0
-    backbone = Backbone.of(pipe)
+    backbone = Backbone.of(model.build_pipeline(DTYPES[config.memory.precision], "meta"))
     for module in backbone.modules:
         module.requires_grad_(False)
     adapter = config.adapter
@@ -165,11 +214,10 @@ def build_policy(model: Model, config: RunConfig, count: int) -> tuple[Backbone,
         backbone.decode_sparingly()
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
-    conditioning = Conditioning(states, *pooled)
     policy = Policy(
         backbone,
-        ReverseKernel.from_scheduler(pipe.scheduler, 2, device=META),
-        PromptTable([""] * count, conditioning, conditioning[:1], forget),
+        ReverseKernel.of(backbone, 2),
+        backbone.prompt_table([""] * count),
         guidance_scale=config.environment.guidance_scale,
         batch_size=count,
     )
@@ -190,7 +238,8 @@ def peaks(model: Model, weights: Weights, config: RunConfig) -> dict[str, float]
     resident = sum(parts.values())
     together = replace(config, memory=replace(memory, offload_models=False))
     everything = components(model, weights, together)
-    brought = {name: everything[name] - parts[name] for name in ("text encoders", "VAE", "teacher")}
+    brought = {name: everything[name] - parts[name] for name in WAITING}
+    loaded = sum(everything[name] for name in (DENOISER, *WAITING, "reward predictor", "prompts"))
     unpacked = 0
     if memory.load_in_4bit:  # one quantised layer at a time is unpacked to be multiplied with
         largest = max(rows * columns for rows, columns in weights.linear)
@@ -199,6 +248,7 @@ def peaks(model: Model, weights: Weights, config: RunConfig) -> dict[str, float]
     drawing = max(made["rollout"], made["rewards"])
     return {
         "there all the time": resident,
+        "prompts": loaded + made["prompts"],
         "rollout": resident + unpacked + made["rollout"],
         "update": resident + unpacked + update,
         "rewards": resident + brought["VAE"] + brought["teacher"] + made["rewards"],

@@ -114,7 +114,7 @@ def test_the_table_adds_up() -> None:
 def test_a_unet_costs_what_others_count() -> None:
     """401 GMAC for Stable Diffusion 1.5 at 512 px is the number that model profilers publish."""
     with torch.device("meta"):
-        unet = MODELS["sd15"].build_unet()
+        unet = MODELS["sd15"].build_denoiser()
     assert forward_operations(unet) / 2e9 == pytest.approx(401, rel=0.01)
 
 

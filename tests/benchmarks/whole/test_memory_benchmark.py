@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -22,16 +23,41 @@ from benchmarks.memory.__main__ import (
     run_of,
     trial_job,
 )
-from benchmarks.memory.computed import COLUMNS, FLAG_SETS, components, count, linear_bytes, table, weigh
-from benchmarks.memory.models import MODELS, Model, short_run
-from benchmarks.memory.peaks import Allocations, activations, peaks
+from benchmarks.memory.computed import (
+    COLUMNS,
+    DENOISER,
+    FLAG_SETS,
+    components,
+    count,
+    linear_bytes,
+    table,
+    weigh,
+)
+from benchmarks.memory.models import FLUX, MODELS, SD3, Model, short_run
+from benchmarks.memory.peaks import Allocations, Repeated, activations, peaks
 from benchmarks.memory.trial import measure, parse_trial
+from pipelines.backbone import Backbone
+from pipelines.base import load_pipeline
 from pipelines.quantization import quantize
 from policy.trajectory import Trajectory
 from training.config import parse_config as parse_run
 
-MILLIONS = {"sd15": (859.5, 123.1, 83.7), "sdxl": (2567.5, 817.7, 83.7)}
-"""Parameters of UNet, text encoders and VAE, as published."""
+MILLIONS = {
+    "sd15": (859.5, 123.1, 83.7),
+    "sdxl": (2567.5, 817.7, 83.7),
+    "sd35-medium": (2469.7, 5580.6, 83.8),
+    "sd35-medium-without-t5": (2469.7, 818.3, 83.8),
+    "flux-dev": (11901.4, 4885.4, 83.8),
+}
+"""Numbers in the published files of UNet or transformer, text encoders and VAE."""
+PROMPTS = {
+    "sd15": (77, 768),
+    "sdxl": (77, 2048),
+    "sd35-medium": (77 + 256, 4096),
+    "sd35-medium-without-t5": (77 + 256, 4096),
+    "flux-dev": (512, 4096),
+}
+"""Tokens of a prompt and their width."""
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -39,11 +65,22 @@ def test_the_configs_have_the_published_numbers_of_parameters(name: str) -> None
     with torch.device("meta"):
         model = MODELS[name]
         counts = (
-            count(model.build_unet()),
+            count(model.build_denoiser()),
             sum(map(count, model.build_text_encoders())),
             count(model.build_vae()),
         )
     assert [round(n / 1e6, 1) for n in counts] == pytest.approx(MILLIONS[name], abs=0.11)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_prompts_are_as_large_as_their_base_reads_them(name: str) -> None:
+    model = MODELS[name]
+    weights = weigh(model, run_of().adapter)
+    tokens, width = PROMPTS[name]
+    assert weights.prompt == tokens * width
+    rows = components(model, weights, run_of("--num_retain_prompts", "10", "--mixed_precision", "bf16"))
+    assert rows["prompts"] == 10 * 2 * tokens * width
+    assert model.latent_shape == Backbone.of(model.build_pipeline(torch.bfloat16, "meta")).latent_shape
 
 
 @pytest.mark.parametrize("flags", [[], ["--load_in_8bit"], ["--load_in_4bit"]], ids=str)
@@ -70,10 +107,10 @@ def test_flags_take_away_what_they_promise() -> None:
     rows = {name: components(model, weights, run_of(*flags)) for name, flags in FLAG_SETS.items()}
     assert all(set(row) == set(COLUMNS) for row in rows.values())
     assert (
-        rows["none"]["UNet"]
-        == 2 * rows["bf16"]["UNet"]
-        > 2 * rows["8-bit base"]["UNet"]
-        > 2 * rows["4-bit base"]["UNet"]
+        rows["none"][DENOISER]
+        == 2 * rows["bf16"][DENOISER]
+        > 2 * rows["8-bit base"][DENOISER]
+        > 2 * rows["4-bit base"][DENOISER]
     )
     offloaded = rows["bf16, offloading"]
     assert (
@@ -102,7 +139,7 @@ def test_the_trajectories_are_as_large_as_computed() -> None:
         )
         return trajectory.latents.nbytes + trajectory.means.nbytes
 
-    weights = computed.Weights([], 0, 0, 0, 0, 0, 0)
+    weights = computed.Weights([], 0, 0, 0, 0, 0, 0, 0)
     gradients = torch.zeros(7, steps, *shape).nbytes
     config = run_of("--num_inference_steps", "5", *rollouts)
     assert components(model, weights, config)["trajectories"] == size(3) + size(7) + gradients
@@ -123,7 +160,7 @@ def test_what_is_counted_of_meta_tensors_is_what_the_allocator_gives_out() -> No
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
             passed(unet, "cpu")
         unet.to("meta")
-        with Allocations() as counted:
+        with Repeated(), Allocations() as counted:
             passed(unet, "meta")
     given = sorted(
         (e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"),
@@ -161,6 +198,73 @@ SMALL = Model(
         },
     ),
 )
+
+
+SMALL_VAE = SMALL.vae | {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+SMALL_CLIP = {**SMALL.texts[0], "eos_token_id": 2}
+SMALL_T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 2}
+SMALL_FLOWS = {
+    "sd3": Model(
+        "small",
+        64,
+        {
+            "num_layers": 2,
+            "attention_head_dim": 8,
+            "num_attention_heads": 2,
+            "caption_projection_dim": 16,
+            "joint_attention_dim": 32,
+            "pooled_projection_dim": 32,
+        },
+        SMALL_VAE,
+        (SMALL_CLIP, SMALL_CLIP, SMALL_T5),
+        SD3,
+    ),
+    "flux": Model(
+        "small",
+        64,
+        {
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 32,
+            "pooled_projection_dim": 16,
+            "axes_dims_rope": (4, 4, 8),
+        },
+        SMALL_VAE,
+        (SMALL_CLIP, SMALL_T5),
+        FLUX,
+    ),
+}
+
+
+@pytest.mark.parametrize("texts", [2, 3])
+@pytest.mark.parametrize("kind", SMALL_FLOWS)
+def test_a_saved_base_is_loaded_as_what_it_is(kind: str, texts: int, tmp_path: Path) -> None:
+    model = replace(SMALL_FLOWS[kind], texts=SMALL_FLOWS[kind].texts[:texts])
+    model.build_pipeline(torch.float32).save_pretrained(tmp_path, safe_serialization=True)
+    loaded = Backbone.of(load_pipeline(tmp_path))
+    assert type(loaded) is model.kind.backbone and len(loaded.text_encoders) == len(model.texts)
+    assert loaded.encode_no_prompt().states.numel() == weigh(model, run_of().adapter).prompt
+
+
+@pytest.mark.parametrize("kind", SMALL_FLOWS)
+def test_the_peaks_of_a_transformer_grow_with_the_batch_and_fall_with_checkpointing(kind: str) -> None:
+    model = SMALL_FLOWS[kind]
+
+    def made(*flags: str) -> dict[str, int]:
+        return activations(model, run_of("--mixed_precision", "bf16", *flags))
+
+    one, two = made("--train_batch_size", "1"), made("--train_batch_size", "2")
+    assert two["update"] == pytest.approx(2 * one["update"], rel=0.05)
+    assert two["prompts"] == one["prompts"] > 0
+    checkpointed = made("--train_batch_size", "1", "--gradient_checkpointing")
+    assert checkpointed["update"] < one["update"]
+    config = run_of("--mixed_precision", "bf16", "--train_batch_size", "1")
+    weights = weigh(model, config.adapter)
+    found, parts = peaks(model, weights, config), components(model, weights, config)
+    apart = one["prompts"] - parts["trajectories"] - parts["adapter, gradients, Adam"]
+    assert found["prompts"] - found["there all the time"] == apart
 
 
 def test_flags_lower_the_peaks_that_they_are_for() -> None:
@@ -205,6 +309,12 @@ def test_a_peak_is_what_is_there_and_what_a_phase_adds_to_it() -> None:
     assert "| 6 GB | `--mixed_precision bf16" in text and text.count("**") == 2
 
 
+def test_what_is_left_out_of_a_base_is_left_out_by_a_flag() -> None:
+    for name, _, flags in TRIALS:
+        model = MODELS[name]
+        assert run_of(*flags).base.without_t5 == (len(model.texts) < len(model.kind.text_encoders))
+
+
 def test_the_smallest_card_has_room_for_what_is_not_computed() -> None:
     name, cap, flags = RECOMMENDED[0]
     config = run_of(*flags)
@@ -242,7 +352,8 @@ def test_a_saved_model_is_trained_and_what_that_took_is_written_down(
         "num_attention_heads": 2,
         "projection_dim": 16,
     }
-    model = Model("tiny", 8, unet, vae, (text | {"bos_token_id": 0, "eos_token_id": 2},), teacher="clip-nano")
+    text |= {"bos_token_id": 0, "eos_token_id": 2}
+    model = Model("tiny", 8, unet, vae, (text,), teacher="clip-nano")
     model.save(tmp_path / "tiny", torch.float32)
     run = [*short_run(tmp_path / "tiny", 2), "--num_inference_steps", "3"]
     run += ["--output_dir", str(tmp_path / "run")]
@@ -275,6 +386,9 @@ def test_without_a_gpu_nothing_is_measured(
 def test_every_goal_has_a_run_of_its_own(tmp_path: Path) -> None:
     config = parse_config(["--output_dir", str(tmp_path)])
     jobs = [trial_job(trial, config) for trial in TRIALS]
+    assert config.of_models(TRIALS) == TRIALS
+    flux = parse_config(["--models", "flux-dev"])
+    assert [name for name, *_ in flux.of_models(RECOMMENDED)] == ["flux-dev"] * 3
     assert len({job.output for job in jobs}) == len(TRIALS)
     for (name, cap, flags), job in zip(TRIALS, jobs, strict=True):
         trial, arguments = parse_trial(list(job.arguments[2:]))
@@ -288,7 +402,7 @@ def test_every_goal_has_a_run_of_its_own(tmp_path: Path) -> None:
         and TRIALS[: len(RECOMMENDED)] == RECOMMENDED
     )
     fits = {"fits": True, "allocated_gb": 7.25, "seconds": 30.0, "iterations": 2}
-    text = measured_table([fits, *[{"fits": False, "exit_code": 1}] * (len(TRIALS) - 1)])
+    text = measured_table(TRIALS, [fits, *[{"fits": False, "exit_code": 1}] * (len(TRIALS) - 1)])
     assert (
         "| 6 GB |" in text
         and text.count(" | 7.2 GB | 15.0 |") == 1
