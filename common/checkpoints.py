@@ -113,10 +113,21 @@ def save_checkpoint(
             encoding="utf-8",
         )
         put(aside, final)
-    if total_limit:
-        for old in list_checkpoints(output_dir)[:-total_limit]:
-            discard(old)
+    drop_oldest(list_checkpoints(output_dir), total_limit)
     return final
+
+
+def drop_oldest(checkpoints: list[Path], total_limit: int | None) -> None:
+    """Delete those beyond the newest `total_limit` of these; 0 and None keep all."""
+    for old in checkpoints[:-total_limit] if total_limit else []:
+        discard(old)
+
+
+def drop_older(output_dir: Path, iteration: int, total_limit: int | None) -> None:
+    """Delete what a process that was killed has left beyond `total_limit`, up to the checkpoint of an
+    iteration; newer ones stay."""
+    found = [path for path in list_checkpoints(output_dir) if int(path.name.split("-")[1]) <= iteration]
+    drop_oldest(found, total_limit)
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:

@@ -366,7 +366,7 @@ def parse(
         except ValueError as error:
             parser.error(str(error))
     # Whatever the file says is said by somebody: what stands in it wins over a preset.
-    preset = _preset(arguments, presets or {}) or given.get(PRESET)
+    preset = _preset(arguments, presets or {}) or given.get(PRESET) or ""
     given = {**(presets or {}).get(preset, {}), **given}
     parser.set_defaults(**given)
     for action in parser._actions:

@@ -21,6 +21,7 @@ from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
 from common.checkpoints import (
+    drop_older,
     latest_checkpoint,
     load_checkpoint,
     load_optimizer_tensors,
@@ -237,6 +238,8 @@ def distil(
             schedule=schedule,
             average=average,
         )
+        if accelerator.is_main_process:
+            drop_older(checkpoints.directory, start, checkpoints.total_limit)
     model.train()
     bar = tqdm(
         range(start, config.steps),

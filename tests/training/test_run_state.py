@@ -470,6 +470,20 @@ def test_a_process_that_does_not_write_deletes_nothing(tmp_path: Path) -> None:
     assert len(list_checkpoints(tmp_path)) == 1
 
 
+def test_what_a_killed_process_has_left_beyond_the_limit_goes_when_it_is_resumed(tmp_path: Path) -> None:
+    """But nothing newer than what it is resumed from."""
+    made = new_state("--output_dir", str(tmp_path), "--checkpoints_total_limit", "0")
+    move(made)
+    for iteration in range(1, 5):
+        made.progress.iteration = iteration
+        made.save({})
+    for given, left in (("checkpoint-1", [1, 2, 3, 4]), ("checkpoint-3", [2, 3, 4]), ("latest", [3, 4])):
+        fresh = new_state("--output_dir", str(tmp_path), "--checkpoints_total_limit", "2")
+        run, base = a_run(fresh, checkpoint=load_checkpoint(tmp_path, given))
+        begin(run, base, seconds=9.0)  # type: ignore[arg-type]
+        assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint-{i}" for i in left]
+
+
 def test_a_run_that_resumes_begins_where_it_was(tmp_path: Path) -> None:
     made = new_state("--output_dir", str(tmp_path))
     made.judge(HEALTHY)
