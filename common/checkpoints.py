@@ -89,8 +89,7 @@ def save_checkpoint(
     numbers: dict[str, Any],
     total_limit: int | None,
 ) -> Path:
-    """Write `checkpoint-<iteration>` aside, sync it to the disk, rename it, and then drop the oldest beyond
-    `total_limit`.
+    """Write `checkpoint-<iteration>` aside, sync it to the disk, rename it, and then `drop_oldest`.
 
     Raises:
         OSError: it could not be written, the disk being full for instance; the checkpoints before it are as
@@ -113,27 +112,28 @@ def save_checkpoint(
             encoding="utf-8",
         )
         put(aside, final)
-    drop_oldest(list_checkpoints(output_dir), total_limit)
+    drop_oldest(output_dir, iteration, total_limit)
     return final
 
 
-def drop_oldest(checkpoints: list[Path], total_limit: int | None) -> None:
-    """Delete those beyond the newest `total_limit` of these; 0 and None keep all."""
-    for old in checkpoints[:-total_limit] if total_limit else []:
+def drop_oldest(output_dir: Path, iteration: int, total_limit: int | None) -> None:
+    """Of the checkpoints up to an iteration, delete all but the newest `total_limit`; 0 and None keep all.
+
+    Newer ones are of a run that has gone on from an older one, and stay until it writes them again.
+    """
+    own = [path for number, path in _numbered_checkpoints(output_dir) if number <= iteration]
+    for old in own[:-total_limit] if total_limit else []:
         discard(old)
-
-
-def drop_older(output_dir: Path, iteration: int, total_limit: int | None) -> None:
-    """Delete what a process that was killed has left beyond `total_limit`, up to the checkpoint of an
-    iteration; newer ones stay."""
-    found = [path for path in list_checkpoints(output_dir) if int(path.name.split("-")[1]) <= iteration]
-    drop_oldest(found, total_limit)
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
+    return [path for _, path in _numbered_checkpoints(output_dir)]
+
+
+def _numbered_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
     found = {int(name[1]): path for path in output_dir.glob("*") if (name := NAME.fullmatch(path.name))}
-    return [found[number] for number in sorted(found) if (found[number] / MANIFEST).is_file()]
+    return [(number, path) for number, path in sorted(found.items()) if (path / MANIFEST).is_file()]
 
 
 def latest_checkpoint(output_dir: Path) -> str:

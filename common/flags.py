@@ -359,15 +359,16 @@ def parse(
     parser = make_parser(config, description, prog=prog, **defaults)
     parser.elsewhere = elsewhere or {}
     parser.given = sys.argv[1:] if arguments is None else arguments
-    path, given = _config_path(arguments), dict[str, Any]()
+    presets = presets or {}
+    path, preset = _named_first(arguments, presets)
+    given: dict[str, Any] = {}
     if path is not None:
         try:
             given = read_file(config, path)
         except ValueError as error:
             parser.error(str(error))
-    # Whatever the file says is said by somebody: what stands in it wins over a preset.
-    preset = _preset(arguments, presets or {}) or given.get(PRESET) or ""
-    given = {**(presets or {}).get(preset, {}), **given}
+    # What stands in the file was said by somebody, and wins over a preset.
+    given = {**presets.get(preset or given.get(PRESET) or "", {}), **given}
     parser.set_defaults(**given)
     for action in parser._actions:
         action.required = action.required and action.dest not in given
@@ -415,19 +416,15 @@ def parse_command(
     return parse(command.config, given[1:], command.description, prog=f"{prog} {chosen}")
 
 
-def _config_path(arguments: Sequence[str] | None) -> Path | None:
+def _named_first(arguments: Sequence[str] | None, presets: Mapping[str, Any]) -> tuple[Path | None, str]:
+    """The file of settings and the preset that a command line names, both of which change the defaults.
+    Whether there is such a preset is for the whole parser to say."""
     first = DiscreetParser(add_help=False)
     _add_config(first)
-    return first.parse_known_args(arguments)[0].config
-
-
-def _preset(arguments: Sequence[str] | None, presets: Mapping[str, Any]) -> str | None:
-    """The one that a command line names; whether it exists is for the whole parser to say."""
-    if not presets:
-        return None
-    first = DiscreetParser(add_help=False)
-    first.add_argument(f"--{PRESET}")
-    return first.parse_known_args(arguments)[0].preset
+    if presets:
+        first.add_argument(f"--{PRESET}")
+    found = first.parse_known_args(arguments)[0]
+    return found.config, getattr(found, PRESET, None) or ""
 
 
 def read_file(config: type, path: Path) -> dict[str, Any]:

@@ -323,24 +323,27 @@ def _single_file_class(name: str | None) -> str:
 
 def _programs_section(results: Mapping[str, Any], output_dir: str | Path) -> Markdown | None:
     """How other programs load the adapter; None if there is no file for them."""
-    kind = results.get("pipeline_class") or ""
-    twin = kohya_name(results)
+    kind, twin = results.get("pipeline_class") or "", kohya_name(results)
+    if kind == "ZImagePipeline":
+        # The one file that ComfyUI knows the names of; it does not read the alpha in its header.
+        strength = "`--lora_alpha` / `--rank`, which is 1 unless both were set"
+        return _comfyui_alone(f"Load `{LORA_WEIGHT_NAME_SAFE}`.", strength, results)
     if not (Path(output_dir) / twin).is_file():
-        return _comfyui_alone(LORA_WEIGHT_NAME_SAFE, "", results) if kind == "ZImagePipeline" else None
+        return None
     # The name is one of `hub.concepts.file_of`: letters, digits and dashes.
-    not_the_other = (
-        ", not the other file, whose names these programs do not know: they load it without a word and it does "
-        "nothing."
-    )
     if kind in ("StableDiffusion3Pipeline", "FluxPipeline"):
-        return _comfyui_alone(twin, ", not the other file, whose scale ComfyUI does not read", results)
+        load = f"Load `{twin}`, not the other file, whose scale ComfyUI does not read."
+        return _comfyui_alone(load, "1", results)
     stem = twin.removesuffix(".safetensors")
     return _lines(
         Markdown("## Use in ComfyUI, AUTOMATIC1111, Forge and sd-scripts"),
         "",
-        Markdown(f"Load `{twin}`{not_the_other}"),
+        Markdown(
+            f"Load `{twin}`, not the other file, whose names these programs do not know: they load it without a word "
+            "and it does nothing."
+        ),
         "",
-        COMFYUI,
+        _in_comfyui("1"),
         Markdown(
             f"- AUTOMATIC1111 and Forge: put it in `models/Lora` and write `<lora:{stem}:1>` in the prompt."
         ),
@@ -350,22 +353,23 @@ def _programs_section(results: Mapping[str, Any], output_dir: str | Path) -> Mar
     )
 
 
-COMFYUI = Markdown(
-    "- ComfyUI: put it in `models/loras` and add the node *Load LoRA* with a model strength of 1. It has "
-    "nothing for CLIP."
-)
-
-
-def _comfyui_alone(name: str, not_the_other: str, results: Mapping[str, Any]) -> Markdown:
+def _comfyui_alone(load: str, strength: str, results: Mapping[str, Any]) -> Markdown:
     """Of a transformer's adapter, which the other programs have names of their own for."""
     return _lines(
         Markdown("## Use in ComfyUI"),
         "",
-        Markdown(f"Load `{name}`{not_the_other}."),
+        Markdown(load),
         "",
-        COMFYUI,
+        _in_comfyui(strength),
         "",
         _measured_between(results),
+    )
+
+
+def _in_comfyui(strength: str) -> Markdown:
+    return Markdown(
+        f"- ComfyUI: put it in `models/loras` and add the node *Load LoRA* with a model strength of {strength}. It has "
+        "nothing for CLIP."
     )
 
 

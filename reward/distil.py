@@ -21,7 +21,7 @@ from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
 from common.checkpoints import (
-    drop_older,
+    drop_oldest,
     latest_checkpoint,
     load_checkpoint,
     load_optimizer_tensors,
@@ -239,7 +239,7 @@ def distil(
             average=average,
         )
         if accelerator.is_main_process:
-            drop_older(checkpoints.directory, start, checkpoints.total_limit)
+            drop_oldest(checkpoints.directory, start, checkpoints.total_limit)
     model.train()
     bar = tqdm(
         range(start, config.steps),

@@ -37,6 +37,7 @@ from transformers import (
     T5Tokenizer,
 )
 
+from benchmarks.memory.models import t5_tokenizer
 from benchmarks.worlds.canvas.models import build_scheduler, build_text_encoder, build_tokenizer
 
 TINY_PROMPTS = [
@@ -173,9 +174,7 @@ def save_sdxl(
 
 def build_t5(width: int) -> tuple[T5Tokenizer, T5EncoderModel]:
     """Pieces of one character each and some words, and an encoder of one layer."""
-    pieces = ["<pad>", "</s>", "<unk>", "▁", *(chr(code) for code in range(33, 127))]
-    pieces += [f"▁{word}" for word in ("image", "love", "time", "today", "great", "world", "home", "night")]
-    tokenizer = T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0)
+    tokenizer = t5_tokenizer(("image", "love", "time", "today", "great", "world", "home", "night"))
     config = T5Config(
         vocab_size=len(tokenizer), d_model=width, d_kv=4, d_ff=2 * width, num_layers=1, num_heads=2
     )

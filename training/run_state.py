@@ -16,7 +16,7 @@ from diffusers.optimization import get_scheduler
 
 from common.checkpoints import (
     Checkpoint,
-    drop_older,
+    drop_oldest,
     entries_of,
     list_checkpoints,
     load_optimizer_tensors,
@@ -244,7 +244,7 @@ def begin(run: Run, base: Baseline, seconds: float) -> RunState:
         logger.info(f"Resuming after iteration {state.progress.iteration}")
         if run.is_main:
             output = config.output
-            drop_older(output.output_dir, state.progress.iteration, output.checkpoints_total_limit)
+            drop_oldest(output.output_dir, state.progress.iteration, output.checkpoints_total_limit)
     elif run.is_main:
         for stale in list_checkpoints(config.output.output_dir):  # of a run that is being overwritten
             discard(stale)

@@ -14,6 +14,7 @@ from benchmarks.baselines.task import Task
 from common.flags import SEED, Range, flag, shown
 from evaluation.choice import examination_of_spec
 from evaluation.examination import Examination
+from pipelines.backbone import Backbone
 from pipelines.base import BaseConfig, load_base
 from reward.arguments import ConceptConfig, RewardConfig, load_teachers, read_inputs, resolve_spec
 from reward.predictor import RewardPredictor
@@ -123,11 +124,11 @@ def prepare(config: TaskConfig) -> Prepared:
     predictor = config.reward.reward_model_name_or_path or canvas.REWARD
     known = RewardPredictor.from_pretrained(predictor).config["prompts"]
     spec, _ = resolve_spec(config.concept, inputs, teacher, known)
-    task = Task.build(load_base(config.base).to(device), spec)
-    if method.needs_unet and task.backbone.is_flow:
+    pipe = load_base(config.base)
+    if method.needs_unet and Backbone.of(pipe).is_flow:
         others = ", ".join(name for name, other in METHODS.items() if not other.needs_unet)
         raise ValueError(f"{method.title} is for UNets; for a transformer take one of {others}.")
-    return Prepared(task, settings, teacher)
+    return Prepared(Task.build(pipe.to(device), spec), settings, teacher)
 
 
 def choose_examination(config: TaskConfig, prepared: Prepared) -> Examination:

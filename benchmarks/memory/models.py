@@ -4,7 +4,7 @@ does not depend on their weights."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -169,12 +169,18 @@ class Model:
         )
 
 
+def t5_tokenizer(words: Sequence[str] = ()) -> T5Tokenizer:
+    """Of pieces of one character each, and these words whole."""
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *(chr(code) for code in range(33, 127))]
+    pieces += [f"▁{word}" for word in words]
+    return T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0)
+
+
 def tokenizer_for(encoder: PreTrainedModel) -> PreTrainedTokenizerBase:
     """A tokenizer of the class that a text encoder takes, with words of few letters: all that is looked at
     is how many tokens a text is padded to."""
     if isinstance(encoder, T5EncoderModel):
-        pieces = ["<pad>", "</s>", "<unk>", "▁", *(chr(code) for code in range(33, 127))]
-        return T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0)
+        return t5_tokenizer()
     tokenizer = build_tokenizer()
     tokenizer.model_max_length = TOKENS
     return tokenizer

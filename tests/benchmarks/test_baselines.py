@@ -558,7 +558,7 @@ def predicted(task: Task, prompts: list[str]) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", FLOWS)
 @pytest.mark.parametrize("method", [name for name, m in METHODS.items() if not m.needs_unet])
-def test_the_methods_for_transformers_move_the_concept(
+def test_a_method_for_transformers_leaves_an_adapter_that_loads(
     method: str, kind: str, on_flow: Callable[[str], Task], tmp_path: Path
 ) -> None:
     task = on_flow(kind)

@@ -142,6 +142,14 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert left == ["checkpoint-10", "checkpoint-11", "checkpoint-notes", "pytorch_lora_weights.safetensors"]
 
 
+def test_a_run_that_goes_on_from_an_older_one_keeps_what_it_writes(tmp_path: Path) -> None:
+    for iteration in (1, 2, 3, 4):
+        save(tmp_path, iteration)
+    for iteration, left in ((2, [1, 2, 3, 4]), (3, [2, 3, 4]), (4, [3, 4])):
+        save(tmp_path, iteration, limit=2)
+        assert [p.name for p in list_checkpoints(tmp_path)] == [f"checkpoint-{i}" for i in left]
+
+
 @pytest.mark.parametrize("limit", [None, 0])
 def test_no_limit_keeps_them_all(limit: int | None, tmp_path: Path) -> None:
     for iteration in range(1, 5):

@@ -359,3 +359,4 @@ def test_it_says_how_other_programs_load_the_adapter_if_there_is_a_file_for_them
 def test_an_adapter_of_z_image_is_loaded_by_comfyui_as_it_is(results: dict[str, Any], tmp_path: Path) -> None:
     text = str(model_card(results | {"pipeline_class": "ZImagePipeline"}, tmp_path))
     assert "## Use in ComfyUI\n\nLoad `pytorch_lora_weights.safetensors`." in text
+    assert "a model strength of `--lora_alpha` / `--rank`" in text

@@ -120,9 +120,8 @@ def test_the_merged_adapter_does_what_all_do_under_set_adapters(
 def test_adapters_of_transformers_are_merged_alike(
     kind: str, flow_dirs: dict[str, Path], tmp_path: Path
 ) -> None:
-    prompt, resolution = ["a cat"], 16
-    backbone = Backbone.of(load_base(BaseConfig(str(flow_dirs[kind]), resolution=resolution)))
-    conditioning = backbone.encode_prompts(prompt)
+    backbone = Backbone.of(load_base(BaseConfig(str(flow_dirs[kind]), resolution=16)))
+    conditioning = backbone.encode_prompts(["a cat"])
     x = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
 
     def velocity() -> torch.Tensor:
