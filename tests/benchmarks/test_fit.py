@@ -9,30 +9,37 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from benchmarks.worlds.canvas.fit import adamw, fit
+from benchmarks.worlds.canvas.fit import INNER_SIZE, Recipe, adamw, fit, muon
 
 STEPS, SAVE_EVERY = 12, 4
+ADAMW = adamw(0.1)
 
 
-def train(state_dir: Path, stop_at: int = STEPS, ema_decay: float | None = 0.9) -> nn.Linear:
+def train(
+    state_dir: Path,
+    stop_at: int = STEPS,
+    ema_decay: float | None = 0.9,
+    recipe: Recipe = ADAMW,
+    size: tuple[int, int] = (3, 2),
+) -> nn.Linear:
     """A model after STEPS, or after as many as a training makes that is stopped at a step.
 
     Raises:
         KeyboardInterrupt: it was stopped.
     """
     torch.manual_seed(0)
-    model = nn.Linear(3, 2)
+    model = nn.Linear(*size)
 
     def loss(step: int, generator: torch.Generator) -> torch.Tensor:
         if step == stop_at:
             raise KeyboardInterrupt
-        return model(torch.randn(8, 3, generator=generator)).square().mean()
+        return model(torch.randn(8, size[0], generator=generator)).square().mean()
 
     fit(
         "model",
         model,
         loss,
-        adamw(0.1),
+        recipe,
         steps=STEPS,
         state_dir=state_dir,
         seed=0,
@@ -51,6 +58,16 @@ def test_a_training_that_was_interrupted_ends_as_one_that_was_not(
         train(tmp_path / "parts", stop_at=6, ema_decay=ema_decay)
     resumed = train(tmp_path / "parts", ema_decay=ema_decay)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_so_does_one_by_muon(tmp_path: Path) -> None:
+    size = (INNER_SIZE, INNER_SIZE)
+    whole = train(tmp_path / "whole", recipe=muon(0.1), size=size)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts", stop_at=6, recipe=muon(0.1), size=size)
+    resumed = train(tmp_path / "parts", recipe=muon(0.1), size=size)
+    assert torch.equal(whole.weight, resumed.weight) and torch.equal(whole.bias, resumed.bias)
+    assert not torch.equal(whole.weight, train(tmp_path / "adamw", size=size).weight)
 
 
 def test_the_state_is_read_by_the_names_that_are_in_files_of_trainings_under_way(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from benchmarks.worlds.artwork.pack import Artwork, load
 from benchmarks.worlds.artwork.packages import ArtworkError
 from benchmarks.worlds.artwork.scenes import PROMPT, SIZE, Scene, caption, compose, draw, with_article
 from benchmarks.worlds.canvas import models
+from benchmarks.worlds.canvas.fit import muon
 from benchmarks.worlds.drawing import draw_in_parallel, shares
 from common.files import write_bytes, write_json, write_text
 from evaluation.artwork import Object, World
@@ -64,14 +65,14 @@ SIZES = {
     "cpu": Size(
         pictures=30_000,
         steps={
-            "autoencoder": 4500,
-            "decoder": 6000,
+            "autoencoder": 3000,
+            "decoder": 3000,
             "denoiser": 24_000,
             "judge": 5000,
             "clip": 3000,
             "reward": 4000,
         },
-        latent_channels=8,
+        latent_channels=12,
         autoencoder_channels=(16, 32, 64, 96),
         unet_channels=(64, 96),
         unet_layers=1,
@@ -87,7 +88,7 @@ SIZES = {
             "clip": 10_000,
             "reward": 6000,
         },
-        latent_channels=8,
+        latent_channels=12,
         autoencoder_channels=(32, 64, 128, 192),
         unet_channels=(128, 256),
         unet_layers=2,
@@ -208,6 +209,7 @@ def build_autoencoder(build: Build) -> None:
         latent_channels=build.size.latent_channels,
         batch_size=16,
         distance=outline_distance,
+        recipe=muon(5e-3),
         device=build.device,
     )
     vae.save_pretrained(build.work / "autoencoder")
@@ -229,6 +231,7 @@ def build_decoder(build: Build) -> None:
         state_dir=build.work,
         seed=PIPELINE_SEED,
         distance=outline_distance,
+        recipe=muon(2e-3),
     )
     vae.save_pretrained(build.work / "autoencoder")
 

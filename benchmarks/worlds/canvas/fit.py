@@ -10,27 +10,55 @@ from safetensors.torch import load_file, save
 from torch import nn
 from tqdm.auto import tqdm
 
+from benchmarks.worlds.muon import MuonAdamW
 from common.checkpoints import load_optimizer_tensors, optimizer_tensors, wind_forward
 from common.files import make_directory, write_bytes
 
-Recipe = Callable[
-    [list[nn.Parameter], int], tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]
-]
-"""Parameters and the number of steps -> what moves them, and how its learning rate goes."""
+Moving = tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]
+Recipe = Callable[[nn.Module, int], Moving]
+"""A network and the number of steps -> what moves its parameters, and how its learning rate goes."""
+
+INNER_SIZE = 16
+"""Rows and columns that a weight has at least if Muon is to move it: a layer between others, not one that
+reads colours or writes them."""
 
 
 def adamw(learning_rate: float, weight_decay: float = 1e-4) -> Recipe:
     """AdamW with a one-cycle schedule."""
 
-    def recipe(
-        parameters: list[nn.Parameter], steps: int
-    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
-        return optimizer, torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, learning_rate, total_steps=steps + 1, pct_start=0.1
-        )
+    def recipe(model: nn.Module, steps: int) -> Moving:
+        optimizer = torch.optim.AdamW(trained(model), lr=learning_rate, weight_decay=weight_decay)
+        return optimizer, one_cycle(optimizer, learning_rate, steps)
 
     return recipe
+
+
+def muon(learning_rate: float, weight_decay: float = 1e-4) -> Recipe:
+    """Muon for linear and convolutional layers, AdamW for all else, with a one-cycle schedule."""
+
+    def recipe(model: nn.Module, steps: int) -> Moving:
+        layers = [m.weight for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+        inner = {w for w in layers if w.requires_grad and min(w.flatten(1).shape) >= INNER_SIZE}
+        groups = [
+            {"params": [p for p in trained(model) if p in inner], "orthogonal": True},
+            {"params": [p for p in trained(model) if p not in inner]},
+        ]
+        optimizer = MuonAdamW(groups, learning_rate, weight_decay)
+        return optimizer, one_cycle(optimizer, learning_rate, steps)
+
+    return recipe
+
+
+def one_cycle(
+    optimizer: torch.optim.Optimizer, learning_rate: float, steps: int
+) -> torch.optim.lr_scheduler.OneCycleLR:
+    """A tenth of the steps up to the learning rate, the others down to nothing."""
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=0.1)
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """Those parameters that require gradients."""
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 def fit(
@@ -51,8 +79,8 @@ def fit(
     seeded by (seed, step), so that a run that was interrupted and resumed sees the same batches. With
     `ema_decay` the model ends up holding the exponential moving average of its weights.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer, schedule = recipe(parameters, steps)
+    parameters = trained(model)
+    optimizer, schedule = recipe(model, steps)
     average = [p.detach().clone() for p in parameters] if ema_decay else []
     state_file = state_dir / f"{name}.safetensors"
     start = _load_state(state_file, model, optimizer, schedule, average) if state_file.exists() else 0

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from benchmarks.worlds.canvas.fit import adamw, fit
+from benchmarks.worlds.canvas.fit import Recipe, adamw, fit
 from evaluation.judge import Judge
 
 Captions = Callable[[torch.Tensor, torch.Generator], list[str]]
@@ -36,6 +36,9 @@ Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 VOCABULARY = 2048
 TEXT_LENGTH = 32
 CLIP_RESNET = {"layers": [1, 1, 1, 1], "width": 12}
+AUTOENCODER, DECODER, DENOISER = adamw(2e-3), adamw(1e-3), adamw(1.5e-3)
+CLIP, JUDGE = adamw(2e-3, weight_decay=0.05), adamw(3e-3, weight_decay=0.05)
+"""How each is trained unless another recipe is given."""
 
 
 def pixels(images: torch.Tensor) -> torch.Tensor:
@@ -112,6 +115,7 @@ def train_autoencoder(
     latent_channels: int = 4,
     batch_size: int = 32,
     distance: Distance = coarse_distance,
+    recipe: Recipe = AUTOENCODER,
     device: str = "cpu",
 ) -> AutoencoderKL:
     """AutoencoderKL from (N, 3, H, W) uint8 images to latents, half the resolution for each of `channels` but
@@ -140,7 +144,7 @@ def train_autoencoder(
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         return distance(reconstruction, x) + 1e-4 * kl
 
-    fit("autoencoder", vae, loss_fn, adamw(2e-3), steps=steps, state_dir=state_dir, seed=seed)
+    fit("autoencoder", vae, loss_fn, recipe, steps=steps, state_dir=state_dir, seed=seed)
     with torch.no_grad():
         sample = vae.encode(pixels(images[:512]).to(device)).latent_dist.mode()
     vae.register_to_config(scaling_factor=float(1 / sample.std()))
@@ -157,6 +161,7 @@ def train_decoder(
     seed: int,
     batch_size: int = 16,
     distance: Distance = coarse_distance,
+    recipe: Recipe = DECODER,
 ) -> None:
     """Train what draws latents further, in place. Latents stay what they are, and so does whatever was
     trained on them.
@@ -174,9 +179,7 @@ def train_decoder(
         reconstruction = vae.decode(sample.to(device) / vae.config.scaling_factor).sample
         return distance(reconstruction, pixels(images[index]).to(device))
 
-    fit(
-        "decoder", decoder, loss_fn, adamw(1e-3), steps=steps, state_dir=state_dir, seed=seed, ema_decay=0.999
-    )
+    fit("decoder", decoder, loss_fn, recipe, steps=steps, state_dir=state_dir, seed=seed, ema_decay=0.999)
 
 
 @torch.no_grad()
@@ -219,7 +222,7 @@ def train_denoiser(
     layers_per_block: int = 1,
     text_width: int = 64,
     batch_size: int = 64,
-    learning_rate: float = 1.5e-3,
+    recipe: Recipe = DENOISER,
     snr_gamma: float | None = None,
     device: str = "cpu",
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
@@ -269,7 +272,7 @@ def train_denoiser(
         "denoiser",
         both,
         loss_fn,
-        adamw(learning_rate),
+        recipe,
         steps=steps,
         state_dir=state_dir,
         seed=seed,
@@ -315,7 +318,7 @@ def train_clip(
     augment: Augment = as_they_are,
     tower: Mapping[str, Any] = CLIP_RESNET,
     batch_size: int = 128,
-    learning_rate: float = 2e-3,
+    recipe: Recipe = CLIP,
     device: str = "cpu",
 ) -> None:
     """A small open_clip model with a transformer for texts, saved in its `local-dir:` format.
@@ -359,7 +362,7 @@ def train_clip(
         "clip",
         model,
         loss_fn,
-        adamw(learning_rate, weight_decay=0.05),
+        recipe,
         steps=steps,
         state_dir=state_dir,
         seed=seed,
@@ -386,6 +389,7 @@ def train_judge(
     state_dir: Path,
     seed: int,
     augment: Augment = as_they_are,
+    recipe: Recipe = JUDGE,
     device: str = "cpu",
 ) -> Judge:
     """Train every head of `judge` by cross-entropy, of the domains in `judge.several` class by class.
@@ -406,5 +410,5 @@ def train_judge(
             return F.binary_cross_entropy_with_logits(found, truth, reduction="sum") / len(found)
         return F.cross_entropy(found, truth, label_smoothing=0.05)
 
-    fit("judge", judge, loss_fn, adamw(3e-3, weight_decay=0.05), steps=steps, state_dir=state_dir, seed=seed)
+    fit("judge", judge, loss_fn, recipe, steps=steps, state_dir=state_dir, seed=seed)
     return judge.cpu()

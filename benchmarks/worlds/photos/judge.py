@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.worlds.canvas.fit import fit
+from benchmarks.worlds.canvas.fit import Moving, fit, trained
 from benchmarks.worlds.canvas.models import pixels
+from benchmarks.worlds.muon import Muon
 from benchmarks.worlds.photos.data import Photos
-from benchmarks.worlds.photos.muon import Muon
 from evaluation.judge import Judge
 
 BATCH, SMOOTHING = 250, 0.1
@@ -73,10 +73,8 @@ def train_judge(
         logits = judge(images.to(device, memory_format=torch.channels_last))["object"]
         return F.cross_entropy(logits, photos.labels[index].to(device), label_smoothing=SMOOTHING)
 
-    def recipe(
-        parameters: list[nn.Parameter], steps: int
-    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        heads = set(judge.heads.parameters())
+    def recipe(model: nn.Module, steps: int) -> Moving:
+        parameters, heads = trained(model), set(judge.heads.parameters())
         filters = [p for p in parameters if p.ndim == 4]
         others = [p for p in parameters if p.ndim < 4 and p not in heads]
         muon = Muon(

@@ -1,4 +1,4 @@
-"""How the judge of photographs learns: whitening, passes, Muon's steps, and going on after an
+"""How the judge of photographs learns: whitening, passes, and going on after an
 interruption."""
 
 from __future__ import annotations
@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 from benchmarks.worlds.photos.data import CLASSES, Photos
 from benchmarks.worlds.photos.judge import pass_order, train_judge, whitening
-from benchmarks.worlds.photos.muon import Muon, orthogonalised
 from evaluation.judge import Judge
 
 
@@ -30,43 +28,6 @@ def test_every_item_comes_once_in_a_pass_and_each_pass_has_its_own_order() -> No
     passes = order.split(100)
     assert len(passes) == 3 and all(torch.equal(p.sort().values, torch.arange(100)) for p in passes)
     assert not torch.equal(passes[0], passes[1]) and not torch.equal(passes[1], passes[2])
-
-
-@pytest.mark.parametrize("shape", [(64, 216), (256, 576), (50, 20)])
-def test_an_orthogonalised_matrix_keeps_its_directions(shape: tuple[int, int]) -> None:
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    inner = u.T @ orthogonalised(matrix) @ v.T
-    scales = inner.diagonal()
-    assert (scales > 0.6).all() and (scales < 1.3).all()
-    assert (inner - scales.diag()).abs().max() < 1e-4
-
-
-def test_elsewhere_muon_is_sgd_with_nesterovs_momentum() -> None:
-    start = torch.randn(5, generator=torch.Generator().manual_seed(0))
-    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    optimizers = (
-        Muon([{"params": [ours], "lr": 0.1}]),
-        torch.optim.SGD([theirs], lr=0.1, momentum=0.85, nesterov=True),
-    )
-    for _ in range(4):
-        for weight, optimizer in zip((ours, theirs), optimizers, strict=True):
-            optimizer.zero_grad()
-            weight.pow(4).sum().backward()
-            optimizer.step()
-    assert torch.allclose(ours, theirs) and not torch.allclose(ours, start)
-
-
-def test_the_size_of_a_gradient_does_not_change_a_filters_step() -> None:
-    start, direction = torch.randn(8, 4, 3, 3), torch.randn(8, 4, 3, 3)
-    steps = []
-    for scale in (1e-3, 1.0):
-        weight = nn.Parameter(start.clone())
-        weight.grad = scale * direction
-        Muon([{"params": [weight], "lr": 0.1, "orthogonal": True}]).step()
-        steps.append(weight.detach() - start * 8**0.5 / start.norm())
-    assert torch.allclose(steps[0], steps[1], atol=1e-5)
-    assert 0.06 < torch.linalg.matrix_norm(steps[0].flatten(1), 2) < 0.13
 
 
 def test_a_judge_learns_and_goes_on_where_it_stopped(tmp_path: Path) -> None:

@@ -41,6 +41,40 @@ class Muon(torch.optim.Optimizer):
                 weight.sub_(update, alpha=group["lr"])
 
 
+class MuonAdamW(torch.optim.AdamW):
+    """AdamW, but where a group says `orthogonal`, momentum is made orthogonal in place of Adam's division.
+
+    Such a step is as large as AdamW's usually are, so that one learning rate and one weight decay serve both
+    (Liu et al., 2025, https://arxiv.org/abs/2502.16982). Networks keep their own norms: this is for those in
+    which not every layer is normalised.
+    """
+
+    MOMENTUM = 0.95
+
+    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, weight_decay: float = 1e-4) -> None:
+        super().__init__(
+            [{"orthogonal": False} | group for group in groups], lr=lr, weight_decay=weight_decay
+        )
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for weight in group["params"] if group["orthogonal"] else []:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:  # AdamW counts its steps, and misses them where there are none
+                    state |= {"step": torch.tensor(0.0), "momentum": torch.zeros_like(weight)}
+                state["step"] += 1
+                state["momentum"].lerp_(weight.grad, 1 - self.MOMENTUM)
+                matrix = weight.grad.lerp(state["momentum"], self.MOMENTUM).flatten(1)
+                size = 0.2 * max(matrix.shape) ** 0.5
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.sub_(orthogonalised(matrix, 5).reshape(weight.shape), alpha=group["lr"] * size)
+                weight.grad = None  # AdamW passes over a weight without a gradient
+        super().step()
+
+
 def orthogonalised(matrix: torch.Tensor, steps: int = 3) -> torch.Tensor:
     """(N, M) -> about U V^T of its singular value decomposition: Newton and Schulz's iteration, with Jordan's
     coefficients.
