@@ -2,7 +2,7 @@
 
 Trains a few iterations, by default of "Van Gogh style" on the bundled canvas, with a watch on the parts;
 `--model` has a base of full size with random weights in its place. Every second counts once, in the innermost
-part that has a name. What is not the UNet's forward and backward passes is overhead. The UNet's own
+part that has a name. What is not the denoiser's forward and backward passes is overhead. The denoiser's own
 operations in a second stand beside what a product of two large matrices reaches on the same device in the
 same run. What gradient checkpointing does twice counts once.
 """
@@ -13,23 +13,25 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
-from diffusers import UNet2DConditionModel
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.jobs import split_arguments
 from benchmarks.loop import CREDIT, CRITIC, learn
-from benchmarks.memory.models import MODELS, TOKENS, saved, short_run
+from benchmarks.memory.models import MODELS, saved, short_run
 from benchmarks.report import bold, markdown
 from common.errors import friendly_errors
 from common.flags import flag, parse
-from pipelines.backbone import latent_shape
+from pipelines.backbone import Backbone
 from pipelines.memory import DTYPES
+from pipelines.meter import samples_of
 from training.baseline import measure_base
 from training.config import RunConfig
 from training.config import parse_config as parse_run
@@ -37,13 +39,11 @@ from training.run_state import begin
 from training.setup import Run, prepare
 
 T = TypeVar("T")
-FORWARD, LEARNING, BACKWARD = "UNet, forward", "UNet, forward with a graph", "UNet, backward"
-UNET = (FORWARD, LEARNING, BACKWARD)
-UNETS = tuple(name for name, model in MODELS.items() if not model.kind.backbone.is_flow)
-"""The bases of full size whose network is watched."""
+FORWARD, LEARNING, BACKWARD = "denoiser, forward", "denoiser, forward with a graph", "denoiser, backward"
+DENOISER = (FORWARD, LEARNING, BACKWARD)
 ROLLOUT, IMAGES, PREDICTOR = "rollout, the rest", "VAE and teacher", "reward predictor"
 UPDATE, OPTIMIZER = "update, the rest", "optimizer"
-PARTS = (*UNET, ROLLOUT, IMAGES, PREDICTOR, CREDIT, UPDATE, OPTIMIZER, CRITIC)
+PARTS = (*DENOISER, ROLLOUT, IMAGES, PREDICTOR, CREDIT, UPDATE, OPTIMIZER, CRITIC)
 
 
 # --- watching ---------------------------------------------------------------------------------------------
@@ -116,9 +116,9 @@ def watched(thing: T, watch: Stopwatch, parts: Mapping[str, str]) -> T:
     """
     kind = type(thing)
     timed = {method: watch.timed(part, getattr(kind, method)) for method, part in parts.items()}
-    copy = object.__new__(type(kind.__name__, (kind,), timed))
-    copy.__dict__.update(vars(thing))
-    return copy
+    twin = object.__new__(type(kind.__name__, (kind,), timed))
+    twin.__dict__.update(vars(thing))
+    return twin
 
 
 def watched_run(run: Run, watch: Stopwatch, environment: Mapping[str, str], policy: Mapping[str, str]) -> Run:
@@ -129,18 +129,17 @@ def watched_run(run: Run, watch: Stopwatch, environment: Mapping[str, str], poli
 
 
 @contextmanager
-def watched_unet(unet: UNet2DConditionModel, watch: Stopwatch, samples: Counter[str]) -> Iterator[None]:
-    """Within, the UNet's forward passes are parts, and the rows that they are given count."""
+def watched_denoiser(denoiser: nn.Module, watch: Stopwatch, samples: Counter[str]) -> Iterator[None]:
+    """Within, the network's forward passes are parts, and the rows that it is given count."""
 
-    def before(_: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-        learns = torch.is_grad_enabled()
-        rows = len(given[0])
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        learns, rows = torch.is_grad_enabled(), samples_of(args, kwargs)
         samples.update({LEARNING: rows, BACKWARD: rows} if learns else {FORWARD: rows})
         watch.start(LEARNING if learns else FORWARD)
 
     hooks = [
-        unet.register_forward_pre_hook(before),
-        unet.register_forward_hook(lambda *_: watch.stop()),
+        denoiser.register_forward_pre_hook(before, with_kwargs=True),
+        denoiser.register_forward_hook(lambda *_: watch.stop()),
     ]
     try:
         yield
@@ -166,24 +165,23 @@ def watched_optimizer(optimizer: torch.optim.Optimizer, watch: Stopwatch) -> Ite
 # --- operations -------------------------------------------------------------------------------------------
 
 
-def forward_operations(unet: UNet2DConditionModel, tokens: int = TOKENS) -> int:
-    """Floating-point operations of a forward pass of one sample of the size that the UNet is configured for,
-    counted without computing anything; a multiplication and its addition are two.
+def forward_operations(backbone: Backbone) -> int:
+    """Floating-point operations of a forward pass of one sample of the size that is drawn, counted without
+    computing anything; a multiplication and its addition are two.
 
     Args:
-        unet: of whose configuration a copy without weights is made.
-        tokens: of the text.
+        backbone: of whose network a copy without weights is made.
     """
-    config = unet.config
-    with torch.device("meta"):
-        copy = UNet2DConditionModel.from_config(config).requires_grad_(False)
-        x = torch.zeros(1, *latent_shape(copy))
-        states = torch.zeros(1, tokens, config.cross_attention_dim)
-        times = 6 * (config.addition_time_embed_dim or 0)
-        pooled = (config.projection_class_embeddings_input_dim or 0) - times
-        added = {"text_embeds": torch.zeros(1, pooled), "time_ids": torch.zeros(1, 6)} if pooled else None
-        with FlopCounterMode(display=False) as counter:
-            copy(x, torch.tensor(1), states, added_cond_kwargs=added)
+    denoiser, meta = backbone.denoiser, torch.device("meta")
+    alone = copy(backbone)
+    alone.pipe = copy(backbone.pipe)
+    with meta:
+        without_weights = type(denoiser).from_config(denoiser.config).requires_grad_(False)
+        x, timestep = torch.zeros(1, *backbone.latent_shape), torch.ones(())
+    setattr(alone.pipe, backbone.component, without_weights)
+    told = backbone.encode_no_prompt().to(meta)
+    with FlopCounterMode(display=False) as counter:
+        alone.output(x, timestep, told, 1.0)
     return counter.get_total_flops()
 
 
@@ -210,10 +208,10 @@ class Profile:
     Attributes:
         total, parts: seconds, in all and by part.
         calls: how often each part was entered.
-        samples: rows that went through the UNet, by its part; both branches of guidance count.
-        operations: of the UNet for one of them; through a frozen UNet a backward pass costs what a forward
+        samples: rows that went through the denoiser, by its part; both branches of guidance count.
+        operations: of the denoiser for one of them; through a frozen one a backward pass costs what a forward
             pass does.
-        peak: operations a second of a large matrix product in the UNet's precision.
+        peak: operations a second of a large matrix product in the denoiser's precision.
     """
 
     iterations: int
@@ -226,11 +224,11 @@ class Profile:
 
     @property
     def overhead(self) -> float:
-        """Fraction of the time that is not the UNet's."""
-        return 1 - sum(self.parts[part] for part in UNET) / self.total
+        """Fraction of the time that is not the denoiser's."""
+        return 1 - sum(self.parts[part] for part in DENOISER) / self.total
 
     def utilisation(self, *parts: str) -> float:
-        """Fraction of the peak that the UNet reaches in some of its parts."""
+        """Fraction of the peak that the denoiser reaches in some of its parts."""
         done = self.operations * sum(self.samples[part] for part in parts)
         return done / sum(self.parts[part] for part in parts) / self.peak
 
@@ -238,7 +236,7 @@ class Profile:
 def profile(config: RunConfig) -> Profile:
     """Train with the watch on, from after the base has been measured to the last update."""
     run, watch, samples = prepare(config), Stopwatch(), Counter[str]()
-    operations = forward_operations(run.denoiser, run.env.pipe.tokenizer.model_max_length)
+    operations = forward_operations(run.env.backbone)
     peak = matrix_peak(run.accelerator.device, DTYPES[config.memory.precision])
     environment = {"collect": ROLLOUT, "finish": IMAGES, "predict": PREDICTOR}
     run = watched_run(run, watch, environment, {"update": UPDATE})
@@ -247,7 +245,7 @@ def profile(config: RunConfig) -> Profile:
     watch.clear()
     started = now()
     state = begin(run, base, 0.0)
-    with watched_unet(run.denoiser, watch, samples), watched_optimizer(run.optimizer.optimizer, watch):
+    with watched_denoiser(run.denoiser, watch, samples), watched_optimizer(run.optimizer.optimizer, watch):
         learn(run, base, state, stage=watch.part)
     return Profile(
         state.progress.iteration,
@@ -261,22 +259,23 @@ def profile(config: RunConfig) -> Profile:
 
 
 def table(found: Profile) -> str:
-    """Markdown: a row for each part, the longest first, and what is left; then what the UNet reaches of
+    """Markdown: a row for each part, the longest first, and what is left; then what the denoiser reaches of
     the peak."""
     rows = []
     parts = sorted(found.parts.items(), key=lambda row: -row[1])
     for name, seconds in [*parts, ("everything else", found.total - sum(found.parts.values()))]:
         cells = [name, f"{seconds / found.iterations:.3f}", f"{100 * seconds / found.total:.1f} %"]
         calls = f"{found.calls[name] / found.iterations:g}" if name in found.calls else ""
-        reached = f"{100 * found.utilisation(name):.0f} %" if name in UNET else ""
+        reached = f"{100 * found.utilisation(name):.0f} %" if name in DENOISER else ""
         rows.append([*cells, calls, reached])
     overhead = f"of which overhead: {bold(f'{100 * found.overhead:.1f} %')}"
     rows.append([bold("together"), bold(f"{found.total / found.iterations:.3f}"), overhead, "", ""])
     done = found.operations * sum(found.samples.values()) / found.iterations
     text = (
-        f"The UNet: {found.operations / 1e9:.3g} GFLOP a sample forward, {done / 1e12:.3g} TFLOP an "
-        f"iteration. A large matrix product reaches {found.peak / 1e12:.3g} TFLOP/s; the UNet "
-        f"{100 * found.utilisation(*UNET):.0f} % of it, in updates "
+        f"The denoiser: {found.operations / 1e9:.3g} GFLOP a sample forward, {done / 1e12:.3g} TFLOP an "
+        f"iteration. A large matrix product reaches {found.peak / 1e12:.3g} TFLOP/s; the "
+        f"denoiser "
+        f"{100 * found.utilisation(*DENOISER):.0f} % of it, in updates "
         f"{100 * found.utilisation(LEARNING, BACKWARD):.0f} %."
     )
     header = ["part", "seconds an iteration", "share", "calls an iteration", "of the peak"]
@@ -290,7 +289,7 @@ class ProfileConfig:
     iterations: int = flag(4, at_least=1, help="Number of iterations that are watched.")
     model: str | None = flag(
         None,
-        choices=UNETS,
+        choices=tuple(MODELS),
         help="A base of full size with random weights. Default: the bundled one.",
     )
     images: int = flag(

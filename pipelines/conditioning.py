@@ -50,8 +50,9 @@ class Conditioning:
         """One prompt's conditioning, `count` times, without a copy."""
         return self._each(lambda tensor: tensor.expand(count, *tensor.shape[1:]))
 
-    def to(self, dtype: torch.dtype) -> Conditioning:
-        return self._each(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+    def to(self, target: torch.dtype | torch.device) -> Conditioning:
+        """Embeddings in another dtype or on another device; counts stay as they are."""
+        return self._each(lambda tensor: tensor.to(target) if tensor.is_floating_point() else tensor)
 
     @property
     def own_states(self) -> list[torch.Tensor]:

@@ -3,18 +3,20 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
-from tiny_pipelines import random_unet
+from tiny_pipelines import FLOWS, save_sd1
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.memory.models import MODELS
 from benchmarks.profile import (
     BACKWARD,
+    DENOISER,
     FORWARD,
     LEARNING,
     PARTS,
-    UNET,
     Profile,
     Stopwatch,
     forward_operations,
@@ -23,6 +25,8 @@ from benchmarks.profile import (
     table,
     watched,
 )
+from pipelines.backbone import Backbone
+from pipelines.base import BaseConfig, load_base, load_pipeline
 from training.config import RunConfig
 
 
@@ -87,7 +91,7 @@ def test_every_part_of_a_run_is_found(arguments: Callable[..., RunConfig]) -> No
     learnt = 2 * config.schedule.images_per_iteration + config.update.retain_batch_size
     assert found.samples[LEARNING] == found.samples[BACKWARD] == terms * branches * learnt
     assert 0 < sum(found.parts.values()) <= found.total and 0 < found.overhead < 1
-    assert found.operations > 0 and found.peak > 0 and 0 < found.utilisation(*UNET) < 2
+    assert found.operations > 0 and found.peak > 0 and 0 < found.utilisation(*DENOISER) < 2
 
 
 def test_the_table_adds_up() -> None:
@@ -98,7 +102,7 @@ def test_the_table_adds_up() -> None:
     found = Profile(2, 10.0, seconds, calls, {FORWARD: 300, LEARNING: 100, BACKWARD: 100}, 10**9, 1e11)
     text = table(found)
     assert (
-        "| UNet, forward | 2.000 | 40.0 % | 16 | 75 % |" in text
+        "| denoiser, forward | 2.000 | 40.0 % | 16 | 75 % |" in text
         and "| everything else | 0.500 | 10.0 % |  |  |" in text
     )
     assert "| **together** | **5.000** | of which overhead: **20.0 %** |  |  |" in text
@@ -113,9 +117,17 @@ def test_the_table_adds_up() -> None:
 
 def test_a_unet_costs_what_others_count() -> None:
     """401 GMAC for Stable Diffusion 1.5 at 512 px is the number that model profilers publish."""
-    with torch.device("meta"):
-        unet = MODELS["sd15"].build_denoiser()
-    assert forward_operations(unet) / 2e9 == pytest.approx(401, rel=0.01)
+    pipe = MODELS["sd15"].build_pipeline(torch.float32, "meta")
+    assert forward_operations(Backbone.of(pipe)) / 2e9 == pytest.approx(401, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+def test_operations_of_a_transformer_are_those_that_it_does(kind: str, flow_dirs: dict[str, Path]) -> None:
+    backbone = Backbone.of(load_base(BaseConfig(str(flow_dirs[kind]), resolution=16)))
+    x, told = torch.zeros(1, *backbone.latent_shape), backbone.encode_no_prompt()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        backbone.output(x, torch.tensor(500.0), told, 1.0)
+    assert forward_operations(backbone) == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 def test_the_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +136,9 @@ def test_the_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch
     assert matrix_peak(torch.device("cpu"), torch.float32, repeats=3) == 2 * 1024**3 / 2.0
 
 
-def test_operations_are_counted_of_latents_that_are_not_square() -> None:
-    with torch.device("meta"):
-        square, wide, tall = (random_unet(size, 16) for size in (8, (8, 16), (16, 8)))
-    assert forward_operations(wide) == forward_operations(tall) > 1.5 * forward_operations(square)
+def test_operations_are_counted_of_latents_that_are_not_square(tmp_path: Path) -> None:
+    counted = {}
+    for size in (8, (8, 16), (16, 8)):
+        save_sd1(tmp_path / str(size), size)
+        counted[size] = forward_operations(Backbone.of(load_pipeline(tmp_path / str(size))))
+    assert counted[8, 16] == counted[16, 8] > 1.5 * counted[8]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save
 from tqdm.auto import tqdm
@@ -19,6 +20,7 @@ from common.files import make_directory, write_bytes
 from evaluation.judge import Judge, to_pixels
 from pipelines.base import load_pipeline
 from reward.distil import train_predictor
+from reward.predictor import RewardPredictor
 from reward.teacher import Teacher
 
 STYLE_NAMES = list(STYLES)
@@ -34,6 +36,8 @@ WORDINGS = [
     "{object}, {style} style",
     "a {style} style picture of a {object}",
 ]
+NUM_DRAWINGS = 24576
+"""That a pipeline learns from."""
 PIPELINE_SEED, TEACHER_SEED, JUDGE_SEED, FRESH_SEED, REWARD_SEED = 1, 2, 3, 4, 5
 
 
@@ -80,7 +84,7 @@ def prompts() -> list[str]:
 
 
 def build_pipeline(work: Path, output_dir: Path, scale: float) -> None:
-    images = drawings(24576, PIPELINE_SEED, work / "pipeline_drawings.safetensors")
+    images = drawings(NUM_DRAWINGS, PIPELINE_SEED, work / "pipeline_drawings.safetensors")
     vae = models.train_autoencoder(images, steps=int(2000 * scale), state_dir=work, seed=PIPELINE_SEED)
     tokenizer = models.build_tokenizer()
     latents = models.encode(vae, images)
@@ -116,15 +120,15 @@ def build_judge(work: Path, output_dir: Path, scale: float) -> None:
 def build_reward(work: Path, output_dir: Path, scale: float) -> None:
     weights = output_dir.parent
     teacher = Teacher.from_pretrained(f"local-dir:{weights / 'clip'}")
-    predictor = train_predictor(
-        load_pipeline(weights / "pipeline"),
-        teacher,
-        prompts(),
-        num_images=2560,
-        steps=int(4000 * scale),
-        seed=REWARD_SEED,
-    )
+    predictor = distilled(load_pipeline(weights / "pipeline"), teacher, scale)
     predictor.save_pretrained(output_dir, dtype=torch.float16)
+
+
+def distilled(pipe: DiffusionPipeline, teacher: Teacher, scale: float) -> RewardPredictor:
+    """The reward predictor of a pipeline that draws the canvas."""
+    return train_predictor(
+        pipe, teacher, prompts(), num_images=2560, steps=int(4000 * scale), seed=REWARD_SEED
+    )
 
 
 @torch.no_grad()
@@ -140,18 +144,31 @@ def report(weights: Path, images_per_prompt: int = 8) -> dict[str, float]:
     some = models.pixels(fresh[:512])
     error = ((pipe.vae(some).sample.clamp(-1, 1) - some) / 2).square().mean()
     quality["reconstruction_psnr_db"] = -10 * error.log10().item()
+    drawn, sheet = judged(pipe, judge, images_per_prompt, num_inference_steps=30)
+    sheet.save(weights / "contact_sheet.png")
+    quality |= drawn
+    write_json(weights / "quality.json", {name: round(value, 2) for name, value in quality.items()})
+    return quality
+
+
+def judged(
+    pipe: DiffusionPipeline, judge: Judge, images_per_prompt: int, **settings: Any
+) -> tuple[dict[str, float], Image.Image]:
+    """What `right` says of a pipeline that draws every combination, by "pipeline_<domain>", and a sheet of
+    the first image of each, enlarged.
+
+    Args:
+        settings: of the pipeline's call.
+    """
     images: list[Image.Image] = []
     for i in tqdm(range(images_per_prompt), desc="judging the pipeline"):
-        images += pipe(prompts(), num_inference_steps=30, generator=torch.Generator().manual_seed(i)).images
-    quality |= {f"pipeline_{d}": share for d, share in right(judge, to_pixels(images)).items()}
+        images += pipe(prompts(), generator=torch.Generator().manual_seed(i), **settings).images
     side = images[0].width
     sheet = Image.new("RGB", (side * len(OBJECTS), side * len(STYLES)))
     for i in range(len(COMBINATIONS)):
         sheet.paste(images[i], (side * (i % len(OBJECTS)), side * (i // len(OBJECTS))))
-    large = sheet.resize((sheet.width * 3, sheet.height * 3), Image.Resampling.NEAREST)
-    large.save(weights / "contact_sheet.png")
-    write_json(weights / "quality.json", {name: round(value, 2) for name, value in quality.items()})
-    return quality
+    found = {f"pipeline_{d}": share for d, share in right(judge, to_pixels(images)).items()}
+    return found, sheet.resize((sheet.width * 3, sheet.height * 3), Image.Resampling.NEAREST)
 
 
 def right(judge: Judge, pixels: torch.Tensor) -> dict[str, float]:
