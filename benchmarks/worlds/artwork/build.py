@@ -67,9 +67,9 @@ SIZES = {
         steps={
             "autoencoder": 3000,
             "decoder": 3000,
-            "denoiser": 24_000,
-            "judge": 5000,
-            "clip": 3000,
+            "denoiser": 3500,
+            "judge": 2500,
+            "clip": 1500,
             "reward": 4000,
         },
         latent_channels=12,
@@ -277,6 +277,7 @@ def build_denoiser(build: Build, without: str | None = None) -> None:
         channels=build.size.unet_channels,
         layers_per_block=build.size.unet_layers,
         text_width=build.size.text_width,
+        recipe=muon(3e-3),
         snr_gamma=5,
         device=build.device,
     )
@@ -304,6 +305,7 @@ def build_judge(build: Build) -> None:
         state_dir=build.work,
         seed=JUDGE_SEED,
         augment=augment,
+        recipe=muon(4e-3, weight_decay=0.05),
         device=build.device,
     )
     judge.save_pretrained(build.output_dir / "judge", dtype=torch.float16)
@@ -335,6 +337,7 @@ def build_teacher(build: Build) -> None:
         state_dir=build.work,
         seed=TEACHER_SEED,
         tower=TEACHER_TOWER,
+        recipe=muon(3e-3, weight_decay=0.05),
         device=build.device,
     )
 
