@@ -88,6 +88,11 @@ class BuildConfig:
         help="Train only one more pipeline, on the same latents, that never sees this object or style: what exact "
         "forgetting looks like.",
     )
+    begun: Path | None = flag(
+        None,
+        metavar="DIR",
+        help="A pipeline of this world. Its autoencoder is kept, its UNet and text encoder are trained further.",
+    )
     size: str | None = flag(
         None, choices=tuple(SIZES), help="How large and how long. Default: gpu where there is one."
     )
@@ -99,7 +104,7 @@ def run_build(config: BuildConfig) -> None:
     artwork = load(config.pack)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = SIZES[config.size or ("gpu" if device == "cuda" else "cpu")]
-    build = Build(config.pack, config.output_dir, size, config.scale, device)
+    build = Build(config.pack, config.output_dir, size, config.scale, device, config.begun)
     build.begin()
     text = credits(artwork.sources)
     write_text(config.output_dir / CREDITS, text)

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save
+from transformers import CLIPTextModel
 
 from benchmarks.jobs import slug
 from benchmarks.worlds.artwork.judge import augment
@@ -26,6 +28,7 @@ from benchmarks.worlds.drawing import draw_in_parallel, shares
 from common.files import write_bytes, write_json, write_text
 from evaluation.artwork import Object, World
 from evaluation.judge import Judge
+from pipelines.base import load_pipeline
 from pipelines.identity import content_digest
 
 PIPELINE_SEED, TEACHER_SEED, JUDGE_SEED = 21, 22, 23
@@ -106,6 +109,7 @@ class Build:
         pack: the file of sprites and names.
         output_dir: where weights are written, and unfinished work in `work`.
         scale: multiplies the number of training steps.
+        begun: a pipeline whose autoencoder is kept and whose UNet and text encoder are trained further.
     """
 
     pack: Path
@@ -113,6 +117,7 @@ class Build:
     size: Size
     scale: float
     device: str
+    begun: Path | None = None
 
     @property
     def work(self) -> Path:
@@ -128,10 +133,12 @@ class Build:
         self.work.mkdir(parents=True, exist_ok=True)
         file = self.work / "build.json"
         now = {"pack": content_digest(self.pack), "size": repr(self.size), "scale": self.scale}
+        if self.begun:
+            now["begun"] = content_digest(self.begun / "unet" / SAFETENSORS_WEIGHTS_NAME)
         if file.exists() and (then := json.loads(file.read_text("utf-8"))) != now:
-            changed = [name for name in now if then.get(name) != now[name]]
+            changed = [name for name in now.keys() | then.keys() if then.get(name) != now.get(name)]
             raise ArtworkError(
-                f"{self.output_dir} holds what was begun with another {' and '.join(changed)}; "
+                f"{self.output_dir} holds what was begun with another {' and '.join(sorted(changed))}; "
                 "take another --output_dir."
             )
         write_json(file, now)
@@ -197,10 +204,22 @@ def outline_distance(reconstruction: torch.Tensor, x: torch.Tensor) -> torch.Ten
 
 
 def build_autoencoder(build: Build) -> None:
-    """Train the autoencoder, keep it in work/autoencoder and the latents of all pictures in work/latents."""
+    """Train the autoencoder, or take that of what was begun; keep it in work/autoencoder, and the latents of
+    all pictures in work/latents."""
     images = pictures(build.pack, build.size.pictures, PIPELINE_SEED)
     images = images.contiguous(memory_format=torch.channels_last)  # the faster layout for its convolutions
-    vae = models.train_autoencoder(
+    if build.begun:
+        vae = AutoencoderKL.from_pretrained(build.begun / "vae").to(build.device)
+    else:
+        vae = _trained_autoencoder(build, images)
+    vae.save_pretrained(build.work / "autoencoder")
+    mean, std = models.encode(vae, images)
+    latents = {"mean": mean.contiguous(), "std": std.contiguous()}
+    write_bytes(build.work / "latents.safetensors", save(latents))
+
+
+def _trained_autoencoder(build: Build, images: torch.Tensor) -> AutoencoderKL:
+    return models.train_autoencoder(
         images,
         steps=build.steps("autoencoder"),
         state_dir=build.work,
@@ -212,10 +231,6 @@ def build_autoencoder(build: Build) -> None:
         recipe=muon(5e-3),
         device=build.device,
     )
-    vae.save_pretrained(build.work / "autoencoder")
-    mean, std = models.encode(vae, images)
-    latents = {"mean": mean.contiguous(), "std": std.contiguous()}
-    write_bytes(build.work / "latents.safetensors", save(latents))
 
 
 def build_decoder(build: Build) -> None:
@@ -279,10 +294,18 @@ def build_denoiser(build: Build, without: str | None = None) -> None:
         text_width=build.size.text_width,
         recipe=muon(3e-3),
         snr_gamma=5,
+        begun=_begun_networks(build),
         device=build.device,
     )
     vae = AutoencoderKL.from_pretrained(build.work / "autoencoder")
     models.save_pipeline(build.output_dir / name, vae, unet, text_encoder, tokenizer)
+
+
+def _begun_networks(build: Build) -> tuple[UNet2DConditionModel, CLIPTextModel] | None:
+    if not build.begun:
+        return None
+    pipe = load_pipeline(build.begun)
+    return pipe.unet, pipe.text_encoder
 
 
 def pipeline_name(without: str | None = None) -> str:

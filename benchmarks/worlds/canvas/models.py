@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +210,30 @@ def min_snr_weights(scheduler: DDIMScheduler, t: torch.Tensor, gamma: float) -> 
     return (gamma / compute_snr(scheduler, t)).clamp(max=1)
 
 
+def build_networks(
+    latent_shape: Sequence[int],
+    tokenizer: CLIPTokenizer,
+    channels: tuple[int, int],
+    layers_per_block: int,
+    text_width: int,
+) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    """A UNet for latents (C, h, w) and the text encoder that it is told by, with random weights."""
+    text_encoder = build_text_encoder(tokenizer, text_width)
+    unet = UNet2DConditionModel(
+        sample_size=latent_shape[-1],
+        in_channels=latent_shape[0],
+        out_channels=latent_shape[0],
+        block_out_channels=channels,
+        layers_per_block=layers_per_block,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=text_encoder.config.hidden_size,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+    return unet, text_encoder
+
+
 def train_denoiser(
     latents: tuple[torch.Tensor, torch.Tensor],
     captions: Captions,
@@ -224,27 +248,18 @@ def train_denoiser(
     batch_size: int = 64,
     recipe: Recipe = DENOISER,
     snr_gamma: float | None = None,
+    begun: tuple[UNet2DConditionModel, CLIPTextModel] | None = None,
     device: str = "cpu",
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """UNet and text encoder, trained together from scratch to predict the noise, captions dropped one time in
-    ten.
+    """UNet and text encoder, trained together to predict the noise, captions dropped one time in ten.
 
     Args:
+        begun: those that are trained further; by default new ones are made.
         snr_gamma: of `min_snr_weights`; by default all timesteps count alike.
     """
     torch.manual_seed(seed)
-    text_encoder = build_text_encoder(tokenizer, text_width)
-    unet = UNet2DConditionModel(
-        sample_size=latents[0].shape[-1],
-        in_channels=latents[0].shape[1],
-        out_channels=latents[0].shape[1],
-        block_out_channels=channels,
-        layers_per_block=layers_per_block,
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
-        cross_attention_dim=text_encoder.config.hidden_size,
-        attention_head_dim=4,
-        norm_num_groups=16,
+    unet, text_encoder = begun or build_networks(
+        latents[0].shape[1:], tokenizer, channels, layers_per_block, text_width
     )
     both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).to(device)
     scheduler = build_scheduler()

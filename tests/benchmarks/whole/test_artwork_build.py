@@ -115,6 +115,16 @@ def test_from_the_pack_to_the_comparison(
     seen = judge.shown(pixels(build.pictures(packed, 3, 1)))
     assert seen["style"].sum(1).tolist() == [1, 1, 1] and seen["object"].shape == (3, len(NAMES))
 
+    further = [*given[:3], str(tmp_path / "further"), *given[4:], "--begun", str(out / "pipeline")]
+    command.main(command.parse_config(["build", *further, "--stages", "autoencoder", "denoiser"]))
+    for part, kept in {"vae": True, "unet": False}.items():
+        before, after = (
+            load_file(root / "pipeline" / part / "diffusion_pytorch_model.safetensors")
+            for root in (out, tmp_path / "further")
+        )
+        assert before.keys() == after.keys()
+        assert kept == all(torch.equal(before[name], after[name]) for name in before)
+
     with pytest.raises(ArtworkError, match=r"'dodo'.*\bfox\b.*\bLine\b"):
         command.run_build(command.parse_config(["build", *given, "--without", "dodo"]))
     command.main(command.parse_config(["build", *given, "--without", "cat"]))
