@@ -68,9 +68,9 @@ SIZES = {
     "cpu": Size(
         pictures=30_000,
         steps={
-            "autoencoder": 3000,
+            "autoencoder": 2100,
             "decoder": 3000,
-            "denoiser": 3500,
+            "denoiser": 2600,
             "judge": 2500,
             "clip": 1500,
             "reward": 4000,
