@@ -124,10 +124,18 @@ def build_reward(work: Path, output_dir: Path, scale: float) -> None:
     predictor.save_pretrained(output_dir, dtype=torch.float16)
 
 
-def distilled(pipe: DiffusionPipeline, teacher: Teacher, scale: float) -> RewardPredictor:
+def distilled(
+    pipe: DiffusionPipeline, teacher: Teacher, scale: float, guidance_scale: float = 7.5
+) -> RewardPredictor:
     """The reward predictor of a pipeline that draws the canvas."""
     return train_predictor(
-        pipe, teacher, prompts(), num_images=2560, steps=int(4000 * scale), seed=REWARD_SEED
+        pipe,
+        teacher,
+        prompts(),
+        num_images=2560,
+        guidance_scale=guidance_scale,
+        steps=int(4000 * scale),
+        seed=REWARD_SEED,
     )
 
 
