@@ -7,9 +7,9 @@ network; `python -m benchmarks.gpu.wheels` has gathered, before, what else it la
         && python -m benchmarks.gpu --output_dir DIR --seconds 360
 
 Stages run in the order of what matters most, each in a process of its own that is ended at its bound. Every
-result is a line of `results.jsonl` the moment it is there. The same command goes on where the last one ended:
-what has been measured is not measured again, and what failed is tried again. `python -m benchmarks.gpu.tables`
-makes tables of it, anywhere.
+result is a line of `results.jsonl` the moment it is there. The same command goes on where the last one
+ended: what has been measured is not measured again, and what failed is tried again.
+`python -m benchmarks.gpu.tables` makes tables of it, anywhere.
 """
 
 from __future__ import annotations

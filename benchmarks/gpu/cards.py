@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.speed import short_flags
@@ -40,9 +41,13 @@ def under_caps(work: Work, trials: list[Trial]) -> Iterator[Measurement]:
         yield Measurement(settings, partial(under_cap, work, settings))
 
 
-def run_flags(work: Work, settings: dict[str, Any]) -> list[str]:
-    """Of the training script, but for the output directory."""
-    short = short_run(work.bases / settings["base"], settings["images"])
+def run_flags(base: Path, settings: Mapping[str, Any]) -> list[str]:
+    """Of the training script, but for the output directory.
+
+    Args:
+        base: the folder that `Model.save` has written, or is to write.
+    """
+    short = short_run(base, settings["images"])
     return [*short, *settings["flags"], *short_flags(settings["steps"]), "--validation_steps", "2"]
 
 
@@ -53,9 +58,9 @@ def under_cap(work: Work, settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         RuntimeError: the training script refused its flags.
     """
-    work.base(settings["base"])
+    base = work.base(settings["base"])
     with work.directory() as directory:
-        line = [*run_flags(work, settings), "--output_dir", str(directory)]
+        line = [*run_flags(base, settings), "--output_dir", str(directory)]
         found = measure(line, settings["cap_gb"])
     if found.get("exit_code") == 2:
         raise RuntimeError("the training script refused its flags")

@@ -1,4 +1,4 @@
-"""Whether CUDA does what a CPU does: the demo, its first iterations beside a CPU's, and the tests for a GPU."""
+"""Whether CUDA does what a CPU does: the demo, its first iterations beside a CPU's, the tests for a GPU."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ TESTS = Path("tests/test_on_a_gpu.py")
 def demo(work: Work) -> Iterator[Measurement]:
     """The demo, whole; then its first two iterations here and on the CPU of this machine."""
     yield Measurement({"run": "demo", "flags": list(work.scale.demo)}, partial(whole_demo, work))
-    yield Measurement(
-        {"run": "as on a CPU", "flags": list(work.scale.short)}, partial(beside_a_cpu, work)
-    )
+    yield Measurement({"run": "as on a CPU", "flags": list(work.scale.short)}, partial(beside_a_cpu, work))
 
 
 def suite(work: Work) -> Iterator[Measurement]:
@@ -42,8 +40,8 @@ def run_flags(directory: Path, flags: tuple[str, ...]) -> list[str]:
 
 
 def whole_demo(work: Work) -> dict[str, Any]:
-    """UA, IRA and CRA of base and adapter in percent, if they are judged, and what the training says of itself: that its first
-    ratio was exactly 1 among other things, as a deviation of 0."""
+    """UA, IRA and CRA of base and adapter in percent, if they are judged, and what the training says of
+    itself: among other things how far its first ratio was from 1."""
     with work.directory() as directory:
         run_script(run_flags(directory, work.scale.demo))
         results = read_results(directory)

@@ -13,8 +13,8 @@ from common.versions import versions
 
 NAME = "results.jsonl"
 Line = dict[str, Any]
-"""`stage`, `label` and `settings` say what was tried. Beside them stand either `figures`, with `versions`, `card`
-and `wall_seconds`, or `failed`, which says why there are none."""
+"""`stage`, `label` and `settings` say what was tried. Beside them stand either `figures`, with `versions`,
+`card` and `wall_seconds`, or `failed`, which says why there are none."""
 
 
 @dataclass(frozen=True)

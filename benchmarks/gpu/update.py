@@ -6,6 +6,7 @@ import gzip
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -106,7 +107,7 @@ def busy(found: profile) -> dict[str, Any]:
     events = [event for event in found.profiler.kineto_results.events() if event.device_type() == wanted]
     spans = merged((event.start_ns(), event.start_ns() + event.duration_ns()) for event in events)
     total = spans[-1][1] - spans[0][0]
-    gaps = [after[0] - before[1] for before, after in zip(spans, spans[1:], strict=False)]
+    gaps = [after[0] - before[1] for before, after in pairwise(spans)]
     return {
         "seconds": total / 1e9,
         "busy": sum(end - start for start, end in spans) / total,

@@ -26,11 +26,11 @@ from common.files import make_directory, write_bytes
 from common.flags import flag, parse
 
 ROOT = SCRIPT.parent
-MISSING = ("diffusers", "importlib_metadata", "open_clip_torch", "ftfy", "wcwidth", "bitsandbytes")
+MISSING = ("diffusers", "open_clip_torch", "ftfy", "wcwidth", "bitsandbytes")
 """What such a machine lacks of the requirements."""
 PEER = (PEER_RELEASE, "datasets==4.8.5", "dill==0.4.1", "multiprocess==0.70.19")
 """The peer, and what it needs beside them."""
-PLATFORMS = tuple(f"manylinux_2_{minor}_x86_64" for minor in (28, 24, 17)) + ("manylinux2014_x86_64",)
+PLATFORMS = tuple(f"manylinux_2_{minor}_x86_64" for minor in (28, 24, 17))
 KEPT_LIBRARIES = ("libbitsandbytes_cpu.so", "libbitsandbytes_cuda130.so")
 
 

@@ -277,9 +277,7 @@ MODELS = {
 }
 
 
-def saved(
-    name: str, directory: Path, models: Mapping[str, Model] = MODELS, device: str = "cpu"
-) -> Path:
+def saved(name: str, directory: Path, models: Mapping[str, Model] = MODELS, device: str = "cpu") -> Path:
     """The folder of a model within the directory, written if it is not there.
 
     Args:
