@@ -104,8 +104,12 @@ def busy(found: profile) -> dict[str, Any]:
     something, the number of gaps of more than 10 microseconds, and the longest, in seconds."""
     assert found.profiler is not None
     wanted = DeviceType.CUDA if device() == "cuda" else DeviceType.CPU
-    events = [event for event in found.profiler.kineto_results.events() if event.device_type() == wanted]
-    spans = merged((event.start_ns(), event.start_ns() + event.duration_ns()) for event in events)
+    events = found.profiler.kineto_results.events()
+    spans = merged(
+        (event.start_ns(), event.start_ns() + event.duration_ns())
+        for event in events
+        if event.device_type() == wanted and not event.is_user_annotation()
+    )
     total = spans[-1][1] - spans[0][0]
     gaps = [after[0] - before[1] for before, after in pairwise(spans)]
     return {
@@ -133,7 +137,11 @@ def top(found: profile) -> list[dict[str, Any]]:
     on_gpu = device() == "cuda"
     wanted = DeviceType.CUDA if on_gpu else DeviceType.CPU
     attribute = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    rows = [(getattr(row, attribute), row) for row in found.key_averages() if row.device_type == wanted]
+    rows = [
+        (getattr(row, attribute), row)
+        for row in found.key_averages()
+        if row.device_type == wanted and not row.is_user_annotation
+    ]
     together = sum(taken for taken, _ in rows)
     rows.sort(key=lambda row: -row[0])
     return [

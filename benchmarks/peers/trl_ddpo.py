@@ -43,7 +43,7 @@ def create_trainer(run: Run, trial: TrialConfig, directory: Path) -> DDPOTrainer
     def reward(
         images: torch.Tensor, prompts: tuple[str], metadata: Any
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        rows = torch.tensor([names[prompt] for prompt in prompts])
+        rows = torch.tensor([names[prompt] for prompt in prompts], device=images.device)
         embeddings = env.teacher.encode_images(2 * images.float() - 1)
         return env.reward.margin(embeddings[:, None], rows).squeeze(1), {}
 
