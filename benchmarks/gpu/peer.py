@@ -11,6 +11,7 @@ from benchmarks.gpu.work import Measurement, Work
 from benchmarks.peers import ours
 from benchmarks.peers.settings import IMAGES, MATCHED, PEER_RELEASE
 from benchmarks.profile import Stopwatch
+from training.config import parse_config
 
 
 def side_by_side(work: Work) -> Iterator[Measurement]:
@@ -48,7 +49,8 @@ def our_pace(work: Work) -> dict[str, float]:
     with work.directory() as directory:
         flags = run_flags(trial(work), [*MATCHED, *work.scale.peer, "--checkpointing_steps", "0"], directory)
         progress, watch = ours.train([*flags, "--evaluation_seeds"])
-    return pace(watch, rolled_out=progress.images, learnt=IMAGES * progress.iteration)
+    learnt = parse_config(flags).schedule.images_per_iteration * progress.iteration
+    return pace(watch, rolled_out=progress.images, learnt=learnt)
 
 
 def pace(watch: Stopwatch, *, rolled_out: int, learnt: int) -> dict[str, float]:
