@@ -17,7 +17,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -32,6 +32,7 @@ from common.flags import flag, parse
 from pipelines.backbone import Backbone
 from pipelines.memory import DTYPES
 from pipelines.meter import samples_of
+from policy.lora import load_lora_state, lora_state
 from training.baseline import measure_base
 from training.config import RunConfig
 from training.config import parse_config as parse_run
@@ -108,7 +109,14 @@ def now() -> float:
     return time.perf_counter()
 
 
-def watched(thing: T, watch: Stopwatch, parts: Mapping[str, str]) -> T:
+class Watch(Protocol):
+    """Whatever looks on while a function is called."""
+
+    def timed(self, name: str, function: Callable[..., T]) -> Callable[..., T]:
+        """The same function, as a part."""
+
+
+def watched(thing: T, watch: Watch, parts: Mapping[str, str]) -> T:
     """A copy of an object that shares what it holds, with methods that are parts, also where it calls itself.
 
     Args:
@@ -121,7 +129,7 @@ def watched(thing: T, watch: Stopwatch, parts: Mapping[str, str]) -> T:
     return twin
 
 
-def watched_run(run: Run, watch: Stopwatch, environment: Mapping[str, str], policy: Mapping[str, str]) -> Run:
+def watched_run(run: Run, watch: Watch, environment: Mapping[str, str], policy: Mapping[str, str]) -> Run:
     """A run that is not begun, with methods of its environment and its policy under the watch."""
     env = watched(run.env, watch, environment)
     env.policy = watched(env.policy, watch, policy)
@@ -130,22 +138,24 @@ def watched_run(run: Run, watch: Stopwatch, environment: Mapping[str, str], poli
 
 @contextmanager
 def watched_denoiser(denoiser: nn.Module, watch: Stopwatch, samples: Counter[str]) -> Iterator[None]:
-    """Within, the network's forward passes are parts, and the rows that it is given count."""
+    """Within, the network's forward passes are parts, and the rows that it is given count.
 
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    Hooks would be compiled with a network that is compiled; so its call is wrapped from without.
+    """
+    compiled = denoiser._compiled_call_impl
+    call = compiled or denoiser._call_impl
+
+    def watched_call(*args: Any, **kwargs: Any) -> Any:
         learns, rows = torch.is_grad_enabled(), samples_of(args, kwargs)
         samples.update({LEARNING: rows, BACKWARD: rows} if learns else {FORWARD: rows})
-        watch.start(LEARNING if learns else FORWARD)
+        with watch.part(LEARNING if learns else FORWARD):
+            return call(*args, **kwargs)
 
-    hooks = [
-        denoiser.register_forward_pre_hook(before, with_kwargs=True),
-        denoiser.register_forward_hook(lambda *_: watch.stop()),
-    ]
+    denoiser._compiled_call_impl = watched_call
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        denoiser._compiled_call_impl = compiled
 
 
 @contextmanager
@@ -233,8 +243,13 @@ class Profile:
         return done / sum(self.parts[part] for part in parts) / self.peak
 
 
-def profile(config: RunConfig) -> Profile:
-    """Train with the watch on, from after the base has been measured to the last update."""
+def profile(config: RunConfig, *, warm_up: bool = False) -> Profile:
+    """Train with the watch on, from after the base has been measured to the last update.
+
+    Args:
+        warm_up: whether as many iterations go before, unwatched: whatever is compiled, loaded or chosen at
+            first use is there then.
+    """
     run, watch, samples = prepare(config), Stopwatch(), Counter[str]()
     operations = forward_operations(run.env.backbone)
     peak = matrix_peak(run.accelerator.device, DTYPES[config.memory.precision])
@@ -242,6 +257,10 @@ def profile(config: RunConfig) -> Profile:
     run = watched_run(run, watch, environment, {"update": UPDATE})
     run = replace(run, accelerator=watched(run.accelerator, watch, {"backward": BACKWARD}))
     base = measure_base(run)
+    if warm_up:
+        fresh = lora_state(run.denoiser)
+        learn(run, base, begin(run, base, 0.0))
+        load_lora_state(run.denoiser, fresh)
     watch.clear()
     started = now()
     state = begin(run, base, 0.0)

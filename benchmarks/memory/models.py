@@ -155,11 +155,15 @@ class Model:
         Backbone.of(pipe).resize(self.latent_size)
         return pipe
 
-    def save(self, directory: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    def save(self, directory: Path, dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> None:
         """Write `base`, `reward` and `clip` into the directory: what the training script needs, with
-        random weights."""
+        random weights.
+
+        Args:
+            device: where those of `base` are drawn; billions of them take minutes on a CPU.
+        """
         torch.manual_seed(0)
-        self.build_pipeline(dtype).save_pretrained(directory / "base", safe_serialization=True)
+        self.build_pipeline(dtype, device).save_pretrained(directory / "base", safe_serialization=True)
         self.build_predictor().save_pretrained(directory / "reward")
         (directory / "clip").mkdir(parents=True, exist_ok=True)
         save_file(self.build_teacher().state_dict(), directory / "clip" / "open_clip_model.safetensors")
@@ -273,10 +277,15 @@ MODELS = {
 }
 
 
-def saved(name: str, directory: Path) -> Path:
-    """The folder of one of `MODELS` within the directory, written if it is not there."""
+def saved(name: str, directory: Path, models: Mapping[str, Model] = MODELS, device: str = "cpu") -> Path:
+    """The folder of a model within the directory, written if it is not there.
+
+    Args:
+        models: by name.
+        device: where its weights are drawn.
+    """
     if not (directory / name / "clip" / "open_clip_config.json").is_file():  # the last that is written
-        MODELS[name].save(directory / name)
+        models[name].save(directory / name, device=device)
     return directory / name
 
 

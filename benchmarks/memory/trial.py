@@ -3,6 +3,7 @@ ARGUMENTS OF THE TRAINING SCRIPT`."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,24 @@ class TrialConfig:
     cap: float | None = flag(None, above=0, help="GB that PyTorch may take of the GPU. Default: all.")
 
 
+def forget_peak() -> None:
+    """Give back what nobody holds of the GPU, and count its peak anew."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak() -> dict[str, float]:
+    """GB of the GPU that PyTorch has given out and taken at most since `forget_peak`; empty without a GPU."""
+    if not torch.cuda.is_available():
+        return {}
+    return {
+        "allocated_gb": torch.cuda.max_memory_allocated() / 1e9,
+        "reserved_gb": torch.cuda.max_memory_reserved() / 1e9,
+    }
+
+
 def measure(arguments: Sequence[str], cap: float | None = None) -> dict[str, Any]:
     """Train by the training script; peak of what PyTorch has taken of the GPU and seconds an iteration, or
     what the run ended with.
@@ -35,6 +54,7 @@ def measure(arguments: Sequence[str], cap: float | None = None) -> dict[str, Any
         cap: GB that PyTorch may take of the GPU.
     """
     on_gpu = torch.cuda.is_available()
+    forget_peak()
     if on_gpu and cap:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, cap * 1e9 / total))
@@ -47,17 +67,12 @@ def measure(arguments: Sequence[str], cap: float | None = None) -> dict[str, Any
     try:
         run_script(arguments)
     except SystemExit as error:
-        return report | {"fits": False, "exit_code": error.code}
-    finally:
-        if on_gpu:
-            report |= {
-                "allocated_gb": torch.cuda.max_memory_allocated() / 1e9,
-                "reserved_gb": torch.cuda.max_memory_reserved() / 1e9,
-            }
+        return report | peak() | {"fits": False, "exit_code": error.code}
     training = read_results(output_dir)["training"]
     kept = ("seconds", "iterations", "unet_samples", "peak_memory_mb")
     return (
         report
+        | peak()
         | {name: training[name] for name in kept}
         | {"fits": True, "judged_iterations": len(read_diagnostics(output_dir))}
     )

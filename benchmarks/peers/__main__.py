@@ -20,13 +20,13 @@ from typing import Any
 
 from benchmarks.ablation.tables import reached
 from benchmarks.jobs import Job, run_jobs, slug
+from benchmarks.peers.settings import PEER_RELEASE
 from benchmarks.report import markdown, write_json, write_text
 from common.errors import friendly_errors
 from common.flags import IMAGE_SEED, SEED, flag, parse
 from evaluation.metrics import HEADLINE
 
 PEER, MATCHED, OURS = "TRL DDPO", "ours, the peer's algorithm", "ours"
-PEER_RELEASE = "trl==0.23.1"
 Trial = tuple[str, float, str, int]
 """Trainer, learning rate, concept and seed."""
 

@@ -18,6 +18,7 @@ from common.errors import friendly_errors
 from common.flags import flag, parse
 from training.baseline import measure_base
 from training.config import parse_config
+from training.progress import Progress
 from training.run_state import begin
 from training.setup import prepare
 
@@ -29,27 +30,37 @@ class OursConfig(TrialConfig):
     matched: bool = flag(False, help="With the algorithm of the peer in place of the defaults.")
 
 
+def train(flags: Sequence[str]) -> tuple[Progress, Stopwatch]:
+    """Train with a watch on "rollout" and "update".
+
+    Args:
+        flags: of the training script.
+    """
+    watch = Stopwatch()
+    run = prepare(parse_config(flags))
+    run = watched_run(run, watch, {"collect": "rollout"}, {"update": "update"})
+    started = time.perf_counter()
+    base = measure_base(run)
+    state = begin(run, base, time.perf_counter() - started)
+    learn(run, base, state)
+    return state.progress, watch
+
+
 def train_and_judge(trial: TrialConfig, varied: Sequence[str]) -> dict[str, Any]:
-    """Train with a watch on rollouts and updates, and judge the checkpoints; judging is on nobody's clock.
+    """Train, and judge the checkpoints; judging is on nobody's clock.
 
     Args:
         varied: further flags of the training script.
     """
-    watch = Stopwatch()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name) / "run"
         flags = run_flags(trial, varied, directory)
-        run = prepare(parse_config([*flags, "--evaluation_seeds"]))
-        run = watched_run(run, watch, {"collect": "rollout"}, {"update": "update"})
-        started = time.perf_counter()
-        base = measure_base(run)
-        state = begin(run, base, time.perf_counter() - started)
-        learn(run, base, state)
+        progress, watch = train([*flags, "--evaluation_seeds"])
         found = judge_run(prepare_judge(flags, Path(name) / "judge"), directory, trial.judge_seeds)
     return {
         **found,
-        "images": state.progress.images,
-        "seconds": round(state.progress.seconds, 1),
+        "images": progress.images,
+        "seconds": round(progress.seconds, 1),
         "parts": dict(watch.seconds),
     }
 

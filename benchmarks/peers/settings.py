@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+PEER_RELEASE = "trl==0.23.1"
+"""The last with a DDPOTrainer."""
 IMAGES = 32
 """In an epoch, in a batch of a rollout and in a batch of an update alike."""
 STEPS = 16

@@ -43,7 +43,7 @@ def create_trainer(run: Run, trial: TrialConfig, directory: Path) -> DDPOTrainer
     def reward(
         images: torch.Tensor, prompts: tuple[str], metadata: Any
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        rows = torch.tensor([names[prompt] for prompt in prompts])
+        rows = torch.tensor([names[prompt] for prompt in prompts], device=images.device)
         embeddings = env.teacher.encode_images(2 * images.float() - 1)
         return env.reward.margin(embeddings[:, None], rows).squeeze(1), {}
 
@@ -71,14 +71,20 @@ def create_trainer(run: Run, trial: TrialConfig, directory: Path) -> DDPOTrainer
     return DDPOTrainer(config, reward, lambda: (next(in_turn), {}), pipeline)
 
 
-def train_and_judge(trial: TrialConfig, directory: Path) -> dict[str, Any]:
-    """Train until the budget of images is drawn; the clock stands still while the judge looks."""
-    run, watch = prepare_ours(trial, directory), Stopwatch()
-    assert run.examination is not None
-    trainer = create_trainer(run, trial, directory)
+def watched_trainer(run: Run, trial: TrialConfig, directory: Path) -> tuple[DDPOTrainer, Stopwatch]:
+    """The trainer, with a watch on "rollout" and "update"."""
+    trainer, watch = create_trainer(run, trial, directory), Stopwatch()
     # TRL has no other place from which its parts could be timed.
     trainer._generate_samples = watch.timed("rollout", trainer._generate_samples)
     trainer._train_batched_samples = watch.timed("update", trainer._train_batched_samples)
+    return trainer, watch
+
+
+def train_and_judge(trial: TrialConfig, directory: Path) -> dict[str, Any]:
+    """Train until the budget of images is drawn; the clock stands still while the judge looks."""
+    run = prepare_ours(trial, directory)
+    assert run.examination is not None
+    trainer, watch = watched_trainer(run, trial, directory)
     pipe = trainer.sd_pipeline.sd_pipeline
     base = judged(run.env.pipe, run.examination, trial.judge_seeds)
     seconds, curve = 0.0, []

@@ -160,7 +160,12 @@ READERS: dict[str, Callable[[Path], str]] = {
 }
 AFTER_WRITERS = {"training.diagnostics", "benchmarks.jobs"}
 """Readers that stand after one that writes a file of the run."""
-OWN = {"evaluation.choice", "benchmarks.ablation.run", "benchmarks.memory.trial"}
+OWN = {
+    "evaluation.choice",
+    "benchmarks.ablation.run",
+    "benchmarks.gpu.checks",
+    "benchmarks.memory.trial",
+}
 """Modules that read one value by a reader, as others do, or what a process of theirs has just written."""
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from benchmarks.profile import (
     profile,
     table,
     watched,
+    watched_denoiser,
 )
 from pipelines.backbone import Backbone
 from pipelines.base import BaseConfig, load_base, load_pipeline
@@ -66,6 +68,30 @@ def test_a_watched_copy_is_timed_where_it_calls_itself_and_its_original_is_not()
     copy = watched(thing, watch, {"inner": "a part"})
     assert copy.outer() == thing.outer() == 1 and watch.calls == {"a part": 1}
     assert isinstance(copy, Thing) and copy.held is thing.held and "a part" in watch.seconds
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_network_is_watched_whether_it_is_compiled_or_not(compiled: bool) -> None:
+    """Also if it was compiled, and asked, before."""
+    network, x = torch.nn.Linear(3, 2), torch.ones(5, 3)
+    if compiled:
+        network.compile(backend="eager")
+    plain, call = network(x), network._compiled_call_impl
+    watch, samples = Stopwatch(), Counter[str]()
+    with watched_denoiser(network, watch, samples):
+        assert torch.equal(network(x), plain)
+        with torch.no_grad():
+            network(x[:2])
+    assert samples == {FORWARD: 2, LEARNING: 5, BACKWARD: 5} and watch.calls == {FORWARD: 1, LEARNING: 1}
+    assert network._compiled_call_impl is call
+    network(x)
+    assert samples[LEARNING] == 5
+
+
+def test_what_warms_up_is_not_watched(arguments: Callable[..., RunConfig]) -> None:
+    given = {"overwrite_output_dir": True, "max_train_iterations": 1, "target_kl": 1e9}
+    cold, warm = (profile(arguments(**given), warm_up=warm_up) for warm_up in (False, True))
+    assert warm.iterations == 1 and warm.samples == cold.samples and warm.calls == cold.calls
 
 
 def test_every_part_of_a_run_is_found(arguments: Callable[..., RunConfig]) -> None:

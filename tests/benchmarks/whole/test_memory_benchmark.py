@@ -14,15 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.memory import __main__ as benchmark
 from benchmarks.memory import computed
-from benchmarks.memory.__main__ import (
-    RECOMMENDED,
-    TRIALS,
-    measured_table,
-    parse_config,
-    peaks_table,
-    run_of,
-    trial_job,
-)
+from benchmarks.memory.__main__ import measured_table, parse_config, peaks_table, run_of, trial_job
 from benchmarks.memory.computed import (
     COLUMNS,
     DENOISER,
@@ -36,6 +28,7 @@ from benchmarks.memory.computed import (
 from benchmarks.memory.models import FLUX, MODELS, SD3, Model, short_run
 from benchmarks.memory.peaks import Allocations, Repeated, activations, peaks
 from benchmarks.memory.trial import measure, parse_trial
+from benchmarks.memory.trials import RECOMMENDED, TRIALS
 from pipelines.backbone import Backbone
 from pipelines.base import load_pipeline
 from pipelines.quantization import quantize

@@ -1,0 +1,1 @@
+"""What only a GPU can show, measured in two calls of a few minutes."""
