@@ -23,6 +23,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from diffusers.training_utils import compute_density_for_timestep_sampling
+from safetensors.torch import load_file, save
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
@@ -40,6 +41,7 @@ from benchmarks.worlds.canvas.build import (
 )
 from benchmarks.worlds.canvas.fit import fit, muon
 from common.errors import friendly_errors
+from common.files import make_directory, write_bytes
 from common.flags import flag, parse
 from evaluation.judge import Judge
 from pipelines.backbone import Backbone
@@ -51,6 +53,7 @@ LAYERS, HEADS, HEAD_WIDTH = 4, 4, 24
 BATCH, UNTOLD = 64, 0.1
 STEPS, LEARNING_RATE, EMA = 2000, 2e-3, 0.999
 IMAGES_PER_PROMPT = 4
+NETWORKS = "networks.safetensors"
 GUIDANCE = 2.5
 """At which it draws best: of the objects 97 %, at the 7 of its class 86 %."""
 
@@ -175,7 +178,6 @@ def train(
         latents: mean and standard deviation of each image's, scaled, (N, channels, h, w) each.
     """
     backbone, (mean, std) = Backbone.of(pipe), latents
-    trained = nn.ModuleList([pipe.transformer, pipe.text_encoder, pipe.text_encoder_2])
 
     def loss_fn(_: int, generator: torch.Generator) -> torch.Tensor:
         index = torch.randint(len(mean), (BATCH,), generator=generator)
@@ -192,7 +194,7 @@ def train(
     with zeros_once(pipe.transformer):
         fit(
             "sd3",
-            trained,
+            networks(pipe),
             loss_fn,
             muon(LEARNING_RATE),
             steps=steps,
@@ -202,16 +204,31 @@ def train(
         )
 
 
+def networks(pipe: StableDiffusion3Pipeline) -> nn.ModuleList:
+    """What is trained: transformer and text encoders."""
+    return nn.ModuleList([pipe.transformer, pipe.text_encoder, pipe.text_encoder_2])
+
+
 def build_sd3(config: SD3Config) -> None:
-    """Train the pipeline and write it, in half precision, which `from_pretrained` widens again."""
-    images = drawings(NUM_DRAWINGS, PIPELINE_SEED, config.work_dir / "pipeline_drawings.safetensors")
-    vae = load_pipeline(canvas.PIPELINE).vae
-    latents = models.encode(vae, images)
+    """Train the networks, or take those that are there, and write the pipeline, in half precision, which
+    `from_pretrained` widens again."""
+    base = load_pipeline(canvas.PIPELINE)
     torch.manual_seed(PIPELINE_SEED)
-    pipe = build_pipeline(vae, latents[0].shape[-1])
-    steps = int(STEPS * config.scale)
-    train(pipe, latents, captions, steps=steps, state_dir=config.work_dir, seed=PIPELINE_SEED)
+    pipe = build_pipeline(base.vae, base.unet.config.sample_size)
+    if config.networks:
+        networks(pipe).load_state_dict(load_file(config.networks))
+    else:
+        images = drawings(NUM_DRAWINGS, PIPELINE_SEED, config.work_dir / "pipeline_drawings.safetensors")
+        latents, steps = models.encode(base.vae, images), int(STEPS * config.scale)
+        train(pipe, latents, captions, steps=steps, state_dir=config.work_dir, seed=PIPELINE_SEED)
+        trained = {name: half(value) for name, value in networks(pipe).state_dict().items()}
+        write_bytes(make_directory(config.output_dir) / NETWORKS, save(trained))
     pipe.to(dtype=torch.float16).save_pretrained(config.output_dir / "pipeline", safe_serialization=True)
+
+
+def half(tensor: torch.Tensor) -> torch.Tensor:
+    """In half precision if it is of floating point."""
+    return (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
 
 
 def build_reward(config: SD3Config) -> None:
@@ -247,6 +264,11 @@ class SD3Config:
     )
     work_dir: Path = flag(
         Path("runs/sd3/work"), help="Where drawings and the state of unfinished stages are kept."
+    )
+    networks: Path | None = flag(
+        None,
+        metavar="FILE",
+        help="Take trained networks, such as benchmarks/sd3/networks.safetensors, and train none.",
     )
     stages: tuple[str, ...] = flag(
         tuple(PARTS), choices=tuple(PARTS), help="Which parts to build. Default: all."

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import canvas
@@ -44,7 +45,7 @@ def test_tokens_that_are_all_zeros_count_as_often_as_there_are(backbone: Backbon
 
 
 def test_a_short_training_moves_every_network_and_is_drawn_with(backbone: Backbone, tmp_path: Path) -> None:
-    networks = [backbone.denoiser, *backbone.text_encoders]
+    networks = sd3.networks(backbone.pipe)
     before = [[p.clone() for p in network.parameters()] for network in networks]
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(8, *backbone.latent_shape, generator=generator)
@@ -63,3 +64,22 @@ def test_a_short_training_moves_every_network_and_is_drawn_with(backbone: Backbo
     backbone.pipe.save_pretrained(tmp_path / "pipeline")
     drawn = list(generate(load_pipeline(tmp_path / "pipeline"), PROMPTS[:1], [0], progress="drawing"))
     assert [image.size for _, _, image in drawn] == [(32, 32)]
+
+
+def test_a_pipeline_is_made_of_networks_that_are_there(backbone: Backbone, tmp_path: Path) -> None:
+    networks = sd3.networks(backbone.pipe)
+    save_file(
+        {name: sd3.half(value) for name, value in networks.state_dict().items()}, tmp_path / sd3.NETWORKS
+    )
+    given = [
+        "--output_dir",
+        str(tmp_path),
+        "--networks",
+        str(tmp_path / sd3.NETWORKS),
+        "--stages",
+        "pipeline",
+    ]
+    sd3.main(sd3.parse_config(given))
+    made = sd3.networks(load_pipeline(tmp_path / "pipeline")).state_dict()
+    for name, value in networks.state_dict().items():
+        assert torch.equal(made[name], sd3.half(value).to(value.dtype)), name
