@@ -24,7 +24,7 @@ DOCUMENTS = [
 ]
 LINKED = [*DOCUMENTS, ROOT / "CHANGELOG.md"]
 SCRIPT = "train_unlearn_lora.py"
-PROGRAMS_WITH_COMMANDS = {"hub", "benchmarks.diagnostics"}
+PROGRAMS_WITH_COMMANDS = {"hub", "benchmarks.diagnostics", "benchmarks.worlds.artwork"}
 """Modules whose first argument names a command with flags of its own."""
 INSTALLED = {"pytest"}
 """Modules that are run and are no part of the checkout."""
