@@ -26,7 +26,7 @@ from diffusers.training_utils import compute_density_for_timestep_sampling
 from safetensors.torch import load_file, save
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModelWithProjection
 
 import canvas
 from benchmarks.report import write_json
@@ -48,14 +48,13 @@ from pipelines.backbone import Backbone
 from pipelines.base import load_pipeline
 from reward.teacher import Teacher
 
-TEXT_WIDTHS = (48, 48)
+TEXT_WIDTHS, TEXT_LAYERS = (48, 48), 3
+"""Of each text encoder; this class of pipelines takes the states before its last layer."""
 LAYERS, HEADS, HEAD_WIDTH = 4, 4, 24
 BATCH, UNTOLD = 64, 0.1
 STEPS, LEARNING_RATE, EMA = 2000, 2e-3, 0.999
 IMAGES_PER_PROMPT = 4
 NETWORKS = "networks.safetensors"
-GUIDANCE = 2.5
-"""At which it draws best: of the objects 97 %, at the 7 of its class 86 %."""
 
 
 def build_pipeline(vae: AutoencoderKL, size: int) -> StableDiffusion3Pipeline:
@@ -65,9 +64,12 @@ def build_pipeline(vae: AutoencoderKL, size: int) -> StableDiffusion3Pipeline:
     Args:
         size: side of a latent.
     """
-    vae.register_to_config(shift_factor=0.0)  # which this class of pipelines must be told
+    vae.register_to_config(shift_factor=0.0, _name_or_path="")  # this class must be told the first
     tokenizers = [models.build_tokenizer() for _ in TEXT_WIDTHS]
-    encoders = [text_encoder(*each) for each in zip(tokenizers, TEXT_WIDTHS, strict=True)]
+    encoders = [
+        CLIPTextModelWithProjection(models.text_config(tokenizer, width, TEXT_LAYERS))
+        for tokenizer, width in zip(tokenizers, TEXT_WIDTHS, strict=True)
+    ]
     transformer = SD3Transformer2DModel(
         sample_size=size,
         patch_size=1,
@@ -95,24 +97,6 @@ def build_pipeline(vae: AutoencoderKL, size: int) -> StableDiffusion3Pipeline:
     )
 
 
-def text_encoder(tokenizer: CLIPTokenizer, width: int) -> CLIPTextModelWithProjection:
-    """Of three layers: this pipeline takes the states before the last one."""
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=2 * width,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=models.TEXT_LENGTH,
-            projection_dim=width,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
 class LastKeyCounts(TorchFunctionMode):
     """Within, attention takes its last key for many equal ones: this adds the logarithm of their number to
     its logits."""
@@ -127,7 +111,7 @@ class LastKeyCounts(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             query, key = args[:2]
-            bias = torch.zeros(query.shape[-2], key.shape[-2])
+            bias = query.new_zeros(query.shape[-2], key.shape[-2])
             bias[:, -1] = log(self.times)
             kwargs = kwargs | {"attn_mask": bias}
         return func(*args, **kwargs)
@@ -236,7 +220,7 @@ def build_reward(config: SD3Config) -> None:
     teacher = Teacher.from_pretrained(f"local-dir:{canvas.CLIP}")
     pipe = load_pipeline(config.output_dir / "pipeline")
     with zeros_once(pipe.transformer):
-        predictor = distilled(pipe, teacher, config.scale, GUIDANCE)
+        predictor = distilled(pipe, teacher, config.scale, config.guidance_scale)
     predictor.save_pretrained(config.output_dir / "reward", dtype=torch.float16)
 
 
@@ -245,7 +229,7 @@ def report(config: SD3Config) -> None:
     pipe, judge = load_pipeline(config.output_dir / "pipeline"), Judge.from_pretrained(canvas.JUDGE)
     pipe.set_progress_bar_config(disable=True)
     with zeros_once(pipe.transformer):
-        quality, sheet = judged(pipe, judge, IMAGES_PER_PROMPT, guidance_scale=GUIDANCE)
+        quality, sheet = judged(pipe, judge, IMAGES_PER_PROMPT, guidance_scale=config.guidance_scale)
     sheet.save(config.output_dir / "contact_sheet.png")
     write_json(config.output_dir / "quality.json", {name: round(value, 2) for name, value in quality.items()})
     for name, value in quality.items():
@@ -269,6 +253,9 @@ class SD3Config:
         None,
         metavar="FILE",
         help="Take trained networks, such as benchmarks/sd3/networks.safetensors, and train none.",
+    )
+    guidance_scale: float = flag(
+        2.5, at_least=1, help="Guidance of the images that the predictor learns from and the report judges."
     )
     stages: tuple[str, ...] = flag(
         tuple(PARTS), choices=tuple(PARTS), help="Which parts to build. Default: all."

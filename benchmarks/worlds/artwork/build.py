@@ -70,7 +70,7 @@ SIZES = {
         steps={
             "autoencoder": 2100,
             "decoder": 3000,
-            "denoiser": 2600,
+            "denoiser": 12_000,
             "judge": 2500,
             "clip": 1500,
             "reward": 4000,

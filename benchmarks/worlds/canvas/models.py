@@ -73,21 +73,24 @@ def build_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TEXT_LENGTH)
 
 
-def build_text_encoder(tokenizer: CLIPTokenizer, width: int = 64) -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=2 * width,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=TEXT_LENGTH,
-            projection_dim=width,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+def text_config(tokenizer: CLIPTokenizer, width: int, layers: int = 2) -> CLIPTextConfig:
+    """Of a CLIP text encoder for this tokenizer."""
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=TEXT_LENGTH,
+        projection_dim=width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer, width: int = 64) -> CLIPTextModel:
+    return CLIPTextModel(text_config(tokenizer, width))
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
@@ -304,7 +307,9 @@ def save_pipeline(
     tokenizer: CLIPTokenizer,
 ) -> None:
     """Write an ordinary diffusers directory; UNet and autoencoder in half precision, which
-    `from_pretrained` widens again."""
+    `from_pretrained` widens again. Where they were read from is not in it."""
+    for network in (vae, unet):
+        network.register_to_config(_name_or_path="")
     pipeline = StableDiffusionPipeline(
         vae=vae.half(),
         unet=unet.half(),

@@ -1,5 +1,4 @@
-"""How the judge of photographs learns: whitening, passes, and going on after an
-interruption."""
+"""How the judge of photographs learns: whitening, passes, and going on after an interruption."""
 
 from __future__ import annotations
 
