@@ -24,6 +24,8 @@ from common.flags import SEED, flag, parse
 from evaluation.metrics import HEADLINE, summarize
 
 EXEMPLAR_SEED = 7
+SCRIPT = ("train_unlearn_lora.py",)
+"""What Python is given to train."""
 CONCEPTS = ("Van Gogh style", "Neon style", "Mosaic style", "cat", "boat", "flower")
 
 
@@ -75,16 +77,23 @@ def draw_exemplars(concept: str, count: int, directory: Path) -> Path:
     return directory
 
 
-def training(concept: str, seed: int, config: CanvasConfig, extra: Sequence[str] = ()) -> Job:
+def training(
+    concept: str,
+    seed: int,
+    config: CanvasConfig,
+    extra: Sequence[str] = (),
+    script: Sequence[str] = SCRIPT,
+) -> Job:
     """Train and evaluate one adapter, in `OUTPUT_DIR/<concept>-<seed>`.
 
     Args:
         extra: further arguments of the training script.
+        script: what Python is given before all of them.
     """
     directory = config.output_dir / f"{slug(concept)}-{seed}"
     run = ["--seed", str(seed), "--output_dir", str(directory), "--overwrite_output_dir"]
     return Job(
-        ["train_unlearn_lora.py", *what_to_erase(concept, config), *run, *extra],
+        [*script, *what_to_erase(concept, config), *run, *extra],
         directory / "results.json",
         config.output_dir / f"{directory.name}.log",
     )
@@ -119,9 +128,9 @@ def parse_config(arguments: Sequence[str] | None = None) -> CanvasConfig:
     return parse(CanvasConfig, arguments, __doc__, prog="python -m benchmarks.canvas")
 
 
-def main(config: CanvasConfig, extra: Sequence[str] = ()) -> None:
+def main(config: CanvasConfig, extra: Sequence[str] = (), script: Sequence[str] = SCRIPT) -> None:
     runs = [(concept, seed) for seed in config.seeds for concept in config.concepts]
-    done = run_jobs([training(*run, config, extra) for run in runs], config.jobs)
+    done = run_jobs([training(*run, config, extra, script) for run in runs], config.jobs)
     by_concept = {
         c: summary([r for (concept, _), r in zip(runs, done, strict=True) if concept == c])
         for c in config.concepts

@@ -20,7 +20,9 @@ def worst_case(
     gradient, to the edge.
 
     The ball's radius is a share of the way to the anchor, so that it means the same in every text encoder's
-    units, and other concepts, of which the anchor is among the nearest, stay outside.
+    units, and other concepts, of which the anchor is among the nearest, stay outside. What is zero under
+    prompt and anchor is padding, which no text changes: a T5 that is left out, or CLIP's states widened to
+    T5's. It stays.
 
     Args:
         states: (B, L, E) text states.
@@ -33,4 +35,5 @@ def worst_case(
     """
     states = states.detach().float()
     reach = radius * (anchors.float() - states).flatten(1).norm(dim=1, keepdim=True)
-    return states + (reach * F.normalize(gradient.float().flatten(1), dim=1)).view_as(states)
+    said = (states != 0) | (anchors != 0)
+    return states + (reach * F.normalize((gradient.float() * said).flatten(1), dim=1)).view_as(states)

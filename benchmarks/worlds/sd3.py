@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import log
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -118,32 +119,21 @@ class LastKeyCounts(TorchFunctionMode):
 
 
 @contextmanager
-def zeros_once(transformer: nn.Module) -> Iterator[None]:
-    """Within, the transformer gives the same outputs in a third of the time.
+def zeros_once() -> Iterator[None]:
+    """Within, transformers of this world give the same outputs in a third of the time.
 
     Without a T5 the pipeline puts zeros in its place, the same for every prompt. Texts have no positions
     here, so these tokens stay equal in all layers: one of them is enough if attention counts it so often.
     """
-    modes: list[LastKeyCounts] = []
+    whole = SD3Transformer2DModel.forward
 
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        states = kwargs["encoder_hidden_states"]
-        modes.append(LastKeyCounts(states.shape[1] - models.TEXT_LENGTH))
-        modes[-1].__enter__()
-        return args, kwargs | {"encoder_hidden_states": states[:, : models.TEXT_LENGTH + 1]}
+    def once(network: SD3Transformer2DModel, *, encoder_hidden_states: torch.Tensor, **given: Any) -> Any:
+        told = encoder_hidden_states[:, : models.TEXT_LENGTH + 1]
+        with LastKeyCounts(encoder_hidden_states.shape[1] - models.TEXT_LENGTH):
+            return whole(network, encoder_hidden_states=told, **given)
 
-    def after(*_: Any) -> None:
-        modes.pop().__exit__(None, None, None)
-
-    hooks = [
-        transformer.register_forward_pre_hook(before, with_kwargs=True),
-        transformer.register_forward_hook(after, always_call=True),
-    ]
-    try:
+    with patch.object(SD3Transformer2DModel, "forward", once):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def train(
@@ -175,7 +165,7 @@ def train(
         velocity = backbone.output((1 - at) * x0 + at * noise, 1000 * sigma, told, 1.0)
         return (velocity - (noise - x0)).square().mean()
 
-    with zeros_once(pipe.transformer):
+    with zeros_once():
         fit(
             "sd3",
             networks(pipe),
@@ -219,7 +209,7 @@ def build_reward(config: SD3Config) -> None:
     """Distil the reward predictor from the bundled teacher."""
     teacher = Teacher.from_pretrained(f"local-dir:{canvas.CLIP}")
     pipe = load_pipeline(config.output_dir / "pipeline")
-    with zeros_once(pipe.transformer):
+    with zeros_once():
         predictor = distilled(pipe, teacher, config.scale, config.guidance_scale)
     predictor.save_pretrained(config.output_dir / "reward", dtype=torch.float16)
 
@@ -228,7 +218,7 @@ def report(config: SD3Config) -> None:
     """How often the bundled judge sees the style and the object that were asked for; a contact sheet."""
     pipe, judge = load_pipeline(config.output_dir / "pipeline"), Judge.from_pretrained(canvas.JUDGE)
     pipe.set_progress_bar_config(disable=True)
-    with zeros_once(pipe.transformer):
+    with zeros_once():
         quality, sheet = judged(pipe, judge, IMAGES_PER_PROMPT, guidance_scale=config.guidance_scale)
     sheet.save(config.output_dir / "contact_sheet.png")
     write_json(config.output_dir / "quality.json", {name: round(value, 2) for name, value in quality.items()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from policy.adversary import worst_case
 
@@ -39,6 +40,15 @@ def test_the_loss_has_no_unit_and_every_prompt_its_own_ball() -> None:
 def test_what_does_not_matter_and_what_is_its_own_anchor_stay() -> None:
     assert torch.equal(worst_case(STATES, torch.zeros_like(STATES), ANCHORS, 0.5), STATES)
     assert torch.equal(worst_case(STATES, torch.ones_like(STATES), STATES, 0.5), STATES)
+
+
+def test_padding_stays_whatever_the_loss_says_of_it() -> None:
+    states, anchors = (F.pad(part, (0, 2, 0, 3)) for part in (STATES, ANCHORS))
+    gradient = torch.ones_like(states)
+    worst = worst_case(states, gradient, anchors, 0.5)
+    torch.testing.assert_close(
+        worst, F.pad(worst_case(STATES, gradient[:, :4, :5], ANCHORS, 0.5), (0, 2, 0, 3))
+    )
 
 
 def test_states_of_half_precision_move_in_single_precision() -> None:

@@ -32,10 +32,10 @@ from pipelines.base import load_pipeline
 from pipelines.identity import content_digest
 
 PIPELINE_SEED, TEACHER_SEED, JUDGE_SEED = 21, 22, 23
-JUDGE_WIDTHS = (24, 48, 96, 128)
+JUDGE_WIDTHS = (20, 40, 80, 112)
 JUDGE_PAIRS = 0.4
 """Share of the judge's pictures that show two objects: with that of captions it misses one of two."""
-TEACHER_TOWER = {"layers": [1, 1, 1, 1], "width": 16}
+TEACHER_TOWER = {"layers": [1, 1, 1, 1], "width": 10}
 CHUNK = 500
 """Pictures that a process draws before it reports."""
 
@@ -80,6 +80,7 @@ SIZES = {
         unet_channels=(64, 96),
         unet_layers=1,
         text_width=64,
+        reward_flags=("--width", "32"),
     ),
     "gpu": Size(
         pictures=100_000,
