@@ -43,6 +43,7 @@ def base_flags(world: Path) -> list[str]:
         "clip_model": f"local-dir:{canvas.CLIP}",
         "judge_name_or_path": canvas.JUDGE,
         "guidance_scale": GUIDANCE,
+        "validation_guidance_scale": GUIDANCE,
     }
     return [word for name, value in given.items() for word in (f"--{name}", str(value))]
 
