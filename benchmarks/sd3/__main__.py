@@ -14,12 +14,11 @@ import canvas
 from benchmarks.canvas import CanvasConfig
 from benchmarks.canvas import main as erase
 from benchmarks.jobs import split_arguments
+from benchmarks.worlds.sd3 import GUIDANCE
 from common.errors import friendly_errors
 from common.flags import SEED, flag, parse
 
 TRAIN = ("-m", "benchmarks.sd3.train")
-GUIDANCE = 2.5
-"""Where this base draws best."""
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 import canvas
+from benchmarks.canvas import CanvasConfig, training
+from benchmarks.sd3.__main__ import TRAIN, base_flags
 from benchmarks.worlds import sd3
 from pipelines.backbone import Backbone
 from pipelines.base import load_pipeline
 from pipelines.generate import generate
+from training.config import parse_config
 
 PROMPTS = ["a cat in Neon style", "", "a boat in Van Gogh style"]
 
@@ -81,3 +84,13 @@ def test_a_pipeline_is_made_of_networks_that_are_there(backbone: Backbone, tmp_p
     made = sd3.networks(load_pipeline(tmp_path / "pipeline")).state_dict()
     for name, value in networks.state_dict().items():
         assert torch.equal(made[name], sd3.half(value).to(value.dtype)), name
+
+
+def test_erasures_draw_judge_and_learn_at_the_guidance_of_the_base(tmp_path: Path) -> None:
+    runs = CanvasConfig(output_dir=tmp_path)
+    job = training("cat", 0, runs, [*base_flags(tmp_path / "world"), "--rank", "4"], TRAIN)
+    assert tuple(job.arguments[:2]) == TRAIN
+    config = parse_config(list(job.arguments[2:]))
+    assert config.base.pretrained_model_name_or_path == str(tmp_path / "world" / "pipeline")
+    assert config.environment.guidance_scale == config.validation.validation_guidance_scale == sd3.GUIDANCE
+    assert config.adapter.rank == 4
