@@ -53,6 +53,11 @@ class NoisyEuler(FlowMatchEulerDiscreteScheduler):
         return (state.to(model_output.dtype),)
 
 
+def joint_attention_layers(name: str) -> tuple[str, ...]:
+    """The further layers of an attention over image and text, which project the text."""
+    return tuple(f"{name}.{layer}" for layer in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"))
+
+
 class FlowBackbone(Backbone):
     """What flow-matching pipelines share: a transformer, and a scheduler of noise levels."""
 
@@ -60,7 +65,7 @@ class FlowBackbone(Backbone):
     component = "transformer"
     is_flow = True
     attention = "attn"
-    lora_targets = attention_layers(attention)
+    lora_targets = (*attention_layers(attention), *joint_attention_layers(attention))
 
     def deterministic_sampler(self) -> FlowMatchEulerDiscreteScheduler:
         """Euler's, with the pipeline's own shift."""

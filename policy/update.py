@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,10 @@ from policy.trajectory import Experience, Trajectory
 
 if TYPE_CHECKING:
     from policy.policy import Policy
+
+KL_SENSITIVITY = 0.77
+"""What the KLs to the base are counted at in every step: the median of the steps that the defaults train on
+the bundled base, where the weights of the KLs were chosen."""
 
 
 @dataclass(frozen=True)
@@ -155,12 +160,29 @@ class Objective:
     """The loss at one denoising step, of forget and of retain states: each call adds its gradient to the
     adapter's, and returns metrics.
 
-    A gradient is that of this process's rows, metrics are all processes'.
+    A gradient is that of this process's rows, metrics are all processes'. The weights of steps undo what the
+    sampler makes of a change of the network's output, which no loss should depend on.
     """
 
     policy: Policy
     accelerator: Accelerator
     config: UpdateConfig
+
+    @property
+    def trainable_steps(self) -> int:
+        """All but the masked ones."""
+        return self.policy.kernel.num_steps - self.config.masked_steps
+
+    @cached_property
+    def surrogate_weights(self) -> list[float]:
+        """Of each step's surrogate, whose gradient grows with the step's sensitivity."""
+        sensitivity = self.policy.kernel.sensitivity()
+        return (sensitivity[: self.trainable_steps].median() / sensitivity).tolist()
+
+    @cached_property
+    def kl_weights(self) -> list[float]:
+        """Of each step's KLs to the base, which grow with the square of its sensitivity."""
+        return ((KL_SENSITIVITY / self.policy.kernel.sensitivity()) ** 2).tolist()
 
     @property
     def anchored(self) -> bool:
@@ -176,16 +198,12 @@ class Objective:
         """Samples that the network is given for so many forget and retain states."""
         return self.policy.branches * (forget * (1 + self.anchored + self.adversarial) + retain)
 
-    def forget(self, experience: Experience, step: int, scale: float, share: float) -> ForgetStats:
-        """The surrogate and the KLs to the anchor at `step` of all trajectories.
-
-        Args:
-            scale: of the surrogate.
-            share: of this call in the optimizer step.
-        """
+    def forget(self, experience: Experience, step: int, share: float) -> ForgetStats:
+        """The surrogate and the KLs to the anchor at `step` of all trajectories. `share` is that of this call
+        in the optimizer step."""
         count = len(experience.trajectory)
         rows = own_batches(count, self.policy.batch_size)
-        mine = torch.cat([self._forget_rows(experience, part, step, scale, share / count) for part in rows])
+        mine = torch.cat([self._forget_rows(experience, part, step, share / count) for part in rows])
         change, log_ratio, outside, step_kl, anchor_kl, worst_kl = all_rows(mine, count).unbind(dim=1)
         return ForgetStats(change, RatioStats(log_ratio, outside.bool()), step_kl, anchor_kl, worst_kl)
 
@@ -199,9 +217,7 @@ class Objective:
         )
         return all_rows(mine, len(rows))
 
-    def _forget_rows(
-        self, experience: Experience, rows: slice, step: int, scale: float, share: float
-    ) -> torch.Tensor:
+    def _forget_rows(self, experience: Experience, rows: slice, step: int, share: float) -> torch.Tensor:
         """(b, 6): the columns of `ForgetStats`. `share` is that of one row."""
         config, policy, kernel = self.config, self.policy, self.policy.kernel
         batch, device = experience.trajectory[rows], kernel.stds.device
@@ -229,18 +245,19 @@ class Objective:
                 std=kernel.stds[step],
                 clip_range=config.clip_range,
             )
-        loss = scale * surrogate.loss
+        loss = self.surrogate_weights[step] * surrogate.loss
+        anchor_weight = config.anchor_kl_coef * self.kl_weights[step]
         anchor_kl = worst_kl = torch.zeros_like(old_log_prob)
         if self.anchored:
             anchor_kl = kernel.kl(mean, reference, step)
-            loss = loss + config.anchor_kl_coef * anchor_kl.mean()
+            loss = loss + anchor_weight * anchor_kl.mean()
         self.accelerator.backward(loss * len(batch) * share)
         if self.adversarial:
             radius = config.adversarial_radius
             assert prompts.states.grad is not None
             states = worst_case(prompts.states, prompts.states.grad, anchors.states, radius)
             worst_kl = kernel.kl(policy.mean(x, step, replace(prompts, states=states)), reference, step)
-            self.accelerator.backward(config.anchor_kl_coef * worst_kl.mean() * len(batch) * share)
+            self.accelerator.backward(anchor_weight * worst_kl.mean() * len(batch) * share)
         step_kl = kernel.kl(mean.detach(), old_mean, step)
         columns = (
             log_prob - old_log_prob,
@@ -257,7 +274,8 @@ class Objective:
         prompts = policy.table.conditioning[base.prompt_ids[rows]]
         mean = policy.mean(base.latents[rows, step].to(device), step, prompts)
         kl = kernel.kl(mean, base.means[rows, step].to(device).float(), step)
-        self.accelerator.backward(self.config.kl_coef * kl.mean() * len(rows) * share)
+        weight = self.config.kl_coef * self.kl_weights[step]
+        self.accelerator.backward(weight * kl.mean() * len(rows) * share)
         return kl.detach()
 
 
@@ -284,22 +302,19 @@ def update_policy(
     All processes are given the same; each takes its share of every term's rows, and their gradients are added
     up.
     """
-    stats, objective, kernel = UpdateStats(), Objective(policy, accelerator, config), policy.kernel
+    stats, objective = UpdateStats(), Objective(policy, accelerator, config)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    trainable_steps = kernel.num_steps - config.masked_steps
-    trained_steps = max(1, round(config.train_timestep_fraction * trainable_steps))
-    sensitivity = kernel.sensitivity()
-    scales = (sensitivity[:trainable_steps].median() / sensitivity).tolist()
+    trained_steps = max(1, round(config.train_timestep_fraction * objective.trainable_steps))
     terms = [
         (experience, int(step))
         for _ in range(config.inner_epochs)
         for experience in experiences
-        for step in torch.randperm(trainable_steps, generator=generator)[:trained_steps]
+        for step in torch.randperm(objective.trainable_steps, generator=generator)[:trained_steps]
     ]
     for start in range(0, len(terms), config.gradient_accumulation_steps):
         chunk, metrics = terms[start : start + config.gradient_accumulation_steps], []
         for experience, step in chunk:
-            forget = objective.forget(experience, step, scales[step], 1 / len(chunk))
+            forget = objective.forget(experience, step, 1 / len(chunk))
             held, retain_kl = 0, torch.zeros_like(forget.step_kl)
             if config.kl_coef > 0:
                 drawn = torch.randint(len(retain), (config.retain_batch_size,), generator=generator)

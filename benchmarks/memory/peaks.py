@@ -191,7 +191,7 @@ def activations(model: Model, config: RunConfig) -> dict[str, int]:
         phase("prompts", lambda: backbone.encode_prompts([""] * backbone.usual_texts))
         drawn = phase("rollout", lambda: policy.rollout(rows, torch.Generator()))
         experience = Experience(drawn, empty, rows, torch.empty_like(drawn.means))
-        phase("update", lambda: objective.forget(experience, 0, 1.0, 1.0))
+        phase("update", lambda: objective.forget(experience, 0, 1.0))
         phase("update, retain states", lambda: objective.retain(drawn, torch.arange(count), 0, 1.0))
         phase("value gradients", lambda: action_gradients(drawn, values(predictor, policy, count)))
         phase("scores", lambda: predictor.score_trajectory(noisy, torch.zeros(steps, device=META)))

@@ -338,8 +338,7 @@ def test_every_key_of_a_full_size_transformer_is_one_that_comfyui_looks_for(base
     double = [f"transformer_blocks.{i}.attn.{name}" for i in range(24) for name in JOINT]
     single = [f"single_transformer_blocks.{i}.attn.{name}" for i in range(38) for name in SINGLE]
     known = {f"lora_transformer_{name.replace('.', '_')}" for name in (*double, *single)}
-    targets = (*FlowBackbone.lora_targets, *(f"attn.{name}" for name in JOINT))
-    modules = [name for name, _ in transformer.named_modules() if name.endswith(targets)]
+    modules = [name for name, _ in transformer.named_modules() if name.endswith(FlowBackbone.lora_targets)]
     factors = {name: Factors(torch.ones(1, 2), torch.ones(2, 1), 1.0) for name in modules}
     keys = {key.split(".")[0] for key in to_kohya(factors, "transformer")}
     assert len(keys) == len(modules) > 90 and keys <= known

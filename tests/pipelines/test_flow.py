@@ -67,6 +67,7 @@ def test_a_rollout_scores_its_own_steps_and_an_adapter_is_switched_off_bit_for_b
         ids = torch.arange(2)
         before = policy.rollout(ids, torch.Generator().manual_seed(1))
         parameters = add_lora(backbone.denoiser, 2, 2, backbone.lora_targets)
+        trained = {name: p for name, p in backbone.denoiser.named_parameters() if p.requires_grad}
         same = policy.rollout(ids, torch.Generator().manual_seed(1))
         assert torch.equal(same.latents, before.latents)
         for p in parameters:
@@ -76,7 +77,8 @@ def test_a_rollout_scores_its_own_steps_and_an_adapter_is_switched_off_bit_for_b
         mean = policy.mean(moved.latents[:, 1], 1, policy.table.conditioning)
         assert torch.equal(policy.kernel.log_prob(moved.latents[:, 2], mean, 1), moved.log_probs[:, 1])
         mean.sum().backward()
-        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in parameters)
+        left = {name for name, p in trained.items() if p.grad is None or not p.grad.any()}
+        assert all("add_q_proj" in name for name in left), left  # a last block's, which nothing reads
         with base_policy(backbone.denoiser):
             again = policy.rollout(ids, torch.Generator().manual_seed(1))
         assert torch.equal(again.latents, before.latents)

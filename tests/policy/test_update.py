@@ -3,17 +3,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from diffusers import DDIMScheduler
 from small_policy import move, parameters, sample
 
+from policy.kernel import ReverseKernel
+from policy.lora import base_policy
 from policy.policy import Policy
 from policy.trajectory import Experience, Trajectory
-from policy.update import UpdateConfig, UpdateStats
+from policy.update import Objective, UpdateConfig, UpdateStats
 
 FORGET, RETAIN = torch.tensor([0, 1, 0, 1]), torch.tensor([2, 2, 2, 2])
 SETTINGS: dict[str, Any] = {
@@ -57,6 +61,14 @@ def update(
 
 def sgd(policy: Policy, learning_rate: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters(policy), lr=learning_rate)
+
+
+def take_gradient(policy: Policy) -> torch.Tensor:
+    """Of all that is trained, gathered since it was last taken."""
+    found = torch.cat([p.grad.flatten() for p in parameters(policy) if p.grad is not None])
+    for p in parameters(policy):
+        p.grad = None
+    return found
 
 
 @torch.no_grad()
@@ -181,6 +193,32 @@ def test_the_kl_to_the_base_starts_at_zero_and_pulls_a_moved_adapter_back(policy
     )
     assert stats.retain_kl[0] > 1e-4
     assert sum(stats.retain_kl[-3:]) < 0.5 * sum(stats.retain_kl[:3])
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_kl_to_the_base_does_not_depend_on_the_noise_that_is_drawn(
+    policy: Policy, step: int, tiny_pipeline_dir: Path
+) -> None:
+    """A change of the network's output stands out more, the less noise there is; the weights undo that."""
+    states, rows = sample(policy, FORGET, seed=3), torch.arange(4)
+    config = UpdateConfig(**{**SETTINGS, "kl_coef": 1.0, "anchor_kl_coef": 1.0, "adversarial_radius": 0.5})
+    scheduler = DDIMScheduler.from_pretrained(tiny_pipeline_dir, subfolder="scheduler")
+    move(policy)
+    gradients = []
+    for eta in (0.4, 1.0):
+        noisy = replace(policy, kernel=ReverseKernel.from_scheduler(scheduler, 5, eta))
+        with torch.no_grad(), base_policy(noisy.denoiser):
+            prompts = noisy.table.conditioning[states.prompt_ids]
+            means = [noisy.mean(states.latents[:, i], i, prompts) for i in range(5)]
+        base = replace(states, means=torch.stack(means, dim=1))
+        objective = Objective(noisy, Accelerator(cpu=True), config)
+        experience = Experience(base, torch.zeros(4, 5), torch.full((4,), 2))
+        objective.retain(base, rows, step, 1.0)
+        retain = take_gradient(policy)
+        objective.forget(experience, step, 1.0)
+        gradients.append((retain, take_gradient(policy)))
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
+    assert all(found.abs().max() > 1e-4 for found in gradients[0])
 
 
 def test_only_the_adapter_moves(policy: Policy) -> None:
@@ -427,7 +465,7 @@ def test_how_many_go_through_the_unet_together_does_not_change_the_update(
             assert np.allclose(others.by_step[step], rows, atol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.0**10, 2.0**126], ids=["none", "usual", "one that overflows"])
+@pytest.mark.parametrize("scale", [1.0, 2.0**10, 2.0**127], ids=["none", "usual", "one that overflows"])
 def test_a_gradient_scaler_changes_no_step_and_leaves_out_what_overflows(
     policy: Policy, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
