@@ -174,15 +174,15 @@ class Objective:
         return self.policy.kernel.num_steps - self.config.masked_steps
 
     @cached_property
-    def surrogate_weights(self) -> list[float]:
-        """Of each step's surrogate, whose gradient grows with the step's sensitivity."""
+    def surrogate_weights(self) -> torch.Tensor:
+        """(T,) of each step's surrogate, whose gradient grows with the step's sensitivity."""
         sensitivity = self.policy.kernel.sensitivity()
-        return (sensitivity[: self.trainable_steps].median() / sensitivity).tolist()
+        return sensitivity[: self.trainable_steps].median() / sensitivity
 
     @cached_property
-    def kl_weights(self) -> list[float]:
-        """Of each step's KLs to the base, which grow with the square of its sensitivity."""
-        return ((KL_SENSITIVITY / self.policy.kernel.sensitivity()) ** 2).tolist()
+    def kl_weights(self) -> torch.Tensor:
+        """(T,) of each step's KLs to the base, which grow with the square of its sensitivity."""
+        return (KL_SENSITIVITY / self.policy.kernel.sensitivity()) ** 2
 
     @property
     def anchored(self) -> bool:
