@@ -48,10 +48,15 @@ class ImageJudge(Protocol):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm and a shortcut."""
+    """Two 3x3 convolutions with batch norm and a shortcut.
+
+    The shortcut skips pixels before its convolution: the gradient of one with a stride writes past its memory
+    in torch 2.15 (1x1, 8 channels, channels last, AVX-512).
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
+        self.stride = stride
         self.body = nn.Sequential(
             nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False),
             nn.BatchNorm2d(out_channels),
@@ -62,11 +67,11 @@ class ResidualBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+                nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (self.body(x) + self.shortcut(x)).relu()
+        return (self.body(x) + self.shortcut(x[..., :: self.stride, :: self.stride])).relu()
 
 
 class PooledBlock(nn.Module):
