@@ -636,9 +636,11 @@ def test_objects_lie_inside_and_vary(artwork: Artwork) -> None:
         drawn = (scenes.draw(squares, scene, rng) != 255).any(axis=2)
         assert not drawn[[0, -1]].any() and not drawn[:, [0, -1]].any()
         height, width = (drawn.any(axis=axis).sum() for axis in (1, 0))
-        assert height == width and scenes.ONE[0] <= width <= scenes.ONE[1]
-        boxes.add((*np.argwhere(drawn)[0].tolist(), int(width)))
-    assert len(boxes) > 60
+        top, left = np.argwhere(drawn)[0] - scenes.MARGIN
+        assert height == width and width + 2 * scenes.MARGIN in scenes.ONE
+        assert top % scenes.CELL == left % scenes.CELL == 0
+        boxes.add((int(top), int(left), int(width)))
+    assert len(boxes) == 3 * 3 + 2 * 2  # all places of both sizes
 
 
 def test_two_objects_stand_left_and_right(artwork: Artwork) -> None:
@@ -648,7 +650,7 @@ def test_two_objects_stand_left_and_right(artwork: Artwork) -> None:
         picture = scenes.draw(squares, scene, np.random.default_rng(seed))
         red, blue = ((picture == colour).all(axis=2) for colour in ([255, 0, 0], [0, 0, 255]))
         assert np.argwhere(red)[:, 1].mean() < 32 < np.argwhere(blue)[:, 1].mean()
-        assert blue.sum() >= scenes.TWO[0] ** 2 and red.sum() >= 0.8 * scenes.TWO[0] ** 2
+        assert blue.sum() == red.sum() == (scenes.TWO[0] - 2 * scenes.MARGIN) ** 2
         assert not (red | blue)[[0, -1]].any() and not (red | blue)[:, [0, -1]].any()
 
 

@@ -7,22 +7,27 @@ and what the caption leaves open vary from picture to picture.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from benchmarks.worlds.artwork.objects import COLOURS
 from benchmarks.worlds.artwork.pack import Artwork
 
 SIZE = 64
+CELL = 8
+"""Pixels of a latent; places are multiples of it. Between them, a drawing would be another pattern of latents
+at each of eight times eight places, all to be learnt."""
 MARGIN = 1
-"""Pixels around everything that stay background."""
-ONE = (42, 60)
-"""Shortest and longest side of a single object: fewer pixels blur the details that tell neighbours apart."""
-TWO = (28, 33)
-"""Of one of two objects: together they just fill the width."""
+"""Pixels around a drawing that stay background."""
+ONE = (48, 56)
+"""Sides of a single object, with its margin: fewer pixels blur the details that tell neighbours apart."""
+TWO = (32,)
+"""Of one of two objects: together they fill the width."""
 
 Array = np.ndarray
+T = TypeVar("T")
 
 # Light enough for what is drawn in #202020, and paler than most objects.
 BACKGROUNDS: dict[str, tuple[int, int, int]] = dict(
@@ -135,28 +140,23 @@ def draw(artwork: Artwork, scene: Scene, rng: np.random.Generator) -> Array:
 
 
 def _vary(sprite: Array, objects: int, rng: np.random.Generator) -> Image.Image:
-    """At a random size, mirrored or not, without the empty margin of the shorter side."""
-    shortest, longest = ONE if objects == 1 else TWO
-    side = int(rng.integers(shortest, longest + 1))
+    """At a random size, mirrored or not, with its margin."""
+    side = _pick(ONE if objects == 1 else TWO, rng) - 2 * MARGIN
     image = Image.fromarray(sprite[:, ::-1] if rng.random() < 0.5 else sprite)
-    image = image.resize((side, side), Image.Resampling.LANCZOS)
-    return image.crop(image.getbbox())
+    return ImageOps.expand(image.resize((side, side), Image.Resampling.LANCZOS), MARGIN, (0, 0, 0, 0))
 
 
 def _places(sprites: list[Image.Image], rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Upper left corners: anywhere, or one in the left part and one in the right, which may overlap by a few
-    pixels, each at any height."""
-    middle, places = SIZE // 2, []
-    for i, sprite in enumerate(sprites):
-        left, right = MARGIN, SIZE - MARGIN
-        if len(sprites) > 1 and i == 0:
-            right = max(middle, left + sprite.width)
-        elif len(sprites) > 1:
-            left = min(middle, right - sprite.width)
-        x = rng.integers(left, right - sprite.width + 1)
-        y = rng.integers(MARGIN, SIZE - MARGIN - sprite.height + 1)
-        places.append((int(x), int(y)))
-    return places
+    """Upper left corners: anywhere, or one in the left half and one in the right, each at any height."""
+    width = SIZE // len(sprites)
+    return [
+        (i * width + _place(width - sprite.width, rng), _place(SIZE - sprite.height, rng))
+        for i, sprite in enumerate(sprites)
+    ]
+
+
+def _place(room: int, rng: np.random.Generator) -> int:
+    return CELL * int(rng.integers(room // CELL + 1))
 
 
 def _background(name: str | None, rng: np.random.Generator) -> Array:
@@ -180,7 +180,7 @@ def _colour(name: str | None, rng: np.random.Generator) -> Array:
     return np.clip(np.array(base) + rng.uniform(-LIGHTNESS, LIGHTNESS) + rng.uniform(-TINT, TINT, 3), 0, 255)
 
 
-def _pick(items: tuple[str, ...], rng: np.random.Generator) -> str:
+def _pick(items: tuple[T, ...], rng: np.random.Generator) -> T:
     return items[rng.integers(len(items))]
 
 
