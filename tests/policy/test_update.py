@@ -221,6 +221,15 @@ def test_a_kl_to_the_base_does_not_depend_on_the_noise_that_is_drawn(
     assert all(found.abs().max() > 1e-4 for found in gradients[0])
 
 
+def test_the_kls_of_a_flow_count_twice(policy: Policy) -> None:
+    flow = replace(policy, kernel=replace(policy.kernel, prediction_type="flow"))
+    counted = [
+        Objective(acting, Accelerator(cpu=True), UpdateConfig()).kl_weights * acting.kernel.sensitivity() ** 2
+        for acting in (policy, flow)
+    ]
+    torch.testing.assert_close(counted[1], 2 * counted[0], rtol=0.01, atol=0)
+
+
 def test_only_the_adapter_moves(policy: Policy) -> None:
     before = {name: p.detach().clone() for name, p in policy.denoiser.named_parameters()}
     update(
