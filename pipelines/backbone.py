@@ -94,6 +94,9 @@ class Backbone:
     """What the pipeline calls the network that denoises."""
     is_flow = False
     """Whether it was trained by flow matching."""
+    kl_sensitivity = 0.77
+    """The sensitivity to the network's output that KLs to the base are counted at in every step: the median
+    of the steps that the defaults train on the bundled base, where the KLs' weights were chosen."""
     attention = "attn2"
     """What a block calls the layers where images attend to texts."""
     lora_targets = attention_layers(attention)

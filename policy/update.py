@@ -23,11 +23,6 @@ from policy.trajectory import Experience, Trajectory
 if TYPE_CHECKING:
     from policy.policy import Policy
 
-KL_SENSITIVITY, FLOW_KL_SENSITIVITY = 0.77, 1.09
-"""What the KLs to the base are counted at in every step: the median of the steps that the defaults train on
-the bundled base, where the weights of the KLs were chosen. In a flow they count twice: with half of it, more
-of an object is left (docs/evidence.md)."""
-
 
 @dataclass(frozen=True)
 class UpdateConfig:
@@ -183,9 +178,7 @@ class Objective:
     @cached_property
     def kl_weights(self) -> torch.Tensor:
         """(T,) of each step's KLs to the base, which grow with the square of its sensitivity."""
-        kernel = self.policy.kernel
-        usual = FLOW_KL_SENSITIVITY if kernel.prediction_type == "flow" else KL_SENSITIVITY
-        return (usual / kernel.sensitivity()) ** 2
+        return (self.policy.backbone.kl_sensitivity / self.policy.kernel.sensitivity()) ** 2
 
     @property
     def anchored(self) -> bool:

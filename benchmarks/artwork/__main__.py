@@ -35,7 +35,7 @@ from hub.results import RESULTS_NAME
 from pipelines.base import load_pipeline
 
 CONCEPTS = (
-    *("cat", "doughnut", "rose", "cyclone"),
+    *("cat", "pineapple", "rose", "cyclone"),
     *("Noto style", "Fluent 3D style", "Monotone style"),
 )
 """Chosen before any of them was erased: objects of four categories, and styles of which each has one that is

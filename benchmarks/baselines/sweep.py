@@ -51,7 +51,7 @@ GRID: dict[str, dict[str, Sequence[object]]] = {
 CANVAS, ARTWORK = ("Watercolour style", "star"), ("Twemoji style", "melon")
 """What settings are chosen on, of either world: none that a comparison erases."""
 FEWER = ("--kept_prompts", "64", "--images", "3")
-"""Of the 512 prompts of the artwork: a judgement takes a minute, not ten."""
+"""Of the 328 prompts of the artwork: a judgement takes a minute, not ten."""
 
 
 def score(run: Run, steps: int) -> float:

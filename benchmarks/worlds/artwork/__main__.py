@@ -57,7 +57,7 @@ class DataConfig:
         Path("runs/artwork/pack.zip"),
         help="The file that is written. Two sheets of pictures and CREDITS.md are written beside it.",
     )
-    objects: int = flag(64, at_least=3, help="How many objects are chosen: 64 for CPUs, 256 for GPUs.")
+    objects: int = flag(41, at_least=3, help="How many objects are chosen: 41 for CPUs, 256 for GPUs.")
 
 
 def run_data(config: DataConfig) -> None:

@@ -28,7 +28,7 @@ from benchmarks.worlds.artwork.packages import ArtworkError, Entry, IconSet
 GROUPS = ("animals-nature", "food-drink", "travel-places", "activities", "objects")
 LEFT_OUT = ("time", "money", "mail", "office", "place-map", "place-other", "place-religious")
 LEFT_OUT_TAGS = ("railway",)
-PER_SUBGROUP = 7
+PER_SUBGROUP = 6
 """Objects of each subgroup, where it has as many and more are not needed."""
 NEIGHBOURS = 2
 """Others of its subgroup that each object has at least."""
