@@ -98,6 +98,11 @@ class MeasureConfig:
         help="One image for each prompt and seed. Default: the protocol's own, which a file may give each "
         "prompt; else 0 1 2, and for prompts that ask for the concept as many more as make 24 images.",
     )
+    seed_offset: int = flag(
+        0,
+        within=IMAGE_SEED,
+        help="Added to the protocol's own seeds: other images of the same prompts.",
+    )
     fid_features: str = flag(
         "judge",
         metavar="NAME_OR_FILE",
@@ -158,6 +163,8 @@ def check_config(config: EvaluationConfig) -> None:
     seeds = config.measures.seeds or ()
     if len(set(seeds)) < len(seeds):
         raise ValueError("--seeds holds a seed twice.")
+    if seeds and config.measures.seed_offset:
+        raise ValueError("--seed_offset is for the protocol's own seeds; leave it or --seeds out.")
     if adapter is None and config.measures.scales != MeasureConfig().scales:
         raise ValueError("--scales are weights of an adapter; name it with --adapter.")
 
@@ -169,6 +176,7 @@ def main(config: EvaluationConfig) -> None:
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     chosen = choose(config.base, config.examination, accelerator.device, seeds=config.measures.seeds)
+    chosen.examination.seed_offset = config.measures.seed_offset
     features = choose_features(
         config.measures.fid_features,
         chosen.examination,

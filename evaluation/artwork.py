@@ -18,6 +18,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +88,18 @@ class World:
     Attributes:
         wording: of a prompt, with the fields `said` and `style`.
         objects: by class of the judge.
+        guidance_scale: that its pipeline draws best with; None is the pipeline's own.
     """
 
     wording: str
     objects: Mapping[str, Object]
+    guidance_scale: float | None = None
 
     def save(self, directory: Path) -> None:
         """Write it beside a judge."""
         objects = {name: vars(of) for name, of in self.objects.items()}
-        write_json(directory / WORLD_NAME, {"wording": self.wording, "objects": objects})
+        written = {"wording": self.wording, "guidance_scale": self.guidance_scale, "objects": objects}
+        write_json(directory / WORLD_NAME, written)
 
     @classmethod
     def read(cls, directory: Path, judge: Judge) -> World:
@@ -107,7 +111,7 @@ class World:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             objects = {name: _object(of) for name, of in found["objects"].items()}
-            world = cls(found["wording"], objects)
+            world = cls(found["wording"], objects, _guidance(found.get("guidance_scale")))
             world.prompt("", "")
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"--protocol {NAME} needs the judge's {path}: {error}") from error
@@ -136,6 +140,12 @@ def _object(found: Mapping[str, Any]) -> Object:
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("an object is not described by texts")
     return Object(found["said"], tuple(found["synonyms"]), tuple(found["categories"]), found["subgroup"])
+
+
+def _guidance(found: Any) -> float | None:
+    if found is not None and not 0 <= found < inf:
+        raise ValueError(f"{found!r} is no guidance scale")
+    return found
 
 
 def told(names: Sequence[str], targets: AbstractSet[str]) -> list[str]:
@@ -187,7 +197,7 @@ class ArtworkExamination(JudgeExamination):
         encode_text: Callable[[list[str]], torch.Tensor] | None = None,
     ) -> None:
         super().__init__(judge, concepts, name, neighbours, encode_text)
-        self.world = world
+        self.world, self.guidance_scale = world, world.guidance_scale
         if not neighbours and (objects := self.targets.get(OBJECT)):
             self.neighbours[OBJECT] = {other for obj in objects for other in world.kin(obj)} - objects
         self.cells = []

@@ -54,7 +54,15 @@ def judged(
 ) -> dict[str, float | None]:
     """UA, IRA and CRA of the pipeline as it is now."""
     with evaluation_mode(pipe):
-        drawn = list(generate(pipe, examination.prompts, seeds, num_inference_steps=JUDGED_STEPS))
+        drawn = list(
+            generate(
+                pipe,
+                examination.prompts,
+                seeds,
+                num_inference_steps=JUDGED_STEPS,
+                guidance_scale=examination.guidance_scale,
+            )
+        )
     ids = [i for i, _, _ in drawn]
     return examination.metrics(examination.examine([image for _, _, image in drawn], ids), ids)
 

@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.artwork.tables import category_table, metrics
 from benchmarks.artwork.world import Base
 from benchmarks.compare.grid import concept_grids
-from benchmarks.compare.methods import NAMES, NEVER
+from benchmarks.compare.methods import CLOSED_FORMS, NAMES, NEVER
 from benchmarks.compare.probes import check_probed, probe_all
 from benchmarks.compare.probes import sections as probe_sections
 from benchmarks.compare.runs import Erasure, run_all
@@ -56,7 +56,9 @@ class ArtworkConfig:
     seeds: tuple[int, ...] = flag((0,), within=SEED, help="Training seeds of every method.")
     more_seeds: tuple[int, ...] = flag((1, 2), within=SEED, help="Further training seeds of --repeated.")
     repeated: tuple[str, ...] = flag(
-        ("ours", "esd"), choices=tuple(NAMES), help="Methods that are trained with --more_seeds too."
+        ("ours", "esd", *CLOSED_FORMS),
+        choices=tuple(NAMES),
+        help="Methods that are run with --more_seeds too; closed forms are judged on other images.",
     )
     probe: tuple[str, ...] = flag(
         (),

@@ -6,14 +6,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.compare.methods import TRAINED_BY_US
 from benchmarks.compare.runs import World
 from benchmarks.jobs import slug
 from benchmarks.report import write_text
+from benchmarks.worlds.artwork import GUIDANCE
 from benchmarks.worlds.artwork.build import pipeline_name
 from evaluation import artwork
 from evaluation.judge import Judge
 
 PARTS = ("pipeline", "clip", "reward", "judge")
+GUIDED = ("--guidance_scale", str(GUIDANCE), "--validation_guidance_scale", str(GUIDANCE))
+"""Flags of the training script, which draws with the guidance of its later use."""
+SETTINGS: dict[str, Sequence[str]] = {"ca": (f"guidance_scale={GUIDANCE}",)}
+"""Of published methods, what is not their default: CA learns from images that the base draws."""
+
+
+def settings(method: str) -> Sequence[str]:
+    """Further flags of the program that runs a method."""
+    if method in TRAINED_BY_US:
+        return GUIDED
+    return ("--settings", *SETTINGS[method]) if method in SETTINGS else ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,7 @@ class Base:
         given = [*self.drawn_by(), "--reward_model_name_or_path", str(self.directory / "reward")]
         return World(
             erase=lambda concept: [*given, "--retain_prompts", str(told[concept])],
+            settings=settings,
             evaluate=self.judged(),
             probe=lambda concept: self.judged(),
             base_images=lambda concept: f"base/{slug(concept)}",

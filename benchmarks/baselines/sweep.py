@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.artwork.world import Base
+from benchmarks.artwork.world import SETTINGS, Base
 from benchmarks.baselines.trial import SEED
 from benchmarks.jobs import Job, run_jobs, slug
 from benchmarks.report import markdown, number, write_json, write_text
@@ -146,12 +146,13 @@ def parse_config(arguments: Sequence[str] | None = None) -> SweepConfig:
 def main(config: SweepConfig) -> None:
     by_method, flags = {}, config.world_flags()
     for method in config.methods:
+        fixed = SETTINGS.get(method, ()) if config.artwork else ()
         combinations = [
             [f"{name}={value}" for name, value in zip(GRID[method], row, strict=True)]
             for row in product(*GRID[method].values())
         ]
         jobs = [
-            job(method, concept, settings, world, config.output_dir)
+            job(method, concept, [*fixed, *settings], world, config.output_dir)
             for settings in combinations
             for concept, world in flags.items()
         ]

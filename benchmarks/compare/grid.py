@@ -26,7 +26,11 @@ SHOWN = 6
 
 
 def draw_rows(
-    pipe: DiffusionPipeline, adapters: Mapping[str, Path | None], prompts: Sequence[str], seeds: Sequence[int]
+    pipe: DiffusionPipeline,
+    adapters: Mapping[str, Path | None],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    guidance_scale: float | None = None,
 ) -> dict[str, list[Image.Image]]:
     """For each name its adapter's images of the prompts, None being the base; the pipeline is the base
     before and after."""
@@ -35,7 +39,9 @@ def draw_rows(
         if directory:
             load_adapter(pipe, directory)
         with evaluation_mode(pipe):
-            rows[name] = [image for *_, image in generate(pipe, prompts, seeds)]
+            rows[name] = [
+                image for *_, image in generate(pipe, prompts, seeds, guidance_scale=guidance_scale)
+            ]
         pipe.unload_lora_weights()
     return rows
 
@@ -53,7 +59,8 @@ def method_grid(
     ids = examination.showcase(SHOWN)
     prompts = [examination.prompts[i] for i in ids]
     colours = [FORGET if examination.forget[i] else RETAIN for i in ids]
-    picture(draw_rows(pipe, adapters, prompts, [seed]), prompts, colours, path=path, title=title)
+    rows = draw_rows(pipe, adapters, prompts, [seed], examination.guidance_scale)
+    picture(rows, prompts, colours, path=path, title=title)
 
 
 def concept_grids(

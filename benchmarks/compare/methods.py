@@ -31,6 +31,8 @@ NAMES = {
     "hirm": "HiRM-S",
 }
 """As tables show them, in their order."""
+CLOSED_FORMS = ("uce", "rece")
+"""They draw nothing at random: a seed changes nothing in their adapters."""
 NEVER = "never"
 TITLES = NAMES | {NEVER: "never saw the concept"}
 """The same, and a pipeline that was trained without the concept: what forgetting would be at best."""
@@ -41,7 +43,8 @@ def command(method: str, concept: str, seed: int, directory: str, world: Sequenc
     they evaluate nothing.
 
     Args:
-        world: flags that name another base than the bundled one, its CLIP and its reward predictor.
+        world: flags that name another base than the bundled one, its CLIP and its reward predictor, and
+            those that were chosen for it.
     """
     given = ["--concept", concept, "--seed", str(seed), "--output_dir", directory, "--overwrite_output_dir"]
     given += [*world, "--evaluation_seeds"]

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
-from benchmarks.compare.methods import command
+from benchmarks.compare.methods import CLOSED_FORMS, command
 from benchmarks.jobs import Job, run_jobs, slug
 from common.schema import Length
 from hub.adapter import find_adapter
 from hub.results import RESULTS_NAME, Percent, Training, check
+
+SEEDS_APART = 1000
+"""Between one draw of the judged images and the next."""
 
 
 class Erased(TypedDict):
@@ -41,6 +44,7 @@ class World:
 
     Attributes:
         erase: for the programs that erase, from the concept: base, CLIP, reward predictor, prompts.
+        settings: from the method, further flags of its program: what was chosen for this base.
         evaluate: for `python -m evaluation`: base, CLIP, judge, seeds.
         probe: for `python -m evaluation.probes`, from the erased concept: base, CLIP, judge, and what else it
             is given.
@@ -49,6 +53,7 @@ class World:
     """
 
     erase: Callable[[str], Sequence[str]] = lambda concept: ()
+    settings: Callable[[str], Sequence[str]] = lambda method: ()
     evaluate: Sequence[str] = ()
     probe: Callable[[str], Sequence[str]] = lambda concept: ()
     base_images: Callable[[str], str] = lambda concept: "base"
@@ -56,7 +61,8 @@ class World:
 
 @dataclass(frozen=True)
 class Erasure:
-    """A method, what it erases, and with which training seed."""
+    """A method, what it erases, and with which seed: of its training, or for a closed form, which has none,
+    of the images that are judged."""
 
     method: str
     concept: str
@@ -65,6 +71,11 @@ class Erasure:
     def directory(self, output_dir: Path) -> Path:
         """Where its adapter and results are."""
         return output_dir / "runs" / f"{self.method}-{slug(self.concept)}-{self.seed}"
+
+    @property
+    def judged_from(self) -> int:
+        """What is added to the seeds of the judged images."""
+        return SEEDS_APART * self.seed if self.method in CLOSED_FORMS else 0
 
 
 def run_all(
@@ -82,13 +93,14 @@ def run_all(
     erase, evaluate = [], []
     for erasure in erasures:
         path = erasure.directory(output_dir)
-        given = command(
-            erasure.method, erasure.concept, erasure.seed, str(path), world.erase(erasure.concept)
-        )
+        flags = [*world.erase(erasure.concept), *world.settings(erasure.method)]
+        given = command(erasure.method, erasure.concept, erasure.seed, str(path), flags)
         erase.append(Job(given, path / RESULTS_NAME, path.with_suffix(".log")))
         judged, images = path / "evaluation", output_dir / world.base_images(erasure.concept)
+        if erasure.judged_from:
+            images = images.with_name(f"{images.name}-{erasure.judged_from}")
         given = ["-m", "evaluation", "--adapter", str(path), "--base_images", str(images)]
-        given += ["--output_dir", str(judged), *world.evaluate]
+        given += ["--output_dir", str(judged), "--seed_offset", str(erasure.judged_from), *world.evaluate]
         evaluate.append(Job(given, judged / RESULTS_NAME, path.with_suffix(".evaluation.log")))
     erased, evaluated = run_jobs(erase, at_a_time, "erasing"), run_jobs(evaluate, at_a_time, "evaluating")
     runs = []

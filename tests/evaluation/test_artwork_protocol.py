@@ -30,6 +30,7 @@ WORLD = World(
         "pear": Object("a pear", (), (), "fruit"),
         "plum": Object("a plum", (), (), "fruit"),
     },
+    2.5,
 )
 
 
@@ -80,6 +81,7 @@ def test_an_object_is_drawn_by_name_by_synonym_by_category_and_beside_another(ju
         pairs
     )
     assert len(seeds["a dog in Flat style"]) == 1
+    assert set(examination.guidance_by_prompt()) == {2.5}
     assert set(prompts_of(examination, "neighbour")) == {
         f"a {name} in {style} style" for name in ("dog", "fox") for style in STYLES
     }
@@ -173,8 +175,13 @@ def test_the_world_beside_a_judge_is_read_again(judge: Judge, tmp_path: Path) ->
         lambda file: file.write_text(json.dumps({"wording": "{colour}", "objects": {}})),
         lambda file: file.write_text(file.read_text().replace("plum", "prune")),
         lambda file: file.write_text(file.read_text().replace('"a kitten"', "3")),
+        lambda file: file.write_text(file.read_text().replace("2.5", "-1")),
+        lambda file: file.write_text(file.read_text().replace("2.5", '"2.5"')),
     ],
-    ids=["missing", "no JSON", "a list", "another field", "another object", "no text"],
+    ids=[
+        *("missing", "no JSON", "a list", "another field", "another object", "no text"),
+        *("below zero", "a text"),
+    ],
 )
 def test_a_damaged_world_is_named(judge: Judge, tmp_path: Path, damage) -> None:
     WORLD.save(tmp_path)

@@ -183,6 +183,8 @@ def test_seeds_of_each_prompt(tiny_judge: Judge) -> None:
         and len(jobs) == 2 * 12 + 2 * 3
         and jobs[-1] == (1, 11)
     )
+    examination.seed_offset = 100
+    assert list_jobs(examination) == [(i, seed + 100) for i, seed in jobs]
 
 
 def test_the_table_names_every_weight_and_shows_intervals(run: Callable[..., Any]) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 from transformers import CLIPTextModel
 
 from benchmarks.jobs import slug
+from benchmarks.worlds.artwork import GUIDANCE
 from benchmarks.worlds.artwork.judge import augment
 from benchmarks.worlds.artwork.pack import Artwork, load
 from benchmarks.worlds.artwork.packages import ArtworkError
@@ -346,7 +347,7 @@ def world(artwork: Artwork) -> World:
         obj.name: Object(with_article(obj.name), said(obj.synonyms), said(obj.categories), obj.subgroup)
         for obj in artwork.objects
     }
-    return World(caption("{said}", "{style}"), objects)
+    return World(caption("{said}", "{style}"), objects, GUIDANCE)
 
 
 def build_teacher(build: Build) -> None:
@@ -378,6 +379,7 @@ def build_reward(build: Build) -> None:
         "prompts": file,
         "output_dir": build.output_dir / "reward",
         "max_train_steps": build.steps("reward"),
+        "guidance_scale": GUIDANCE,
     }
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "reward.train", *words, "--overwrite_output_dir"]

@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from benchmarks.report import write_json
+from benchmarks.worlds.artwork import GUIDANCE
 from benchmarks.worlds.artwork.build import Build, labels, pictures, scenes
 from benchmarks.worlds.artwork.pack import Artwork, load
 from benchmarks.worlds.artwork.scenes import PROMPT, SIZE, caption, with_article
@@ -77,7 +78,8 @@ def draw_all(pipe: StableDiffusionPipeline, prompts: Sequence[str], seed: int) -
     generator, images = torch.Generator().manual_seed(seed), []
     for start in tqdm(range(0, len(prompts), 64), desc=f"{len(prompts)} images"):
         batch = list(prompts[start : start + 64])
-        images += pipe(batch, num_inference_steps=STEPS, generator=generator).images
+        given = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "generator": generator}
+        images += pipe(batch, **given).images
     return images
 
 

@@ -14,8 +14,8 @@ from run_as_main import run_programs_here
 from safetensors.torch import load_file
 
 from benchmarks.artwork import __main__ as comparison
+from benchmarks.worlds.artwork import GUIDANCE, build, report
 from benchmarks.worlds.artwork import __main__ as command
-from benchmarks.worlds.artwork import build, report
 from benchmarks.worlds.artwork.judge import augment
 from benchmarks.worlds.artwork.objects import ArtObject
 from benchmarks.worlds.artwork.pack import Artwork, load, save
@@ -133,7 +133,19 @@ def test_from_the_pack_to_the_comparison(
 
     for name in ("CATEGORY_IMAGES", "PAIR_IMAGES", "NAMED_IMAGES"):
         monkeypatch.setattr(artwork, name, 4)
-    chosen = ["--base", str(out), "--methods", "uce", "--concepts", "cat", "Line style", "--jobs", "1"]
+    chosen = [
+        "--base",
+        str(out),
+        "--methods",
+        "uce",
+        "--concepts",
+        "cat",
+        "Line style",
+        "--jobs",
+        "1",
+        "--more_seeds",
+        "1",
+    ]
     compared = tmp_path / "compared"
     comparison.main(comparison.parse_config([*chosen, "--output_dir", str(compared)]))
     told = {file.stem: file.read_text().splitlines() for file in (compared / "told").iterdir()}
@@ -145,12 +157,14 @@ def test_from_the_pack_to_the_comparison(
     table = (compared / "table.md").read_text()
     assert "| never saw the concept |" in table and "object UA_synonyms" not in table
     found = json.loads((compared / "comparison.json").read_text())["runs"]
-    assert [(run["method"], run["concept"]) for run in found] == [
-        ("uce", "cat"),
-        ("uce", "Line style"),
-        ("never", "cat"),
+    assert [(run["method"], run["concept"], run["seed"]) for run in found] == [
+        *(("uce", "cat", 0), ("uce", "cat", 1)),
+        *(("uce", "Line style", 0), ("uce", "Line style", 1)),
+        ("never", "cat", 0),
     ]
-    assert found[2]["base"] == found[0]["base"] and found[2]["adapter"] != found[0]["base"]
+    assert found[4]["base"] == found[0]["base"] and found[4]["adapter"] != found[0]["base"]
+    assert {run["guidance_scale"] for run in found} == {GUIDANCE}
+    assert found[1]["seeds"] == [1000, 1001] and found[0]["seeds"] == [0, 1]
     assert (compared / "cat.png").is_file() and (compared / "comparison.png").is_file()
     shutil.rmtree(out / "judge")
     with pytest.raises(ValueError, match=r"holds no judge.*--output_dir"):
