@@ -65,7 +65,7 @@ class FlowBackbone(Backbone):
     component = "transformer"
     is_flow = True
     kl_sensitivity = 1.09
-    """KLs count twice what they count on a UNet: with half of it, more of an object is left."""
+    """KLs count twice what they count on a UNet."""
     attention = "attn"
     lora_targets = (*attention_layers(attention), *joint_attention_layers(attention))
 
