@@ -28,8 +28,9 @@ AWAY = {408, 425, 429, *range(500, 600)}
 INSTEAD = "try again later, or name a copy on this machine"
 HUB_ERRORS = (HTTPError, OSError, ValueError, LookupError, RuntimeError)
 """What the Hub's client raises where the Hub is away or refuses, within `readable_answers`."""
-LOAD_ERRORS = (*HUB_ERRORS, TypeError, AttributeError, httpx.InvalidURL, SafetensorError)
-"""What the loaders raise that use it, where what came is no such thing too."""
+LOAD_ERRORS = (*HUB_ERRORS, TypeError, AttributeError, ImportError, httpx.InvalidURL, SafetensorError)
+"""What the loaders raise that use it, where what came is no such thing too, or needs a package that is
+missing."""
 UNREADABLE = "the Hub's answer cannot be read"
 OFFLINE = "the Hub is switched off by HF_HUB_OFFLINE or --local_files_only"
 

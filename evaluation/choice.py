@@ -26,7 +26,7 @@ from evaluation.nudity import CONCEPTS, NUDENET, OPENNSFW, THRESHOLDS, nudity_ju
 from evaluation.prompt_file import read_prompt_file
 from evaluation.unlearncanvas import LITE, NAME, UnlearnCanvasExamination, UnlearnCanvasJudge
 from hub.adapter import find_adapter
-from hub.provenance import AdapterBase, resolve_base, what_adapter_says
+from hub.provenance import NOTHING_SAID, AdapterBase, resolve_base, what_adapter_says
 from hub.results import RESULTS_NAME, read_results
 from pipelines.base import BY_LATENTS, BaseConfig, load_base
 from pipelines.memory import DTYPES
@@ -36,8 +36,6 @@ from reward.teacher import Teacher
 logger = logging.getLogger(__name__)
 
 CANVAS, GRID, CLIP_JUDGE = "canvas", "grid", "clip"
-NOTHING_SAID: dict[str, Any] = {"concept": None, "base": None, "revision": None}
-"""By no adapter."""
 
 
 @dataclass(frozen=True)

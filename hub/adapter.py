@@ -29,6 +29,11 @@ from hub.formats import PEFT_NAME, as_diffusers_reads, decisive, is_kohya, what_
 
 RESERVED = {LORA_ADAPTER_METADATA_KEY, "format", HASH_KEY, TENSORS_KEY}
 """Header keys that are derived from the tensors."""
+LOADING_FAILS = (
+    *(OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError),
+    AssertionError,  # of diffusers' converters
+)
+"""How diffusers says that a file does not fit a pipeline."""
 
 
 class NoAdapter(ValueError):
@@ -217,7 +222,7 @@ def load_adapter(
                 fault = find_fault(pipe, adapter, file, tensors)
         except UnreadableAdapter:
             raise
-        except (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
+        except LOADING_FAILS as error:
             fault, cause = (
                 f"does not fit this pipeline ({textwrap.shorten(str(error), 240)}); load it into its own base.",
                 error,

@@ -20,6 +20,7 @@ from common.names import BUNDLED_PIPELINE, file_name, hub_id, without_path
 from hub.concepts import kohya_name
 from hub.licences import BUNDLED_TEXT, licence_by_hand, licence_of
 from hub.notes import notes_section, read_notes
+from hub.provenance import was_without_t5
 from hub.results import PipelineClass, interval, listed
 
 CARD_NAME, GRID_NAME = "README.md", "before_after.png"
@@ -271,7 +272,9 @@ def _use_section(
     output_dir: str | Path,
 ) -> Markdown:
     revision = results.get("revision")
-    given = Python.fill(", revision={revision}", revision=revision) if base_id and revision else ""
+    given = Python.fill(", revision={revision}", revision=revision) if base_id and revision else Python("")
+    if was_without_t5(results):
+        given = Python(f"{given}, text_encoder_3=None, tokenizer_3=None")
     loader, method, header = "DiffusionPipeline", "from_pretrained", []
     if base == BUNDLED_PIPELINE:
         header, source = (

@@ -16,7 +16,7 @@ from peft.utils.other import get_pattern_key
 
 from hub.adapter import read_adapter_metadata
 from hub.files import read_file, read_names
-from hub.formats import as_diffusers_reads, is_kohya, what_else
+from hub.formats import PREFIX, as_diffusers_reads, component_of_layer, is_kohya, what_else
 from hub.names import LAYERS
 
 
@@ -48,11 +48,10 @@ def component_of(path: Path) -> str:
         UnreadableAdapter: it cannot be read.
     """
     names = read_names(path)
-    return (
-        "transformer"
-        if any(name.startswith(("transformer.", "lora_transformer_")) for name in names)
-        else "unet"
-    )
+    if any(name.startswith(("transformer.", "lora_transformer_")) for name in names):
+        return "transformer"
+    plain = [name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)]
+    return "transformer" if "transformer" in map(component_of_layer, plain) else "unet"
 
 
 def adapter_factors(path: Path) -> dict[str, Factors]:
@@ -121,7 +120,7 @@ def _from_kohya(tensors: Mapping[str, torch.Tensor]) -> dict[str, Factors]:
             if name.endswith(".lora_up.weight")
         }
         state, alphas = _by_peft_names(pairs), _by_peft_names(pairs | alphas)
-    except (ValueError, LookupError, RuntimeError) as error:
+    except (ValueError, LookupError, RuntimeError, AssertionError) as error:
         raise NotPairs(f"diffusers cannot read its keys: {str(error).strip().splitlines()[0]}") from error
     return {
         module: factors._replace(alpha=alphas[f"unet.{module}.lora_B.weight"].item())

@@ -20,6 +20,11 @@ from hub.files import UnreadableAdapter
 PREFIX = "base_model.model."
 """Of every name in peft's format."""
 PEFT_NAME, CONFIG_NAME = "adapter_model.safetensors", "adapter_config.json"
+OF_UNETS = (
+    *("down_blocks.", "mid_block.", "up_blocks.", "conv_", "time_embedding.", "add_embedding."),
+    *("encoder_hid_proj.", "class_embedding."),
+)
+"""How the names of a UNet's layers begin; no transformer's do."""
 NOT_SETTINGS = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -99,7 +104,7 @@ def as_diffusers_reads(path: Path, tensors: Mapping[str, torch.Tensor]) -> Itera
     settings, renamed = _settings(path.with_name(CONFIG_NAME)), {}
     for name, tensor in tensors.items():
         plain = name.removeprefix(PREFIX)
-        renamed[f"{_component(plain)}.{plain}"] = tensor.contiguous()
+        renamed[f"{component_of_layer(plain)}.{plain}"] = tensor.contiguous()
     components = {name.partition(".")[0] for name in renamed}
     said = {f"{part}.{key}": value for part in components for key, value in settings.items()}
     with tempfile.TemporaryDirectory() as aside:
@@ -108,11 +113,11 @@ def as_diffusers_reads(path: Path, tensors: Mapping[str, torch.Tensor]) -> Itera
         yield copy
 
 
-def _component(name: str) -> str:
-    """Whose a layer is, by its name."""
-    if name.startswith(("transformer_blocks.", "single_transformer_blocks.")) or ".attention.to_" in name:
-        return "transformer"
-    return "text_encoder" if ".self_attn." in name or ".mlp." in name else "unet"
+def component_of_layer(name: str) -> str:
+    """Whose a layer is, by its name in diffusers, or after peft's prefix."""
+    if name.startswith(OF_UNETS):
+        return "unet"
+    return "text_encoder" if ".self_attn." in name or ".mlp." in name else "transformer"
 
 
 def decisive(config: LoraConfig) -> dict[str, Any]:

@@ -33,6 +33,8 @@ BASE_VERSIONS = {
 """sd-scripts' names of the bases, by ModelSpec's."""
 ORIGINAL_LAYOUT = "stable-diffusion-xl-v1-base"
 """The base whose modules have the original layout's names in sd-scripts, not diffusers'."""
+OF_Z_IMAGE = ("layers.", "noise_refiner.", "context_refiner.")
+"""How names of Z-Image's modules begin."""
 
 
 def save_kohya(adapter: str | Path, path: str | Path | None = None) -> Path:
@@ -47,8 +49,8 @@ def save_kohya(adapter: str | Path, path: str | Path | None = None) -> Path:
         The path of the file.
 
     Raises:
-        ValueError: there is no adapter, it has parts that the format has no keys for, or ComfyUI knows it by
-            diffusers' names alone.
+        ValueError: there is no adapter, it has parts that the format has no keys for, or it is for Z-Image,
+            whose modules ComfyUI does not know by these names.
     """
     source = find_adapter(adapter)
     if is_kohya(read_names(source)):
@@ -60,9 +62,9 @@ def save_kohya(adapter: str | Path, path: str | Path | None = None) -> Path:
     )
     header.pop(LORA_ADAPTER_METADATA_KEY, None)
     factors, component = adapter_factors(source), component_of(source)
-    if any(".attention.to_" in module for module in factors):
+    if any(module.startswith(OF_Z_IMAGE) for module in factors):
         raise ValueError(
-            f"ComfyUI loads a LoRA for Z-Image by diffusers' names, at a strength of alpha / rank: use {source} as it is."
+            f"For Z-Image ComfyUI does not know these names. It loads diffusers', at a strength of alpha / rank: use {source} as it is."
         )
     converted = to_kohya(factors, component)
     if header.get("modelspec.architecture", "").startswith(ORIGINAL_LAYOUT):

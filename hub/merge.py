@@ -65,6 +65,7 @@ def merge_adapters(
             "adapters": [public_name(adapter) for adapter in adapters],
             "weights": list(weights),
             "rank": rank,
+            **({"without_t5": True} if any(one["without_t5"] for one in said) else {}),
         },
         "relative_error": error,
         "versions": versions(),

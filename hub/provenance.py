@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +16,9 @@ from hub.adapter import find_adapter, read_adapter_metadata
 from hub.concepts import recorded_concepts
 from hub.results import read_results
 from pipelines.base import BaseConfig
+
+NOTHING_SAID: dict[str, Any] = {"concept": None, "base": None, "revision": None, "without_t5": False}
+"""By files that say nothing."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,8 @@ class AdapterBase(BaseConfig):
 
 
 def what_adapter_says(directory: Path, name: str | None = None) -> dict[str, Any]:
-    """Concept (list), base and revision from the adapter's results.json, else from its header; None if
-    neither has them.
+    """Concept (list), base and revision from the adapter's results.json, else from its header, None if
+    neither has them; and whether it was trained without the base's T5.
 
     Args:
         name: the adapter's file. Default: as `find_adapter` finds it.
@@ -45,7 +49,19 @@ def what_adapter_says(directory: Path, name: str | None = None) -> dict[str, Any
         "concept": recorded_concepts(said) or None,
         "base": said.get("base_model_name_or_path"),
         "revision": said.get("revision") or None,
+        "without_t5": was_without_t5(said),
     }
+
+
+def was_without_t5(said: Mapping[str, Any]) -> bool:
+    """Whether results, or a header, say that the run left the base's T5 out."""
+    settings = said.get("settings")
+    if isinstance(settings, str):
+        try:
+            settings = json.loads(settings)
+        except (ValueError, RecursionError):
+            return False
+    return isinstance(settings, Mapping) and settings.get("without_t5") is True
 
 
 def find_base(given: str | None, recorded: str | None) -> str | Path:
@@ -70,7 +86,8 @@ def find_base(given: str | None, recorded: str | None) -> str | Path:
 
 
 def resolve_base(config: AdapterBase, said: Mapping[str, Any]) -> AdapterBase:
-    """The base to load: the one that is named, else the one that the adapter records, at its revision.
+    """The base to load: the one that is named, else the one that the adapter records, at its revision. It is
+    without its T5 where the adapter was trained without it.
 
     Args:
         said: by `what_adapter_says`.
@@ -83,4 +100,5 @@ def resolve_base(config: AdapterBase, said: Mapping[str, Any]) -> AdapterBase:
         config,
         pretrained_model_name_or_path=str(find_base(given, said["base"])),
         revision=config.revision or (None if given else said["revision"]),
+        without_t5=config.without_t5 or said["without_t5"],
     )

@@ -183,7 +183,7 @@ def load_pipeline(
     prediction_type: str | None = None,
     without_t5: bool = False,
 ) -> DiffusionPipeline:
-    """A Stable Diffusion 1.x, 2.x or XL pipeline: safetensors only, no code of its own, its safety checker
+    """A pipeline of a supported class: safetensors only, no code of its own, its safety checker
     left out unless asked for.
 
     Args:

@@ -13,6 +13,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
     ZImagePipeline,
 )
+from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedTokenizerBase
 
 from pipelines.backbone import Backbone, attention_layers
@@ -26,11 +27,11 @@ class NoisyEuler(FlowMatchEulerDiscreteScheduler):
 
     Attributes:
         eta: 0 is Euler's own step.
-        generator: what the noise is drawn from, on the CPU.
+        generator: what the noise is drawn from, on the CPU; or a list of one for each image.
     """
 
     eta = 1.0
-    generator: torch.Generator | None = None
+    generator: torch.Generator | list[torch.Generator] | None = None
 
     def step(
         self,
@@ -47,7 +48,7 @@ class NoisyEuler(FlowMatchEulerDiscreteScheduler):
         x0, epsilon = x - now * output, x + (1 - now) * output
         fresh = ancestral_variances(self.sigmas)[self.step_index].item()
         variance = min(self.eta**2 * fresh, after**2)
-        noise = torch.randn(x.shape, generator=self.generator).to(x.device)
+        noise = randn_tensor(x.shape, self.generator, x.device)
         state = (1 - after) * x0 + (after**2 - variance) ** 0.5 * epsilon + variance**0.5 * noise
         self._step_index += 1
         return (state.to(model_output.dtype),)
@@ -74,8 +75,9 @@ class FlowBackbone(Backbone):
         kind = type(self.pipe.scheduler)
         return kind.from_config(self.pipe.scheduler.config, stochastic_sampling=False)
 
-    def noisy_sampler(self, eta: float, generator: torch.Generator) -> NoisyEuler:
-        """The pipeline's own noise levels with new noise in every step."""
+    def noisy_sampler(self, eta: float, generator: torch.Generator | None = None) -> NoisyEuler:
+        """The pipeline's own noise levels with new noise in every step; `pipelines.generate.draw` gives it a
+        generator for each image."""
         sampler = NoisyEuler.from_config(self.pipe.scheduler.config)
         sampler.eta, sampler.generator = eta, generator
         return sampler

@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from pipelines.backbone import Backbone
+from pipelines.flow import NoisyEuler
 
 
 @contextmanager
@@ -118,10 +119,13 @@ def draw(
     images: list[Image.Image] = []
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
+        generators = [torch.Generator().manual_seed(image_seed(prompt, seed)) for prompt, seed in batch]
+        if isinstance(pipe.scheduler, NoisyEuler):
+            pipe.scheduler.generator = generators
         images += pipe(
             [prompt for prompt, _ in batch],
             num_inference_steps=num_inference_steps,
-            generator=[torch.Generator().manual_seed(image_seed(prompt, seed)) for prompt, seed in batch],
+            generator=generators,
             **size,
             **guidance,
             **batch_of(given, slice(start, start + batch_size)),

@@ -131,8 +131,9 @@ def check_unet(name: str | Path, config: Mapping[str, Any], cls: type) -> None:
         cls: the pipeline's class.
 
     Raises:
-        Unsupported: what it takes.
+        Unsupported: what it takes, or that it is quantised.
     """
+    check_full_precision(name, "UNet", config)
     check_channels(name, config["in_channels"], config["out_channels"])
     if config.get("time_cond_proj_dim"):
         raise Unsupported(
@@ -165,6 +166,7 @@ def check_transformer(
     Raises:
         Unsupported: what is in the way.
     """
+    check_full_precision(name, "transformer", config)
     given, made = config["in_channels"], config.get("out_channels") or config["in_channels"]
     if given != made:
         raise Unsupported(
@@ -173,8 +175,22 @@ def check_transformer(
         )
     if scheduler != FlowMatchEulerDiscreteScheduler.__name__:
         raise Unsupported(
-            f"{name} is a {cls.__name__} with the scheduler {scheduler}, which samples no flow; it needs a "
+            f"{name} is a {cls.__name__} with the scheduler {scheduler}, which is not supported; it needs a "
             f"{FlowMatchEulerDiscreteScheduler.__name__}."
+        )
+
+
+def check_full_precision(name: str | Path, part: str, config: Mapping[str, Any]) -> None:
+    """Refuse a network whose weights are stored quantised.
+
+    Raises:
+        Unsupported: it is; the message says what to do.
+    """
+    if (quantised := config.get("quantization_config")) is not None:
+        method = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
+        raise Unsupported(
+            f"{name} has a {part} that is quantised already ({method or 'it does not say how'}), which cannot be "
+            "trained here; name the full base, and add --load_in_8bit or --load_in_4bit."
         )
 
 

@@ -31,7 +31,7 @@ class AdapterConfig:
     lora_target_modules: tuple[str, ...] | None = flag(
         None,
         help="Endings of the modules to adapt. Default: attn2.to_q, .to_k, .to_v and .to_out.0, a UNet's "
-        "cross-attention; of a transformer the same of attn and, where image and text attend to each other, "
+        "cross-attention; of a transformer the same of its attention and, where image and text attend to each other, "
         "attn.add_q_proj, .add_k_proj, .add_v_proj and .to_add_out, which project the text.",
     )
 

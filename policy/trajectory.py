@@ -19,7 +19,7 @@ class Trajectory:
         latents: (B, T+1, C, H, W); index 0 is pure noise, index T is x_0.
         means: (B, T, C, H, W), the reverse kernel's mean at each step under the policy that acted.
         log_probs: (B, T), float32, averaged over C, H, W.
-        timesteps: (T+1,), int64, decreasing; the last is 0.
+        timesteps: (T+1,), decreasing: int64, of a flow float32; the last is 0.
         prompt_ids: (B,), int64, rows of the prompt table.
     """
 

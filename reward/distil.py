@@ -172,13 +172,18 @@ def noisy_batch(
         # the others would be learnt.
         last = noise_schedule.last
         apart = max(1, last // len(data.timesteps))
-        near = (
-            data.timesteps[step].round().long()
-            + torch.randint(apart, (batch_size,), generator=generator)
-            - apart // 2
-        )
-        t = torch.where(rolled, near.clamp(0, last), t)
+        off = torch.randint(apart, (batch_size,), generator=generator) - apart // 2
+        off = (off * gaps(data.timesteps)[step].clamp(max=apart) / apart).round().long()
+        t = torch.where(rolled, (data.timesteps[step].round().long() + off).clamp(0, last), t)
     return noisy, t, data.embeddings[rows]
+
+
+def gaps(timesteps: torch.Tensor) -> torch.Tensor:
+    """(T,) how far each timestep is from the nearest other; a shifted flow's lie closer the noisier."""
+    apart = timesteps.float().diff().abs()
+    if not len(apart):
+        return torch.ones(len(timesteps))
+    return torch.minimum(torch.cat([apart[:1], apart]), torch.cat([apart, apart[-1:]]))
 
 
 def create_optimizer(parameters: list[torch.nn.Parameter], config: DistilConfig) -> torch.optim.Optimizer:

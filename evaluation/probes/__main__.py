@@ -44,6 +44,7 @@ from evaluation.probes import (
 from evaluation.probes.rows import Row, cell, save_samples
 from evaluation.probes.settings import Settings
 from evaluation.probes.subject import Subject
+from evaluation.probes.words import whole_words
 from hub.adapter import load_adapter
 from hub.provenance import AdapterBase
 from hub.results import PROBES_NAME, RESULTS_NAME, check, read_results
@@ -52,7 +53,11 @@ from pipelines.backbone import Backbone
 from pipelines.base import with_downloads
 from reward.concept.exemplars import read_images
 
+logger = logging.getLogger(__name__)
+
 PLAIN = "plain"
+OF_WORDS = ("inversion", "attack")
+"""Probes that put other embeddings, or other words, in the place of words."""
 PROBES: dict[str, tuple[str, Callable[[Subject, Settings], list[Row]]]] = {
     PLAIN: (
         "plain prompts",
@@ -165,6 +170,25 @@ def check_steps(config: ProbesConfig, steps: int) -> None:
             image_to_image.check_strength(strength, steps)
 
 
+def runnable(names: Sequence[str], backbone: Backbone) -> tuple[str, ...]:
+    """Those of the probes that can be run on a base, with a warning of the others.
+
+    Raises:
+        ValueError: none can.
+    """
+    needing = [name for name in names if name in OF_WORDS]
+    try:
+        if needing:
+            whole_words(backbone)
+    except ValueError as error:
+        left = tuple(name for name in names if name not in needing)
+        if not left:
+            raise
+        logger.warning(f"Not run: {', '.join(needing)}. {error}")
+        return left
+    return tuple(names)
+
+
 @advised("eval_batch_size", "train_batch_size")
 @with_downloads
 def main(config: ProbesConfig) -> None:
@@ -176,6 +200,8 @@ def main(config: ProbesConfig) -> None:
         raise ValueError("No prompt of --protocol asks for the concept, so there is nothing to get back.")
     check_steps(config, config.examination.num_inference_steps or chosen.examination.num_inference_steps)
     pipe = chosen.load_base()
+    probes = runnable(config.output.probes, Backbone.of(pipe))
+    config = replace(config, output=replace(config.output, probes=probes))
     run = advised("eval_batch_size", "train_batch_size")(partial(run_all, chosen=chosen, pipe=pipe))
     with exclusive(config.output_dir):
         run(config.with_batch_size(Backbone.of(pipe).usual_batch_size))

@@ -58,7 +58,7 @@ def noisy(pipe: DiffusionPipeline, eta: float) -> SchedulerMixin:
     """The pipeline's noise schedule under a stochastic sampler of this eta."""
     backbone = Backbone.of(pipe)
     if isinstance(backbone, FlowBackbone):
-        return backbone.noisy_sampler(eta, torch.Generator().manual_seed(0))
+        return backbone.noisy_sampler(eta)
     scheduler = NoisyDDIM.from_config(backbone.deterministic_sampler().config)
     scheduler.noise = eta
     return scheduler

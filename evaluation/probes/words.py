@@ -41,7 +41,7 @@ def whole_words(backbone: Backbone, without: Sequence[str] = ()) -> list[str]:
             if len(ids) == 1 and ids[0] not in taken
         ]
     if not found:
-        raise ValueError("The tokenizer has no whole words, as CLIP's has; this probe cannot be run.")
+        raise ValueError("The tokenizer has no whole words, as CLIP's has.")
     return found
 
 

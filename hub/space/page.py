@@ -18,7 +18,7 @@ from starlette.middleware import Middleware
 import canvas
 from common.markup import Html, Markdown
 from common.names import BUNDLED_PIPELINE, without_path
-from hub.provenance import find_base, what_adapter_says
+from hub.provenance import NOTHING_SAID, find_base, what_adapter_says
 from hub.space.about import About, introduction, metrics, read_about, sampling, spread, title
 from hub.space.guard import Guard, own_hosts
 from hub.space.studio import (
@@ -97,10 +97,11 @@ def make_page(
     said = (
         what_adapter_says(fetch_adapter(adapter, revision).parent)
         if adapter
-        else {"base": BUNDLED_PIPELINE, "revision": None}
+        else NOTHING_SAID | {"base": BUNDLED_PIPELINE}
     )
     source = find_base(base, said["base"])
-    studio = Studio(source, base_revision or (None if base else said["revision"]), variant)
+    base_revision = base_revision or (None if base else said["revision"])
+    studio = Studio(source, base_revision, variant, said["without_t5"])
     about = read_about(studio.load(adapter, revision).parent) if adapter else None
     return build_page(
         studio,

@@ -140,15 +140,23 @@ class Studio:
     """Draws for one request after another; `drawn` counts the images that were not cached.
 
     Args:
-        base, revision, variant: as in `pipelines.base.load_pipeline`.
+        base, revision, variant, without_t5: as in `pipelines.base.load_pipeline`.
 
     Raises:
         ValueError: there is no such pipeline.
     """
 
-    def __init__(self, base: str | Path, revision: str | None = None, variant: str | None = None) -> None:
+    def __init__(
+        self,
+        base: str | Path,
+        revision: str | None = None,
+        variant: str | None = None,
+        without_t5: bool = False,
+    ) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.pipe = load_pipeline(base, revision, variant=variant, safety_checker=True).to(device)
+        self.pipe = load_pipeline(
+            base, revision, variant=variant, safety_checker=True, without_t5=without_t5
+        ).to(device)
         self.pipe.scheduler = Backbone.of(self.pipe).deterministic_sampler()
         self.loaded: LoadedAdapter | None = None
         self.drawn = 0

@@ -356,6 +356,13 @@ def test_it_says_how_other_programs_load_the_adapter_if_there_is_a_file_for_them
     assert "sd-scripts" not in text and "- stable-diffusion\n" not in text and "- flux\n" in text
 
 
+def test_an_adapter_without_t5_is_used_without_it(results: dict[str, Any], tmp_path: Path) -> None:
+    given = results | {"base_model_name_or_path": "owner/model"}
+    assert "text_encoder_3" not in str(model_card(given, tmp_path))
+    without = given | {"settings": {"without_t5": True}}
+    assert ", text_encoder_3=None, tokenizer_3=None)\n" in str(model_card(without, tmp_path))
+
+
 def test_an_adapter_of_z_image_is_loaded_by_comfyui_as_it_is(results: dict[str, Any], tmp_path: Path) -> None:
     text = str(model_card(results | {"pipeline_class": "ZImagePipeline"}, tmp_path))
     assert "## Use in ComfyUI\n\nLoad `pytorch_lora_weights.safetensors`." in text

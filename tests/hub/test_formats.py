@@ -135,6 +135,18 @@ def test_a_file_that_is_no_lora_is_named(name: str, tiny_pipeline_dir: Path, tmp
     assert "its own base" not in str(caught.value)
 
 
+def test_a_lora_of_a_t5_is_named(flow_dirs: dict[str, Path], tmp_path: Path) -> None:
+    """diffusers' converter asserts that FLUX has but one text encoder's LoRA."""
+    modules = (
+        "lora_transformer_transformer_blocks_0_attn_to_q",
+        "lora_te2_encoder_block_0_layer_0_SelfAttention_q",
+    )
+    pairs = {f"{module}.lora_{way}.weight": torch.ones(4, 4) for module in modules for way in ("down", "up")}
+    save_file(pairs, tmp_path / "found.safetensors")
+    with pytest.raises(UnfitAdapter, match="ComfyUI and OneTrainer"):
+        load_adapter(load_pipeline(flow_dirs["flux"]), tmp_path)
+
+
 def test_every_kind_is_told_by_one_of_the_names_above() -> None:
     said = {what_else([name]) for name in NAMES}
     assert len(said) == len(OTHERS) and all(said)

@@ -18,7 +18,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from original_layout import save_original
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from hub.adapter import KOHYA_NAME, UnfitAdapter, load_adapter, save_adapter
@@ -345,10 +345,24 @@ def test_every_key_of_a_full_size_transformer_is_one_that_comfyui_looks_for(base
 
 
 def test_an_adapter_of_z_image_needs_no_other_names(flow_dirs: dict[str, Path], tmp_path: Path) -> None:
-    """ComfyUI knows it by `transformer.` and diffusers' names alone."""
-    denoiser = Backbone.of(load_pipeline(flow_dirs["z-image"])).denoiser
-    denoiser.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["attention.to_q"]))
-    path = save_adapter(tmp_path, denoiser)
-    assert "transformer.layers.0.attention.to_q.lora_A.weight" in load_file(path)
-    with pytest.raises(ValueError, match=r"Z-Image by diffusers' names.*as it is"):
-        save_kohya(tmp_path)
+    """ComfyUI does not know it by `lora_transformer_`, whatever is adapted."""
+    for target in ("attention.to_q", "feed_forward.w1"):
+        denoiser = Backbone.of(load_pipeline(flow_dirs["z-image"])).denoiser
+        denoiser.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=[target]))
+        path = save_adapter(tmp_path, denoiser)
+        assert f"transformer.layers.0.{target}.lora_A.weight" in load_file(path)
+        with pytest.raises(ValueError, match=r"Z-Image ComfyUI does not know.*as it is"):
+            save_kohya(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux"])
+def test_peft_s_files_of_a_transformer_are_converted(
+    kind: str, flow_dirs: dict[str, Path], tmp_path: Path
+) -> None:
+    settings = LoraConfig(r=2, lora_alpha=4, init_lora_weights=False, target_modules=["to_q", "x_embedder"])
+    denoiser = Backbone.of(load_pipeline(flow_dirs[kind])).denoiser
+    get_peft_model(denoiser, settings).save_pretrained(tmp_path)
+    keys = load_file(save_kohya(tmp_path))
+    assert all(key.startswith("lora_transformer_") for key in keys)
+    assert "lora_transformer_transformer_blocks_0_attn_to_q.lora_down.weight" in keys
+    assert "lora_transformer_x_embedder.alpha" in keys or kind == "sd3"

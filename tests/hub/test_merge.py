@@ -368,6 +368,7 @@ def test_header_results_and_card(
         "concept": ["attention", "convolutions"],
         "base": "tiny",
         "revision": None,
+        "without_t5": False,
     }
 
     card = (merged / "README.md").read_text()
@@ -396,6 +397,7 @@ def test_an_adapter_from_elsewhere_says_neither_concept_nor_base(
         "concept": ["attention"],
         "base": "tiny",
         "revision": None,
+        "without_t5": False,
     }
     load_adapter(pipe, tmp_path / "merged")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from diffusers import UNet2DConditionModel
@@ -11,12 +12,31 @@ from diffusers import UNet2DConditionModel
 import canvas
 from hub.adapter import find_adapter, save_adapter
 from hub.header import results_header
-from hub.provenance import find_base, what_adapter_says
+from hub.provenance import AdapterBase, find_base, resolve_base, was_without_t5, what_adapter_says
+
+
+def said(**more: Any) -> dict[str, Any]:
+    return {"concept": None, "base": None, "revision": None, "without_t5": False} | more
+
+
+def test_an_adapter_that_was_trained_without_t5_is_used_without_it(
+    trained: UNet2DConditionModel, tmp_path: Path
+) -> None:
+    results = {"base_model_name_or_path": "owner/model", "settings": {"without_t5": True}}
+    save_adapter(tmp_path, trained, metadata=results_header(results))
+    found = what_adapter_says(tmp_path)
+    assert found == said(base="owner/model", without_t5=True)
+    assert resolve_base(AdapterBase(), found).without_t5
+    assert resolve_base(AdapterBase(pretrained_model_name_or_path="a/b"), found).without_t5
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert what_adapter_says(tmp_path)["without_t5"]
+    for damaged in ("{", "[]", '{"without_t5": "yes"}', "[" * 100_000):
+        assert not was_without_t5({"settings": damaged})
 
 
 def test_results_go_before_the_header(trained: UNet2DConditionModel, tmp_path: Path) -> None:
     save_adapter(tmp_path, trained)
-    assert what_adapter_says(tmp_path) == {"concept": None, "base": None, "revision": None}
+    assert what_adapter_says(tmp_path) == said()
     save_adapter(
         tmp_path,
         trained,
@@ -24,11 +44,11 @@ def test_results_go_before_the_header(trained: UNet2DConditionModel, tmp_path: P
             {"concept": ["cat"], "base_model_name_or_path": "owner/model", "revision": "v1"}
         ),
     )
-    assert what_adapter_says(tmp_path) == {"concept": ["cat"], "base": "owner/model", "revision": "v1"}
+    assert what_adapter_says(tmp_path) == said(concept=["cat"], base="owner/model", revision="v1")
     (tmp_path / "results.json").write_text(
         json.dumps({"concept": "dog", "base_model_name_or_path": "owner/other", "revision": None})
     )
-    assert what_adapter_says(tmp_path) == {"concept": ["dog"], "base": "owner/other", "revision": None}
+    assert what_adapter_says(tmp_path) == said(concept=["dog"], base="owner/other")
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(ValueError, match=r"results\.json"):
         what_adapter_says(tmp_path)

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_pipelines import FLOWS
@@ -166,7 +167,10 @@ def changed(directory: Path, to: Path, change: dict[str, object]) -> Path:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"scheduler": ["diffusers", "DDIMScheduler"]}, "samples no flow.*FlowMatchEulerDiscreteScheduler"),
+        (
+            {"scheduler": ["diffusers", "DDIMScheduler"]},
+            "DDIMScheduler.*needs a FlowMatchEulerDiscreteScheduler",
+        ),
         ({"text_encoder_2": [None, None]}, "without a text_encoder_2"),
         ({"transformer": ["diffusers", "HunyuanDiT2DModel"]}, "HunyuanDiT2DModel"),
         ({"controlnet": ["diffusers", "SD3ControlNetModel"]}, "controlnet"),
@@ -177,6 +181,41 @@ def test_what_is_no_such_flow_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=said):
         load_pipeline(changed(flow_dirs["sd3"], tmp_path / "base", change))
+
+
+@pytest.mark.parametrize("said", ({"quant_method": "gguf"}, {"quant_method": "quanto"}, {}, []))
+@pytest.mark.parametrize("kind", ["sd3", "sd1"])
+def test_a_network_that_is_quantised_already_is_refused(
+    said: object, kind: str, flow_dirs: dict[str, Path], tmp_path: Path
+) -> None:
+    base = changed(flow_dirs[kind], tmp_path / "base", {})
+    config = base / ("unet" if kind == "sd1" else "transformer") / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": said}))
+    with pytest.raises(ValueError, match=r"quantised already.*--load_in_4bit"):
+        load_pipeline(base)
+
+
+def test_a_text_encoder_that_needs_another_package_is_refused(
+    flow_dirs: dict[str, Path], tmp_path: Path
+) -> None:
+    base = changed(flow_dirs["sd3"], tmp_path / "base", {})
+    config = base / "text_encoder_3" / "config.json"
+    found = json.loads(config.read_text()) | {"quantization_config": {"quant_method": "quanto"}}
+    config.write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="quanto"):
+        load_pipeline(base)
+
+
+def test_noise_on_the_way_does_not_depend_on_the_batch(flow_dirs: dict[str, Path]) -> None:
+    pipe = load_pipeline(flow_dirs["sd3"])
+    pipe.scheduler = Backbone.of(pipe).noisy_sampler(1.0)
+    jobs = [("a cat", seed) for seed in range(3)]
+    together, apart = (
+        [np.asarray(image, int) for image in draw(pipe, jobs, num_inference_steps=3, batch_size=size)]
+        for size in (3, 2)
+    )
+    assert np.abs(np.stack(together) - np.stack(apart)).max() <= 1
+    assert not np.array_equal(together[0], together[1])
 
 
 def test_a_flow_predicts_nothing_else(flow_dirs: dict[str, Path]) -> None:

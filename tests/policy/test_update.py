@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from small_policy import move, parameters, sample
 
 from pipelines.backbone import Backbone
@@ -224,12 +224,26 @@ def test_a_kl_to_the_base_does_not_depend_on_the_noise_that_is_drawn(
 
 
 def test_the_kls_of_a_flow_count_twice(policy: Policy) -> None:
-    counted = [
-        Objective(replace(policy, backbone=cls(policy.backbone.pipe)), Accelerator(cpu=True), UpdateConfig())
-        for cls in (Backbone, FlowBackbone)
-    ]
-    usual, flow = (objective.kl_weights for objective in counted)
-    torch.testing.assert_close(flow, 2 * usual, rtol=0.01, atol=0)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(8)
+    counted = {
+        Backbone: [
+            ReverseKernel.from_scheduler(DDIMScheduler(clip_sample=False), 8, eta) for eta in (0.5, 1.0)
+        ],
+        FlowBackbone: [ReverseKernel.from_flow(scheduler, eta) for eta in (0.5, 1.0)],
+    }
+    for cls, kernels in counted.items():
+        for kernel in kernels:
+            acting = replace(policy, kernel=kernel, backbone=cls(policy.backbone.pipe))
+            weights = Objective(acting, Accelerator(cpu=True), UpdateConfig()).kl_weights
+            # What a change of the network's output by one is counted at, in every step.
+            x, output, change = torch.zeros(3, 1, 4, 8, 8).unbind()
+            change = change + 1
+            for step in range(8):
+                moved = kernel.mean(output + change, x, step), kernel.mean(output, x, step)
+                counts = weights[step] * kernel.kl(*moved, step).item()
+                usual = 0.77**2 * (1 if cls is Backbone else 2) / 2
+                assert counts.item() == pytest.approx(usual, rel=0.02), (cls, step)
 
 
 def test_only_the_adapter_moves(policy: Policy) -> None:

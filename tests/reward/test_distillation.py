@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 import canvas
 from common.checkpoints import list_checkpoints
@@ -181,6 +181,20 @@ def test_half_of_a_batch_are_states_of_rollouts_where_there_are_any() -> None:
         and 0 <= t.min() <= t.max() <= 999
     )
     assert not (noisy_batch(data, SCHEDULE, 100, "clean", torch.Generator().manual_seed(0))[0] > 50).any()
+
+
+def test_a_timestep_is_told_nearer_to_its_own_than_to_any_other() -> None:
+    """Those of a shifted flow lie close together where there is most noise."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(16)
+    timesteps, plain = scheduler.timesteps, learnable(512, seed=1)
+    states = torch.arange(16.0).reshape(1, 16, 1, 1, 1).expand(512, 16, 4, 8, 8) + 100
+    data = replace(plain, states=states, timesteps=timesteps)
+    noisy, t, _ = noisy_batch(data, NoiseSchedule.of(scheduler), 512, "all", torch.Generator().manual_seed(0))
+    rolled = noisy[:, 0, 0, 0] >= 100
+    steps = (noisy[rolled, 0, 0, 0] - 100).long()
+    nearest = (t[rolled, None] - timesteps[None]).abs().argmin(1)
+    assert rolled.sum() > 100 and (nearest == steps).float().mean() > 0.97  # ties
 
 
 def test_a_clean_twin_knows_clean_latents_and_a_blind_one_treats_all_timesteps_alike() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from evaluation.examination import JudgeExamination
 from evaluation.judge import Judge
-from evaluation.probes.__main__ import PROBES
+from evaluation.probes.__main__ import PROBES, runnable
 from evaluation.probes.rows import Budget, Return, metered
 from evaluation.probes.settings import Settings
 from evaluation.probes.subject import Subject
@@ -79,6 +79,7 @@ def test_every_backbone(
     tiny_judge: Judge,
     few: Settings,
     state: Callable[[Subject], tuple],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = BaseConfig(str((pipeline_dirs | flow_dirs)[kind]), resolution=16)
     made = Backbone.of(load_base(config))
@@ -98,8 +99,11 @@ def test_every_backbone(
     before = state(subject)
     if kind == "z-image" and name in ("inversion", "attack"):
         with pytest.raises(ValueError, match="no whole words"):
-            PROBES[name][1](subject, few)
+            runnable([name], subject.backbone)
+        assert runnable(["noise", name], subject.backbone) == ("noise",)
+        assert f"Not run: {name}" in caplog.text
         return
+    assert runnable([name], subject.backbone) == (name,)
     rows = PROBES[name][1](subject, few)
     assert state(subject) == before
     assert spent(rows) == BUDGETS[name]
