@@ -101,7 +101,7 @@ class MeasureConfig:
     seed_offset: int = flag(
         0,
         within=IMAGE_SEED,
-        help="Added to the protocol's own seeds: other images of the same prompts.",
+        help="Added to every seed: other images of the same prompts.",
     )
     fid_features: str = flag(
         "judge",
@@ -163,8 +163,6 @@ def check_config(config: EvaluationConfig) -> None:
     seeds = config.measures.seeds or ()
     if len(set(seeds)) < len(seeds):
         raise ValueError("--seeds holds a seed twice.")
-    if seeds and config.measures.seed_offset:
-        raise ValueError("--seed_offset is for the protocol's own seeds; leave it or --seeds out.")
     if adapter is None and config.measures.scales != MeasureConfig().scales:
         raise ValueError("--scales are weights of an adapter; name it with --adapter.")
 

@@ -48,7 +48,7 @@ class Examination(ABC):
         targets: the classes to forget, by domain; empty if the judge has no classes.
         without: additional sets of metrics by name, each over the cells listed.
         seeds: the protocol's; None leaves them open.
-        seed_offset: added to them, for other images of the same prompts.
+        seed_offset: added to every seed, for other images of the same prompts.
         num_inference_steps, guidance_scale: the protocol's; a guidance of None is the pipeline's own.
         image_format: how images are kept between drawing and judging, "png" or "jpeg".
     """

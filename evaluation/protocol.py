@@ -166,17 +166,13 @@ def evaluate(
 
 def list_jobs(examination: Examination, seeds: Sequence[int] | None = None) -> list[Job]:
     """The images to draw, seed after seed; `seeds` as in `evaluate`."""
-    if seeds is None:
-        own = examination.seeds_by_prompt()
-        of_prompts = [[seed + examination.seed_offset for seed in of_prompt] for of_prompt in own]
-    else:
-        of_prompts = [list(seeds)] * len(examination.cells)
+    of_prompts = examination.seeds_by_prompt() if seeds is None else [list(seeds)] * len(examination.cells)
     ordered = dict.fromkeys(
         seed for of_prompt in sorted(of_prompts, key=len, reverse=True) for seed in of_prompt
     )
     place = {seed: at for at, seed in enumerate(ordered)}
     jobs = [(i, seed) for i, of_prompt in enumerate(of_prompts) for seed in of_prompt]
-    return sorted(jobs, key=lambda job: place[job[1]])
+    return [(i, seed + examination.seed_offset) for i, seed in sorted(jobs, key=lambda job: place[job[1]])]
 
 
 def guidance_by_prompt(

@@ -185,6 +185,7 @@ def test_seeds_of_each_prompt(tiny_judge: Judge) -> None:
     )
     examination.seed_offset = 100
     assert list_jobs(examination) == [(i, seed + 100) for i, seed in jobs]
+    assert list_jobs(examination, [5, 3])[::4] == [(0, 105), (0, 103)]
 
 
 def test_the_table_names_every_weight_and_shows_intervals(run: Callable[..., Any]) -> None:
