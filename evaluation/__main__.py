@@ -174,7 +174,7 @@ def main(config: EvaluationConfig) -> None:
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     chosen = choose(config.base, config.examination, accelerator.device, seeds=config.measures.seeds)
-    chosen.examination.seed_offset = config.measures.seed_offset
+    chosen.examination.offset_seeds(config.measures.seed_offset)
     features = choose_features(
         config.measures.fid_features,
         chosen.examination,

@@ -81,6 +81,12 @@ class Examination(ABC):
             return default_seeds(self.forget)
         return [list(self.seeds) for _ in self.cells]
 
+    def offset_seeds(self, offset: int) -> None:
+        """From now on draw other images; the protocol's name says so."""
+        self.seed_offset = offset
+        if offset:
+            self.protocol += f", changed: {offset} added to the seeds"
+
     def guidance_by_prompt(self) -> list[float | None]:
         """For each prompt, the guidance scale of its images; None is the pipeline's own."""
         return [self.guidance_scale] * len(self.cells)

@@ -183,7 +183,11 @@ def test_seeds_of_each_prompt(tiny_judge: Judge) -> None:
         and len(jobs) == 2 * 12 + 2 * 3
         and jobs[-1] == (1, 11)
     )
-    examination.seed_offset = 100
+    protocol = examination.protocol
+    examination.offset_seeds(0)
+    assert examination.protocol == protocol and list_jobs(examination) == jobs
+    examination.offset_seeds(100)
+    assert examination.protocol == f"{protocol}, changed: 100 added to the seeds"
     assert list_jobs(examination) == [(i, seed + 100) for i, seed in jobs]
     assert list_jobs(examination, [5, 3])[::4] == [(0, 105), (0, 103)]
 
