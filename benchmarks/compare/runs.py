@@ -38,7 +38,7 @@ class Compared(TypedDict):
     targets: Annotated[dict[str, list[str]], Length(1, 99)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class World:
     """Flags that name a base and what belongs to it; none for the bundled one.
 

@@ -76,9 +76,9 @@ def world(base: Path, photographs: Path) -> World:
     judged = [*both, "--judge_name_or_path", judge]
     learnt = ["--num_concept_images", str(PROBE_PHOTOGRAPHS), "--concept_images"]
     return World(
-        lambda name: [*both, "--reward_model_name_or_path", reward],
-        [*judged, "--seeds", *seeds],
-        lambda name: [*judged, *learnt, str(photographs / name)],
+        erase=lambda name: [*both, "--reward_model_name_or_path", reward],
+        evaluate=[*judged, "--seeds", *seeds],
+        probe=lambda name: [*judged, *learnt, str(photographs / name)],
     )
 
 
