@@ -185,6 +185,7 @@ class ArtworkExamination(JudgeExamination):
 
     judge: Judge
     protocol_name = NAME
+    num_inference_steps = 20
 
     def __init__(
         self,

@@ -19,12 +19,12 @@ from benchmarks.worlds.artwork.build import Build, labels, pictures, scenes
 from benchmarks.worlds.artwork.pack import Artwork, load
 from benchmarks.worlds.artwork.scenes import PROMPT, SIZE, caption, with_article
 from benchmarks.worlds.canvas.models import pixels
+from evaluation.artwork import ArtworkExamination
 from evaluation.judge import Judge, to_pixels
 
 FRESH_SEED, PAIR_SEED = 24, 25
 FRESH, CATEGORY_IMAGES, PAIR_IMAGES = 4000, 32, 256
 """Pictures that the judge is shown; images of each category, and of pairs, that the pipeline draws."""
-STEPS = 30
 Quality = dict[str, float | dict[str, float]]
 
 
@@ -78,7 +78,11 @@ def draw_all(pipe: StableDiffusionPipeline, prompts: Sequence[str], seed: int) -
     generator, images = torch.Generator().manual_seed(seed), []
     for start in tqdm(range(0, len(prompts), 64), desc=f"{len(prompts)} images"):
         batch = list(prompts[start : start + 64])
-        given = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "generator": generator}
+        given = {
+            "num_inference_steps": ArtworkExamination.num_inference_steps,
+            "guidance_scale": GUIDANCE,
+            "generator": generator,
+        }
         images += pipe(batch, **given).images
     return images
 
