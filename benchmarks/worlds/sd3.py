@@ -246,7 +246,7 @@ class SD3Config:
     networks: Path | None = flag(
         None,
         metavar="FILE",
-        help="Take trained networks, such as benchmarks/sd3/networks.safetensors, and train none.",
+        help=f"Take trained networks, such as another build's {NETWORKS}, and train none.",
     )
     guidance_scale: float = flag(
         GUIDANCE,
