@@ -15,7 +15,7 @@ from environment.environment import Environment, ForgetScore
 from policy.lora import base_policy
 from policy.trajectory import Trajectory
 from training.collect import Batch
-from training.control import RECOGNISABLE
+from training.control import recognisable_from
 from training.metrics import image_metrics
 from training.seeds import Purpose, generator_for
 from training.setup import Run
@@ -85,7 +85,7 @@ def _measure(run: Run) -> Baseline:
         for rollouts, images in shown
         for i in rollouts.prompt_ids.unique()
     )
-    recognisable = check.reward.mean().item() - RECOGNISABLE * env.reward.contrast
+    recognisable = recognisable_from(check.reward, env.reward.contrast)
     scale = None
     if estimator.pathwise:
         scale = gradient_scale(value_gradients(estimator, env, run.critic, forget), env.kernel.stds)

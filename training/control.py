@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
+import torch
+
 from common.flags import flag
 
 
@@ -84,9 +86,19 @@ class RollbackConfig:
     )
 
 
-RECOGNISABLE = 0.35
-"""An image shows something that has a name if its best cosine is at most this far below the base's own on
-retain prompts, in units of the reward's contrast."""
+RECOGNISABLE, UNUSUAL = 0.35, 0.05
+
+
+def recognisable_from(cosines: torch.Tensor, contrast: float) -> float:
+    """The cosine with its text from which on an image shows something that has a name: at most 0.35 of the
+    contrast below the base's mean, and so low that 95 % of the base's own images reach it.
+
+    Args:
+        cosines: (B,) of the base's images of retain prompts, each with its own prompt.
+        contrast: the reward's (`reward.margin.ConceptReward`).
+    """
+    near = cosines.mean() - RECOGNISABLE * contrast
+    return min(near, cosines.quantile(UNUSUAL)).item()
 
 
 @dataclass

@@ -3,8 +3,15 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
-from training.control import RollbackConfig, RollbackRule, StopSignal, adapt_coefficient
+from training.control import (
+    RollbackConfig,
+    RollbackRule,
+    StopSignal,
+    adapt_coefficient,
+    recognisable_from,
+)
 
 
 def test_it_stops_once_the_images_of_the_last_iterations_are_at_the_target() -> None:
@@ -29,6 +36,12 @@ def test_a_figure_that_is_no_number_is_not_the_target() -> None:
 def test_a_stop_signal_goes_on_from_where_it_was() -> None:
     assert StopSignal(target=0.9, patience=3, recent=[0.9, 1.0]).update(0.9)
     assert not StopSignal(target=0.9, patience=3, recent=[0.9, 1.0]).update(0.7)
+
+
+def test_what_is_recognised_goes_by_what_the_base_reaches_itself() -> None:
+    alike, spread = torch.full((40,), 0.8), torch.linspace(0.2, 1.0, 41)
+    assert recognisable_from(alike, contrast=0.4) == pytest.approx(0.8 - 0.35 * 0.4)
+    assert recognisable_from(spread, contrast=0.4) == pytest.approx(0.24)
 
 
 RULE = RollbackRule(least_contrast=0.4, max_retain_drop=0.2, max_kl=0.3, max_step_kl=1.0, min_contrast=0.25)
