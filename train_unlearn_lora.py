@@ -129,7 +129,7 @@ def learn(run: Run) -> tuple[RunState, dict[str, float]]:
 def rollout(run: Run, state: RunState, base: Baseline) -> Batch:
     """Trajectories of the policy as it is, and their rewards."""
     progress, config = state.progress, run.config
-    if progress.iteration == 0 and not config.credit.estimator.uses_critic:
+    if state.policy_is_base and not config.credit.estimator.uses_critic:
         return base.acted  # a critic would be asked about what it has learnt by heart
     count = config.schedule.images_per_iteration + config.update.retain_batch_size
     progress.images += count

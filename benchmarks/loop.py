@@ -64,7 +64,7 @@ def learn(run: Run, base: Baseline, state: RunState, *, stage: Stage = unwatched
 def roll_out(run: Run, base: Baseline, state: RunState) -> Batch:
     """Trajectories of the policy; without a critic the base's are the first."""
     progress, config = state.progress, run.config
-    if progress.iteration == 0 and run.critic.kind == "none":
+    if state.policy_is_base and run.critic.kind == "none":
         return base.acted
     count = config.schedule.images_per_iteration + config.update.retain_batch_size
     progress.images += count

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,6 +16,7 @@ from pipelines.quantization import quantize
 from policy.kernel import ReverseKernel
 from policy.policy import Policy
 from reward.arguments import NO_TEACHER, ConceptConfig, RewardConfig, load_teachers, read_inputs, resolve_spec
+from reward.concept import in_its_place
 from reward.concept.vocabulary import general_prompts
 from reward.distil import train_predictor
 from reward.margin import FIDELITY_WEIGHT, ConceptReward
@@ -106,8 +107,12 @@ def build_environment(
 
     if not config.train_reward:
         spec, exemplars = resolve_spec(concept, inputs, text_teacher, predictor.config["prompts"])
+    spec = replace(spec, anchors=[row[: concept.num_anchors] for row in spec.anchors])
     prompts = [*spec.forget_prompts, *spec.retain_prompts]
     prompts += sorted({text for row in spec.anchors for text in row} - set(prompts))
+    vocabulary = in_its_place(spec, concept.num_vocabulary_prompts)
+    vocabulary_ids = torch.arange(len(prompts), len(prompts) + len(vocabulary), device=device)
+    prompts += vocabulary
     row_of = {prompt: row for row, prompt in reversed(list(enumerate(prompts)))}
     forget = torch.arange(len(prompts), device=device) < len(spec.forget_prompts)
     policy = Policy(
@@ -127,6 +132,7 @@ def build_environment(
         anchor_rows=torch.tensor(
             [[row_of[text] for text in row] for row in spec.padded_anchors()], device=device
         ),
+        vocabulary_ids=vocabulary_ids,
         prompt_text=teacher.encode_text([*spec.forget_prompts, *spec.retain_prompts]),
         offload_trajectories=memory.offload_trajectories,
     )

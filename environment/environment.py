@@ -21,6 +21,8 @@ from reward.margin import ConceptReward
 from reward.predictor import RewardPredictor
 from reward.teacher import Teacher
 
+NEAR = 0.65
+"""The share of the way from images of the anchors to those of the concept from which on it is recognised."""
 INDISTINCT = 1e-6
 """The most by which vectors of different images may differ and still be the same, in any of their numbers."""
 
@@ -92,6 +94,8 @@ class Environment:
     predictor: RewardPredictor
     reward: ConceptReward
     anchor_rows: torch.Tensor
+    vocabulary_ids: torch.Tensor
+    """Rows of the prompts with other names in the concept's place."""
     prompt_text: torch.Tensor
     offload_trajectories: bool = False
     """Whether trajectories are kept in main memory."""
@@ -236,6 +240,15 @@ class Environment:
         )
         gone, nearest, column = self.reward.forgotten(clean, rows)
         return ForgetScore(potentials, gone, nearest, self.anchor_rows[rows, column], finished.contrast)
+
+    @torch.no_grad()
+    def shows_concept(self, trajectory: Trajectory) -> torch.Tensor:
+        """(B,) bool, whether the teacher recognises the concept in the finished images of any prompts: under
+        some forget prompt they come near to the base's own."""
+        seen = self.finish(trajectory).embeddings[:, None]
+        rows = torch.arange(len(self.spec.forget_prompts), device=seen.device)
+        scores = torch.stack([self.reward.target_score(seen, row.expand(len(seen)))[:, 0] for row in rows], 1)
+        return (scores > self.reward.natural + NEAR * self.reward.contrast).any(dim=1)
 
     @torch.no_grad()
     def score_retain(self, trajectory: Trajectory, finished: ImageScores | None = None) -> RetainScore:

@@ -35,6 +35,12 @@ class AdapterConfig:
         "attn.add_q_proj, .add_k_proj, .add_v_proj and .to_add_out, which project the text.",
     )
 
+    warm_start: bool = flag(
+        True,
+        negatable=True,
+        help="Begin where a closed form on the texts brings a UNet's cross-attention, not at the base.",
+    )
+
     @property
     def alpha(self) -> float:
         """The scale, or the rank."""

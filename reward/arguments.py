@@ -66,10 +66,22 @@ class ConceptConfig:
         help="Texts the concept may turn into, one a line. Default: each forget prompt's nearest retain prompts.",
         published=None,
     )
+    num_anchors: int = flag(
+        1,
+        at_least=1,
+        help="How many of a prompt's anchors, from the first, its image may become: the nearest of them, in the "
+        "teacher's eyes. With several the adapter may draw their mean.",
+    )
     num_retain_prompts: int = flag(
         128,
         at_least=1,
         help="Retain prompts chosen at most: half the concept's neighbours, half diverse.",
+    )
+    num_vocabulary_prompts: int = flag(
+        64,
+        at_least=0,
+        help="How many prompts with another name in the concept's place are kept too: the base draws each once, and "
+        "what shows the concept is left out.",
     )
 
 

@@ -32,12 +32,14 @@ class Baseline:
     """What the base is.
 
     Attributes:
-        retain: its trajectories of retain prompts, which the KL holds to.
+        retain: its trajectories of retain prompts, and of other names in the concept's place, which the KL
+            holds to.
         recognisable: the cosine with its nearest anchor from which on an image counts as showing something.
         least_contrast: what the plainest of its prompts has, as a mean over that prompt's images; a concept
             may be replaced by that.
         acted: its trajectories of forget prompts; without a critic the first iteration learns from these.
         gradient_scale: (T,) the scale of its value gradients if these are asked for.
+        drawn: images that were drawn for all this.
     """
 
     retain: Trajectory
@@ -45,6 +47,7 @@ class Baseline:
     least_contrast: float
     acted: Batch
     gradient_scale: torch.Tensor | None
+    drawn: int
 
 
 def measure_base(run: Run) -> Baseline:
@@ -95,7 +98,29 @@ def _measure(run: Run) -> Baseline:
             "The gradients of the reward predictor or the critic are NaN or infinite; make it anew, or choose "
             "another --advantage."
         )
-    return Baseline(retain, recognisable, least_contrast, Batch(forget, score, metrics), scale)
+    others, drawn = draw_others(run)
+    return Baseline(
+        Trajectory.cat([retain, *others]),
+        recognisable,
+        least_contrast,
+        Batch(forget, score, metrics),
+        scale,
+        drawn=len(forget) + len(retain) + drawn,
+    )
+
+
+def draw_others(run: Run) -> tuple[list[Trajectory], int]:
+    """The base's trajectories of other names in the concept's place, without those that show the concept, as
+    none or one batch; and how many were drawn."""
+    env, ids = run.env, run.env.vocabulary_ids
+    if len(ids) < run.accelerator.num_processes:
+        return [], 0
+    drawn = env.collect(ids, generator_for(run.config.output.seed, Purpose.VOCABULARY))
+    shows = env.shows_concept(drawn)
+    if shows.any():
+        texts = ", ".join(f'"{env.table.prompts[i]}"' for i in ids[shows].tolist())
+        logger.info(f"  Drawn as the concept, so not kept = {texts}")
+    return [drawn[~shows]], len(ids)
 
 
 def warn_of_other_things(env: Environment, base: ForgetScore) -> None:

@@ -145,7 +145,7 @@ def plan(run: Run) -> dict[str, str]:
     costs = probe(draw, learn, count, run.accelerator.device)
     examination, seeds = run.examination, config.validation.evaluation_seeds
     amounts = Amounts(
-        before=schedule.retain_rollouts + schedule.warmup_rollouts,
+        before=schedule.retain_rollouts + schedule.warmup_rollouts + len(env.vocabulary_ids),
         drawn=schedule.images_per_iteration + config.update.retain_batch_size,
         learnt=schedule.images_per_iteration,
         iterations=schedule.max_train_iterations,

@@ -26,10 +26,12 @@ from common.checkpoints import (
 )
 from common.errors import Unsound
 from common.files import discard
+from common.processes import keep_in_step
 from critic.critic import Critic
 from policy.lora import is_identity, load_lora_state, lora_state
 from policy.trajectory import Experience
 from policy.update import UpdateStats
+from policy.warm_start import warm_start
 from training.baseline import Baseline
 from training.checks import fixed_settings
 from training.config import RunConfig
@@ -149,6 +151,11 @@ class RunState:
         return ""
 
     @property
+    def policy_is_base(self) -> bool:
+        """Whether nothing has been changed yet."""
+        return self.progress.iteration == 0 and is_identity(lora_state(self.denoiser))
+
+    @property
     def out_of_iterations(self) -> bool:
         """Whether the run ended for no other reason."""
         return self.progress.stopped_by == OUT_OF_ITERATIONS
@@ -215,7 +222,7 @@ def begin(run: Run, base: Baseline, seconds: float) -> RunState:
     Args:
         seconds: what measuring the base took.
     """
-    config, rollouts = run.config, len(base.retain) + len(base.acted.trajectory)
+    config = run.config
     schedule = get_scheduler(
         config.optimizer.lr_scheduler,
         run.optimizer,
@@ -231,8 +238,8 @@ def begin(run: Run, base: Baseline, seconds: float) -> RunState:
         rollback=RollbackRule.of(config.rollback, base.least_contrast),
         replay=deque(maxlen=config.update.replay_iterations),
         progress=Progress(
-            images=rollouts,
-            unet_samples=run.policy.branches * run.env.kernel.num_steps * rollouts,
+            images=base.drawn,
+            unet_samples=run.policy.branches * run.env.kernel.num_steps * base.drawn,
             seconds=seconds,
             kl_coef=config.update.kl_coef,
         ),
@@ -245,7 +252,18 @@ def begin(run: Run, base: Baseline, seconds: float) -> RunState:
         if run.is_main:
             output = config.output
             drop_oldest(output.output_dir, state.progress.iteration, output.checkpoints_total_limit)
-    elif run.is_main:
+        return state
+    if config.adapter.warm_start:
+        start_warm(run)
+    if run.is_main:
         for stale in list_checkpoints(config.output.output_dir):  # of a run that is being overwritten
             discard(stale)
     return state
+
+
+def start_warm(run: Run) -> None:
+    """Begin where the texts alone can bring the adapter; the base stays the state to roll back to."""
+    env = run.env
+    anchor_of = dict(zip(env.forget_ids.tolist(), env.anchor_rows[:, 0].tolist(), strict=True))
+    warm_start(run.policy, anchor_of, env.retain_ids.tolist())
+    keep_in_step(torch.nn.ParameterList(p for p in run.denoiser.parameters() if p.requires_grad))

@@ -17,6 +17,7 @@ class Purpose(IntEnum):
     UPDATE = 3
     CRITIC = 4
     COOLDOWN = 5
+    VOCABULARY = 6
 
 
 def generator_for(seed: int, purpose: Purpose, iteration: int = 0) -> torch.Generator:

@@ -96,10 +96,11 @@ def run_flags(trial: TrialConfig, varied: Sequence[str], directory: Path) -> lis
 def iterations_within(config: RunConfig, budget: int) -> int:
     """Number of iterations that a budget of images lasts for."""
     schedule = config.schedule
-    start = schedule.retain_rollouts + schedule.warmup_rollouts
+    start = schedule.retain_rollouts + schedule.warmup_rollouts + config.concept.num_vocabulary_prompts
     each = schedule.images_per_iteration + config.update.retain_batch_size
-    # Without a critic the first iteration draws none.
-    return (budget - start) // each + (not config.credit.estimator.uses_critic)
+    # From the base and without a critic, the first iteration draws none.
+    none_drawn = not (config.credit.estimator.uses_critic or config.adapter.warm_start)
+    return (budget - start) // each + none_drawn
 
 
 def prepare_judge(flags: Sequence[str], directory: Path) -> Run:

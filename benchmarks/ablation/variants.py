@@ -1,20 +1,21 @@
 """The variants, as flags of the training script. All else is its default.
 
 The KL to the anchors erases concepts by itself, and hides what a reward or a critic does; "plain" variants,
-and "no anchor KL", are without it. Its worst case around the prompts is against words that are searched for,
-which no judgement here tries; other variants than the default are without that.
+and "no anchor KL", are without it. What is to be shown alone begins at the base, not at the closed form. The
+KL's worst case around the prompts is against words that are searched for, which no judgement here tries;
+other variants than the default are without that.
 """
 
 from __future__ import annotations
 
-PLAIN = ["--anchor_kl_coef", "0"]
+PLAIN = ["--anchor_kl_coef", "0", "--no-warm_start"]
 AT_THE_PROMPT = ["--adversarial_radius", "0"]
 
 VARIANTS: dict[str, list[str]] = {
     "default": [],
     "no adversary": AT_THE_PROMPT,
     "no anchor KL": PLAIN,
-    "no reward": ["--advantage", "ddpo", "--advantage_clip", "0", *AT_THE_PROMPT],
+    "no reward": ["--advantage", "ddpo", "--advantage_clip", "0", "--no-warm_start", *AT_THE_PROMPT],
     "no retain KL": ["--kl_coef", "0", *AT_THE_PROMPT],
     "no fidelity": ["--fidelity_weight", "1", *AT_THE_PROMPT],
     "all timesteps": ["--train_timestep_fraction", "1", *AT_THE_PROMPT],

@@ -39,6 +39,7 @@ from benchmarks.baselines.task import Task
 from benchmarks.baselines.trainer import Watch
 from hub.factors import Factors
 from hub.merge import truncate
+from pipelines.alignment import aligned
 from pipelines.backbone import Backbone
 from policy.lora import ADAPTER
 from reward.concept import ConceptSpec
@@ -150,13 +151,9 @@ def paired_states(
     for text, other in zip(texts, others, strict=True):
         for tokenizer, window in windows(task.backbone):
             a, b = task.states(text)[window], task.states(other)[window]
-            first = len(tokenizer("").input_ids) - 1
-            # The end-of-text token comes after the last one.
-            last, of_other = (len(tokenizer(t).input_ids) - 2 for t in (text, other))
-            before = min(last, of_other) - first if states == States.TEXT else 0
-            after = min(len(a) - last, len(b) - of_other)
-            found.append(a[last - before : last + after])
-            put.append(b[of_other - before : of_other + after])
+            of_text, of_other = aligned(tokenizer, (text, other), len(a), whole=states == States.TEXT)
+            found.append(a[of_text])
+            put.append(b[of_other])
     return torch.cat(found), torch.cat(put)
 
 

@@ -106,6 +106,7 @@ def components(model: Model, weights: Weights, config: RunConfig) -> dict[str, f
     memory = config.memory
     width = torch.finfo(DTYPES[memory.precision]).bits // 8
     waiting = 0 if memory.offload_models else 1
+    prompts = config.concept.num_retain_prompts + config.concept.num_vocabulary_prompts
     return {
         DENOISER: linear_bytes(weights.linear, width, memory) + width * weights.rest,
         "text encoders": waiting * width * weights.text_encoders,
@@ -113,18 +114,19 @@ def components(model: Model, weights: Weights, config: RunConfig) -> dict[str, f
         "teacher": waiting * 4 * weights.teacher,
         "reward predictor": 4 * weights.predictor,
         "adapter, gradients, Adam": (4 + 4 + ADAM_BYTES[config.optimizer.use_8bit_adam]) * weights.adapter,
-        "prompts": config.concept.num_retain_prompts * width * weights.prompt,
+        "prompts": prompts * width * weights.prompt,
         "trajectories": 0 if memory.offload_trajectories else trajectory_bytes(model, config),
     }
 
 
 def trajectory_bytes(model: Model, config: RunConfig) -> int:
-    """The base's trajectories of retain prompts, and those of forget prompts with their value gradients, of
+    """The base's trajectories of prompts to keep, and those of forget prompts with their value gradients, of
     which the first iteration has the most."""
     schedule, steps = config.schedule, config.environment.num_inference_steps
     states = 2 * steps + 1  # latents and means
     most = max(schedule.warmup_rollouts, schedule.images_per_iteration)
-    kept = schedule.retain_rollouts * states + most * (states + steps)
+    held = schedule.retain_rollouts + config.concept.num_vocabulary_prompts
+    kept = held * states + most * (states + steps)
     return kept * 4 * prod(model.latent_shape)
 
 

@@ -9,14 +9,23 @@ wordings of its kind, and its anchors and neighbours come from the bundled vocab
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
+from statistics import fmean
 
 import torch
 
 from common.texts import folded
 from reward.concept.spec import ConceptSpec, SpecError, check_spec, clean_concepts
-from reward.concept.vocabulary import KINDS, asking_for, plain_name, vocabulary, without_concept
+from reward.concept.vocabulary import (
+    KINDS,
+    asking_for,
+    plain_name,
+    vocabulary,
+    with_other,
+    without_concept,
+)
 from reward.concept.words import contains_concept, distinctive_words, nearest_without, words
 
 TextEncoder = Callable[[list[str]], torch.Tensor]
@@ -111,9 +120,7 @@ def make_spec(
         raise SpecError(
             "No prompt is left to retain; give prompts the model must go on drawing with --retain_prompts FILE."
         )
-    anchors = [
-        nearest_anchors(p, concepts, candidates, corpus, encode_text) if candidates else [] for p in forget
-    ]
+    anchors = find_anchors(forget, concepts, candidates, corpus, encode_text)
 
     beside: list[str] = []
     for concept in seldom:
@@ -177,24 +184,67 @@ def kind_of(concept: str, encode_text: TextEncoder) -> str:
     return max(weight, key=lambda kind: weight[kind])
 
 
-def nearest_anchors(
-    prompt: str, concepts: Sequence[str], candidates: list[str], corpus: list[str], encode_text: TextEncoder
-) -> list[str]:
-    """The candidates that say the same without the concept; of too many the nearest in the teacher's eyes.
+def find_anchors(
+    prompts: Sequence[str],
+    concepts: Sequence[str],
+    candidates: list[str],
+    corpus: list[str],
+    encode_text: TextEncoder,
+) -> list[list[str]]:
+    """For each prompt the candidates that say the same without the concepts, the best first.
+
+    All prompts should put the same in the concept's place: a policy that is held to another anchor under
+    every prompt draws their mean. So that substitute comes first which most prompts can take, and of these
+    the one that leaves the prompts nearest to what they were, in the teacher's eyes.
 
     A prompt that names two concepts becomes what each of them becomes in the prompts that name it alone, so
     it may have as many anchors as there are pairs of these.
     """
-    found = nearest_without(prompt, list(concepts), candidates, corpus)
-    most = (
-        MAX_ANCHORS**2
-        if sum(contains_concept(prompt, concept, corpus) for concept in concepts) > 1
-        else MAX_ANCHORS
-    )
-    if len(found) <= most:
-        return found
-    similarity = encode_text(found) @ encode_text([prompt])[0]
-    return [found[i] for i in similarity.topk(most).indices.sort().values.tolist()]
+    if not candidates:
+        return [[] for _ in prompts]
+    removed = set().union(*(distinctive_words(concept, corpus) for concept in concepts))
+    rows, likeness = [], defaultdict[frozenset[str], list[float]](list)
+    for prompt in prompts:
+        found = nearest_without(prompt, list(concepts), candidates, corpus)
+        kept = set(words(prompt)) - removed
+        rows.append({text: frozenset(words(text)) - kept for text in found})
+        similarity = encode_text(found) @ encode_text([prompt])[0]
+        for substitute, value in zip(rows[-1].values(), similarity.tolist(), strict=True):
+            likeness[substitute].append(value)
+
+    def rank(substitute: frozenset[str]) -> tuple[int, float]:
+        return len(likeness[substitute]), fmean(likeness[substitute])
+
+    anchors = []
+    for prompt, row in zip(prompts, rows, strict=True):
+        named = sum(contains_concept(prompt, concept, corpus) for concept in concepts)
+        most = MAX_ANCHORS**2 if named > 1 else MAX_ANCHORS
+        anchors.append(sorted(row, key=lambda text: rank(row[text]), reverse=True)[:most])
+    return anchors
+
+
+def in_its_place(spec: ConceptSpec, count: int) -> list[str]:
+    """At most `count` forget prompts with other names of the bundled vocabularies in the concept's place,
+    spread over all of them.
+
+    Names that share a word with a concept's are left out, and so are prompts that do not say the concept's
+    name as it was given.
+    """
+    own = [set(words(plain_name(concept))) for concept in spec.concepts]
+    known = set(map(folded, [*spec.forget_prompts, *spec.retain_prompts]))
+    found: list[str] = []
+    for concept, kind in zip(spec.concepts, spec.kinds, strict=False):
+        listed = vocabulary("safe" if kind == "unsafe" else kind)
+        names = [name for name in listed if not any(o & set(words(name)) for o in own)]
+        templates = [p for p in spec.forget_prompts if with_other(p, concept, "") is not None]
+        wanted = count // len(spec.concepts)
+        if not templates or not wanted:
+            continue
+        chosen = names[:: max(1, len(names) // wanted)][:wanted]
+        found += [
+            with_other(templates[i % len(templates)], concept, name) or "" for i, name in enumerate(chosen)
+        ]
+    return [prompt for prompt in dict.fromkeys(found) if folded(prompt) not in known]
 
 
 def neighbours_of(

@@ -6,6 +6,7 @@ ImageNet come with open_clip.
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -85,6 +86,17 @@ def with_article(name: str) -> str:
     if name.split()[0].casefold() in {"a", "an", "the"}:
         return name
     return f"{'an' if name[0].casefold() in 'aeiou' else 'a'} {name}"
+
+
+def with_other(prompt: str, concept: str, name: str) -> str | None:
+    """The prompt with another name in the concept's place, and with its article; None if it does not say the
+    concept's name."""
+    named = re.compile(rf"\b(an? )?{re.escape(plain_name(concept))}\b", re.IGNORECASE)
+    found = named.search(prompt)
+    if not found:
+        return None
+    said = with_article(name) if found[1] and name else name
+    return prompt[: found.start()] + said + prompt[found.end() :]
 
 
 def asking_for(kind: str, concept: str) -> list[str]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from benchmarks.worlds.canvas.draw import OBJECTS, draw
 from common import flags
 from common.network import CheckpointError
 from environment.build import EnvironmentConfig, build_environment
-from environment.environment import Environment
+from environment.environment import Environment, ImageScores
 from pipelines.base import BaseConfig
 from reward.arguments import ConceptConfig, RewardConfig
 from reward.predictor import RewardPredictor
@@ -50,7 +51,8 @@ def base(tiny_pipeline_dir: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def env(base: list[str], tiny_reward_dir: Path) -> Environment:
-    return build("--concept", "Van Gogh style", *base, "--reward_model_name_or_path", str(tiny_reward_dir))
+    given = ["--reward_model_name_or_path", str(tiny_reward_dir), "--num_vocabulary_prompts", "0"]
+    return build("--concept", "Van Gogh style", *base, *given)
 
 
 def test_the_concept_alone_divides_the_rewards_prompts(env: Environment, tiny_prompts: list[str]) -> None:
@@ -236,6 +238,26 @@ def test_an_image_that_cannot_be_read_is_named(base: list[str], tmp_path: Path) 
         build("--concept_images", str(tmp_path), *base)
 
 
+def test_the_concept_is_recognised_whatever_the_prompt(
+    env: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where an image comes near to the base's own of some forget prompt; on the way from its anchor."""
+    trajectory = env.collect(env.forget_ids, torch.Generator().manual_seed(0))
+    reward, target = env.reward, env.reward.target[0]
+    away = torch.randn(target.shape, generator=torch.Generator().manual_seed(0))
+    away = torch.nn.functional.normalize(away - (away @ target) * target, dim=0)
+
+    def image(score: float) -> torch.Tensor:
+        return score * target + math.sqrt(1 - score**2) * away
+
+    calibrated = replace(reward, natural=torch.full((3,), 0.2), contrast=0.4)
+    calibrated = replace(calibrated, target=target.expand(3, -1))
+    shown = torch.stack([image(0.2 + share * 0.4) for share in (1.0, 0.7, 0.6)])
+    monkeypatch.setattr(env, "reward", calibrated)
+    monkeypatch.setattr(env, "finish", lambda _: ImageScores(shown, shown[:, 0]))
+    assert env.shows_concept(trajectory).tolist() == [True, True, False]
+
+
 def test_prompt_files_replace_what_the_concept_would_give(
     base: list[str], tiny_reward_dir: Path, tmp_path: Path
 ) -> None:
@@ -248,7 +270,9 @@ def test_prompt_files_replace_what_the_concept_would_give(
         (tmp_path / name).write_text(text)
         given += [f"--{name}_prompts", str(tmp_path / name)]
     env = build("--concept", "cat", *base, "--reward_model_name_or_path", str(tiny_reward_dir), *given)
-    assert env.table.prompts == ["my kitten", "your cat", "a dog", "a cow", "an animal"]
+    assert env.table.prompts[:5] == ["my kitten", "your cat", "a dog", "a cow", "an animal"]
+    assert env.vocabulary_ids.tolist() == list(range(5, len(env.table.prompts)))
+    assert {text.split()[0] for text in env.table.prompts[5:]} == {"your"}  # "my kitten" does not say "cat"
     assert (
         env.forget_ids.tolist() == [0, 1]
         and env.retain_ids.tolist() == [2, 3]

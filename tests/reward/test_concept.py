@@ -8,7 +8,15 @@ import torch
 import canvas
 from benchmarks.worlds.canvas.build import prompts
 from benchmarks.worlds.canvas.draw import OBJECTS, PROMPT, STYLES
-from reward.concept import ConceptSpec, SpecError, make_spec, read_prompts, read_spec, spec_to_yaml
+from reward.concept import (
+    ConceptSpec,
+    SpecError,
+    in_its_place,
+    make_spec,
+    read_prompts,
+    read_spec,
+    spec_to_yaml,
+)
 from reward.concept.automatic import apart_from, choose_retain, kind_of
 from reward.concept.vocabulary import (
     KINDS,
@@ -17,6 +25,7 @@ from reward.concept.vocabulary import (
     plain_name,
     vocabulary,
     with_article,
+    with_other,
     without_concept,
 )
 from reward.concept.words import contains_concept, shared_words
@@ -77,6 +86,54 @@ def test_an_object_is_told_from_other_objects_in_the_same_style(thing: str) -> N
     assert len(spec.retain_prompts) == 56 and not set(spec.retain_prompts) & set(spec.forget_prompts)
     for s, anchors in zip(STYLES, spec.anchors, strict=True):
         assert sorted(anchors) == sorted(PROMPT.format(style=s, object=o) for o in OBJECTS if o != thing)
+
+
+@pytest.mark.parametrize(("concept", "of"), [("Neon style", "style"), ("cat", "object")])
+def test_all_prompts_put_the_same_in_the_concepts_place(concept: str, of: str) -> None:
+    spec = make_spec([concept], KNOWN, encode_text)
+    cells = {PROMPT.format(style=s, object=o): {"style": s, "object": o} for s in STYLES for o in OBJECTS}
+    for column in zip(*spec.anchors, strict=True):
+        assert len({cells[text][of] for text in column}) == 1
+
+
+def test_the_substitute_is_what_most_prompts_can_take() -> None:
+    """The nearest can be had under one prompt only."""
+    kept = ["a dog in Mosaic style", "a dog in Neon style", "a kitten in Neon style"]
+    known = ["a cat in Mosaic style", "a cat in Neon style", *kept]
+    spec = make_spec(["cat"], known, encode_text)
+    assert [row[0] for row in spec.anchors] == kept[:2] and spec.anchors[1][1:] == kept[2:]
+
+
+def test_other_names_stand_in_the_concepts_place() -> None:
+    spec = ConceptSpec(
+        ["Van Gogh style", "cat"],
+        ["a tree in Van Gogh style", "a cat", "an angry kitty"],
+        ["a tree"],
+        [["a tree"]] * 3,
+        ["style", "object"],
+    )
+    found = in_its_place(spec, 20)
+    styles, objects = found[:10], found[10:]
+    assert all(text.startswith("a tree in ") and text.endswith(" style") for text in styles)
+    assert all(text.split()[0] in ("a", "an", "the") for text in objects)
+    assert len(set(found)) == 20 and not any("Gogh" in text or "cat" in text.split() for text in found)
+    assert not in_its_place(spec, 0) and not in_its_place(spec, 1)
+    assert not in_its_place(ConceptSpec(["cat"], ["a kitty"], ["a tree"], [["a tree"]], ["object"]), 20)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "concept", "name", "expected"),
+    [
+        ("a cat in a hat", "cat", "owl", "an owl in a hat"),
+        ("an Owl", "owl", "cat", "a cat"),
+        ("the cat", "a cat", "owl", "the owl"),
+        ("concatenation", "cat", "owl", None),
+        ("a tree in Van  Gogh style", "Van Gogh style", "Monet", None),
+        ("a tree by Van Gogh", "Van Gogh style", "Monet", "a tree by Monet"),
+    ],
+)
+def test_another_name_in_a_prompt(prompt: str, concept: str, name: str, expected: str | None) -> None:
+    assert with_other(prompt, concept, name) == expected
 
 
 def test_several_concepts_are_erased_together_and_none_anchors_another() -> None:

@@ -26,7 +26,9 @@ DEFAULTS: dict[str, Any] = {
     "forget_prompts": None,
     "retain_prompts": None,
     "anchor_prompts": None,
+    "num_anchors": 1,
     "num_retain_prompts": 128,
+    "num_vocabulary_prompts": 64,
     "reward_model_name_or_path": None,
     "reward_type": "clip",
     "classifier_name_or_path": None,
@@ -65,6 +67,7 @@ DEFAULTS: dict[str, Any] = {
     "rank": 8,
     "lora_alpha": None,
     "lora_target_modules": None,
+    "warm_start": True,
     "learning_rate": 0.01,
     "lr_scheduler": "constant",
     "cooldown_updates": 3,
@@ -189,7 +192,7 @@ def without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_flags_and_their_defaults_are_those_of_the_list() -> None:
     found = values_of(parse_config([]))
-    assert len(found) == 111 and found == DEFAULTS
+    assert len(found) == 114 and found == DEFAULTS
     assert {name: type(value) for name, value in found.items()} == {
         name: type(value) for name, value in DEFAULTS.items()
     }

@@ -69,7 +69,10 @@ def new_state(*line: str, learnt: bool = True) -> RunState:
     Args:
         learnt: whether the adapter does anything.
     """
-    config, unet = parse_config(["--concept", "cat", "--replay_iterations", "2", *line]), Adapted()
+    config, unet = (
+        parse_config(["--concept", "cat", "--no-warm_start", "--replay_iterations", "2", *line]),
+        Adapted(),
+    )
     if learnt:
         nn.init.normal_(unet.lora_B.weight)
     trainable = [p for p in unet.parameters() if p.requires_grad]
@@ -435,7 +438,7 @@ def a_run(state: RunState, **changes: Any) -> tuple[SimpleNamespace, Baseline]:
     """What `begin` looks at of a run, and a base of two and four rollouts."""
     trajectory = experience().trajectory
     acted = Batch(Trajectory.cat([trajectory, trajectory]), None, HEALTHY)  # type: ignore[arg-type]
-    base = Baseline(trajectory, 0.3, 0.2, acted, gradient_scale=None)
+    base = Baseline(trajectory, 0.3, 0.2, acted, gradient_scale=None, drawn=6)
     run = {
         "config": state.config,
         "denoiser": state.denoiser,
