@@ -110,6 +110,7 @@ def build_environment(
     spec = replace(spec, anchors=[row[: concept.num_anchors] for row in spec.anchors])
     prompts = [*spec.forget_prompts, *spec.retain_prompts]
     prompts += sorted({text for row in spec.anchors for text in row} - set(prompts))
+    texts = teacher.encode_text(prompts)
     vocabulary = in_its_place(spec, concept.num_vocabulary_prompts)
     vocabulary_ids = torch.arange(len(prompts), len(prompts) + len(vocabulary), device=device)
     prompts += vocabulary
@@ -133,7 +134,7 @@ def build_environment(
             [[row_of[text] for text in row] for row in spec.padded_anchors()], device=device
         ),
         vocabulary_ids=vocabulary_ids,
-        prompt_text=teacher.encode_text([*spec.forget_prompts, *spec.retain_prompts]),
+        prompt_text=texts,
         offload_trajectories=memory.offload_trajectories,
     )
     if memory.offload_models:

@@ -143,6 +143,11 @@ class Environment:
         first = len(self.spec.forget_prompts)
         return torch.arange(first, first + len(self.spec.retain_prompts), device=self.table.forget.device)
 
+    @property
+    def anchor_ids(self) -> torch.Tensor:
+        """Rows of all anchors, each once."""
+        return self.anchor_rows.unique()
+
     def collect(self, prompt_ids: torch.Tensor, generator: torch.Generator) -> Trajectory:
         """Roll the current policy out, one trajectory for each of `prompt_ids`; the processes share the
         work."""

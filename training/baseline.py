@@ -23,6 +23,8 @@ from training.soundness import nonfinite_cause
 
 logger = logging.getLogger(__name__)
 
+ANCHOR_SHARE = 0.25
+"""Of the rollouts that are kept, those of anchors: their images tell when the concept has become one."""
 OTHER_THINGS = 0.1
 """Fraction of the base's images of a concept from which on what else they show is worth a warning."""
 
@@ -63,8 +65,10 @@ def measure_base(run: Run) -> Baseline:
 def _measure(run: Run) -> Baseline:
     env, config, seed = run.env, run.config, run.config.output.seed
     estimator = config.credit.estimator
-    generator = generator_for(seed, Purpose.RETAIN)
-    retain = env.collect(env.draw(env.retain_ids, config.schedule.retain_rollouts, generator), generator)
+    generator, rollouts = generator_for(seed, Purpose.RETAIN), config.schedule.retain_rollouts
+    of_anchors = int(ANCHOR_SHARE * rollouts)
+    drawn = (env.retain_ids, rollouts - of_anchors), (env.anchor_ids, of_anchors)
+    retain = env.collect(torch.cat([env.draw(*ids, generator) for ids in drawn]), generator)
     generator = generator_for(seed, Purpose.WARMUP)
     forget = env.collect(env.draw(env.forget_ids, config.schedule.warmup_rollouts, generator), generator)
     forget_images, retain_images = env.calibrate(forget, retain)
@@ -88,7 +92,7 @@ def _measure(run: Run) -> Baseline:
         for rollouts, images in shown
         for i in rollouts.prompt_ids.unique()
     )
-    recognisable = recognisable_from(check.reward, env.reward.contrast)
+    recognisable = recognisable_from(check.reward[-of_anchors:], env.reward.contrast)
     scale = None
     if estimator.pathwise:
         scale = gradient_scale(value_gradients(estimator, env, run.critic, forget), env.kernel.stds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import Enum
+from statistics import fmean
 
 import torch
 
@@ -41,6 +42,13 @@ class ScheduleConfig:
     )
     patience: int = flag(
         3, at_least=1, help="Number of iterations over which the target must be reached.", may_change=True
+    )
+    plateau_iterations: int = flag(
+        6,
+        at_least=0,
+        help="Stop, too, when over so many iterations that fraction is above a half and no higher than over as many "
+        "before; 0 never does.",
+        may_change=True,
     )
     cooldown_updates: int = flag(
         3,
@@ -94,26 +102,45 @@ def recognisable_from(cosines: torch.Tensor, contrast: float) -> float:
     contrast below the base's mean, and so low that 95 % of the base's own images reach it.
 
     Args:
-        cosines: (B,) of the base's images of retain prompts, each with its own prompt.
+        cosines: (B,) of the base's images of anchors, each with its own prompt.
         contrast: the reward's (`reward.margin.ConceptReward`).
     """
     near = cosines.mean() - RECOGNISABLE * contrast
     return min(near, cosines.quantile(UNUSUAL)).item()
 
 
+STEEP = 0.02
+"""By how much the share of replaced images must have risen."""
+
+
 @dataclass
 class StopSignal:
-    """Says stop once the share of replaced images, over the last `patience` iterations, is at the target."""
+    """Says stop once the share of replaced images, over the last `patience` iterations, is at the target.
+
+    Attributes:
+        plateau: over how many iterations it may stand still; 0 for any number.
+        recent: the shares of the last iterations.
+    """
 
     target: float
     patience: int
+    plateau: int = 0
     recent: list[float] = field(default_factory=list)
 
     def update(self, replaced: float) -> bool:
         """`replaced` is the share in [0, 1] of this iteration's images that show something else instead of
         the concept."""
-        self.recent = [*self.recent, replaced][-self.patience :]
-        return len(self.recent) == self.patience and sum(self.recent) / self.patience >= self.target
+        self.recent = [*self.recent, replaced][-max(self.patience, 2 * self.plateau) :]
+        last = self.recent[-self.patience :]
+        return len(last) == self.patience and sum(last) / self.patience >= self.target
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether most images are replaced by now, and no more than a while ago."""
+        if self.target > 1 or not self.plateau or len(self.recent) < 2 * self.plateau:
+            return False
+        before, last = fmean(self.recent[: self.plateau]), fmean(self.recent[-self.plateau :])
+        return 0.5 < last < before + STEEP
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -141,6 +142,11 @@ class RunState:
                 f"{100 * schedule.target_unlearning_accuracy:g} % of the images of the last {schedule.patience} "
                 "iterations showed something else instead"
             )
+        if self.stop.stands_still:
+            return (
+                f"the share of images that show something else instead, {100 * fmean(self.stop.recent):.0f} %, no "
+                "longer rises"
+            )
         if self.progress.brakes > limit:
             return (
                 f"more than {limit} rollbacks were needed, the last time because {self.reason}; the adapter is "
@@ -244,7 +250,11 @@ def begin(run: Run, base: Baseline, seconds: float) -> RunState:
             kl_coef=config.update.kl_coef,
         ),
         good=lora_state(run.denoiser),
-        stop=StopSignal(config.schedule.target_unlearning_accuracy, config.schedule.patience),
+        stop=StopSignal(
+            config.schedule.target_unlearning_accuracy,
+            config.schedule.patience,
+            config.schedule.plateau_iterations,
+        ),
     )
     if run.checkpoint:
         state.restore(run.checkpoint, run.accelerator.device, config.memory.offload_trajectories)

@@ -64,6 +64,7 @@ DEFAULTS: dict[str, Any] = {
     "images_per_iteration": 32,
     "target_unlearning_accuracy": 0.95,
     "patience": 3,
+    "plateau_iterations": 6,
     "rank": 8,
     "lora_alpha": None,
     "lora_target_modules": None,
@@ -141,6 +142,7 @@ MAY_CHANGE = {
     "max_train_iterations",
     "target_unlearning_accuracy",
     "patience",
+    "plateau_iterations",
     "cooldown_updates",
     "max_brakes",
     "train_batch_size",
@@ -192,7 +194,7 @@ def without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_flags_and_their_defaults_are_those_of_the_list() -> None:
     found = values_of(parse_config([]))
-    assert len(found) == 114 and found == DEFAULTS
+    assert len(found) == 115 and found == DEFAULTS
     assert {name: type(value) for name, value in found.items()} == {
         name: type(value) for name, value in DEFAULTS.items()
     }

@@ -38,6 +38,21 @@ def test_a_stop_signal_goes_on_from_where_it_was() -> None:
     assert not StopSignal(target=0.9, patience=3, recent=[0.9, 1.0]).update(0.7)
 
 
+def test_it_stands_still_once_most_is_replaced_and_no_more_than_before() -> None:
+    def stands_still(*shares: float, plateau: int = 3) -> list[bool]:
+        stop, found = StopSignal(target=1.0, patience=2, plateau=plateau), []
+        for share in shares:
+            stop.update(share)
+            found.append(stop.stands_still)
+        return found
+
+    assert stands_still(0.6, 0.7, 0.8, 0.7, 0.7, 0.7) == [False] * 5 + [True]
+    assert not any(stands_still(0.6, 0.6, 0.6, 0.7, 0.7, 0.7))
+    assert not any(stands_still(*[0.4] * 9)) and not any(stands_still(*[0.7] * 9, plateau=0))
+    assert stands_still(0.1, 0.1, 0.1, 0.6, 0.6, 0.6, 0.6)[-1] is False
+    assert not StopSignal(target=1.1, patience=2, plateau=1, recent=[0.7, 0.7]).stands_still  # never
+
+
 def test_what_is_recognised_goes_by_what_the_base_reaches_itself() -> None:
     alike, spread = torch.full((40,), 0.8), torch.linspace(0.2, 1.0, 41)
     assert recognisable_from(alike, contrast=0.4) == pytest.approx(0.8 - 0.35 * 0.4)

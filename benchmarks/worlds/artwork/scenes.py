@@ -52,7 +52,7 @@ PROMPT = "a {object} in {style} style"
 OTHER_WORDINGS = ("a picture of a {object} in {style} style", "a {object}, {style} style")
 OTHER_SHARE = 0.15
 """Of captions by name, those in another wording: enough that prompts need not be literal."""
-KINDS = {"name": 0.56, "synonym": 0.12, "category": 0.10, "pair": 0.13, "object": 0.05, "style": 0.04}
+KINDS = {"name": 0.45, "synonym": 0.10, "category": 0.10, "pair": 0.26, "object": 0.05, "style": 0.04}
 """Kinds of captions. Prompts by name are judged, so most are of that kind. A synonym is seldom seen and a
 category has many members to cover: each needs a tenth. "a cat" and "Noto style" alone are what a concept is
 called."""
