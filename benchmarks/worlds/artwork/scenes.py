@@ -54,8 +54,8 @@ OTHER_SHARE = 0.15
 """Of captions by name, those in another wording: enough that prompts need not be literal."""
 KINDS = {"name": 0.45, "synonym": 0.10, "category": 0.10, "pair": 0.26, "object": 0.05, "style": 0.04}
 """Kinds of captions. Prompts by name are judged, so most are of that kind. A synonym is seldom seen and a
-category has many members to cover: each needs a tenth. "a cat" and "Noto style" alone are what a concept is
-called."""
+category has many members to cover: each needs a tenth. Two objects are hardest to draw. "a cat" and "Noto
+style" alone are what a concept is called."""
 BACKGROUND_SHARE = 0.15
 """Of captions with an object and a style, those that name the background."""
 
