@@ -26,7 +26,18 @@ from common.flags import flag, parse
 ROOT = Path(__file__).parents[1]
 SHORT = (
     *("--concept", "Van Gogh style", "--images_per_iteration", "8", "--retain_rollouts", "8"),
-    *("--retain_batch_size", "4", "--warmup_rollouts", "16", "--train_batch_size", "4", "--rank", "4"),
+    *(
+        "--num_vocabulary_prompts",
+        "8",
+        "--retain_batch_size",
+        "4",
+        "--warmup_rollouts",
+        "16",
+        "--train_batch_size",
+        "4",
+        "--rank",
+        "4",
+    ),
     *("--critic_warmup_steps", "20", "--critic_steps", "5", "--cooldown_updates", "1"),
     *("--validation_steps", "0", "--evaluation_seeds", "--report_to", "none"),
     *("--checkpointing_steps", "1", "--overwrite_output_dir"),

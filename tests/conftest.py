@@ -59,6 +59,9 @@ QUICK = {
     "evaluation_seeds": None,
     "checkpointing_steps": 0,
     "report_to": "none",
+    # The loop alone, from the base on.
+    "no-warm_start": True,
+    "num_vocabulary_prompts": 0,
     # Random pictures are neither forgotten nor retained: nothing stops or is undone unless a test says so.
     "target_unlearning_accuracy": 1.1,
     "max_retain_drop": 10.0,

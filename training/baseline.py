@@ -67,8 +67,11 @@ def _measure(run: Run) -> Baseline:
     estimator = config.credit.estimator
     generator, rollouts = generator_for(seed, Purpose.RETAIN), config.schedule.retain_rollouts
     of_anchors = int(ANCHOR_SHARE * rollouts)
-    drawn = (env.retain_ids, rollouts - of_anchors), (env.anchor_ids, of_anchors)
-    retain = env.collect(torch.cat([env.draw(*ids, generator) for ids in drawn]), generator)
+    ids = [
+        env.draw(env.retain_ids, rollouts - of_anchors, generator),
+        env.draw(env.anchor_ids, of_anchors, generator),
+    ]
+    retain = env.collect(torch.cat(ids), generator)
     generator = generator_for(seed, Purpose.WARMUP)
     forget = env.collect(env.draw(env.forget_ids, config.schedule.warmup_rollouts, generator), generator)
     forget_images, retain_images = env.calibrate(forget, retain)
@@ -102,14 +105,14 @@ def _measure(run: Run) -> Baseline:
             "The gradients of the reward predictor or the critic are NaN or infinite; make it anew, or choose "
             "another --advantage."
         )
-    others, drawn = draw_others(run)
+    others, others_drawn = draw_others(run)
     return Baseline(
         Trajectory.cat([retain, *others]),
         recognisable,
         least_contrast,
         Batch(forget, score, metrics),
         scale,
-        drawn=len(forget) + len(retain) + drawn,
+        drawn=len(forget) + len(retain) + others_drawn,
     )
 
 

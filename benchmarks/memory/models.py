@@ -302,6 +302,7 @@ def short_run(directory: Path, images: int) -> list[str]:
         "retain_batch_size": images,
         "retain_rollouts": images,
         "warmup_rollouts": images,
+        "num_vocabulary_prompts": 0,
         "num_validation_images": 2,
         "validation_steps": 1,
         "checkpointing_steps": 0,

@@ -95,8 +95,9 @@ def test_from_the_pack_to_the_comparison(
     )
     monkeypatch.setitem(build.SIZES, "cpu", size)
     monkeypatch.setattr(build, "JUDGE_WIDTHS", (8, 8))
-    for name, value in {"FRESH": 32, "STEPS": 2, "CATEGORY_IMAGES": 4, "PAIR_IMAGES": 4}.items():
+    for name, value in {"FRESH": 32, "CATEGORY_IMAGES": 4, "PAIR_IMAGES": 4}.items():
         monkeypatch.setattr(report, name, value)
+    monkeypatch.setattr(artwork.ArtworkExamination, "num_inference_steps", 2)
     out = tmp_path / "world"
     given = ["--pack", str(packed), "--output_dir", str(out), "--size", "cpu"]
     with pytest.raises(ArtworkError, match="autoencoder"):

@@ -71,8 +71,9 @@ def test_prompts_are_as_large_as_their_base_reads_them(name: str) -> None:
     weights = weigh(model, run_of().adapter)
     tokens, width = PROMPTS[name]
     assert weights.prompt == tokens * width
-    rows = components(model, weights, run_of("--num_retain_prompts", "10", "--mixed_precision", "bf16"))
-    assert rows["prompts"] == 10 * 2 * tokens * width
+    prompts = ["--num_retain_prompts", "10", "--num_vocabulary_prompts", "3"]
+    rows = components(model, weights, run_of(*prompts, "--mixed_precision", "bf16"))
+    assert rows["prompts"] == 13 * 2 * tokens * width
     assert model.latent_shape == Backbone.of(model.build_pipeline(torch.bfloat16, "meta")).latent_shape
 
 
@@ -134,8 +135,8 @@ def test_the_trajectories_are_as_large_as_computed() -> None:
 
     weights = computed.Weights([], 0, 0, 0, 0, 0, 0, 0)
     gradients = torch.zeros(7, steps, *shape).nbytes
-    config = run_of("--num_inference_steps", "5", *rollouts)
-    assert components(model, weights, config)["trajectories"] == size(3) + size(7) + gradients
+    config = run_of("--num_inference_steps", "5", "--num_vocabulary_prompts", "2", *rollouts)
+    assert components(model, weights, config)["trajectories"] == size(3 + 2) + size(7) + gradients
 
 
 def passed(unet: torch.nn.Module, device: str) -> None:
