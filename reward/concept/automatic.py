@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from itertools import zip_longest
+from itertools import cycle, zip_longest
 from statistics import fmean
 
 import torch
@@ -231,20 +231,16 @@ def in_its_place(spec: ConceptSpec, count: int) -> list[str]:
     name as it was given.
     """
     own = [set(words(plain_name(concept))) for concept in spec.concepts]
-    known = set(map(folded, [*spec.forget_prompts, *spec.retain_prompts]))
-    found: list[str] = []
-    for concept, kind in zip(spec.concepts, spec.kinds, strict=False):
+    wanted, found = count // len(spec.concepts), list[str | None]()
+    for concept, kind in zip(spec.concepts, spec.kinds, strict=False):  # a user's spec may tell no kinds
         listed = vocabulary("safe" if kind == "unsafe" else kind)
         names = [name for name in listed if not any(o & set(words(name)) for o in own)]
-        templates = [p for p in spec.forget_prompts if with_other(p, concept, "") is not None]
-        wanted = count // len(spec.concepts)
-        if not templates or not wanted:
-            continue
-        chosen = names[:: max(1, len(names) // wanted)][:wanted]
-        found += [
-            with_other(templates[i % len(templates)], concept, name) or "" for i, name in enumerate(chosen)
-        ]
-    return [prompt for prompt in dict.fromkeys(found) if folded(prompt) not in known]
+        saying = [prompt for prompt in spec.forget_prompts if with_other(prompt, concept, "") is not None]
+        if saying and wanted:
+            spread = names[:: max(1, len(names) // wanted)][:wanted]
+            found += [with_other(prompt, concept, name) for prompt, name in zip(cycle(saying), spread)]
+    known = set(map(folded, [*spec.forget_prompts, *spec.retain_prompts]))
+    return [prompt for prompt in dict.fromkeys(found) if prompt and folded(prompt) not in known]
 
 
 def neighbours_of(
