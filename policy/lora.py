@@ -34,7 +34,6 @@ class AdapterConfig:
         "cross-attention; of a transformer the same of its attention and, where image and text attend to each other, "
         "attn.add_q_proj, .add_k_proj, .add_v_proj and .to_add_out, which project the text.",
     )
-
     warm_start: bool = flag(
         True,
         negatable=True,

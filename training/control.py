@@ -139,8 +139,8 @@ class StopSignal:
         """Whether most images are replaced by now, and no more than a while ago."""
         if self.target > 1 or not self.plateau or len(self.recent) < 2 * self.plateau:
             return False
-        before, last = fmean(self.recent[: self.plateau]), fmean(self.recent[-self.plateau :])
-        return 0.5 < last < before + STEEP
+        before, last = self.recent[-2 * self.plateau : -self.plateau], self.recent[-self.plateau :]
+        return 0.5 < fmean(last) < fmean(before) + STEEP
 
 
 @dataclass(frozen=True)

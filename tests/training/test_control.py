@@ -50,6 +50,8 @@ def test_it_stands_still_once_most_is_replaced_and_no_more_than_before() -> None
     assert not any(stands_still(0.6, 0.6, 0.6, 0.7, 0.7, 0.7))
     assert not any(stands_still(*[0.4] * 9)) and not any(stands_still(*[0.7] * 9, plateau=0))
     assert stands_still(0.1, 0.1, 0.1, 0.6, 0.6, 0.6, 0.6)[-1] is False
+    patient = StopSignal(target=1.0, patience=5, plateau=1, recent=[0.9, 0.9, 0.9, 0.5, 0.7])
+    assert not patient.stands_still  # what was long before does not count
     assert not StopSignal(target=1.1, patience=2, plateau=1, recent=[0.7, 0.7]).stands_still  # never
 
 
