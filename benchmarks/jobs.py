@@ -8,16 +8,17 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
 from hub.results import read_file
 
+Item, Found = TypeVar("Item"), TypeVar("Found")
 SCRIPT = Path(__file__).parents[1] / "train_unlearn_lora.py"
 
 
@@ -69,10 +70,21 @@ def run_jobs(jobs: Sequence[Job], at_a_time: int, title: str = "runs") -> list[d
     Raises:
         RuntimeError: a run failed; the message names its log.
     """
+    return in_parallel(run_job, jobs, at_a_time, title)
+
+
+def in_parallel(
+    act: Callable[[Item], Found], items: Sequence[Item], at_a_time: int, title: str
+) -> list[Found]:
+    """What comes of every item, in their order; each acts by processes of its own.
+
+    Args:
+        at_a_time: number of items that are acted on together, on equal shares of the cores.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_a_time)))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with ThreadPoolExecutor(at_a_time) as pool:
-        return list(tqdm(pool.map(run_job, jobs), total=len(jobs), desc=title))
+        return list(tqdm(pool.map(act, items), total=len(items), desc=title))
 
 
 def run_script(arguments: Sequence[str]) -> None:

@@ -6,8 +6,9 @@ with every seed, with one set of settings, and is told the same: the concept's n
 objects, or styles, to keep. The base's judge then looks at what names the concept, means it, or draws it all
 the same, and at what was never told (`evaluation.artwork`). Where a pipeline lies beside the base that never
 saw the concept (`build --without`), it is judged too. What has its results is not run again. Written are
-table.md, comparison.json, comparison.png, and for each concept a picture of what all methods draw for the
-same prompts and seed. The erasures of the concepts of `--probe` are probed too.
+table.md, comparison.json, comparison.png, and for each concept whose adapters are all there a picture of what
+the methods draw for the same prompts and seed. The erasures of the concepts of `--probe` are probed too. What
+is found of a run is recorded in a file of its own (`--records`), and what is recorded is not run again.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from benchmarks.compare.grid import concept_grids
 from benchmarks.compare.methods import CLOSED_FORMS, NAMES, NEVER
 from benchmarks.compare.probes import check_probed, probe_all
 from benchmarks.compare.probes import sections as probe_sections
-from benchmarks.compare.runs import Erasure, run_all
+from benchmarks.compare.runs import Erasure, recorded, run_all
 from benchmarks.compare.tables import Run, plot, table
-from benchmarks.jobs import Job, run_jobs, slug
+from benchmarks.jobs import Job, in_parallel, run_job, slug
 from benchmarks.report import sections, write_json, write_text
 from benchmarks.worlds.artwork import WEIGHTS
 from common.errors import friendly_errors
@@ -40,6 +41,9 @@ CONCEPTS = (
 )
 """Chosen before any of them was erased: objects of four categories, and styles of which each has one that is
 near to it. Settings are chosen on others (benchmarks/baselines/sweep.py)."""
+
+RECORDS = Path(__file__).parent / "records"
+"""The records of the base that the project ships."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,11 @@ class ArtworkConfig:
         (),
         metavar="CONCEPT",
         help="Erasures of these, of the first training seed, are probed too. Default: none.",
+    )
+    records: Path = flag(
+        RECORDS,
+        metavar="DIR",
+        help="Where a file a run is kept, of what its judge found. Default: what the project ships.",
     )
     jobs: int = flag(
         os.cpu_count() or 1,
@@ -90,25 +99,30 @@ class ArtworkConfig:
         return [erasure for erasure in self.erasures if erasure.seed == self.seeds[0]]
 
 
-def judge_never(config: ArtworkConfig, base: Base, runs: Sequence[Run]) -> list[dict[str, Any]]:
+def judge_never(config: ArtworkConfig, base: Base, runs: Sequence[Run]) -> list[Run]:
     """The same for the pipelines that never saw a concept, beside the base that did.
 
     Raises:
         RuntimeError: an evaluation failed; the message names its log.
     """
-    jobs, concepts = [], []
-    for concept in config.concepts:
-        if pipeline := base.never_saw(concept):
-            output = config.output_dir / NEVER / slug(concept)
-            given = ["--concept", concept, "--output_dir", str(output), *base.judged(pipeline)]
-            jobs.append(Job(["-m", "evaluation", *given], output / RESULTS_NAME, output.with_suffix(".log")))
-            concepts.append(concept)
-    found = []
-    for concept, judged in zip(concepts, run_jobs(jobs, config.jobs, "never saw it"), strict=True):
+    records = base.records(config.records)
+
+    def found(concept: str) -> Run | None:
+        name, pipeline = f"{NEVER}-{slug(concept)}-0", base.never_saw(concept)
+        if not pipeline.is_dir() and not records.path(name).is_file():
+            return None
+        return records.of(name, lambda: recorded(judged(concept, pipeline)))
+
+    def judged(concept: str, pipeline: Path) -> dict[str, Any]:
+        output = config.output_dir / NEVER / slug(concept)
+        given = ["--concept", concept, "--output_dir", str(output), *base.judged(pipeline)]
+        found = run_job(Job(["-m", "evaluation", *given], output / RESULTS_NAME, output.with_suffix(".log")))
         before = next(run["base"] for run in runs if run["concept"] == concept)
         known = {"method": NEVER, "concept": concept, "seed": 0, "adapter_mb": None, "training": {}}
-        found.append(judged | known | {"base": before})
-    return found
+        return found | known | {"base": before}
+
+    runs_of = in_parallel(found, config.concepts, config.jobs, "never saw it")
+    return [run for run in runs_of if run is not None]
 
 
 def parse_config(arguments: Sequence[str] | None = None) -> ArtworkConfig:
@@ -120,7 +134,7 @@ def main(config: ArtworkConfig) -> None:
     check_probed(config.probe, config.concepts, "concepts")
     base, output_dir, shown = Base(config.base), config.output_dir, config.shown
     base.check()
-    world = base.world(config.concepts, output_dir / "told")
+    world = base.world(config.concepts, output_dir / "told", config.records)
     runs = run_all(config.erasures, output_dir, config.jobs, world)
     runs += judge_never(config, base, runs)
     probed = probe_all([e for e in shown if e.concept in config.probe], output_dir, config.jobs, world)
@@ -129,7 +143,9 @@ def main(config: ArtworkConfig) -> None:
     write_text(output_dir / "table.md", text)
     write_json(output_dir / "comparison.json", {"runs": runs, "probes": probed})
     plot(runs, output_dir / "comparison.png", metrics, forgotten="forgotten", kept=("kept",))
-    concept_grids(load_pipeline(base.directory / "pipeline"), base.examination, shown, output_dir)
+    drawn = [e for e in shown if (e.directory(output_dir) / RESULTS_NAME).is_file()]
+    complete = [e for e in drawn if sum(other.concept == e.concept for other in drawn) == len(config.methods)]
+    concept_grids(load_pipeline(base.directory / "pipeline"), base.examination, complete, output_dir)
     print(text)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.compare.methods import TRAINED_BY_US
+from benchmarks.compare.records import Records
 from benchmarks.compare.runs import World
 from benchmarks.jobs import slug
 from benchmarks.report import write_text
@@ -14,6 +15,7 @@ from benchmarks.worlds.artwork import GUIDANCE
 from benchmarks.worlds.artwork.build import pipeline_name
 from evaluation import artwork
 from evaluation.judge import Judge
+from pipelines.identity import content_digest
 
 PARTS = ("pipeline", "clip", "reward", "judge")
 GUIDED = ("--guidance_scale", str(GUIDANCE), "--validation_guidance_scale", str(GUIDANCE))
@@ -61,11 +63,15 @@ class Base:
         cells = self.examination(concept).cells
         return [cell.prompt for cell in cells if any(role == artwork.TOLD for _, role in cell.asked)]
 
-    def never_saw(self, concept: str) -> Path | None:
-        """The pipeline that was trained without the concept, if there is one."""
+    def never_saw(self, concept: str) -> Path:
+        """Where the pipeline is that was trained without the concept, if there is one."""
         names = [name for of in self.examination(concept).targets.values() for name in of]
-        pipeline = self.directory / pipeline_name(names[0])
-        return pipeline if pipeline.is_dir() else None
+        return self.directory / pipeline_name(names[0])
+
+    def records(self, directory: Path) -> Records:
+        """What is known of runs on this pipeline by this judge."""
+        weights = [content_digest(self.directory / part, ".safetensors") for part in ("pipeline", "judge")]
+        return Records(directory, " ".join(weights))
 
     def drawn_by(self, pipeline: Path | None = None) -> list[str]:
         """Flags of what draws, and of the CLIP that belongs to it.
@@ -82,7 +88,7 @@ class Base:
         judge = str(self.directory / "judge")
         return [*self.drawn_by(pipeline), "--judge_name_or_path", judge, "--protocol", artwork.NAME]
 
-    def world(self, concepts: Sequence[str], prompts_dir: Path) -> World:
+    def world(self, concepts: Sequence[str], prompts_dir: Path, records: Path | None = None) -> World:
         """The flags of every program; what methods are told is written into `prompts_dir`."""
         told = {concept: prompts_dir / f"{slug(concept)}.txt" for concept in concepts}
         for concept, file in told.items():
@@ -94,4 +100,5 @@ class Base:
             evaluate=self.judged(),
             probe=lambda concept: self.judged(),
             base_images=lambda concept: f"base/{slug(concept)}",
+            records=self.records(records) if records else None,
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.compare.methods import BASE, NAMES
 from benchmarks.compare.runs import Erasure, World
-from benchmarks.jobs import Job, run_jobs
+from benchmarks.jobs import Job, in_parallel, run_job
 from benchmarks.report import markdown
 from evaluation.probes.rows import cell
 from hub.results import PROBES_NAME
@@ -33,25 +33,33 @@ def check_probed(probe: Sequence[str], concepts: Sequence[str], name: str) -> No
 def probe_all(
     erasures: Sequence[Erasure], output_dir: Path, at_a_time: int, world: World
 ) -> dict[str, dict[str, Rows]]:
-    """By concept and method, what every probe finds. What has its probes.json is not run again; the first
-    method of a concept tries the base too.
+    """By concept and method, what every probe finds. What has its probes.json, or is recorded, is not run
+    again; the first method of a concept tries the base too.
 
     Raises:
         RuntimeError: a run failed; the message names its log.
     """
-    jobs, on_base = [], set()
-    for erasure in erasures:
-        path = erasure.directory(output_dir)
-        alone = ["--without_base"] if erasure.concept in on_base else []
-        on_base.add(erasure.concept)
-        given = ["-m", "evaluation.probes", "--adapter", str(path), *world.probe(erasure.concept), *alone]
-        jobs.append(Job(given, path / "probes" / PROBES_NAME, path.with_suffix(".probes.log")))
+    first = {erasure.concept: erasure for erasure in reversed(erasures)}
+
+    def rows(erasure: Erasure) -> Rows:
+        def probed() -> dict[str, Rows]:
+            return {"rows": probe(erasure, output_dir, world, with_base=erasure == first[erasure.concept])}
+
+        return (world.records.of(f"probes-{erasure.name}", probed) if world.records else probed())["rows"]
+
     found: dict[str, dict[str, Rows]] = {}
-    for erasure, report in zip(erasures, run_jobs(jobs, at_a_time, "probing"), strict=True):
-        found.setdefault(erasure.concept, {})[erasure.method] = [
-            row for probe in (report.get("probes") or {}).values() for row in probe["rows"]
-        ]
+    for erasure, of in zip(erasures, in_parallel(rows, erasures, at_a_time, "probing"), strict=True):
+        found.setdefault(erasure.concept, {})[erasure.method] = of
     return found
+
+
+def probe(erasure: Erasure, output_dir: Path, world: World, with_base: bool) -> Rows:
+    """What every probe finds with one adapter, and with the base."""
+    path = erasure.directory(output_dir)
+    alone = [] if with_base else ["--without_base"]
+    given = ["-m", "evaluation.probes", "--adapter", str(path), *world.probe(erasure.concept), *alone]
+    report = run_job(Job(given, path / "probes" / PROBES_NAME, path.with_suffix(".probes.log")))
+    return [row for probe in (report.get("probes") or {}).values() for row in probe["rows"]]
 
 
 def table(found: Mapping[str, Rows]) -> str:

@@ -146,6 +146,8 @@ def test_from_the_pack_to_the_comparison(
         "1",
         "--more_seeds",
         "1",
+        "--records",
+        str(tmp_path / "records"),
     ]
     compared = tmp_path / "compared"
     comparison.main(comparison.parse_config([*chosen, "--output_dir", str(compared)]))
@@ -167,6 +169,12 @@ def test_from_the_pack_to_the_comparison(
     assert {run["guidance_scale"] for run in found} == {GUIDANCE}
     assert found[1]["seeds"] == [1000, 1001] and found[0]["seeds"] == [0, 1]
     assert (compared / "cat.png").is_file() and (compared / "comparison.png").is_file()
+
+    shutil.rmtree(out / "pipeline-without-cat")
+    again = tmp_path / "again"
+    comparison.main(comparison.parse_config([*chosen, "--output_dir", str(again)]))
+    assert (again / "table.md").read_text() == table
+    assert not (again / "runs").exists() and not (again / "cat.png").exists()
     shutil.rmtree(out / "judge")
     with pytest.raises(ValueError, match=r"holds no judge.*--output_dir"):
         comparison.main(comparison.parse_config([*chosen, "--output_dir", str(compared)]))
