@@ -1,4 +1,5 @@
-"""What is measured at frozen weights: `python -m benchmarks.diagnostics gradients` and `... critics`."""
+"""What is measured at frozen weights: `python -m benchmarks.diagnostics gradients`, `... critics`, `...
+ceiling`."""
 
 from __future__ import annotations
 

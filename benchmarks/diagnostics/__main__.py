@@ -1,6 +1,6 @@
-"""Measure gradients or critics at frozen weights: `python -m benchmarks.diagnostics {gradients,critics}`.
+"""Measure at frozen weights: `python -m benchmarks.diagnostics {gradients,critics,ceiling}`.
 
-Each of the two has a `--help` of its own.
+Each of the three has a `--help` of its own.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from benchmarks.diagnostics import critics, gradients
+from benchmarks.diagnostics import ceiling, critics, gradients
 from common.errors import friendly_errors
 
-COMMANDS = {"gradients": gradients.main, "critics": critics.main}
+COMMANDS = {"gradients": gradients.main, "critics": critics.main, "ceiling": ceiling.main}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
