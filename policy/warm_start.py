@@ -5,7 +5,7 @@ A UNet is told of a text by its keys and values W c alone. The change of W that 
 prompts' states c_f to those of their anchors' c_a, and leaves those of the states c_r to keep, has a closed
 form (TIME, arXiv 2303.08084; UCE, arXiv 2308.14761, eq. 7):
 
-    ΔW = E_f[W (c_a - c_f) c_fᵀ] (E_f[c_f c_fᵀ] + E_r[c_r c_rᵀ] + λ I)⁻¹
+    ΔW = E_f[W (c_a - c_f) c_fᵀ] (E_f[c_f c_fᵀ] + k E_r[c_r c_rᵀ] + λ I)⁻¹
 
 What this does not do, and what it does too much, training mends.
 """
@@ -24,6 +24,9 @@ from policy.policy import Policy
 
 READERS = ("attn2.to_k", "attn2.to_v")
 """Endings of the layers that are given a text's states."""
+KEEPING = 10.0
+"""k, how much more what is kept counts than what is brought elsewhere: training forgets what is left sooner
+than it restores what was lost."""
 DAMPING = 1e-3
 """λ, for a mean square of a state's numbers of 1."""
 LEAST = 0.05
@@ -31,7 +34,12 @@ LEAST = 0.05
 
 
 def closed_form(
-    outputs: torch.Tensor, forget: torch.Tensor, retain: torch.Tensor, damping: float = DAMPING
+    outputs: torch.Tensor,
+    forget: torch.Tensor,
+    retain: torch.Tensor,
+    *,
+    keeping: float = KEEPING,
+    damping: float = DAMPING,
 ) -> torch.Tensor:
     """ΔW (out, E) in float64.
 
@@ -39,11 +47,12 @@ def closed_form(
         outputs: (N, out), W (c_a - c_f).
         forget: (N, E), c_f.
         retain: (M, E), c_r.
+        keeping: k.
         damping: λ in units of the retain states' mean square.
     """
     outputs, forget, retain = outputs.double(), forget.double(), retain.double()
     eye = torch.eye(forget.shape[1], dtype=forget.dtype, device=forget.device)
-    kept = forget.T @ forget / len(forget) + retain.T @ retain / len(retain)
+    kept = forget.T @ forget / len(forget) + keeping * retain.T @ retain / len(retain)
     kept = kept + damping * retain.square().mean() * eye
     return torch.linalg.solve(kept, outputs.T @ forget / len(forget), left=False)
 

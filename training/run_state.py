@@ -264,16 +264,18 @@ def begin(run: Run, base: Baseline, seconds: float) -> RunState:
             drop_oldest(output.output_dir, state.progress.iteration, output.checkpoints_total_limit)
         return state
     if config.adapter.warm_start:
-        start_warm(run)
+        start_warm(run, base)
     if run.is_main:
         for stale in list_checkpoints(config.output.output_dir):  # of a run that is being overwritten
             discard(stale)
     return state
 
 
-def start_warm(run: Run) -> None:
-    """Begin where the texts alone can bring the adapter; the base stays the state to roll back to."""
+def start_warm(run: Run, base: Baseline) -> None:
+    """Begin where the texts alone can bring the adapter, and leave those of all that is kept; the base stays
+    the state to roll back to."""
     env = run.env
     anchor_of = dict(zip(env.forget_ids.tolist(), env.anchor_rows[:, 0].tolist(), strict=True))
-    warm_start(run.policy, anchor_of, env.retain_ids.tolist())
+    kept = torch.cat([env.retain_ids, base.retain.prompt_ids]).unique()
+    warm_start(run.policy, anchor_of, kept.tolist())
     keep_in_step(torch.nn.ParameterList(p for p in run.denoiser.parameters() if p.requires_grad))
