@@ -107,7 +107,7 @@ def judge_never(config: ArtworkConfig, base: Base, runs: Sequence[Run]) -> list[
     """
     records = base.records(config.records)
 
-    def found(concept: str) -> Run | None:
+    def record(concept: str) -> Run | None:
         name, pipeline = f"{NEVER}-{slug(concept)}-0", base.never_saw(concept)
         if not pipeline.is_dir() and not records.path(name).is_file():
             return None
@@ -121,8 +121,8 @@ def judge_never(config: ArtworkConfig, base: Base, runs: Sequence[Run]) -> list[
         known = {"method": NEVER, "concept": concept, "seed": 0, "adapter_mb": None, "training": {}}
         return found | known | {"base": before}
 
-    runs_of = in_parallel(found, config.concepts, config.jobs, "never saw it")
-    return [run for run in runs_of if run is not None]
+    found = in_parallel(record, config.concepts, config.jobs, "never saw it")
+    return [run for run in found if run is not None]
 
 
 def parse_config(arguments: Sequence[str] | None = None) -> ArtworkConfig:

@@ -43,6 +43,15 @@ def test_the_closed_form_brings_the_concept_to_its_anchor_and_leaves_what_is_kep
     torch.testing.assert_close(retain @ change.T, torch.zeros(6, 6, dtype=torch.float64))
 
 
+def test_what_is_kept_counts_more_than_what_is_brought_elsewhere() -> None:
+    generator = torch.Generator().manual_seed(0)
+    retain, anchor = torch.randn(40, 8, generator=generator), torch.randn(1, 8, generator=generator)
+    forget = retain[:1] + 0.5 * torch.randn(1, 8, generator=generator)
+    change, even = (closed_form(anchor - forget, forget, retain, **given) for given in ({}, {"keeping": 1.0}))
+    lost, lost_even = ((retain.double() @ of.T).norm() for of in (change, even))
+    assert 0 < lost < 0.7 * lost_even
+
+
 def test_the_policy_draws_the_anchor_in_the_concepts_place(tiny_pipeline_dir: Path) -> None:
     policy = policy_of(tiny_pipeline_dir, targets=CROSS_ATTENTION)
     base = [means(policy, row) for row in range(4)]
