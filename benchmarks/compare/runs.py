@@ -105,7 +105,9 @@ def run_all(
     def found(erasure: Erasure) -> dict[str, Any]:
         if world.records is None:
             return run(erasure, output_dir, world)
-        return world.records.of(erasure.name, lambda: recorded(run(erasure, output_dir, world)))
+        kept = world.records.of(erasure.name, lambda: recorded(run(erasure, output_dir, world)))
+        check(kept, Compared, f"{world.records.path(erasure.name)}")
+        return kept
 
     return in_parallel(found, erasures, at_a_time, "erasing and judging")
 

@@ -54,7 +54,9 @@ class CeilingConfig:
 
     concept: str = flag("Van Gogh style", help="What is to be erased.")
     checkpoints: tuple[Path, ...] = flag((), help="Checkpoints of runs that erase it. Default: the base.")
-    steps: tuple[int, ...] = flag((6, 8, 10, 12, 13), help="At which states of a rollout, counted from 0.")
+    steps: tuple[int, ...] = flag(
+        (6, 8, 10, 12, 13), at_least=0, help="At which states of a rollout, counted from 0."
+    )
     num_states: int = flag(96, at_least=4, help="Rollouts whose states are finished again.")
     continuations: int = flag(8, at_least=2, help="How often each is finished.")
     num_learnt: int = flag(384, at_least=4, help="Rollouts that the straight line is learnt from.")
@@ -213,7 +215,7 @@ def measure_all(config: CeilingConfig) -> tuple[dict[str, Found], list[int]]:
     """
     run = prepare(parse_config(quiet_arguments(config.concept, config.seed, config.output_dir)))
     env, schedule = run.env, run.config.schedule
-    if outside := [step for step in config.steps if not 0 <= step < env.kernel.num_steps]:
+    if outside := [step for step in config.steps if step >= env.kernel.num_steps]:
         raise ValueError(f"--steps {outside[0]}: a rollout's are 0 to {env.kernel.num_steps - 1}.")
     generator = torch.Generator().manual_seed(config.seed)
     anchored = torch.cat([env.retain_ids, env.anchor_ids])
