@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.artwork.tables import category_table, metrics
-from benchmarks.artwork.world import Base
+from benchmarks.artwork.world import RECORDS, Base
 from benchmarks.compare.grid import concept_grids
 from benchmarks.compare.methods import CLOSED_FORMS, NAMES, NEVER
 from benchmarks.compare.probes import check_probed, probe_all
@@ -41,9 +41,6 @@ CONCEPTS = (
 )
 """Chosen before any of them was erased: objects of four categories, and styles of which each has one that is
 near to it. Settings are chosen on others (benchmarks/baselines/sweep.py)."""
-
-RECORDS = Path(__file__).parent / "records"
-"""The records of the base that the project ships."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from evaluation.judge import Judge
 from pipelines.identity import content_digest
 
 PARTS = ("pipeline", "clip", "reward", "judge")
+RECORDS = Path(__file__).parent / "records"
+"""The records of the base that the project ships."""
 GUIDED = ("--guidance_scale", str(GUIDANCE), "--validation_guidance_scale", str(GUIDANCE))
 """Flags of the training script, which draws with the guidance of its later use."""
 SETTINGS: dict[str, Sequence[str]] = {"ca": (f"guidance_scale={GUIDANCE}",)}

@@ -3,7 +3,8 @@
 Every method of `GRID` runs with each of its settings on a style and on an object that the comparison does not
 erase, of the canvas or of the artwork (`--artwork`), and the judge looks at the adapter on the way. The best
 have the highest mean of UA, IRA and CRA over both, and of equals those that needed the fewest steps. A run is
-one JSON file, and what is there is not run again. Written are sweep.md and sweep.json.
+one JSON file, and what is there is not run again; of the artwork it is kept as a record (`--records`), which
+another machine need not run again either. Written are sweep.md and sweep.json.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.artwork.world import SETTINGS, Base
+from benchmarks.artwork.world import RECORDS, SETTINGS, Base
 from benchmarks.baselines.trial import SEED
-from benchmarks.jobs import Job, run_jobs, slug
+from benchmarks.jobs import Job, in_parallel, run_job, run_jobs, slug
 from benchmarks.report import markdown, number, write_json, write_text
 from common.errors import friendly_errors
 from common.flags import flag, parse
@@ -104,6 +105,11 @@ class SweepConfig:
         at_least=1,
         help="Runs at a time, one thread each. Default: the number of cores.",
     )
+    records: Path = flag(
+        RECORDS / "sweep",
+        metavar="DIR",
+        help="Where a file a run of the artwork is kept. Default: what the project ships.",
+    )
     output_dir: Path = flag(Path("runs/baselines-sweep"), help="Where runs, table and JSON are written.")
 
     @property
@@ -138,6 +144,18 @@ def job(method: str, concept: str, settings: Sequence[str], world: Sequence[str]
     )
 
 
+def run_trials(jobs: Sequence[Job], config: SweepConfig, title: str) -> list[dict[str, Any]]:
+    """What the trials found, in their order."""
+    if not config.artwork:
+        return run_jobs(jobs, config.jobs, title)
+    records = Base(config.artwork).records(config.records)
+
+    def found(job: Job) -> dict[str, Any]:
+        return records.of(job.output.stem, lambda: run_job(job))
+
+    return in_parallel(found, jobs, config.jobs, title)
+
+
 def parse_config(arguments: Sequence[str] | None = None) -> SweepConfig:
     """The settings of a command line."""
     return parse(SweepConfig, arguments, __doc__, prog="python -m benchmarks.baselines.sweep")
@@ -156,7 +174,7 @@ def main(config: SweepConfig) -> None:
             for settings in combinations
             for concept, world in flags.items()
         ]
-        by_method[method] = ranked(run_jobs(jobs, config.jobs, method))
+        by_method[method] = ranked(run_trials(jobs, config, method))
     write_json(config.output_dir / "sweep.json", by_method)
     write_text(config.output_dir / "sweep.md", table(by_method))
     print(table(by_method))
