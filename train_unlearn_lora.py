@@ -38,6 +38,7 @@ from training.config import RunConfig, parse_config
 from training.control import Verdict
 from training.cooldown import finish
 from training.metrics import advantage_metrics, critic_metrics, update_metrics
+from training.optimizer import scaled_rate
 from training.plan import print_plan
 from training.previews import draw_base
 from training.reporter import Reporter, log_start
@@ -164,14 +165,17 @@ def update_policy(run: Run, state: RunState, base: Baseline, batch: Batch, exper
     """Clipped policy-gradient updates on fresh and replayed experience, held to the base on retain
     prompts."""
     progress = state.progress
-    stats = run.policy.update(
-        [experience, *state.replay],
-        base.retain,
-        optimizer=run.optimizer,
-        accelerator=run.accelerator,
-        config=replace(run.config.update, kl_coef=progress.kl_coef),
-        generator=generator_for(run.config.output.seed, Purpose.UPDATE, progress.iteration),
-    )
+    share = run.config.optimizer.share(batch.metrics["shortfall"])
+    with scaled_rate(run.optimizer, share):
+        stats = run.policy.update(
+            [experience, *state.replay],
+            base.retain,
+            optimizer=run.optimizer,
+            accelerator=run.accelerator,
+            config=replace(run.config.update, kl_coef=progress.kl_coef),
+            generator=generator_for(run.config.output.seed, Purpose.UPDATE, progress.iteration),
+        )
+        batch.metrics["learning_rate"] = run.optimizer.param_groups[0]["lr"]
     batch.metrics |= update_metrics(run.env, stats) | advantage_metrics(run.env, experience.advantages)
     batch.metrics |= state.record(experience, stats)
 

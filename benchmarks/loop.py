@@ -20,6 +20,7 @@ from training.collect import Batch, collect
 from training.control import Verdict
 from training.cooldown import finish
 from training.metrics import advantage_metrics, critic_metrics, update_metrics
+from training.optimizer import scaled_rate
 from training.reporter import Reporter
 from training.run_state import RunState
 from training.seeds import Purpose, generator_for
@@ -87,14 +88,16 @@ def update_policy(
             values=values,
             gradient_scale=base.gradient_scale,
         )
-    stats = run.policy.update(
-        [experience, *state.replay],
-        base.retain,
-        optimizer=run.optimizer,
-        accelerator=run.accelerator,
-        config=replace(run.config.update, kl_coef=progress.kl_coef),
-        generator=generator_for(run.config.output.seed, Purpose.UPDATE, progress.iteration),
-    )
+    with scaled_rate(run.optimizer, run.config.optimizer.share(batch.metrics["shortfall"])):
+        stats = run.policy.update(
+            [experience, *state.replay],
+            base.retain,
+            optimizer=run.optimizer,
+            accelerator=run.accelerator,
+            config=replace(run.config.update, kl_coef=progress.kl_coef),
+            generator=generator_for(run.config.output.seed, Purpose.UPDATE, progress.iteration),
+        )
+        batch.metrics["learning_rate"] = run.optimizer.param_groups[0]["lr"]
     batch.metrics |= update_metrics(run.env, stats) | advantage_metrics(run.env, experience.advantages)
     batch.metrics |= state.record(experience, stats)
 

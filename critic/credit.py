@@ -150,18 +150,16 @@ def value_gradients(
     return all_rows(mine, len(trajectory))
 
 
-def weighed_gradients(
-    env: Environment, gradients: torch.Tensor, score: ForgetScore, scale: torch.Tensor
-) -> torch.Tensor:
-    """Value gradients (B, T, C, H, W) in units of `scale` (T,), times the fraction of the way to the anchors
-    that each finished image still has to go.
+def weighed_gradients(gradients: torch.Tensor, shortfall: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Value gradients (B, T, C, H, W) in units of `scale` (T,), times the `shortfall` (B,) of each finished
+    image.
 
     The push on a trajectory is the gradient of -shortfall^2 / 2 rather than that of the reward: a reward
     predictor can be climbed for ever, by images that nobody would draw, but nothing is better than images of
     the anchors are.
     """
-    left = env.reward.shortfall(score.terminal).to(gradients.device)
-    return left[:, None, None, None, None] * scaled(gradients, scale.to(gradients.device))
+    left = shortfall.to(gradients.device)[:, None, None, None, None]
+    return left * scaled(gradients, scale.to(gradients.device))
 
 
 def credit(
@@ -180,10 +178,11 @@ def credit(
     Args:
         gradient_scale: (T,), of the base's value gradients.
     """
+    shortfall = env.reward.shortfall(score.terminal)
     if gradient_scale is None:
         advantages = estimate_advantages(config, trajectory, score.potentials, values)
-        return Experience(trajectory, advantages, score.anchor_ids)
+        return Experience(trajectory, advantages, score.anchor_ids, shortfall=shortfall)
     gradients = value_gradients(config.estimator, env, critic, trajectory)
-    gradients = weighed_gradients(env, gradients, score, gradient_scale)
+    gradients = weighed_gradients(gradients, shortfall, gradient_scale)
     advantages = linear_advantages(trajectory, gradients).to(env.kernel.stds.device)
-    return Experience(trajectory, advantages, score.anchor_ids, gradients)
+    return Experience(trajectory, advantages, score.anchor_ids, gradients, shortfall)

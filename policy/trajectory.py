@@ -84,25 +84,31 @@ class Experience:
         anchor_ids: (B,) rows of the prompt table: what each image came nearest to.
         action_gradients: (B, T, C, H, W), gradients of the steps' values in the state they led to, on the
             latents' device; None if the advantages are used as they are.
+        shortfall: (B,) in [0, 1], how much of the way to its anchors each finished image has left; None is
+            all of it.
     """
 
     trajectory: Trajectory
     advantages: torch.Tensor
     anchor_ids: torch.Tensor
     action_gradients: torch.Tensor | None = None
+    shortfall: torch.Tensor | None = None
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """All tensors by name, for a checkpoint."""
-        gradients = {} if self.action_gradients is None else {"action_gradients": self.action_gradients}
-        own = {"advantages": self.advantages, "anchor_ids": self.anchor_ids}
-        return own | vars(self.trajectory) | gradients
+        own = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return own | vars(self.trajectory)
 
     @classmethod
     def from_state_dict(
         cls, tensors: Mapping[str, torch.Tensor], device: torch.device, offload: bool = False
     ) -> Experience:
         """What `state_dict` returned, on `device`; with `offload` what is large stays in main memory."""
-        own = {name: tensors[name].to(device) for name in ("advantages", "anchor_ids")}
+        own = {
+            name: tensors[name].to(device)
+            for name in ("advantages", "anchor_ids", "shortfall")
+            if name in tensors
+        }
         gradients = tensors.get("action_gradients")
         if gradients is not None and not offload:
             gradients = gradients.to(device)

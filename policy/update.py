@@ -81,6 +81,12 @@ class UpdateConfig:
         at_least=0,
         help="Weight of the KL to the base under the nearest anchor, on forget prompts.",
     )
+    weigh_anchor_kl: bool = flag(
+        True,
+        negatable=True,
+        help="Weigh that KL by how much of the way to its anchors each image has left, so that what is replaced is "
+        "let alone.",
+    )
     adversarial_radius: float = flag(
         0.5,
         at_least=0,
@@ -213,6 +219,12 @@ class Objective:
         )
         return all_rows(mine, len(rows))
 
+    def left(self, experience: Experience, rows: slice) -> torch.Tensor | float:
+        """(b,) by what the KLs to the anchors are weighed, or 1."""
+        if experience.shortfall is None or not self.config.weigh_anchor_kl:
+            return 1.0
+        return experience.shortfall[rows]
+
     def _forget_rows(self, experience: Experience, rows: slice, step: int, share: float) -> torch.Tensor:
         """(b, 6): the columns of `ForgetStats`. `share` is that of one row."""
         config, policy, kernel = self.config, self.policy, self.policy.kernel
@@ -242,18 +254,18 @@ class Objective:
                 clip_range=config.clip_range,
             )
         loss = self.surrogate_weights[step] * surrogate.loss
-        anchor_weight = config.anchor_kl_coef * self.kl_weights[step]
+        anchor_weight = config.anchor_kl_coef * self.kl_weights[step] * self.left(experience, rows)
         anchor_kl = worst_kl = torch.zeros_like(old_log_prob)
         if self.anchored:
             anchor_kl = kernel.kl(mean, reference, step)
-            loss = loss + anchor_weight * anchor_kl.mean()
+            loss = loss + (anchor_weight * anchor_kl).mean()
         self.accelerator.backward(loss * len(batch) * share)
         if self.adversarial:
             radius = config.adversarial_radius
             assert prompts.states.grad is not None
             states = worst_case(prompts.states, prompts.states.grad, anchors.states, radius)
             worst_kl = kernel.kl(policy.mean(x, step, replace(prompts, states=states)), reference, step)
-            self.accelerator.backward(anchor_weight * worst_kl.mean() * len(batch) * share)
+            self.accelerator.backward((anchor_weight * worst_kl).mean() * len(batch) * share)
         step_kl = kernel.kl(mean.detach(), old_mean, step)
         columns = (
             log_prob - old_log_prob,

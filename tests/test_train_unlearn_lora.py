@@ -439,6 +439,7 @@ def test_a_rollback_returns_to_the_last_good_state(finished: Finish, arguments: 
     """No KL at all is allowed, so every update is taken back, the next one is smaller, and the adapter
     ends as the identity it began as."""
     changes = {"max_retain_kl": 0.0, "max_brakes": 1, "max_train_iterations": 9, "cooldown_updates": 1}
+    changes["lr_scheduler"] = "constant"
     run, rate = finished(**changes), arguments().optimizer.learning_rate
     assert run.training["brakes"] == 2 and run.training["stopped_by"] not in ("", OUT_OF_ITERATIONS)
     rates = [line["learning_rate"] for line in diagnostics(run.directory) if "learning_rate" in line]
@@ -451,7 +452,8 @@ def test_a_rollback_returns_to_the_last_good_state(finished: Finish, arguments: 
 
 
 def test_the_cool_down_settles_at_a_falling_rate_and_draws_nothing(finished: Finish) -> None:
-    warm, cool = finished(learning_rate=4e-3), finished(learning_rate=4e-3, cooldown_updates=2)
+    at_a_rate = {"learning_rate": 4e-3, "lr_scheduler": "constant"}
+    warm, cool = finished(**at_a_rate), finished(**at_a_rate, cooldown_updates=2)
     assert cool.rates == [4e-3, 4e-3, 2e-3, 1e-3]
     last = cool.updates[2:]
     assert last[0].first_ratio_deviation == 0  # its trajectories are the policy's own
@@ -461,6 +463,14 @@ def test_the_cool_down_settles_at_a_falling_rate_and_draws_nothing(finished: Fin
     assert cool.training["unet_samples"] == warm.training["unet_samples"] + cooled
     assert cool.training["last_iteration"]["cooldown_retain_kl"] == last[1].retain_kl[-1]
     assert not same(adapter(warm.directory), adapter(cool.directory))
+
+
+def test_a_step_is_as_long_as_the_way_that_is_left(finished: Finish) -> None:
+    run = finished(learning_rate=4e-3, cooldown_updates=1)
+    lines = [line for line in diagnostics(run.directory) if "learning_rate" in line]
+    left = [line["shortfall"] for line in lines] + [run.training["last_iteration"]["shortfall"] / 2]
+    assert run.rates == pytest.approx([4e-3 * share for share in left])
+    assert [line["learning_rate"] for line in lines] == run.rates[:-1] and 0 < min(left) < 1
 
 
 def test_a_cool_down_that_goes_too_far_is_taken_back(

@@ -13,6 +13,7 @@ from policy.trajectory import Experience, Trajectory
 from policy.update import UpdateConfig, UpdateStats
 from training.baseline import Baseline
 from training.collect import Batch, collect
+from training.optimizer import scaled_rate
 from training.run_state import RunState
 from training.seeds import Purpose, generator_for
 from training.setup import Run
@@ -46,7 +47,8 @@ def finish(run: Run, state: RunState, base: Baseline, batch: Batch) -> None:
         gradient_scale=base.gradient_scale,
     )
     config = replace(run.config.update, kl_coef=progress.kl_coef, target_kl=math.inf)
-    cooled = cool_down(run, config, experience, base.retain)
+    with scaled_rate(run.optimizer, run.config.optimizer.share(batch.metrics["shortfall"])):
+        cooled = cool_down(run, config, experience, base.retain)
     progress.unet_samples += sum(stats.unet_samples for stats in cooled)
     last = cooled[-1]
     step_kl = math.nan if any(stats.skipped for stats in cooled) else last.step_kl[-1]
@@ -66,19 +68,17 @@ def cool_down(
     A constant rate leaves the adapter jittering about what it is held to; a rate that falls lets it settle
     there. It bounds the way too, so the updates need no `target_kl`.
     """
-    groups, updates = run.optimizer.param_groups, run.config.schedule.cooldown_updates
-    rates, found = [group["lr"] for group in groups], []
+    updates, found = run.config.schedule.cooldown_updates, []
     for turn in range(updates):
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate / 2 * (1 - turn / updates)
-        found.append(
-            run.policy.update(
-                [experience],
-                retain,
-                optimizer=run.optimizer,
-                accelerator=run.accelerator,
-                config=config,
-                generator=generator_for(run.config.output.seed, Purpose.COOLDOWN, turn),
+        with scaled_rate(run.optimizer, (1 - turn / updates) / 2):
+            found.append(
+                run.policy.update(
+                    [experience],
+                    retain,
+                    optimizer=run.optimizer,
+                    accelerator=run.accelerator,
+                    config=config,
+                    generator=generator_for(run.config.output.seed, Purpose.COOLDOWN, turn),
+                )
             )
-        )
     return found

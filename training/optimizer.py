@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,9 @@ from diffusers.optimization import SchedulerType
 
 from common.flags import flag
 
+SHORTFALL = "shortfall"
+"""The schedule that is ours: a step is as long as the way that is left (Polyak, 1987, section 5.3)."""
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -17,9 +22,10 @@ class OptimizerConfig:
 
     learning_rate: float = flag(1e-2, at_least=0, help="Learning rate of the adapter.")
     lr_scheduler: str = flag(
-        "constant",
-        choices=tuple(s.value for s in SchedulerType if s.value != "piecewise_constant"),
-        help="Schedule over the iterations.",
+        SHORTFALL,
+        choices=(SHORTFALL, *(s.value for s in SchedulerType if s.value != "piecewise_constant")),
+        help="Schedule over the iterations; shortfall: in proportion to how much of the way to the anchors an "
+        "iteration's images have left.",
     )
     lr_warmup_steps: int = flag(0, at_least=0, help="Iterations over which the learning rate rises.")
     use_8bit_adam: bool = flag(
@@ -35,6 +41,15 @@ class OptimizerConfig:
     adam_weight_decay: float = flag(1e-4, at_least=0, help="Weight decay of the adapter.")
     adam_epsilon: float = flag(1e-8, at_least=0, help="Epsilon of AdamW.")
 
+    @property
+    def schedule(self) -> str:
+        """What diffusers is asked for."""
+        return "constant_with_warmup" if self.lr_scheduler == SHORTFALL else self.lr_scheduler
+
+    def share(self, shortfall: float) -> float:
+        """What an update takes of the scheduled rate, by its images' mean `ConceptReward.shortfall`."""
+        return shortfall if self.lr_scheduler == SHORTFALL else 1.0
+
 
 def create_optimizer(config: OptimizerConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW over the adapter's parameters."""
@@ -49,3 +64,16 @@ def create_optimizer(config: OptimizerConfig, parameters: list[torch.nn.Paramete
 
         return bitsandbytes.optim.AdamW8bit(parameters, **settings)
     return torch.optim.AdamW(parameters, **settings)
+
+
+@contextmanager
+def scaled_rate(optimizer: torch.optim.Optimizer, factor: float) -> Iterator[None]:
+    """Within, `factor` times the learning rate."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = factor * rate
+    try:
+        yield
+    finally:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate

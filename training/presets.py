@@ -13,6 +13,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "replay_iterations": 1,
         "cooldown_updates": 0,
         "warm_start": False,
+        "lr_scheduler": "constant",
         "max_train_iterations": 600,
     },
 }

@@ -111,7 +111,7 @@ class RunState:
         if progress.first_ratio_deviation is None:
             progress.first_ratio_deviation = stats.first_ratio_deviation
         progress.unet_samples += stats.unet_samples
-        metrics = {"learning_rate": self.lr_scheduler.get_last_lr()[0], "kl_coef": progress.kl_coef}
+        metrics = {"kl_coef": progress.kl_coef}
         if target := self.config.update.retain_kl_target:
             progress.kl_coef = adapt_coefficient(progress.kl_coef, progress.retain_kl, target)
         return metrics
@@ -230,7 +230,7 @@ def begin(run: Run, base: Baseline, seconds: float) -> RunState:
     """
     config = run.config
     schedule = get_scheduler(
-        config.optimizer.lr_scheduler,
+        config.optimizer.schedule,
         run.optimizer,
         num_warmup_steps=config.optimizer.lr_warmup_steps,
         num_training_steps=config.schedule.max_train_iterations,

@@ -1,21 +1,27 @@
 """The variants, as flags of the training script. All else is its default.
 
 The KL to the anchors erases concepts by itself, and hides what a reward or a critic does; "plain" variants,
-and "no anchor KL", are without it. What is to be shown alone begins at the base, not at the closed form. The
-KL's worst case around the prompts is against words that are searched for, which no judgement here tries;
-other variants than the default are without that.
+and "no anchor KL", are without it. What is to be shown alone begins at the base, not at the closed form, and
+learns at a constant rate: one that falls with the shortfall is a reward too. The KL's worst case around the
+prompts is against words that are searched for, which no judgement here tries; other variants than the default
+are without that.
 """
 
 from __future__ import annotations
 
-PLAIN = ["--anchor_kl_coef", "0", "--no-warm_start"]
+COLD = ["--no-warm_start", "--lr_scheduler", "constant"]
+PLAIN = ["--anchor_kl_coef", "0", *COLD]
 AT_THE_PROMPT = ["--adversarial_radius", "0"]
 
 VARIANTS: dict[str, list[str]] = {
     "default": [],
     "no adversary": AT_THE_PROMPT,
     "no anchor KL": PLAIN,
-    "no reward": ["--advantage", "ddpo", "--advantage_clip", "0", "--no-warm_start", *AT_THE_PROMPT],
+    "no reward": [
+        *("--advantage", "ddpo", "--advantage_clip", "0", "--no-weigh_anchor_kl"),
+        *COLD,
+        *AT_THE_PROMPT,
+    ],
     "no retain KL": ["--kl_coef", "0", *AT_THE_PROMPT],
     "no fidelity": ["--fidelity_weight", "1", *AT_THE_PROMPT],
     "all timesteps": ["--train_timestep_fraction", "1", *AT_THE_PROMPT],

@@ -223,6 +223,24 @@ def test_a_kl_to_the_base_does_not_depend_on_the_noise_that_is_drawn(
     assert all(found.abs().max() > 1e-4 for found in gradients[0])
 
 
+def test_the_kl_to_the_anchors_lets_alone_what_is_replaced(policy: Policy) -> None:
+    states = sample(policy, FORGET, seed=3)
+    settings = {**SETTINGS, "kl_coef": 0.0, "anchor_kl_coef": 1.0, "adversarial_radius": 0.5}
+
+    def gradient(shortfall: float, **changes: bool) -> torch.Tensor:
+        objective = Objective(policy, Accelerator(cpu=True), UpdateConfig(**{**settings, **changes}))
+        left = torch.full((4,), shortfall)
+        experience = Experience(states, torch.zeros(4, 5), torch.full((4,), 2), shortfall=left)
+        objective.forget(experience, 1, 1.0)
+        return take_gradient(policy)
+
+    move(policy)
+    whole = gradient(1.0)
+    torch.testing.assert_close(gradient(0.25), whole / 4)
+    torch.testing.assert_close(gradient(0.25, weigh_anchor_kl=False), whole)
+    assert whole.abs().max() > 1e-4 and not gradient(0.0).any()
+
+
 def test_the_kls_of_a_flow_count_twice(policy: Policy) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(8)

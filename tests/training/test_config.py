@@ -64,13 +64,13 @@ DEFAULTS: dict[str, Any] = {
     "images_per_iteration": 32,
     "target_unlearning_accuracy": 0.95,
     "patience": 3,
-    "plateau_iterations": 6,
+    "plateau_iterations": 4,
     "rank": 8,
     "lora_alpha": None,
     "lora_target_modules": None,
     "warm_start": True,
     "learning_rate": 0.01,
-    "lr_scheduler": "constant",
+    "lr_scheduler": "shortfall",
     "cooldown_updates": 3,
     "lr_warmup_steps": 0,
     "use_8bit_adam": False,
@@ -107,6 +107,7 @@ DEFAULTS: dict[str, Any] = {
     "kl_coef": 20.0,
     "retain_kl_target": None,
     "anchor_kl_coef": 1.0,
+    "weigh_anchor_kl": True,
     "adversarial_radius": 0.5,
     "retain_rollouts": 64,
     "retain_batch_size": 16,
@@ -194,7 +195,7 @@ def without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_flags_and_their_defaults_are_those_of_the_list() -> None:
     found = values_of(parse_config([]))
-    assert len(found) == 115 and found == DEFAULTS
+    assert len(found) == 116 and found == DEFAULTS
     assert {name: type(value) for name, value in found.items()} == {
         name: type(value) for name, value in DEFAULTS.items()
     }
@@ -302,7 +303,7 @@ def test_help_has_a_group_for_each_class_and_shows_the_defaults(capsys: pytest.C
         ("mixed_precision", ["no", "fp16", "bf16"], ["fp8"]),
         ("advantage", ["pathwise", "ddpo"], ["ppo"]),
         ("critic_type", ["film", "none"], ["big"]),
-        ("lr_scheduler", ["constant", "cosine"], ["piecewise_constant", "often"]),
+        ("lr_scheduler", ["shortfall", "constant", "cosine"], ["piecewise_constant", "often"]),
     ],
 )
 def test_values_outside_their_range_are_refused_by_their_flag(
