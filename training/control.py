@@ -44,7 +44,7 @@ class ScheduleConfig:
         3, at_least=1, help="Number of iterations over which the target must be reached.", may_change=True
     )
     plateau_iterations: int = flag(
-        4,
+        3,
         at_least=0,
         help="Stop, too, when over so many iterations that fraction is above a half and no higher than over as many "
         "before; 0 never does.",

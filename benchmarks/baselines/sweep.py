@@ -48,6 +48,12 @@ GRID: dict[str, dict[str, Sequence[object]]] = {
 }
 """What is tried: every combination, each after every 50 steps."""
 
+FURTHER: dict[str, dict[str, Sequence[object]]] = {
+    "esd": {"learning_rate": [3e-3, 1e-2], "prompts": ["spec"], "steps": [150]},
+    "spm": {"learning_rate": [3e-3], "anchoring": [10.0], "prompts": ["spec"], "steps": [200]},
+    "rece": {"preserve_scale": [1.0], "iterations": [1, 3], "regularisation": [1e-3, 1e-1]},
+}
+"""What is tried on the artwork, too, where the best of the above lies at an end of what was tried."""
 
 CANVAS, ARTWORK = ("Watercolour style", "star"), ("Twemoji style", "melon")
 """What settings are chosen on, of either world: none that a comparison erases."""
@@ -144,6 +150,17 @@ def job(method: str, concept: str, settings: Sequence[str], world: Sequence[str]
     )
 
 
+def combinations(method: str, artwork: bool) -> list[list[str]]:
+    """The settings of every trial of a method, as its program takes them."""
+    grids = [GRID[method], *([FURTHER[method]] if artwork and method in FURTHER else [])]
+    fixed = SETTINGS.get(method, ()) if artwork else ()
+    return [
+        [*fixed, *(f"{name}={value}" for name, value in zip(grid, row, strict=True))]
+        for grid in grids
+        for row in product(*grid.values())
+    ]
+
+
 def run_trials(jobs: Sequence[Job], config: SweepConfig, title: str) -> list[dict[str, Any]]:
     """What the trials found, in their order."""
     if not config.artwork:
@@ -164,14 +181,9 @@ def parse_config(arguments: Sequence[str] | None = None) -> SweepConfig:
 def main(config: SweepConfig) -> None:
     by_method, flags = {}, config.world_flags()
     for method in config.methods:
-        fixed = SETTINGS.get(method, ()) if config.artwork else ()
-        combinations = [
-            [f"{name}={value}" for name, value in zip(GRID[method], row, strict=True)]
-            for row in product(*GRID[method].values())
-        ]
         jobs = [
-            job(method, concept, [*fixed, *settings], world, config.output_dir)
-            for settings in combinations
+            job(method, concept, settings, world, config.output_dir)
+            for settings in combinations(method, config.artwork is not None)
             for concept, world in flags.items()
         ]
         by_method[method] = ranked(run_trials(jobs, config, method))

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.artwork.__main__ import CONCEPTS
 from benchmarks.baselines import METHODS
 from benchmarks.baselines.command import changed
-from benchmarks.baselines.sweep import CANVAS, GRID, main, parse_config, ranked, table
+from benchmarks.baselines.sweep import CANVAS, FURTHER, GRID, combinations, main, parse_config, ranked, table
 from benchmarks.baselines.trial import shorten
 from evaluation.examination import JudgeExamination
 from evaluation.judge import Judge
@@ -65,6 +65,14 @@ def test_what_the_sweep_tries_are_settings_and_what_is_used_is_among_them(method
     grid, used = GRID[method], METHODS[method].settings()
     assert changed(used, [f"{name}={values[0]}" for name, values in grid.items()])
     assert all(getattr(used, name) in values for name, values in grid.items() if name != "steps")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_tried_on_the_artwork_is_more_and_no_trial_is_there_twice(method: str) -> None:
+    canvas, artwork = combinations(method, artwork=False), combinations(method, artwork=True)
+    assert len({tuple(row) for row in artwork}) == len(artwork)
+    assert (len(artwork) > len(canvas)) == (method in FURTHER)
+    assert all(changed(METHODS[method].settings(), row) for row in artwork)
 
 
 def test_fewer_prompts_are_judged_of_what_is_kept_only() -> None:

@@ -64,7 +64,7 @@ DEFAULTS: dict[str, Any] = {
     "images_per_iteration": 32,
     "target_unlearning_accuracy": 0.95,
     "patience": 3,
-    "plateau_iterations": 4,
+    "plateau_iterations": 3,
     "rank": 8,
     "lora_alpha": None,
     "lora_target_modules": None,
