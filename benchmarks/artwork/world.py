@@ -22,15 +22,25 @@ RECORDS = Path(__file__).parent / "records"
 """The records of the base that the project ships."""
 GUIDED = ("--guidance_scale", str(GUIDANCE), "--validation_guidance_scale", str(GUIDANCE))
 """Flags of the training script, which draws with the guidance of its later use."""
-SETTINGS: dict[str, Sequence[str]] = {"ca": (f"guidance_scale={GUIDANCE}",)}
-"""Of published methods, what is not their default: CA learns from images that the base draws."""
+FIXED: dict[str, Sequence[str]] = {"ca": (f"guidance_scale={GUIDANCE}",)}
+"""Of published methods, what the world asks for: CA learns from images that the base draws."""
+CHOSEN: dict[str, Sequence[str]] = {
+    "uce": ("erase_scale=1.0", "preserve_scale=0.1", "states=text"),
+    "ca": ("learning_rate=0.001", "regularisation=1.0", "steps=150"),
+    "esd": ("learning_rate=0.003", "prompts=spec", "steps=150"),
+    "leco": ("learning_rate=0.001", "prompts=spec", "steps=100"),
+    "spm": ("learning_rate=0.003", "anchoring=10.0", "prompts=spec", "steps=200"),
+    "rece": ("preserve_scale=1.0", "iterations=1", "regularisation=0.001"),
+    "hirm": ("direction=semantic", "prompts=spec", "learning_rate=0.001", "steps=150"),
+}
+"""And what the sweep found best (benchmarks/baselines/sweep.py)."""
 
 
 def settings(method: str) -> Sequence[str]:
     """Further flags of the program that runs a method."""
     if method in TRAINED_BY_US:
         return GUIDED
-    return ("--settings", *SETTINGS[method]) if method in SETTINGS else ()
+    return ("--settings", *FIXED.get(method, ()), *CHOSEN[method])
 
 
 @dataclass(frozen=True)

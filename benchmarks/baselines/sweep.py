@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.artwork.world import RECORDS, SETTINGS, Base
+from benchmarks.artwork.world import FIXED, RECORDS, Base
 from benchmarks.baselines.trial import SEED
 from benchmarks.jobs import Job, in_parallel, run_job, run_jobs, slug
 from benchmarks.report import markdown, number, write_json, write_text
@@ -51,6 +51,12 @@ GRID: dict[str, dict[str, Sequence[object]]] = {
 FURTHER: dict[str, dict[str, Sequence[object]]] = {
     "esd": {"learning_rate": [3e-3, 1e-2], "prompts": ["spec"], "steps": [150]},
     "spm": {"learning_rate": [3e-3], "anchoring": [10.0], "prompts": ["spec"], "steps": [200]},
+    "hirm": {
+        "direction": ["semantic"],
+        "prompts": ["spec"],
+        "learning_rate": [1e-3, 2e-3],
+        "steps": [200],
+    },
     "rece": {"preserve_scale": [1.0], "iterations": [1, 3], "regularisation": [1e-3, 1e-1]},
 }
 """What is tried on the artwork, too, where the best of the above lies at an end of what was tried."""
@@ -153,7 +159,7 @@ def job(method: str, concept: str, settings: Sequence[str], world: Sequence[str]
 def combinations(method: str, artwork: bool) -> list[list[str]]:
     """The settings of every trial of a method, as its program takes them."""
     grids = [GRID[method], *([FURTHER[method]] if artwork and method in FURTHER else [])]
-    fixed = SETTINGS.get(method, ()) if artwork else ()
+    fixed = FIXED.get(method, ()) if artwork else ()
     return [
         [*fixed, *(f"{name}={value}" for name, value in zip(grid, row, strict=True))]
         for grid in grids

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.artwork.__main__ import CONCEPTS
+from benchmarks.artwork.world import RECORDS, settings
 from benchmarks.baselines import METHODS
 from benchmarks.baselines.command import changed
 from benchmarks.baselines.sweep import CANVAS, FURTHER, GRID, combinations, main, parse_config, ranked, table
@@ -88,3 +89,14 @@ def test_the_artwork_is_swept_on_concepts_of_its_own(tmp_path: Path) -> None:
     assert not set(chosen.chosen_on) & set(CONCEPTS) and parse_config([]).chosen_on == CANVAS
     with pytest.raises(ValueError, match=r"holds no pipeline.*--output_dir"):
         main(chosen)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_comparison_of_the_artwork_uses_what_its_sweep_found_best(method: str) -> None:
+    runs = [json.loads(file.read_text()) for file in sorted((RECORDS / "sweep").glob(f"{method}-*.json"))]
+    assert len(runs) == 2 * len(combinations(method, artwork=True))
+    best = ranked(runs)[0]
+    found = [text for text in best["settings"] if not text.startswith("steps=")]
+    if "steps" in vars(METHODS[method].settings()):
+        found.append(f"steps={best['steps']}")
+    assert ["--settings", *found] == list(settings(method))
