@@ -27,7 +27,7 @@ FIXED: dict[str, Sequence[str]] = {"ca": (f"guidance_scale={GUIDANCE}",)}
 CHOSEN: dict[str, Sequence[str]] = {
     "uce": ("erase_scale=1.0", "preserve_scale=0.1", "states=text"),
     "ca": ("learning_rate=0.001", "regularisation=1.0", "steps=150"),
-    "esd": ("learning_rate=0.003", "prompts=spec", "steps=150"),
+    "esd": ("learning_rate=0.01", "prompts=spec", "steps=100"),
     "leco": ("learning_rate=0.001", "prompts=spec", "steps=100"),
     "spm": ("learning_rate=0.003", "anchoring=10.0", "prompts=spec", "steps=200"),
     "rece": ("preserve_scale=1.0", "iterations=1", "regularisation=0.001"),
