@@ -59,7 +59,7 @@ FURTHER: dict[str, dict[str, Sequence[object]]] = {
     },
     "rece": {"preserve_scale": [1.0], "iterations": [1, 3], "regularisation": [1e-3, 1e-1]},
 }
-"""What is tried on the artwork, too, where the best of the above lies at an end of what was tried."""
+"""What is tried on the artwork, too, where more of a setting promised more than the above had found."""
 
 CANVAS, ARTWORK = ("Watercolour style", "star"), ("Twemoji style", "melon")
 """What settings are chosen on, of either world: none that a comparison erases."""
