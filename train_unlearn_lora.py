@@ -15,10 +15,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
-
-import torch
 
 from common.checkpoints import latest_checkpoint
 from common.errors import friendly_errors, friendly_interrupts, friendly_memory
@@ -27,24 +24,18 @@ from common.interruption import leave
 from common.lock import exclusive
 from common.memory import out_of_memory
 from common.processes import anywhere, processes
-from critic.credit import credit, observe, values_of
-from critic.credit import learn as learn_critic
 from hub.push import push_adapter, push_command
 from pipelines.memory import flags_to_try
-from policy.trajectory import Experience
-from training.baseline import Baseline, measure_base
-from training.collect import Batch, collect
+from training.baseline import measure_base
 from training.config import RunConfig, parse_config
 from training.control import Verdict
 from training.cooldown import finish
-from training.metrics import advantage_metrics, critic_metrics, update_metrics
-from training.optimizer import scaled_rate
+from training.iteration import assign_credit, estimate_values, rollout, timed, update_critic, update_policy
 from training.plan import print_plan
 from training.previews import draw_base
 from training.reporter import Reporter, log_start
 from training.results import evaluate_run, save, save_config, tracker_settings
 from training.run_state import RunState, begin
-from training.seeds import Purpose, generator_for
 from training.setup import Run, prepare
 
 logger = logging.getLogger(__name__)
@@ -125,78 +116,6 @@ def learn(run: Run) -> tuple[RunState, dict[str, float]]:
         report.iteration(batch)
     report.end(batch)
     return state, batch.metrics
-
-
-def rollout(run: Run, state: RunState, base: Baseline) -> Batch:
-    """Trajectories of the policy as it is, and their rewards."""
-    progress, config = state.progress, run.config
-    if state.policy_is_base and not config.credit.estimator.uses_critic:
-        return base.acted  # a critic would be asked about what it has learnt by heart
-    count = config.schedule.images_per_iteration + config.update.retain_batch_size
-    progress.images += count
-    progress.unet_samples += run.policy.branches * run.env.kernel.num_steps * count
-    return collect(run, progress.iteration, base.recognisable)
-
-
-def estimate_values(run: Run, batch: Batch) -> torch.Tensor:
-    """V(x_t, t, c) of every state that was acted on, (B, T)."""
-    potentials = batch.score.potentials
-    values = values_of(run.critic, run.env, batch.trajectory, potentials)
-    if run.critic.kind != "none":
-        returns = run.config.credit.estimator.returns(potentials)
-        batch.metrics |= critic_metrics(run.env, values, returns, batch.trajectory.prompt_ids)
-    return values
-
-
-def assign_credit(run: Run, base: Baseline, batch: Batch, values: torch.Tensor) -> Experience:
-    """What every denoising step was worth: its advantage, or the gradient of its value."""
-    return credit(
-        run.config.credit,
-        run.env,
-        run.critic,
-        batch.trajectory,
-        batch.score,
-        values=values,
-        gradient_scale=base.gradient_scale,
-    )
-
-
-def update_policy(run: Run, state: RunState, base: Baseline, batch: Batch, experience: Experience) -> None:
-    """Clipped policy-gradient updates on fresh and replayed experience, held to the base on retain
-    prompts."""
-    progress = state.progress
-    share = run.config.optimizer.share(batch.metrics["shortfall"])
-    with scaled_rate(run.optimizer, share):
-        stats = run.policy.update(
-            [experience, *state.replay],
-            base.retain,
-            optimizer=run.optimizer,
-            accelerator=run.accelerator,
-            config=replace(run.config.update, kl_coef=progress.kl_coef),
-            generator=generator_for(run.config.output.seed, Purpose.UPDATE, progress.iteration),
-        )
-        batch.metrics["learning_rate"] = run.optimizer.param_groups[0]["lr"]
-    batch.metrics |= update_metrics(run.env, stats) | advantage_metrics(run.env, experience.advantages)
-    batch.metrics |= state.record(experience, stats)
-
-
-def update_critic(run: Run, state: RunState, batch: Batch) -> None:
-    """Let the critic see what became of the trajectories, and learn from the last ones that it saw."""
-    config, potentials = run.config, batch.score.potentials
-    if not state.nonfinite:
-        observe(run.critic, run.env, batch.trajectory, potentials, estimator=config.credit.estimator)
-    generator = generator_for(config.output.seed, Purpose.CRITIC, state.progress.iteration)
-    batch.metrics |= learn_critic(run.critic, config.critic, generator)
-
-
-@contextmanager
-def timed(state: RunState) -> Iterator[None]:
-    """Count what is done within as training."""
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        state.progress.seconds += time.perf_counter() - started
 
 
 def leave_if_interrupted(run: Run) -> None:

@@ -36,7 +36,7 @@ from pipelines.supported import Unsupported
 from policy.lora import lora_state
 from policy.update import UpdateStats
 from reward.concept import SpecError
-from training import cooldown
+from training import cooldown, iteration
 from training.baseline import measure_base
 from training.config import RunConfig, parse_config
 from training.plan import SHOWN
@@ -555,7 +555,7 @@ def test_a_killed_run_goes_on_at_its_learning_rate(
 ) -> None:
     settings = changes | {"max_train_iterations": 3}
     whole = finished(checkpointing_steps=3, **settings)
-    collect = script.collect
+    collect = iteration.collect
 
     def killed(run: Run, iteration: int, recognisable: float) -> Any:
         if iteration == 2:
@@ -563,7 +563,7 @@ def test_a_killed_run_goes_on_at_its_learning_rate(
         return collect(run, iteration, recognisable)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
-        patch.setattr(script, "collect", killed)
+        patch.setattr(iteration, "collect", killed)
         script.main(arguments(checkpointing_steps=1, **settings))
     assert caught.value.code == 130
     script.main(arguments(checkpointing_steps=3, resume_from_checkpoint="latest", **settings))
