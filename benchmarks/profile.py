@@ -32,7 +32,6 @@ from common.flags import flag, parse
 from pipelines.backbone import Backbone
 from pipelines.memory import DTYPES
 from pipelines.meter import samples_of
-from policy.lora import load_lora_state, lora_state
 from training.baseline import measure_base
 from training.config import RunConfig
 from training.config import parse_config as parse_run
@@ -258,9 +257,9 @@ def profile(config: RunConfig, *, warm_up: bool = False) -> Profile:
     run = replace(run, accelerator=watched(run.accelerator, watch, {"backward": BACKWARD}))
     base = measure_base(run)
     if warm_up:
-        fresh = lora_state(run.denoiser)
+        fresh = run.policy.state()
         learn(run, base, begin(run, base, 0.0))
-        load_lora_state(run.denoiser, fresh)
+        run.policy.load_state(fresh)
     watch.clear()
     started = now()
     state = begin(run, base, 0.0)

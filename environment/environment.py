@@ -109,7 +109,7 @@ class Environment:
 
     @property
     def table(self) -> PromptTable:
-        """The prompts of the run; the forget prompts come first."""
+        """The prompts of the run, as the base reads them; the forget prompts come first."""
         return self.policy.table
 
     @property

@@ -26,6 +26,7 @@ from hub.checks import find_fault, loaded_adapters
 from hub.concepts import KOHYA_NAME, kohya_name
 from hub.files import UnreadableAdapter, read_file, read_header, read_names, write_file
 from hub.formats import PEFT_NAME, as_diffusers_reads, decisive, is_kohya, what_else
+from hub.names import in_text_model
 
 RESERVED = {LORA_ADAPTER_METADATA_KEY, "format", HASH_KEY, TENSORS_KEY}
 """Header keys that are derived from the tensors."""
@@ -58,8 +59,9 @@ class Part(NamedTuple):
 
 SPELLINGS = {
     "unet": (".lora.down.", ".lora.up."),
-    "text_encoder": (".lora_linear_layer.down.", ".lora_linear_layer.up."),
     "transformer": (".lora_A.", ".lora_B."),
+    "text_encoder": (".lora_linear_layer.down.", ".lora_linear_layer.up."),
+    "text_encoder_2": (".lora_linear_layer.down.", ".lora_linear_layer.up."),
 }
 """What diffusers puts between a module and `weight`: of the matrices (rank, in, ...) and (out, rank, ...)."""
 
@@ -70,7 +72,7 @@ def save_adapter(
     adapter_name: str = "default",
     metadata: Mapping[str, str] | None = None,
     *,
-    text_encoder: PreTrainedModel | None = None,
+    text_encoders: Mapping[str, PreTrainedModel] = {},
 ) -> Path:
     """Write the adapter as `pytorch_lora_weights.safetensors`, complete or not at all; the kohya files of an
     older one are removed.
@@ -80,7 +82,8 @@ def save_adapter(
     Args:
         denoiser: the bare UNet or transformer (not a distributed wrapper) that carries the adapter.
         metadata: keys at the top level of the header, as `hub.header` makes them.
-        text_encoder: carries the rest of the adapter, or all of it.
+        text_encoders: by the pipeline's name; those of them that carry a part of the adapter, or all of it,
+            are written too.
 
     Returns:
         The path of the file.
@@ -91,7 +94,7 @@ def save_adapter(
     kind = "unet" if isinstance(denoiser, UNet2DConditionModel) else "transformer"
     parts = {
         name: _part(component, adapter_name, SPELLINGS[name])
-        for name, component in ((kind, denoiser), ("text_encoder", text_encoder))
+        for name, component in {kind: denoiser, **text_encoders}.items()
         if adapter_name in getattr(component, "peft_config", {})
     }
     if not parts:
@@ -116,7 +119,7 @@ def write_adapter(directory: str | Path, parts: Mapping[str, Part], metadata: Ma
     if strange is not None:
         raise ValueError(f"{strange} holds NaN or infinite values, so no adapter is written.")
     tensors = {
-        f"{name}.{key}": tensor.detach().cpu().contiguous()
+        in_text_model(f"{name}.{key}"): tensor.detach().cpu().contiguous()
         for name, part in parts.items()
         for key, tensor in part.layers.items()
     }
@@ -293,14 +296,15 @@ def _check_keys(metadata: Mapping[str, str]) -> None:
 
 @contextmanager
 def _quiet_loaders() -> Iterator[None]:
-    """Silence warnings of diffusers and peft about what is checked here, and about adapters that have nothing
-    for the text encoder."""
-    logger = logging.getLogger("diffusers")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    """Silence warnings of diffusers, transformers and peft about what is checked here, about adapters that
+    have nothing for the text encoder, and about others on it, which transformers takes for missing."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("diffusers", "transformers"))}
+    for logger in levels:
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)

@@ -18,7 +18,9 @@ from common.files import write_text
 from common.markup import Markdown, Python
 from common.names import BUNDLED_PIPELINE, file_name, hub_id, without_path
 from hub.concepts import kohya_name
+from hub.files import UnreadableAdapter, read_names
 from hub.licences import BUNDLED_TEXT, licence_by_hand, licence_of
+from hub.names import TEXT_ENCODERS
 from hub.notes import notes_section, read_notes
 from hub.provenance import was_without_t5
 from hub.results import PipelineClass, interval, listed
@@ -40,6 +42,13 @@ TAGS_OF: dict[str, list[str]] = {
     "ZImagePipeline": ["z-image"],
 }
 """By the base's class; of every other, and of none, the first of Stable Diffusion's."""
+PARTS = {
+    "unet": "the UNet",
+    "transformer": "the transformer",
+    "text_encoder": "the text encoder",
+    "text_encoder_2": "the second text encoder",
+}
+"""What an adapter may change, by the pipeline's name."""
 PAPER = Markdown.link("Critic-Guided Reinforcement Unlearning", "https://arxiv.org/abs/2601.03213")
 TRAINING = Markdown.fill(
     "Reinforcement learning: denoising is a decision process, rewarded for images in which the teacher no longer "
@@ -275,6 +284,8 @@ def _use_section(
     given = Python.fill(", revision={revision}", revision=revision) if base_id and revision else Python("")
     if was_without_t5(results):
         given = Python(f"{given}, text_encoder_3=None, tokenizer_3=None")
+    parts = _changed_parts(output_dir)
+    components = f"[{Python.join(parts, by=', ')}], " if parts else ""
     loader, method, header = "DiffusionPipeline", "from_pretrained", []
     if base == BUNDLED_PIPELINE:
         header, source = (
@@ -311,11 +322,31 @@ def _use_section(
                 "name = pipe.get_active_adapters()[0]",
                 "pipe.set_adapters(name, 0.5)  # weaker; 0.0 gives the base's images back, bit for bit",
                 "pipe.set_adapters(name, 1.0)",
-                "pipe.fuse_lora(adapter_names=[name])  # adds it to the weights: as fast as the base",
+                f"pipe.fuse_lora({components}adapter_names=[name])  # adds it to the weights: as fast as the base",
                 "pipe.unfuse_lora()  # takes it out again",
                 "pipe.unload_lora_weights()  # removes it",
             ],
         ),
+        *(["", _parts_text(parts)] if parts else []),
+    )
+
+
+def _changed_parts(output_dir: str | Path) -> list[str]:
+    """The components that the directory's adapter changes, if a text encoder is among them; else none."""
+    try:
+        names = read_names(Path(output_dir) / LORA_WEIGHT_NAME_SAFE)
+    except UnreadableAdapter:
+        return []
+    found = {name.partition(".")[0] for name in names}
+    return [] if found.isdisjoint(TEXT_ENCODERS) else [part for part in PARTS if part in found]
+
+
+def _parts_text(parts: Sequence[str]) -> Markdown:
+    *others, last = (PARTS[part] for part in parts)
+    changed = f"{', '.join(others)} and {last}" if others else last
+    return Markdown(
+        f"It changes {changed}: load all of it, as `load_lora_weights` does, before prompts are encoded. A weight in "
+        "`set_adapters` is for all of it."
     )
 
 
@@ -327,16 +358,17 @@ def _single_file_class(name: str | None) -> str:
 def _programs_section(results: Mapping[str, Any], output_dir: str | Path) -> Markdown | None:
     """How other programs load the adapter; None if there is no file for them."""
     kind, twin = results.get("pipeline_class") or "", kohya_name(results)
+    clip = bool(_changed_parts(output_dir))
     if kind == "ZImagePipeline":
         # The one file that ComfyUI knows the names of; it does not read the alpha in its header.
         strength = "`--lora_alpha` / `--rank`, which is 1 unless both were set"
-        return _comfyui_alone(f"Load `{LORA_WEIGHT_NAME_SAFE}`.", strength, results)
+        return _comfyui_alone(f"Load `{LORA_WEIGHT_NAME_SAFE}`.", _in_comfyui(strength, clip), results)
     if not (Path(output_dir) / twin).is_file():
         return None
     # The name is one of `hub.concepts.file_of`: letters, digits and dashes.
     if kind in ("StableDiffusion3Pipeline", "FluxPipeline"):
         load = f"Load `{twin}`, not the other file, whose scale ComfyUI does not read."
-        return _comfyui_alone(load, "1", results)
+        return _comfyui_alone(load, _in_comfyui("1", clip), results)
     stem = twin.removesuffix(".safetensors")
     return _lines(
         Markdown("## Use in ComfyUI, AUTOMATIC1111, Forge and sd-scripts"),
@@ -346,7 +378,7 @@ def _programs_section(results: Mapping[str, Any], output_dir: str | Path) -> Mar
             "and it does nothing."
         ),
         "",
-        _in_comfyui("1"),
+        _in_comfyui("1", clip),
         Markdown(
             f"- AUTOMATIC1111 and Forge: put it in `models/Lora` and write `<lora:{stem}:1>` in the prompt."
         ),
@@ -356,24 +388,26 @@ def _programs_section(results: Mapping[str, Any], output_dir: str | Path) -> Mar
     )
 
 
-def _comfyui_alone(load: str, strength: str, results: Mapping[str, Any]) -> Markdown:
+def _comfyui_alone(load: str, node: Markdown, results: Mapping[str, Any]) -> Markdown:
     """Of a transformer's adapter, which the other programs have names of their own for."""
     return _lines(
         Markdown("## Use in ComfyUI"),
         "",
         Markdown(load),
         "",
-        _in_comfyui(strength),
+        node,
         "",
         _measured_between(results),
     )
 
 
-def _in_comfyui(strength: str) -> Markdown:
-    return Markdown(
-        f"- ComfyUI: put it in `models/loras` and add the node *Load LoRA* with a model strength of {strength}. It has "
-        "nothing for CLIP."
+def _in_comfyui(strength: str, clip: bool) -> Markdown:
+    strengths = (
+        f"a model strength and a CLIP strength of {strength}."
+        if clip
+        else f"a model strength of {strength}. It has nothing for CLIP."
     )
+    return Markdown(f"- ComfyUI: put it in `models/loras` and add the node *Load LoRA* with {strengths}")
 
 
 def _measured_between(results: Mapping[str, Any]) -> Markdown:

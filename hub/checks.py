@@ -8,25 +8,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-from diffusers.utils import (
-    convert_state_dict_to_diffusers,
-    convert_state_dict_to_peft,
-    convert_unet_state_dict_to_peft,
-)
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 
-from hub.names import original_name
+from hub.formats import by_peft_names
+from hub.names import KOHYA, in_text_model, original_name
 from pipelines.backbone import Backbone
 
 
 def loaded_adapters(pipe: DiffusionPipeline) -> set[str]:
     """Names of the adapters that any component carries."""
     return {name for names in pipe.get_list_adapters().values() for name in names}
+
+
+def carriers(pipe: DiffusionPipeline, adapter: str) -> list[str]:
+    """The components that carry an adapter."""
+    return [component for component, names in pipe.get_list_adapters().items() if adapter in names]
 
 
 def find_fault(pipe: DiffusionPipeline, adapter: str, path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
@@ -70,53 +72,42 @@ def find_fault(pipe: DiffusionPipeline, adapter: str, path: Path, tensors: Mappi
 
 def _names_in_file(pipe: DiffusionPipeline, path: Path) -> set[str]:
     """The tensors of a file, in any format that diffusers reads, by component and peft's names."""
-    denoiser = Backbone.of(pipe).component
-    given = {"unet_config": pipe.unet.config} if denoiser == "unet" else {}
+    given = {"unet_config": pipe.unet.config} if Backbone.of(pipe).component == "unet" else {}
     found = pipe.lora_state_dict(str(path.parent), weight_name=path.name, use_safetensors=True, **given)
-    state = found[0] if isinstance(found, tuple) else found
-    names: set[str] = set()
-    for component in (denoiser, "text_encoder", "text_encoder_2"):
-        part = {name: state.pop(name) for name in list(state) if name.startswith(f"{component}.")}
-        if component == denoiser:
-            names |= convert_unet_state_dict_to_peft(part).keys()
-        elif part:
-            names |= {
-                _flat(name) for name in convert_state_dict_to_peft(convert_state_dict_to_diffusers(part))
-            }
-    return names | state.keys()
+    return set(by_peft_names(found[0] if isinstance(found, tuple) else found))
 
 
 def _held(pipe: DiffusionPipeline, adapter: str) -> dict[str, torch.Tensor]:
     """The adapter's tensors in the pipeline, by component and peft's names."""
-    components = [component for component, names in pipe.get_list_adapters().items() if adapter in names]
     return {
-        _flat(f"{component}.{name}"): tensor
-        for component in components
+        in_text_model(f"{component}.{name}"): tensor
+        for component in carriers(pipe, adapter)
         for name, tensor in get_peft_model_state_dict(getattr(pipe, component), adapter_name=adapter).items()
     }
 
 
-def _flat(name: str) -> str:
-    """Older transformers, and files still, keep a text encoder's layers in a `text_model`."""
-    return name.replace(".text_model.", ".")
-
-
 def _misread_alphas(pipe: DiffusionPipeline, adapter: str, tensors: Mapping[str, torch.Tensor]) -> bool:
     """Whether a module's scale is not the alpha / rank of a file in kohya's format."""
-    backbone, scales = Backbone.of(pipe), {}
-    if backbone.component != "unet":
+    if Backbone.of(pipe).component != "unet":
         return False
-    config = pipe.unet.config
-    xl = config.addition_embed_type == "text_time" and config.layers_per_block == 2
-    for name, module in pipe.unet.named_modules():
-        if isinstance(module, LoraLayer) and adapter in module.scaling:
-            for spelling in (name, original_name(name)) if xl else (name,):
-                scales[f"lora_unet_{spelling.replace('.', '_')}.alpha"] = (
-                    module.scaling[adapter],
-                    module.r[adapter],
-                )
+    scales = {
+        f"{name}.alpha": (module.scaling[adapter], module.r[adapter])
+        for component in carriers(pipe, adapter)
+        for layer, module in getattr(pipe, component).named_modules()
+        if isinstance(module, LoraLayer) and adapter in module.scaling
+        for name in _kohya_names(component, layer, pipe.unet.config)
+    }
     alphas = {name: tensor.item() for name, tensor in tensors.items() if name in scales}
     return any(
         not math.isclose(scales[name][0], alpha / scales[name][1], rel_tol=1e-3)
         for name, alpha in alphas.items()
     )
+
+
+def _kohya_names(component: str, layer: str, unet_config: Mapping[str, Any]) -> list[str]:
+    """What a file in kohya's format may call a layer of the component."""
+    layers = [in_text_model(f"{component}.{layer}").removeprefix(f"{component}.")]
+    xl = unet_config["addition_embed_type"] == "text_time" and unet_config["layers_per_block"] == 2
+    if component == "unet" and xl:
+        layers.append(original_name(layer))
+    return [f"{start}_{name.replace('.', '_')}" for start in KOHYA[component] for name in layers]

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import StableDiffusionXLPipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
-from diffusers.utils import convert_unet_state_dict_to_peft
 from peft.utils.other import get_pattern_key
 
 from hub.adapter import read_adapter_metadata
-from hub.files import read_file, read_names
-from hub.formats import PREFIX, as_diffusers_reads, component_of_layer, is_kohya, what_else
-from hub.names import LAYERS
+from hub.files import read_file
+from hub.formats import as_diffusers_reads, by_peft_names, is_kohya, what_else
+from hub.names import LAYERS, TEXT_ENCODERS
 
 
 class Factors(NamedTuple):
@@ -38,24 +37,13 @@ class Factors(NamedTuple):
 
 
 class NotPairs(ValueError):
-    """An adapter of something else than pairs of LoRA matrices of a UNet or a transformer."""
-
-
-def component_of(path: Path) -> str:
-    """What the adapter is for, "unet" or "transformer", as its names tell.
-
-    Raises:
-        UnreadableAdapter: it cannot be read.
-    """
-    names = read_names(path)
-    if any(name.startswith(("transformer.", "lora_transformer_")) for name in names):
-        return "transformer"
-    plain = [name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)]
-    return "transformer" if "transformer" in map(component_of_layer, plain) else "unet"
+    """An adapter of something else than pairs of LoRA matrices of a UNet or a transformer and of text
+    encoders."""
 
 
 def adapter_factors(path: Path) -> dict[str, Factors]:
-    """The matrices of an adapter by module: a file in diffusers' format, in peft's or in kohya's.
+    """The matrices of an adapter by component and module, `unet.mid_block.…` or `text_encoder.text_model.…`:
+    a file in diffusers' format, in peft's or in kohya's.
 
     Raises:
         UnreadableAdapter: it cannot be read.
@@ -69,35 +57,37 @@ def adapter_factors(path: Path) -> dict[str, Factors]:
             return _from_kohya(tensors)
         with as_diffusers_reads(path, tensors) as file:
             state = tensors if file == path else read_file(file)[0]
-            header, component = read_adapter_metadata(file.parent, file.name), component_of(file)
-            return read_factors(state, lora_config(header, component), component)
+            return read_factors(state, read_adapter_metadata(file.parent, file.name))
     except NotPairs as error:
         raise NotPairs(f"The adapter {path} cannot be converted or merged: {error}") from error
 
 
-def read_factors(
-    tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], component: str = "unet"
-) -> dict[str, Factors]:
-    """The matrices of an adapter by module, with the alphas they were trained with.
+def read_factors(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> dict[str, Factors]:
+    """The matrices of an adapter by component and module, with the alphas they were trained with.
 
     Args:
         tensors: by diffusers' names, `unet.<module>.lora.down.weight` and `.lora.up.weight`, or by peft's.
-        config: peft's, by `lora_config`; without one alpha is the rank, as diffusers reads it.
+        header: as `hub.adapter.read_adapter_metadata` decodes it; where it has no settings alpha is the rank,
+            as diffusers reads it.
 
     Raises:
         NotPairs: there are tensors other than pairs of such matrices, or those of a pair differ in rank.
     """
-    state = convert_unet_state_dict_to_peft(dict(tensors))
+    state = by_peft_names(tensors)
+    denoiser = "transformer" if any(name.startswith("transformer.") for name in state) else "unet"
+    configs = {component: lora_config(header, component) for component in (denoiser, *TEXT_ENCODERS)}
     modules = [name.removesuffix(".lora_A.weight") for name in state if name.endswith(".lora_A.weight")]
     pairs = {
         f"{module}.lora_{matrix}.weight"
         for module in modules
         for matrix in "AB"
-        if module.startswith(f"{component}.")
+        if module.partition(".")[0] in configs
     }
     if not pairs or pairs != state.keys():
         strange = min(pairs ^ state.keys(), default="nothing at all")
-        raise NotPairs(f"it must hold pairs of LoRA matrices of a {component} only, and has {strange}.")
+        raise NotPairs(
+            f"it must hold pairs of LoRA matrices of a {denoiser} and text encoders only, and has {strange}."
+        )
     factors: dict[str, Factors] = {}
     for module in modules:
         down, up = state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"]
@@ -105,9 +95,18 @@ def read_factors(
             raise NotPairs(
                 f"the matrices of {module} do not fit each other: {tuple(down.shape)} and {tuple(up.shape)}."
             )
-        name = module.removeprefix(f"{component}.")
-        factors[name] = Factors(down, up, module_alpha(name, len(down), config))
+        component, _, name = module.partition(".")
+        factors[module] = Factors(down, up, module_alpha(name, len(down), configs[component]))
     return factors
+
+
+def by_component(adapter: Mapping[str, Factors]) -> dict[str, dict[str, Factors]]:
+    """An adapter's matrices of each component, by module."""
+    parts: dict[str, dict[str, Factors]] = {}
+    for name, factors in adapter.items():
+        component, _, module = name.partition(".")
+        parts.setdefault(component, {})[module] = factors
+    return parts
 
 
 def _from_kohya(tensors: Mapping[str, torch.Tensor]) -> dict[str, Factors]:
@@ -119,20 +118,20 @@ def _from_kohya(tensors: Mapping[str, torch.Tensor]) -> dict[str, Factors]:
             for name, up in pairs.items()
             if name.endswith(".lora_up.weight")
         }
-        state, alphas = _by_peft_names(pairs), _by_peft_names(pairs | alphas)
+        state, alphas = _from_kohya_names(pairs), _from_kohya_names(pairs | alphas)
     except (ValueError, LookupError, RuntimeError, AssertionError) as error:
         raise NotPairs(f"diffusers cannot read its keys: {str(error).strip().splitlines()[0]}") from error
     return {
-        module: factors._replace(alpha=alphas[f"unet.{module}.lora_B.weight"].item())
+        module: factors._replace(alpha=alphas[f"{module}.lora_B.weight"].item())
         for module, factors in read_factors(state, {}).items()
     }
 
 
-def _by_peft_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _from_kohya_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """kohya's matrices, whose modules have the original layout's names or diffusers', by peft's names."""
     blocks = SimpleNamespace(layers_per_block=LAYERS)
     state, _ = StableDiffusionXLPipeline.lora_state_dict(dict(tensors), unet_config=blocks)
-    return convert_unet_state_dict_to_peft(state)
+    return by_peft_names(state)
 
 
 def lora_config(header: Mapping[str, Any], component: str = "unet") -> dict[str, Any]:

@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
+from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
+from diffusers.utils.state_dict_utils import StateDictType
 from peft import LoraConfig
 from safetensors.torch import save
 
 from common.files import write_bytes
 from hub.files import UnreadableAdapter
+from hub.names import TEXT_ENCODERS, in_text_model
 
 PREFIX = "base_model.model."
 """Of every name in peft's format."""
@@ -113,6 +116,16 @@ def as_diffusers_reads(path: Path, tensors: Mapping[str, torch.Tensor]) -> Itera
         yield copy
 
 
+def by_peft_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """An adapter's tensors by component and peft's names, from diffusers' older or newer ones; a text
+    encoder's are in its `text_model`."""
+    others = dict(tensors)
+    texts = {name: others.pop(name) for name in tensors if name.partition(".")[0] in TEXT_ENCODERS}
+    # What maps the older names maps the newer ones too; diffusers' own guess fails where few are given.
+    texts = convert_state_dict_to_peft(texts, StateDictType.DIFFUSERS_OLD)
+    return convert_unet_state_dict_to_peft(others | {in_text_model(name): t for name, t in texts.items()})
+
+
 def component_of_layer(name: str) -> str:
     """Whose a layer is, by its name in diffusers, or after peft's prefix."""
     if name.startswith(OF_UNETS):
@@ -121,13 +134,13 @@ def component_of_layer(name: str) -> str:
 
 
 def decisive(config: LoraConfig) -> dict[str, Any]:
-    """Rank, alpha and everything that is not peft's default; older releases of peft refuse settings that they
-    do not know."""
+    """Rank, alpha and everything that is not peft's default, but nothing about where it was made; older
+    releases of peft refuse settings that they do not know."""
     defaults = LoraConfig().to_dict()
     return {
         name: value
         for name, value in config.to_dict().items()
-        if name in ("r", "lora_alpha") or value != defaults[name]
+        if name in ("r", "lora_alpha") or (value != defaults[name] and name not in NOT_SETTINGS)
     }
 
 
@@ -145,7 +158,5 @@ def _settings(path: Path) -> dict[str, Any]:
             f"{path} cannot be read, and an adapter in peft's format needs it: {reason}"
         ) from error
     return {
-        name: sorted(value) if isinstance(value, set) else value
-        for name, value in decisive(config).items()
-        if name not in NOT_SETTINGS
+        name: sorted(value) if isinstance(value, set) else value for name, value in decisive(config).items()
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 
 from common.files import disk_errors
+from hub.checks import carriers
 from hub.files import filled
 
 
@@ -16,8 +17,7 @@ def fuse_adapter(pipe: DiffusionPipeline, adapter: str, scale: float = 1.0) -> N
     Raises:
         ValueError: the sum is not finite, so the adapter is broken.
     """
-    components = [component for component, names in pipe.get_list_adapters().items() if adapter in names]
-    pipe.fuse_lora(components=components, lora_scale=scale, adapter_names=[adapter], safe_fusing=True)
+    pipe.fuse_lora(carriers(pipe, adapter), lora_scale=scale, adapter_names=[adapter], safe_fusing=True)
     pipe.unload_lora_weights()
 
 

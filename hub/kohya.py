@@ -1,6 +1,7 @@
 """The same adapter in kohya's format, which ComfyUI and AUTOMATIC1111 load:
 `lora_unet_<module>.lora_down.weight`, `.lora_up.weight`, `.alpha`; of a transformer
-`lora_transformer_<module>`, which ComfyUI and OneTrainer know for Stable Diffusion 3 and FLUX.
+`lora_transformer_<module>`, which ComfyUI and OneTrainer know for Stable Diffusion 3 and FLUX; of a text
+encoder `lora_te_<module>`, but `lora_te1_<module>` and `lora_te2_<module>` for SDXL and transformers.
 
 These add alpha / rank * up @ down to a module's weight; keys and header are those of kohya-ss/sd-scripts.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,10 +18,10 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_N
 
 from hub.adapter import find_adapter, read_adapter_metadata
 from hub.concepts import kohya_name
-from hub.factors import Factors, adapter_factors, component_of
+from hub.factors import Factors, adapter_factors
 from hub.files import read_names, write_file
 from hub.formats import PEFT_NAME, is_kohya
-from hub.names import original_name
+from hub.names import KOHYA, original_name
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ BASE_VERSIONS = {
 """sd-scripts' names of the bases, by ModelSpec's."""
 ORIGINAL_LAYOUT = "stable-diffusion-xl-v1-base"
 """The base whose modules have the original layout's names in sd-scripts, not diffusers'."""
-OF_Z_IMAGE = ("layers.", "noise_refiner.", "context_refiner.")
+OF_Z_IMAGE = ("transformer.layers.", "transformer.noise_refiner.", "transformer.context_refiner.")
 """How names of Z-Image's modules begin."""
 
 
@@ -61,14 +62,12 @@ def save_kohya(adapter: str | Path, path: str | Path | None = None) -> Path:
         path or source.with_name(f"{source.stem}_kohya.safetensors" if of_file else kohya_name(header))
     )
     header.pop(LORA_ADAPTER_METADATA_KEY, None)
-    factors, component = adapter_factors(source), component_of(source)
+    factors = adapter_factors(source)
     if any(module.startswith(OF_Z_IMAGE) for module in factors):
         raise ValueError(
             f"For Z-Image ComfyUI does not know these names. It loads diffusers', at a strength of alpha / rank: use {source} as it is."
         )
-    converted = to_kohya(factors, component)
-    if header.get("modelspec.architecture", "").startswith(ORIGINAL_LAYOUT):
-        converted = in_original_layout(converted, factors)
+    converted = to_kohya(factors, header.get("modelspec.architecture", ""))
     write_file(path, converted, header | kohya_header(header, converted))
     return path
 
@@ -82,44 +81,29 @@ def save_twin(directory: str | Path) -> None:
         logger.warning(f"No file for ComfyUI and its like was written: {error}")
 
 
-def to_kohya(factors: Mapping[str, Factors], component: str = "unet") -> dict[str, torch.Tensor]:
+def to_kohya(factors: Mapping[str, Factors], architecture: str = "") -> dict[str, torch.Tensor]:
     """LoRA matrices by kohya's names, with the alphas they were trained with.
 
-    Args:
-        factors: by module, by diffusers' names.
-        component: "unet" or "transformer".
-    """
-    tensors: dict[str, torch.Tensor] = {}
-    for module, pair in factors.items():
-        name = f"lora_{component}_{module.replace('.', '_')}"
-        tensors |= {f"{name}.lora_down.weight": pair.down, f"{name}.lora_up.weight": pair.up}
-        tensors[f"{name}.alpha"] = torch.tensor(pair.alpha)
-    return tensors
-
-
-def in_original_layout(
-    tensors: Mapping[str, torch.Tensor], modules: Iterable[str]
-) -> dict[str, torch.Tensor]:
-    """kohya's tensors with module names of the original layout, which sd-scripts' own SDXL UNet uses.
-
-    ComfyUI, AUTOMATIC1111 and diffusers load SDXL adapters by these names and by diffusers'; sd-scripts only
-    by these.
+    The modules of SDXL's UNet have the original layout's names, which sd-scripts' own has: ComfyUI,
+    AUTOMATIC1111 and diffusers load them by these names and by diffusers', sd-scripts only by these.
 
     Args:
-        tensors: by `to_kohya`.
-        modules: of the UNet, by diffusers' names.
+        factors: by component and module, by diffusers' names.
+        architecture: the base's, by ModelSpec.
 
     Raises:
         ValueError: the original layout has no such module.
     """
-    renamed = {
-        f"lora_unet_{module.replace('.', '_')}": f"lora_unet_{original_name(module).replace('.', '_')}"
-        for module in modules
-    }
-    return {
-        ".".join([renamed[name.split(".", 1)[0]], name.split(".", 1)[1]]): tensor
-        for name, tensor in tensors.items()
-    }
+    xl = architecture.startswith(ORIGINAL_LAYOUT)
+    numbered = xl or any(name.startswith(("transformer.", "text_encoder_2.")) for name in factors)
+    tensors: dict[str, torch.Tensor] = {}
+    for key, pair in factors.items():
+        component, _, module = key.partition(".")
+        layer = original_name(module) if xl and component == "unet" else module
+        name = f"{KOHYA[component][-1 if numbered else 0]}_{layer.replace('.', '_')}"
+        tensors |= {f"{name}.lora_down.weight": pair.down, f"{name}.lora_up.weight": pair.up}
+        tensors[f"{name}.alpha"] = torch.tensor(pair.alpha)
+    return tensors
 
 
 def kohya_header(header: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:

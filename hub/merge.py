@@ -17,14 +17,17 @@ from common.names import public_name
 from common.versions import versions
 from hub.adapter import SPELLINGS, Part, find_adapter, read_adapter_metadata, write_adapter
 from hub.card import save_model_card
-from hub.factors import Factors, adapter_factors, component_of
+from hub.factors import Factors, adapter_factors, by_component
 from hub.files import require_empty
 from hub.header import BASE_KEYS, results_header
 from hub.kohya import save_twin
+from hub.names import TEXT_ENCODERS
 from hub.provenance import what_adapter_says
 from hub.results import RESULTS_NAME
 
 METHOD = "merging adapters into one"
+TEXT_MODEL = "text_model."
+"""In which some releases of transformers keep a text encoder's modules."""
 
 
 def merge_adapters(
@@ -50,8 +53,9 @@ def merge_adapters(
     files = [find_adapter(adapter) for adapter in adapters]
     said = [what_adapter_says(file.parent, file.name) for file in files]
     origin = _common_base(adapters, said)
-    component = _common_component(files)
-    merged, error = merge_factors([adapter_factors(file) for file in files], weights), None
+    parts = [adapter_factors(file) for file in files]
+    _check_kinds(files, parts)
+    merged, error = merge_factors(parts, weights), None
     if rank is not None:
         merged, error = truncate(merged, rank)
     positive = [one["concept"] or [] for one, weight in zip(said, weights, strict=True) if weight > 0]
@@ -72,7 +76,7 @@ def merge_adapters(
     }
     write_adapter(
         output_dir,
-        {component: to_file(merged, component)},
+        {component: to_file(part, component) for component, part in by_component(merged).items()},
         _agreed([read_adapter_metadata(file.parent, file.name) for file in files]) | results_header(results),
     )
     save_twin(output_dir)
@@ -139,7 +143,7 @@ def truncate(adapter: Mapping[str, Factors], rank: int) -> tuple[dict[str, Facto
 
 
 def to_file(adapter: Mapping[str, Factors], component: str = "unet") -> Part:
-    """Matrices by diffusers' names for the component, and the settings that give each module its rank and its
+    """A component's matrices by diffusers' names, and the settings that give each module its rank and its
     alpha."""
     down, up = SPELLINGS[component]
     layers: dict[str, torch.Tensor] = {}
@@ -150,13 +154,18 @@ def to_file(adapter: Mapping[str, Factors], component: str = "unet") -> Part:
         "lora_alpha": Counter(f.alpha for f in adapter.values()).most_common(1)[0][0],
     }
     config = usual | {
-        "target_modules": sorted(adapter),
-        "rank_pattern": {f"^{name}": f.rank for name, f in adapter.items() if f.rank != usual["r"]},
+        "target_modules": sorted(name.removeprefix(TEXT_MODEL) for name in adapter),
+        "rank_pattern": {_pattern(name): f.rank for name, f in adapter.items() if f.rank != usual["r"]},
         "alpha_pattern": {
-            f"^{name}": f.alpha for name, f in adapter.items() if f.alpha != usual["lora_alpha"]
+            _pattern(name): f.alpha for name, f in adapter.items() if f.alpha != usual["lora_alpha"]
         },
     }
     return Part(layers, config)
+
+
+def _pattern(module: str) -> str:
+    """What finds this module alone, be it in a `text_model` or not."""
+    return module.removeprefix(TEXT_MODEL) if module.startswith(TEXT_MODEL) else f"^{module}"
 
 
 def _svd(factors: Factors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -197,12 +206,13 @@ def _common_base(adapters: Sequence[Path], said: Sequence[Mapping[str, Any]]) ->
     }
 
 
-def _common_component(files: Sequence[Path]) -> str:
-    kinds = {component_of(file): file for file in files}
-    if len(kinds) > 1:
-        listed = " and ".join(f"{file} for a {kind}" for kind, file in kinds.items())
+def _check_kinds(files: Sequence[Path], adapters: Sequence[Mapping[str, Factors]]) -> None:
+    found = zip(files, adapters, strict=True)
+    kinds = {component: file for file, adapter in found for component in by_component(adapter)}
+    denoisers = {component: file for component, file in kinds.items() if component not in TEXT_ENCODERS}
+    if len(denoisers) > 1:
+        listed = " and ".join(f"{file} for a {kind}" for kind, file in denoisers.items())
         raise ValueError(f"The adapters are for different kinds of networks ({listed}) and cannot be merged.")
-    return next(iter(kinds))
 
 
 def _agreed(headers: Sequence[Mapping[str, str]]) -> dict[str, str]:

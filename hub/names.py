@@ -1,9 +1,20 @@
-"""Names of the modules of SDXL's UNet in the original layout, by diffusers' names."""
+"""Names of modules in other layouts, by diffusers' names."""
 
 from __future__ import annotations
 
 import re
 
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+"""What pipelines call the text encoders that adapters may be on."""
+KOHYA = {
+    "unet": ("lora_unet",),
+    "transformer": ("lora_transformer",),
+    "text_encoder": ("lora_te", "lora_te1"),
+    "text_encoder_2": ("lora_te2",),
+}
+"""How kohya's names of each component's modules begin: where it has one text encoder and, if that is another,
+where it numbers them."""
+OF_TEXT_ENCODER = re.compile(r"^(text_encoder\w*)\.(?=encoder\.layers\.)")
 ENDS = {
     "conv_in": "input_blocks.0.0",
     "conv_out": "out.2",
@@ -12,7 +23,7 @@ ENDS = {
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",
 }
-"""Modules outside the blocks."""
+"""Modules of SDXL's UNet outside the blocks."""
 RESNET = {
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
@@ -26,6 +37,13 @@ BLOCK = re.compile(
 LAYERS = 2
 """Residual blocks in a block on the way down."""
 MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
+
+
+def in_text_model(name: str) -> str:
+    """The same for any release of transformers: `text_encoder.encoder.layers.0.mlp.fc1` ->
+    `text_encoder.text_model.encoder.layers.0.mlp.fc1`, as diffusers, kohya and ComfyUI write it; newer ones
+    have no `text_model` in some encoders. Other names are as they were."""
+    return OF_TEXT_ENCODER.sub(r"\1.text_model.", name)
 
 
 def original_name(module: str) -> str:

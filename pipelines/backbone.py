@@ -24,7 +24,12 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from pipelines.conditioning import Conditioning, PromptTable, batches
 
@@ -44,6 +49,7 @@ def latent_shape(unet: UNet2DConditionModel) -> tuple[int, int, int]:
 
 NUMBERS = ("", "_2", "_3")
 """What the names of text encoders and tokenizers end in."""
+CLIPS = (CLIPTextModel, CLIPTextModelWithProjection)
 TOGETHER = 8 * 64 * 64
 """Numbers of a channel that go through the UNet together: eight latents of Stable Diffusion 1.5, which
 keep a GPU busy and leave most of it free."""
@@ -227,6 +233,13 @@ class Backbone:
         """Those that the pipeline has."""
         found = (getattr(self.pipe, f"text_encoder{number}", None) for number in NUMBERS)
         return [encoder for encoder in found if encoder is not None]
+
+    @property
+    def adaptable_encoders(self) -> dict[str, PreTrainedModel]:
+        """The CLIP text encoders that `load_lora_weights` adapts, by the pipeline's name."""
+        names = getattr(self.pipe, "_lora_loadable_modules", ())
+        parts = {name: getattr(self.pipe, name) for name in names}
+        return {name: part for name, part in parts.items() if isinstance(part, CLIPS)}
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -425,6 +438,11 @@ class Backbone:
         return Conditioning(
             self.pipe.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)[0]
         )
+
+    def read_texts(self, texts: list[str]) -> torch.Tensor:
+        """(N, D) what those encoders tell the network of texts, flat; with gradient if it is enabled."""
+        said = self.encode(texts)
+        return torch.cat([part.flatten(1) for part in (said.states, said.pooled) if part is not None], dim=1)
 
     @contextmanager
     def _vae_ready(self) -> Iterator[None]:

@@ -157,6 +157,13 @@ class SD3Backbone(FlowBackbone):
         )
         return Conditioning(states, pooled)
 
+    def read_texts(self, texts: list[str]) -> torch.Tensor:
+        read = [
+            self.pipe._get_clip_prompt_embeds(texts, device=self.device, clip_model_index=index)
+            for index in range(2)
+        ]
+        return torch.cat([part.flatten(1) for states_and_pooled in read for part in states_and_pooled], dim=1)
+
     def output(
         self, x: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning, guidance_scale: float
     ) -> torch.Tensor:
@@ -192,6 +199,9 @@ class FluxBackbone(SizelessBackbone):
     def encode(self, prompts: list[str]) -> Conditioning:
         states, pooled, _ = self.pipe.encode_prompt(prompts, device=self.device)
         return Conditioning(states, pooled)
+
+    def read_texts(self, texts: list[str]) -> torch.Tensor:
+        return self.pipe._get_clip_prompt_embeds(texts, device=self.device)
 
     def draw_latents(self, prompts: list[str], generator: torch.Generator, **settings: Any) -> torch.Tensor:
         packed = super().draw_latents(prompts, generator, **settings)

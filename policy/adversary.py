@@ -14,26 +14,26 @@ import torch.nn.functional as F
 
 
 def worst_case(
-    states: torch.Tensor, gradient: torch.Tensor, anchors: torch.Tensor, radius: float
+    states: torch.Tensor, gradient: torch.Tensor, apart: torch.Tensor, radius: float
 ) -> torch.Tensor:
     """argmax of a loss within a ball around each prompt's text states, to first order: one step along its
     gradient, to the edge.
 
-    The ball's radius is a share of the way to the anchor, so that it means the same in every text encoder's
-    units, and other concepts, of which the anchor is among the nearest, stay outside. What is zero under
-    prompt and anchor is padding, which no text changes: a T5 that is left out, or CLIP's states widened to
-    T5's. It stays.
+    The ball's radius is a share of the base's way from prompt to anchor, so that it means the same in every
+    text encoder's units, and other concepts, of which the anchor is among the nearest, stay outside. What is
+    zero under the prompt, and the same under its anchor, is padding, which no text changes: a T5 that is left
+    out, or CLIP's states widened to T5's. It stays.
 
     Args:
         states: (B, L, E) text states.
         gradient: (B, L, E), of the loss in them; of any scale. Where it is zero, nothing moves.
-        anchors: (B, L, E) text states of what is to be drawn instead.
-        radius: in units of the distance from prompt to anchor (L2 over tokens and features).
+        apart: (B, L, E), from the base's text states of each prompt to those of what is to be drawn instead.
+        radius: in units of the length of that (L2 over tokens and features).
 
     Returns:
         (B, L, E), float32, without gradient.
     """
-    states = states.detach().float()
-    reach = radius * (anchors.float() - states).flatten(1).norm(dim=1, keepdim=True)
-    said = (states != 0) | (anchors != 0)
+    states, apart = states.detach().float(), apart.float()
+    reach = radius * apart.flatten(1).norm(dim=1, keepdim=True)
+    said = (states != 0) | (apart != 0)
     return states + (reach * F.normalize((gradient.float() * said).flatten(1), dim=1)).view_as(states)

@@ -1,8 +1,8 @@
-"""The LoRA adapter on the network that denoises: the only thing that is trained."""
+"""The LoRA adapter on the network that denoises and on text encoders: the only thing that is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +16,11 @@ from common.flags import flag
 from pipelines.backbone import Backbone
 
 ADAPTER = "default"
+TEXT_LAYERS = tuple(
+    f"layers.0.{layer}"
+    for layer in (*(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")), "mlp.fc1", "mlp.fc2")
+)
+"""Endings of the modules of a CLIP text encoder that are adapted."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,11 @@ class AdapterConfig:
         "cross-attention; of a transformer the same of its attention and, where image and text attend to each other, "
         "attn.add_q_proj, .add_k_proj, .add_v_proj and .to_add_out, which project the text.",
     )
-    warm_start: bool = flag(
+    train_text_encoder: bool = flag(
         True,
         negatable=True,
-        help="Begin where a closed form on the texts brings a UNet's cross-attention, not at the base.",
+        help="Adapt the first block of the CLIP text encoders too, before anything is drawn: it reads the concept as "
+        "its anchors.",
     )
 
     @property
@@ -81,18 +87,20 @@ def add_lora(
 
 
 @contextmanager
-def base_policy(denoiser: ModelMixin) -> Iterator[None]:
-    """Within the block the network is the base model: the adapter is disabled, no second copy is needed."""
-    denoiser.disable_adapters()
+def base_policy(*networks: ModelMixin | PreTrainedModel) -> Iterator[None]:
+    """Within the block the networks are the base's: their adapters are disabled, no second copy is needed."""
+    for network in networks:
+        network.disable_adapters()
     try:
         yield
     finally:
-        denoiser.enable_adapters()
+        for network in networks:
+            network.enable_adapters()
 
 
-def lora_state(denoiser: ModelMixin) -> dict[str, torch.Tensor]:
+def lora_state(network: ModelMixin | PreTrainedModel) -> dict[str, torch.Tensor]:
     """A detached copy of the trainable tensors by name, on the CPU."""
-    return {name: p.detach().cpu().clone() for name, p in denoiser.named_parameters() if p.requires_grad}
+    return {name: p.detach().cpu().clone() for name, p in network.named_parameters() if p.requires_grad}
 
 
 def is_identity(state: dict[str, torch.Tensor]) -> bool:
@@ -101,18 +109,19 @@ def is_identity(state: dict[str, torch.Tensor]) -> bool:
 
 
 @torch.no_grad()
-def load_lora_state(denoiser: ModelMixin, state: dict[str, torch.Tensor]) -> None:
+def load_lora_state(network: ModelMixin | PreTrainedModel, state: Mapping[str, torch.Tensor]) -> None:
     """Put a copy made by `lora_state` back, bit for bit.
 
     Raises:
         ValueError: the state is of other modules or another rank.
     """
-    trainable = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
+    trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
     if {name: p.shape for name, p in trainable.items()} != {
         name: value.shape for name, value in state.items()
     }:
         raise ValueError(
-            "The saved adapter does not fit this one; it was made with another --rank or other --lora_target_modules."
+            "The saved adapter does not fit this one; it was made with another --rank, other "
+            "--lora_target_modules, or another --train_text_encoder."
         )
     for name, parameter in trainable.items():
         parameter.copy_(state[name])

@@ -55,7 +55,7 @@ def _sample(
     policy: Policy, prompt_ids: torch.Tensor, noise: Sequence[torch.Tensor], storage_dtype: torch.dtype
 ) -> Trajectory:
     """A batch of trajectories from `noise`, T + 1 times (B, C, H, W) on the kernel's device."""
-    kernel, prompts = policy.kernel, policy.table.conditioning[prompt_ids]
+    kernel, prompts = policy.kernel, policy.current.conditioning[prompt_ids]
     x = noise[0].to(storage_dtype)
     latents, means, log_probs = [x], [], []
     for step in range(kernel.num_steps):

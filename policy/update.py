@@ -16,7 +16,6 @@ from accelerate.optimizer import AcceleratedOptimizer
 from common.flags import flag
 from common.processes import all_rows, own_batches, sum_gradients
 from policy.adversary import worst_case
-from policy.lora import base_policy
 from policy.surrogate import RatioStats, clipped_surrogate, pathwise_surrogate
 from policy.trajectory import Experience, Trajectory
 
@@ -231,10 +230,10 @@ class Objective:
         batch, device = experience.trajectory[rows], kernel.stds.device
         x, action = (batch.latents[:, index].to(device) for index in (step, step + 1))
         old_mean, old_log_prob = batch.means[:, step].float().to(device), batch.log_probs[:, step]
-        prompts = policy.table.conditioning[batch.prompt_ids]
+        prompts = policy.current.conditioning[batch.prompt_ids]
         anchors = policy.table.conditioning[experience.anchor_ids[rows]]
         if self.anchored:
-            with base_policy(policy.denoiser), torch.no_grad():
+            with policy.base(), torch.no_grad():
                 reference = policy.mean(x, step, anchors)
         if self.adversarial:
             prompts = replace(prompts, states=prompts.states.float().requires_grad_())
@@ -261,9 +260,9 @@ class Objective:
             loss = loss + (anchor_weight * anchor_kl).mean()
         self.accelerator.backward(loss * len(batch) * share)
         if self.adversarial:
-            radius = config.adversarial_radius
             assert prompts.states.grad is not None
-            states = worst_case(prompts.states, prompts.states.grad, anchors.states, radius)
+            apart = anchors.states - policy.table.conditioning[batch.prompt_ids].states
+            states = worst_case(prompts.states, prompts.states.grad, apart, config.adversarial_radius)
             worst_kl = kernel.kl(policy.mean(x, step, replace(prompts, states=states)), reference, step)
             self.accelerator.backward((anchor_weight * worst_kl).mean() * len(batch) * share)
         step_kl = kernel.kl(mean.detach(), old_mean, step)
@@ -279,7 +278,7 @@ class Objective:
 
     def _retain_rows(self, base: Trajectory, rows: torch.Tensor, step: int, share: float) -> torch.Tensor:
         policy, kernel, device = self.policy, self.policy.kernel, self.policy.kernel.stds.device
-        prompts = policy.table.conditioning[base.prompt_ids[rows]]
+        prompts = policy.current.conditioning[base.prompt_ids[rows]]
         mean = policy.mean(base.latents[rows, step].to(device), step, prompts)
         kl = kernel.kl(mean, base.means[rows, step].to(device).float(), step)
         weight = self.config.kl_coef * self.kl_weights[step]

@@ -60,7 +60,7 @@ QUICK = {
     "checkpointing_steps": 0,
     "report_to": "none",
     # The loop alone, from the base on.
-    "no-warm_start": True,
+    "no-train_text_encoder": True,
     "num_vocabulary_prompts": 0,
     # Random pictures are neither forgotten nor retained: nothing stops or is undone unless a test says so.
     "target_unlearning_accuracy": 1.1,

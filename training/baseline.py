@@ -12,7 +12,6 @@ from common.errors import Unsound
 from critic.credit import value_gradients, warm_up
 from critic.pathwise import gradient_scale
 from environment.environment import Environment, ForgetScore
-from policy.lora import base_policy
 from policy.trajectory import Trajectory
 from training.collect import Batch
 from training.control import recognisable_from
@@ -58,7 +57,7 @@ def measure_base(run: Run) -> Baseline:
     Raises:
         Unsound: nothing can be learnt from the base.
     """
-    with base_policy(run.denoiser):
+    with run.policy.base():
         return _measure(run)
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from common.errors import Unsound
 from critic.credit import credit, values_of
-from policy.lora import load_lora_state
 from policy.trajectory import Experience, Trajectory
 from policy.update import UpdateConfig, UpdateStats
 from training.baseline import Baseline
@@ -54,7 +53,7 @@ def finish(run: Run, state: RunState, base: Baseline, batch: Batch) -> None:
     step_kl = math.nan if any(stats.skipped for stats in cooled) else last.step_kl[-1]
     if too_far := state.rollback.reason(0.0, last.retain_kl[-1], step_kl, math.inf):
         logger.warning(f"The cool-down is taken back: {too_far}.")
-        load_lora_state(run.denoiser, state.good)
+        run.policy.load_state(state.good)
     else:
         names = ("retain_kl", "anchor_kl", "step_kl")
         batch.metrics |= {f"cooldown_{name}": getattr(last, name)[-1] for name in names}

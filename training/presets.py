@@ -12,7 +12,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "adversarial_radius": 0.0,
         "replay_iterations": 1,
         "cooldown_updates": 0,
-        "warm_start": False,
+        "train_text_encoder": False,
         "lr_scheduler": "constant",
         "max_train_iterations": 600,
     },
@@ -21,5 +21,5 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 paper: arXiv 2601.03213 as it describes itself. The noise-conditioned reward and a timestep-aware critic
 credit each step, the clipped policy gradient does the rest, and trajectories are used twice. No gradient goes
-through the reward, and nothing says what to draw instead, nor does a closed form begin.
+through the reward, and nothing says what to draw instead, and the UNet alone is adapted.
 """

@@ -55,7 +55,9 @@ def save(run: Run) -> None:
         "settings": run.config.public_settings(),
         "versions": versions(),
     }
-    save_adapter(directory, run.denoiser, ADAPTER, base_header(run.env.pipe) | results_header(known))
+    header = base_header(run.env.pipe) | results_header(known)
+    encoders = run.env.backbone.adaptable_encoders
+    save_adapter(directory, run.denoiser, ADAPTER, header, text_encoders=encoders)
     if run.config.output.output_kohya_format:
         save_twin(directory)
     if run.critic.kind != "none":

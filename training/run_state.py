@@ -12,7 +12,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
 
 from common.checkpoints import (
@@ -27,12 +26,11 @@ from common.checkpoints import (
 )
 from common.errors import Unsound
 from common.files import discard
-from common.processes import keep_in_step
 from critic.critic import Critic
-from policy.lora import is_identity, load_lora_state, lora_state
+from policy.lora import is_identity
+from policy.policy import Policy
 from policy.trajectory import Experience
 from policy.update import UpdateStats
-from policy.warm_start import warm_start
 from training.baseline import Baseline
 from training.checks import fixed_settings
 from training.config import RunConfig
@@ -40,6 +38,7 @@ from training.control import RollbackRule, StopSignal, Verdict, adapt_coefficien
 from training.progress import Progress
 from training.setup import Run
 from training.soundness import nonfinite_cause
+from training.text import start_in_text
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ class RunState:
     """
 
     config: RunConfig
-    denoiser: ModelMixin
+    policy: Policy
     optimizer: Any
     lr_scheduler: Any
     critic: Critic
@@ -93,7 +92,7 @@ class RunState:
         if self.reason:
             self._roll_back(self.reason)
         else:
-            self.good = lora_state(self.denoiser)
+            self.good = self.policy.state()
         reached = self.reason is None and self.stop.update(metrics["replaced"])
         progress.stopped_by = self._why_stop(reached)
         progress.replaced = self.stop.recent
@@ -126,7 +125,7 @@ class RunState:
         exhausted = progress.brakes > self.config.rollback.max_brakes
         if exhausted and not math.isfinite(progress.step_kl) and is_identity(self.good):
             raise Unsound(f"The adapter has learnt nothing: {reason}.")
-        load_lora_state(self.denoiser, self.good)
+        self.policy.load_state(self.good)
         self.replay.clear()
         self.lr_scheduler.base_lrs = [rate * AFTER_A_ROLLBACK for rate in self.lr_scheduler.base_lrs]
         for group in self.optimizer.param_groups:
@@ -159,7 +158,7 @@ class RunState:
     @property
     def policy_is_base(self) -> bool:
         """Whether nothing has been changed yet."""
-        return self.progress.iteration == 0 and is_identity(lora_state(self.denoiser))
+        return self.progress.iteration == 0 and is_identity(self.policy.state())
 
     @property
     def out_of_iterations(self) -> bool:
@@ -186,7 +185,7 @@ class RunState:
             OSError: it could not be written.
         """
         groups = {
-            "lora": lora_state(self.denoiser),
+            "lora": self.policy.state(),
             "good": self.good,
             "optimizer": optimizer_tensors(self.optimizer),
             "critic": self.critic.state_dict(),
@@ -207,7 +206,7 @@ class RunState:
     def restore(self, checkpoint: Checkpoint, device: torch.device, offload: bool) -> None:
         """Put back what `save` wrote; trajectories stay in main memory if told to `offload`."""
         groups, numbers = checkpoint
-        load_lora_state(self.denoiser, groups["lora"])
+        self.policy.load_state(groups["lora"])
         load_optimizer_tensors(self.optimizer, groups["optimizer"])
         self.critic.load_state_dict(groups["critic"], offload)
         self.replay.clear()
@@ -237,7 +236,7 @@ def begin(run: Run, base: Baseline, seconds: float) -> RunState:
     )
     state = RunState(
         config,
-        run.denoiser,
+        run.policy,
         run.optimizer,
         schedule,
         run.critic,
@@ -249,7 +248,7 @@ def begin(run: Run, base: Baseline, seconds: float) -> RunState:
             seconds=seconds,
             kl_coef=config.update.kl_coef,
         ),
-        good=lora_state(run.denoiser),
+        good=run.policy.state(),
         stop=StopSignal(
             config.schedule.target_unlearning_accuracy,
             config.schedule.patience,
@@ -263,19 +262,9 @@ def begin(run: Run, base: Baseline, seconds: float) -> RunState:
             output = config.output
             drop_oldest(output.output_dir, state.progress.iteration, output.checkpoints_total_limit)
         return state
-    if config.adapter.warm_start:
-        start_warm(run, base)
+    if run.policy.encoders:
+        start_in_text(run, base)
     if run.is_main:
         for stale in list_checkpoints(config.output.output_dir):  # of a run that is being overwritten
             discard(stale)
     return state
-
-
-def start_warm(run: Run, base: Baseline) -> None:
-    """Begin where the texts alone can bring the adapter, and leave those of all that is kept; the base stays
-    the state to roll back to."""
-    env = run.env
-    anchor_of = dict(zip(env.forget_ids.tolist(), env.anchor_rows[:, 0].tolist(), strict=True))
-    kept = torch.cat([env.retain_ids, base.retain.prompt_ids]).unique()
-    warm_start(run.policy, anchor_of, kept.tolist())
-    keep_in_step(torch.nn.ParameterList(p for p in run.denoiser.parameters() if p.requires_grad))

@@ -18,6 +18,7 @@ class Purpose(IntEnum):
     CRITIC = 4
     COOLDOWN = 5
     VOCABULARY = 6
+    TEXT = 7
 
 
 def generator_for(seed: int, purpose: Purpose, iteration: int = 0) -> torch.Generator:

@@ -27,7 +27,7 @@ from evaluation.choice import examination_of_spec
 from evaluation.examination import Examination
 from hub.access import check_push
 from pipelines.memory import DTYPES, memory_options
-from policy.lora import add_lora, load_lora_state, lora_state
+from policy.lora import TEXT_LAYERS, add_lora
 from policy.policy import Policy
 from training.checks import check, check_same_run
 from training.config import RunConfig
@@ -83,7 +83,7 @@ class Run:
     def room(self) -> Room:
         """Kept on the disk, while it is entered, for the adapter in both formats and the critic."""
         critic = () if self.critic.kind == "none" else self.critic.network.parameters()
-        size = 2 * len(save(lora_state(self.denoiser))) + sum(p.nbytes for p in critic)
+        size = 2 * len(save(self.policy.state())) + sum(p.nbytes for p in critic)
         return Room(self.config.output.output_dir, size if self.is_main else 0)
 
     @cached_property
@@ -143,9 +143,12 @@ def prepare(config: RunConfig) -> Run:
     set_seed(output.seed)  # again: the adapter begins the same whatever critic was drawn before it
     denoiser, adapter = env.policy.denoiser, config.adapter
     parameters = add_lora(denoiser, adapter.rank, adapter.alpha, adapter.targets(env.backbone))
+    if adapter.train_text_encoder:
+        for encoder in env.backbone.adaptable_encoders.values():
+            add_lora(encoder, adapter.rank, adapter.alpha, TEXT_LAYERS)
     if checkpoint:
         check_same_run(config, checkpoint, describe_inputs(config))
-        load_lora_state(denoiser, checkpoint.groups["lora"])  # one that does not fit is refused here
+        env.policy.load_state(checkpoint.groups["lora"])  # one that does not fit is refused here
     if config.memory.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
     if config.memory.channels_last:

@@ -19,7 +19,6 @@ from common.flags import IMAGE_SEED, SEED, flag, parse
 from evaluation.examination import Examination
 from hub.results import read_diagnostics, read_results
 from pipelines.generate import evaluation_mode, generate
-from policy.lora import base_policy, load_lora_state
 from training.config import RunConfig, parse_config
 from training.setup import Run, prepare
 
@@ -99,7 +98,7 @@ def iterations_within(config: RunConfig, budget: int) -> int:
     start = schedule.retain_rollouts + schedule.warmup_rollouts + config.concept.num_vocabulary_prompts
     each = schedule.images_per_iteration + config.update.retain_batch_size
     # From the base and without a critic, the first iteration draws none.
-    none_drawn = not (config.credit.estimator.uses_critic or config.adapter.warm_start)
+    none_drawn = not (config.credit.estimator.uses_critic or config.adapter.train_text_encoder)
     return (budget - start) // each + none_drawn
 
 
@@ -115,12 +114,12 @@ def prepare_judge(flags: Sequence[str], directory: Path) -> Run:
 def judge_run(run: Run, directory: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """UA, IRA and CRA of the base, and of every checkpoint in a directory with what it has cost so far."""
     assert run.examination is not None
-    with base_policy(run.denoiser):
+    with run.policy.base():
         base = judged(run.env.pipe, run.examination, seeds)
     curve = []
     for checkpoint in list_checkpoints(directory):
         groups, numbers = load_checkpoint(directory, str(checkpoint))
-        load_lora_state(run.denoiser, groups["lora"])
+        run.policy.load_state(groups["lora"])
         spent = {name: numbers["progress"][name] for name in ("images", "seconds")}
         found = judged(run.env.pipe, run.examination, seeds)
         curve.append({"iteration": numbers["iteration"], **spent, **found})

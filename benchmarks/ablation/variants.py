@@ -1,7 +1,7 @@
 """The variants, as flags of the training script. All else is its default.
 
 The KL to the anchors erases concepts by itself, and hides what a reward or a critic does; "plain" variants,
-and "no anchor KL", are without it. What is to be shown alone begins at the base, not at the closed form, and
+and "no anchor KL", are without it. What is to be shown alone adapts the UNet alone, and
 learns at a constant rate: one that falls with the shortfall is a reward too. The KL's worst case around the
 prompts is against words that are searched for, which no judgement here tries; other variants than the default
 are without that.
@@ -9,7 +9,7 @@ are without that.
 
 from __future__ import annotations
 
-COLD = ["--no-warm_start", "--lr_scheduler", "constant"]
+COLD = ["--no-train_text_encoder", "--lr_scheduler", "constant"]
 PLAIN = ["--anchor_kl_coef", "0", *COLD]
 AT_THE_PROMPT = ["--adversarial_radius", "0"]
 

@@ -98,7 +98,8 @@ def main(config: BaselineConfig) -> dict[str, Any]:
         "training": cost,
     }
     header = base_header(task.pipe) | results_header(results)
-    save_adapter(output.output_dir, task.denoiser, ADAPTER, header, text_encoder=task.pipe.text_encoder)
+    encoders = {"text_encoder": task.pipe.text_encoder}
+    save_adapter(output.output_dir, task.denoiser, ADAPTER, header, text_encoders=encoders)
     if found.pairs:
         before_after(found.pairs, output.output_dir / GRID_NAME, grid_title(results))
         print(table(results))

@@ -34,7 +34,6 @@ from common.checkpoints import load_checkpoint
 from common.flags import SEED, flag, parse, values_of
 from critic.advantages import centre_within
 from environment.environment import Environment
-from policy.lora import load_lora_state
 from policy.policy import Policy
 from training.config import parse_config
 from training.setup import prepare
@@ -130,8 +129,8 @@ def look(policy: Policy, x: torch.Tensor, step: int, ids: torch.Tensor) -> tuple
             output = policy.backbone.guided_output(
                 part,
                 policy.kernel.timesteps[step],
-                policy.table.conditioning[of],
-                negative=policy.table.negative,
+                policy.current.conditioning[of],
+                negative=policy.current.negative,
                 guidance_scale=policy.guidance_scale,
             )
         estimates.append(policy.kernel.x0_and_epsilon(output, part, step)[0])
@@ -146,7 +145,7 @@ def finish(
     """States (B, C, H, W) at `step` -> finished latents."""
     for later in range(step, policy.kernel.num_steps):
         means = [
-            policy.mean(part, later, policy.table.conditioning[of])
+            policy.mean(part, later, policy.current.conditioning[of])
             for part, of in zip(x.split(policy.batch_size), ids.split(policy.batch_size), strict=True)
         ]
         x = torch.cat(means) + policy.kernel.stds[later] * torch.randn(x.shape, generator=generator)
@@ -226,7 +225,7 @@ def measure_all(config: CeilingConfig) -> tuple[dict[str, Found], list[int]]:
         name = "the base"
         if checkpoint:
             groups, _ = load_checkpoint(checkpoint.parent, checkpoint.name)
-            load_lora_state(run.denoiser, groups["lora"])
+            run.policy.load_state(groups["lora"])
             name = f"{config.concept}, {checkpoint.name}"
         found[name] = measure(env, config, generator, name)
     return found, [env.kernel.labels[step] for step in config.steps]

@@ -36,7 +36,6 @@ from critic.credit import create_critic, credit, value_gradients, warm_up
 from critic.credit import values_of as critic_values
 from critic.pathwise import gradient_scale
 from environment.environment import ForgetScore
-from policy.lora import load_lora_state
 from policy.trajectory import Experience, Trajectory
 from training.config import RunConfig, parse_config
 from training.setup import Run, prepare
@@ -232,7 +231,7 @@ def measure(concept: str, config: GradientsConfig) -> dict[str, dict[str, float]
     run = prepare(parse_config(given))
     if config.adapter:
         groups, _ = load_checkpoint(config.adapter.parent, str(config.adapter))
-        load_lora_state(run.denoiser, groups["lora"])
+        run.policy.load_state(groups["lora"])
     sample = draw_sample(run, config.num_batches, config.seed, f"{concept}: rollouts")
     gradient = gradient_by(run, sample.retain)
 

@@ -20,7 +20,6 @@ from benchmarks.gpu.work import Measurement, Work, device
 from benchmarks.loop import learn
 from benchmarks.memory.trial import forget_peak
 from benchmarks.profile import ProfileConfig, run_flags, watched_run
-from policy.lora import load_lora_state, lora_state
 from training.baseline import measure_base
 from training.config import parse_config
 from training.run_state import begin
@@ -80,9 +79,9 @@ def measure(work: Work, settings: dict[str, Any]) -> dict[str, Any]:
         line = [*run_flags(config, directory), *flags, *short_flags(settings["steps"])]
         run = prepare(parse_config(line))
         run = watched_run(run, recorder, {}, {"update": "update"})
-        base, fresh = measure_base(run), lora_state(run.denoiser)
+        base, fresh = measure_base(run), run.policy.state()
         learn(run, base, begin(run, base, 0.0))
-        load_lora_state(run.denoiser, fresh)
+        run.policy.load_state(fresh)
         recorder.armed = True
         learn(run, base, begin(run, base, 0.0))
     assert recorder.found is not None

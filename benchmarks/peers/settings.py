@@ -20,7 +20,7 @@ MATCHED = [
     *("--lora_target_modules", "to_q", "to_k", "to_v", "to_out.0"),
     *("--adam_beta1", "0.9", "--adam_beta2", "0.999"),
     *("--retain_batch_size", "1", "--retain_rollouts", "64", "--warmup_rollouts", "64"),
-    *("--num_vocabulary_prompts", "0", "--no-warm_start", "--lr_scheduler", "constant"),
+    *("--num_vocabulary_prompts", "0", "--no-train_text_encoder", "--lr_scheduler", "constant"),
 ]
 """Our trainer with the algorithm of the peer: one optimizer step an epoch over all steps, no KL, no rollback,
 one image to watch."""

@@ -365,7 +365,7 @@ def test_an_adapter_of_the_text_encoder_is_saved_and_restored(
         made.unet = trained
     base, expected = states(pipe), states(made)
     assert not torch.allclose(base, expected, atol=1e-3)
-    save_adapter(tmp_path, made.unet, text_encoder=made.text_encoder)
+    save_adapter(tmp_path, made.unet, text_encoders={"text_encoder": made.text_encoder})
     name = load_adapter(pipe, tmp_path)
     assert pipe.get_list_adapters().keys() == ({"unet", "text_encoder"} if beside else {"text_encoder"})
     torch.testing.assert_close(states(pipe), expected, atol=1e-6, rtol=1e-5)

@@ -90,13 +90,7 @@ def test_what_is_no_such_adapter_is_named_by_what_it_is(adapter: Path, tmp_path:
                 {name: t for name, t in twin.items() if not name.endswith("lora_up.weight")},
                 "diffusers cannot",
             ),
-            (
-                {
-                    "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight": torch.ones(2, 4),
-                    "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight": torch.ones(4, 2),
-                },
-                "text_encoder",
-            ),
+            ({"lora_te3_encoder_block_0.lora_down.weight": torch.ones(2, 4)}, "lora_te3"),
         ]
     ):
         path = tmp_path / f"{number}.safetensors"

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from hub.adapter import KOHYA_NAME, UnfitAdapter, load_adapter, save_adapter
 from hub.factors import Factors, NotPairs, read_factors
 from hub.files import read_file
-from hub.kohya import in_original_layout, kohya_header, save_kohya, to_kohya
+from hub.kohya import kohya_header, save_kohya, to_kohya
 from hub.names import original_name
 from pipelines.backbone import Backbone
 from pipelines.base import load_pipeline
@@ -271,7 +271,8 @@ def test_what_the_format_has_no_keys_for_is_refused() -> None:
         ({}, None),
         (pair | {"unet.a.to_q.lora_magnitude_vector": torch.ones(2)}, "unet.a.to_q.lora_magnitude_vector"),
         ({"unet.a.to_q.lora.down.weight": torch.ones(2, 2)}, "unet.a.to_q.lora_B.weight"),
-        ({name.replace("unet", "text_encoder"): t for name, t in pair.items()}, "text_encoder.a"),
+        ({name.replace("unet", "text_encoder_3"): t for name, t in pair.items()}, "text_encoder_3.a"),
+        (pair | {name.replace("unet", "transformer"): t for name, t in pair.items()}, "unet.a.to_q"),
     ]:
         with pytest.raises(NotPairs, match=strange):
             read_factors(tensors, {})
@@ -309,11 +310,10 @@ def test_every_key_of_a_full_size_base_is_one_that_comfyui_looks_for(base: str) 
         unet = UNet2DConditionModel(**FULL_SIZE[base])
     modules = [name for name, m in unet.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
     assert len(modules) > 250 and set(modules) <= recorded.keys()
-    factors = {name: Factors(torch.ones(1, 2), torch.ones(2, 1), 1.0) for name in modules}
-    tensors = to_kohya(factors)
-    names = recorded.keys()
+    factors = {f"unet.{name}": Factors(torch.ones(1, 2), torch.ones(2, 1), 1.0) for name in modules}
+    tensors, names = to_kohya(factors), recorded.keys()
     if base == "sdxl":
-        tensors, names = in_original_layout(tensors, modules), recorded.values()
+        tensors, names = to_kohya(factors, SDXL["modelspec.architecture"]), recorded.values()
         assert {name: original_name(name) for name in modules}.items() <= recorded.items()
     known = {f"lora_unet_{name.replace('.', '_')}" for name in names}
     assert len(tensors) == 3 * len(modules) and {key.split(".")[0] for key in tensors} <= known
@@ -339,8 +339,8 @@ def test_every_key_of_a_full_size_transformer_is_one_that_comfyui_looks_for(base
     single = [f"single_transformer_blocks.{i}.attn.{name}" for i in range(38) for name in SINGLE]
     known = {f"lora_transformer_{name.replace('.', '_')}" for name in (*double, *single)}
     modules = [name for name, _ in transformer.named_modules() if name.endswith(FlowBackbone.lora_targets)]
-    factors = {name: Factors(torch.ones(1, 2), torch.ones(2, 1), 1.0) for name in modules}
-    keys = {key.split(".")[0] for key in to_kohya(factors, "transformer")}
+    factors = {f"transformer.{name}": Factors(torch.ones(1, 2), torch.ones(2, 1), 1.0) for name in modules}
+    keys = {key.split(".")[0] for key in to_kohya(factors)}
     assert len(keys) == len(modules) > 90 and keys <= known
 
 

@@ -223,7 +223,8 @@ def test_at_a_lower_rank_the_error_is_the_tail_of_the_singular_values(
     adapters = []
     for name in ("attention", "convolutions"):
         tensors, _ = read_file(parts[name] / NAME)
-        adapters.append(read_factors(tensors, {"lora_alpha": PARTS[name]["lora_alpha"]}))
+        settings = {"unet.lora_alpha": PARTS[name]["lora_alpha"]}
+        adapters.append(read_factors(tensors, {"lora_adapter_metadata": settings}))
     whole = merge_factors(adapters, [1.0, -0.4])
     kept, error = truncate(whole, rank)
     lost = total = 0.0

@@ -68,7 +68,7 @@ DEFAULTS: dict[str, Any] = {
     "rank": 8,
     "lora_alpha": None,
     "lora_target_modules": None,
-    "warm_start": True,
+    "train_text_encoder": True,
     "learning_rate": 0.01,
     "lr_scheduler": "shortfall",
     "cooldown_updates": 3,

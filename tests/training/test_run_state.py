@@ -18,7 +18,8 @@ from common.checkpoints import list_checkpoints, load_checkpoint
 from common.errors import Unsound
 from critic.critic import Critic
 from critic.network import ValueNetwork
-from policy.lora import lora_state
+from pipelines.backbone import Backbone
+from policy.policy import Policy
 from policy.trajectory import Experience, Trajectory
 from policy.update import UpdateStats
 from training.baseline import Baseline
@@ -70,11 +71,13 @@ def new_state(*line: str, learnt: bool = True) -> RunState:
         learnt: whether the adapter does anything.
     """
     config, unet = (
-        parse_config(["--concept", "cat", "--no-warm_start", "--replay_iterations", "2", *line]),
+        parse_config(["--concept", "cat", "--no-train_text_encoder", "--replay_iterations", "2", *line]),
         Adapted(),
     )
     if learnt:
         nn.init.normal_(unet.lora_B.weight)
+    backbone = Backbone(SimpleNamespace(unet=unet))  # type: ignore[arg-type]
+    policy = Policy(backbone, None, None, guidance_scale=5.0, batch_size=1)  # type: ignore[arg-type]
     trainable = [p for p in unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=config.optimizer.learning_rate)
     schedule = get_scheduler(
@@ -85,14 +88,14 @@ def new_state(*line: str, learnt: bool = True) -> RunState:
     )
     return RunState(
         config,
-        unet,
+        policy,
         optimizer,
         schedule,
         new_critic(),
         rollback=RollbackRule.of(config.rollback, LEAST_CONTRAST),
         replay=deque(maxlen=config.update.replay_iterations),
         progress=Progress(kl_coef=config.update.kl_coef),
-        good=lora_state(unet),
+        good=policy.state(),
         stop=StopSignal(config.schedule.target_unlearning_accuracy, config.schedule.patience),
     )
 
@@ -117,7 +120,7 @@ def stats(**changes: Any) -> UpdateStats:
 
 def move(state: RunState, by: float = 1.0) -> None:
     """As an update does."""
-    for p in state.denoiser.parameters():
+    for p in state.policy.denoiser.parameters():
         if p.requires_grad:
             p.grad = torch.full_like(p, by)
     state.optimizer.step()
@@ -130,7 +133,7 @@ def rate(state: RunState) -> float:
 
 def is_adapter(state: RunState, expected: dict[str, torch.Tensor]) -> bool:
     """Whether the adapter is that, bit for bit."""
-    now = lora_state(state.denoiser)
+    now = state.policy.state()
     return now.keys() == expected.keys() and all(torch.equal(now[name], expected[name]) for name in now)
 
 
@@ -139,7 +142,7 @@ def is_adapter(state: RunState, expected: dict[str, torch.Tensor]) -> bool:
 
 def test_a_sound_adapter_is_kept_as_the_good_one() -> None:
     state = new_state()
-    before = lora_state(state.denoiser)
+    before = state.policy.state()
     move(state)
     assert not is_adapter(state, before)
     assert state.judge(HEALTHY) is Verdict.KEEP
@@ -182,7 +185,7 @@ def test_a_bad_adapter_is_taken_back_bit_for_bit(
 ) -> None:
     state = new_state("--learning_rate", "0.08")
     assert state.judge(HEALTHY) is Verdict.KEEP
-    good = lora_state(state.denoiser)
+    good = state.policy.state()
     state.record(experience(), stats())
     move(state)
     for name, value in progress.items():
@@ -395,7 +398,7 @@ def test_a_state_comes_back_from_its_checkpoint_and_goes_on_as_the_other_does(tm
     resumed = new_state(*line)
     resumed.restore(checkpoint, torch.device("cpu"), offload=False)
     assert resumed.progress == saved.progress and resumed.progress.brakes == 1
-    assert is_adapter(resumed, lora_state(saved.denoiser)) and not is_adapter(resumed, resumed.good)
+    assert is_adapter(resumed, saved.policy.state()) and not is_adapter(resumed, resumed.good)
     assert rate(resumed) == rate(saved) and resumed.stop.recent == saved.stop.recent == [0.25, 0.25]
     assert len(resumed.replay) == 2 and resumed.replay.maxlen == 2
     for one, other in zip(resumed.replay, saved.replay, strict=True):
@@ -405,12 +408,12 @@ def test_a_state_comes_back_from_its_checkpoint_and_goes_on_as_the_other_does(tm
         move(state, by=-0.5)
         state.record(experience(7), stats())
         move(state, by=0.1)
-    assert is_adapter(resumed, lora_state(saved.denoiser)) and rate(resumed) == rate(saved)
+    assert is_adapter(resumed, saved.policy.state()) and rate(resumed) == rate(saved)
     assert saved.judge(HEALTHY) is resumed.judge(HEALTHY) is Verdict.KEEP
     for state in (saved, resumed):
         move(state)
         state.judge(HEALTHY | {"retain_drop": 1.0})
-    assert is_adapter(resumed, lora_state(saved.denoiser)) and rate(resumed) == rate(saved)
+    assert is_adapter(resumed, saved.policy.state()) and rate(resumed) == rate(saved)
 
 
 def test_only_so_many_checkpoints_are_kept(tmp_path: Path) -> None:
@@ -441,11 +444,10 @@ def a_run(state: RunState, **changes: Any) -> tuple[SimpleNamespace, Baseline]:
     base = Baseline(trajectory, 0.3, 0.2, acted, gradient_scale=None, drawn=6)
     run = {
         "config": state.config,
-        "denoiser": state.denoiser,
+        "policy": state.policy,
         "optimizer": state.optimizer,
         "critic": state.critic,
         "env": SimpleNamespace(kernel=SimpleNamespace(num_steps=STEPS)),
-        "policy": SimpleNamespace(branches=2),
         "accelerator": SimpleNamespace(device=torch.device("cpu")),
         "checkpoint": None,
         "is_main": True,
@@ -497,5 +499,5 @@ def test_a_run_that_resumes_begins_where_it_was(tmp_path: Path) -> None:
     fresh = new_state("--output_dir", str(tmp_path))
     run, base = a_run(fresh, checkpoint=load_checkpoint(tmp_path, "latest"))
     state = begin(run, base, seconds=9.0)  # type: ignore[arg-type]
-    assert state.progress == made.progress and is_adapter(state, lora_state(made.denoiser))
+    assert state.progress == made.progress and is_adapter(state, made.policy.state())
     assert len(list_checkpoints(tmp_path)) == 1 and state.stop.recent == [0.25]

@@ -120,7 +120,7 @@ def test_an_adapter_of_the_text_encoder_alone(
 ) -> None:
     made = load_pipeline(tiny_pipeline_dir)
     made.text_encoder.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["fc1", "q_proj"]))
-    save_adapter(tmp_path, made.unet, text_encoder=made.text_encoder)
+    save_adapter(tmp_path, made.unet, text_encoders={"text_encoder": made.text_encoder})
     pipe = load_pipeline(tiny_pipeline_dir)
     name_of_adapter = load_adapter(pipe, tmp_path)
     pipe.text_encoder.eval()

@@ -1,0 +1,128 @@
+"""A start in the text encoder: the adapter begins where it reads anchors in place of the concept.
+
+A network is told of a text by its encoder's states h alone. A LoRA on the encoder's first block is trained to
+bring those of the forget prompts f to the base's of their anchors a, and to leave those of the texts r to
+keep,
+
+    L = E_f|h(f) - h₀(a)|² + k E_r|h(r) - h₀(r)|²,
+
+squares summed over tokens and features. No image is drawn and the network is not asked. That the first block
+is the place, and all that a few updates need, is HiRM's (arXiv 2602.19631), which keeps nothing. What this
+does not do, and what it does too much, training mends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from pipelines.conditioning import batches
+from policy.lora import ADAPTER
+from policy.policy import Policy
+
+KEEPING = 4.0
+"""k."""
+UPDATES = 600
+LEARNING_RATE = 0.03
+"""Of AdamW at first, in units of a layer's own weights (their root mean square), which differ by ten times
+between encoders; it falls to 0. Steps in proportion to weights are Adafactor's (arXiv 1804.04235)."""
+FORGET, KEPT = 16, 32
+"""Texts of an update."""
+
+
+class Distances(NamedTuple):
+    """How far texts are from where they should be read, as a share of the way from the concept to its
+    anchors; means.
+
+    Attributes:
+        forget: of the forget prompts, from their anchors; 1 before anything is learnt.
+        kept: of the texts to keep, from what they were; 0 before.
+    """
+
+    forget: float
+    kept: float
+
+
+def text_start(
+    policy: Policy, anchor_of: Mapping[str, str], kept: Sequence[str], generator: torch.Generator
+) -> Distances:
+    """Train the adapter on the policy's text encoders, and read its prompts with it; what that came to.
+
+    Args:
+        anchor_of: from each forget prompt its anchor.
+        kept: texts that are to be read as before.
+        generator: what batches are drawn with.
+    """
+    encoders = list(policy.encoders.values())
+    parameters = [p for encoder in encoders for p in encoder.parameters() if p.requires_grad]
+    texts = [*anchor_of, *kept]
+    with policy.backbone.on_device(*encoders), in_float32(encoders):
+        way = (read(policy, [*anchor_of]) - read(policy, [*anchor_of.values()])).norm(dim=1).mean()
+        goals = read(policy, [*anchor_of.values(), *kept])
+        optimizer = torch.optim.AdamW([rated(layer) for encoder in encoders for layer in adapted(encoder)])
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=UPDATES)
+        for _ in range(UPDATES):
+            rows, weights = drawn(len(anchor_of), len(kept), generator)
+            for part in batches(len(rows), policy.batch_size):
+                states = policy.backbone.read_texts([texts[i] for i in rows[part]])
+                distance = (states - goals[rows[part]].to(states)).square().sum(dim=1)
+                (weights[part].to(distance) * distance).sum().backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+        off = (read(policy, texts) - goals).norm(dim=1) / way
+    policy.read_prompts()
+    return Distances(off[: len(anchor_of)].mean().item(), off[len(anchor_of) :].mean().item())
+
+
+def adapted(encoder: PreTrainedModel) -> Iterator[LoraLayer]:
+    """The layers that carry the adapter."""
+    return (module for module in encoder.modules() if isinstance(module, LoraLayer))
+
+
+def rated(layer: LoraLayer) -> dict[str, Any]:
+    """A layer's matrices with their learning rate, as optimizers take it."""
+    size = layer.get_base_layer().weight.float().square().mean().sqrt().item()
+    matrices = [layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight]
+    return {"params": matrices, "lr": LEARNING_RATE * size}
+
+
+@torch.no_grad()
+def read(policy: Policy, texts: Sequence[str]) -> torch.Tensor:
+    """(N, D): what the encoders make of each text, flat."""
+    return torch.cat(
+        [
+            policy.backbone.read_texts(list(texts[rows]))
+            for rows in batches(len(texts), policy.backbone.usual_texts)
+        ]
+    )
+
+
+def drawn(forget: int, kept: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of the texts of an update, the kept ones after the forget ones, and the weight of each."""
+    asked = torch.randint(forget, (FORGET,), generator=generator)
+    held = forget + torch.randint(kept, (KEPT,), generator=generator)
+    weights = torch.cat([torch.full((FORGET,), 1 / FORGET), torch.full((KEPT,), KEEPING / KEPT)])
+    return torch.cat([asked, held]), weights
+
+
+@contextmanager
+def in_float32(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Within, weights that are not trained are in float32, for gradients that half precision would lose; no
+    weight changes."""
+    frozen = [p for module in modules for p in module.parameters() if not p.requires_grad]
+    dtypes = [p.dtype for p in frozen]
+    for parameter in frozen:
+        parameter.data = parameter.data.float()
+    try:
+        yield
+    finally:
+        for parameter, dtype in zip(frozen, dtypes, strict=True):
+            parameter.data = parameter.data.to(dtype)
