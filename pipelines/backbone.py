@@ -439,10 +439,9 @@ class Backbone:
             self.pipe.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)[0]
         )
 
-    def read_texts(self, texts: list[str]) -> torch.Tensor:
-        """(N, D) what those encoders tell the network of texts, flat; with gradient if it is enabled."""
-        said = self.encode(texts)
-        return torch.cat([part.flatten(1) for part in (said.states, said.pooled) if part is not None], dim=1)
+    def read_texts(self, texts: list[str]) -> Conditioning:
+        """What those encoders alone tell the network of texts; with gradient if it is enabled."""
+        return self.encode(texts)
 
     @contextmanager
     def _vae_ready(self) -> Iterator[None]:

@@ -157,12 +157,12 @@ class SD3Backbone(FlowBackbone):
         )
         return Conditioning(states, pooled)
 
-    def read_texts(self, texts: list[str]) -> torch.Tensor:
+    def read_texts(self, texts: list[str]) -> Conditioning:
         read = [
             self.pipe._get_clip_prompt_embeds(texts, device=self.device, clip_model_index=index)
             for index in range(2)
         ]
-        return torch.cat([part.flatten(1) for states_and_pooled in read for part in states_and_pooled], dim=1)
+        return Conditioning(*(torch.cat(parts, dim=-1) for parts in zip(*read, strict=True)))
 
     def output(
         self, x: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning, guidance_scale: float
@@ -200,8 +200,9 @@ class FluxBackbone(SizelessBackbone):
         states, pooled, _ = self.pipe.encode_prompt(prompts, device=self.device)
         return Conditioning(states, pooled)
 
-    def read_texts(self, texts: list[str]) -> torch.Tensor:
-        return self.pipe._get_clip_prompt_embeds(texts, device=self.device)
+    def read_texts(self, texts: list[str]) -> Conditioning:
+        pooled = self.pipe._get_clip_prompt_embeds(texts, device=self.device)
+        return Conditioning(pooled.new_empty(len(pooled), 0, 1), pooled)
 
     def draw_latents(self, prompts: list[str], generator: torch.Generator, **settings: Any) -> torch.Tensor:
         packed = super().draw_latents(prompts, generator, **settings)

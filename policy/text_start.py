@@ -6,15 +6,17 @@ keep,
 
     L = E_f|h(f) - h₀(a)|² + k E_r|h(r) - h₀(r)|²,
 
-squares summed over tokens and features. No image is drawn and the network is not asked. That the first block
-is the place, and all that a few updates need, is HiRM's (arXiv 2602.19631), which keeps nothing. What this
-does not do, and what it does too much, training mends.
+squares summed over features and tokens, each beside the one of the anchor that stands for it. No image is
+drawn and the network is not asked. That the first block is the place, and all that a few updates need, is
+HiRM's (arXiv 2602.19631), which keeps nothing. What this does not do, and what it does too much, training
+mends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +24,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from pipelines.conditioning import batches
+from pipelines.alignment import counterparts
+from pipelines.conditioning import Conditioning, batches
 from policy.lora import ADAPTER
 from policy.policy import Policy
 
@@ -63,15 +66,16 @@ def text_start(
     parameters = [p for encoder in encoders for p in encoder.parameters() if p.requires_grad]
     texts = [*anchor_of, *kept]
     with policy.backbone.on_device(*encoders), in_float32(encoders):
-        way = (read(policy, [*anchor_of]) - read(policy, [*anchor_of.values()])).norm(dim=1).mean()
-        goals = read(policy, [*anchor_of.values(), *kept])
+        before = read(policy, texts)
+        goals = torch.cat([goals_of(policy, anchor_of), before[len(anchor_of) :]])
+        way = (before - goals)[: len(anchor_of)].norm(dim=1).mean()
         optimizer = torch.optim.AdamW([rated(layer) for encoder in encoders for layer in adapted(encoder)])
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=UPDATES)
         for _ in range(UPDATES):
             rows, weights = drawn(len(anchor_of), len(kept), generator)
             for part in batches(len(rows), policy.batch_size):
-                states = policy.backbone.read_texts([texts[i] for i in rows[part]])
-                distance = (states - goals[rows[part]].to(states)).square().sum(dim=1)
+                states = flat(policy.backbone.read_texts([texts[i] for i in rows[part]]))
+                distance = (states - goals[rows[part]]).square().sum(dim=1)
                 (weights[part].to(distance) * distance).sum().backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
@@ -94,15 +98,28 @@ def rated(layer: LoraLayer) -> dict[str, Any]:
     return {"params": matrices, "lr": LEARNING_RATE * size}
 
 
+def flat(said: Conditioning) -> torch.Tensor:
+    """(N, D): states and pooled embedding of each text in one vector."""
+    return torch.cat([part.flatten(1) for part in (said.states, said.pooled) if part is not None], dim=1)
+
+
 @torch.no_grad()
 def read(policy: Policy, texts: Sequence[str]) -> torch.Tensor:
-    """(N, D): what the encoders make of each text, flat."""
-    return torch.cat(
-        [
-            policy.backbone.read_texts(list(texts[rows]))
-            for rows in batches(len(texts), policy.backbone.usual_texts)
-        ]
-    )
+    """(N, D) of each text, flat."""
+    together = batches(len(texts), policy.backbone.usual_texts)
+    return torch.cat([flat(policy.backbone.read_texts(list(texts[rows]))) for rows in together])
+
+
+@torch.no_grad()
+def goals_of(policy: Policy, anchor_of: Mapping[str, str]) -> torch.Tensor:
+    """(N, D): for the states of each forget prompt those of its anchor that stand for them, and the anchor's
+    pooled embedding; flat."""
+    tokenizer, found = policy.backbone.tokenizers[0], []
+    for prompt, anchor in anchor_of.items():
+        said = policy.backbone.read_texts([anchor])
+        order = counterparts(tokenizer, (prompt, anchor), said.states.shape[1])
+        found.append(flat(replace(said, states=said.states[:, order])))
+    return torch.cat(found)
 
 
 def drawn(forget: int, kept: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

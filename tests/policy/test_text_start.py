@@ -12,7 +12,7 @@ from pipelines.base import load_pipeline
 from policy.kernel import ReverseKernel
 from policy.lora import TEXT_LAYERS, add_lora, is_identity
 from policy.policy import Policy
-from policy.text_start import FORGET, KEEPING, KEPT, Distances, drawn, in_float32, text_start
+from policy.text_start import FORGET, KEEPING, KEPT, Distances, drawn, flat, goals_of, in_float32, text_start
 
 PROMPTS = ["a red cat", "a red dog", "a tree", "two houses"]
 GOALS = {"a red cat": "a red dog"}
@@ -46,7 +46,7 @@ def start(policy: Policy) -> Distances:
 @torch.no_grad()
 def read(policy: Policy) -> torch.Tensor:
     """(N, D): what the network is told of each prompt by the encoders that are adapted."""
-    return policy.backbone.read_texts(PROMPTS)
+    return flat(policy.backbone.read_texts(PROMPTS))
 
 
 @pytest.mark.parametrize(("kind", "encoders"), [("sd1", 1), ("sdxl", 2), ("sd3", 2), ("flux", 1)])
@@ -55,16 +55,14 @@ def test_the_concept_is_read_as_its_anchor_and_what_is_kept_as_before(
 ) -> None:
     policy = policy_of((pipeline_dirs | flow_dirs)[kind])
     assert len(policy.encoders) == encoders
-    before = read(policy)
+    before, goal = read(policy), goals_of(policy, GOALS)[0]
     found = start(policy)
     after = read(policy)
-    apart = (before[0] - before[1]).norm()
-    assert (after[0] - before[1]).norm() < 0.3 * apart
+    apart = (before[0] - goal).norm()
+    assert (after[0] - goal).norm() < 0.4 * apart
     assert (after[1:] - before[1:]).norm(dim=1).max() < 0.3 * apart
-    assert 0 < found.forget < 0.3 and 0 < found.kept < 0.3
-    torch.testing.assert_close(
-        found.forget, ((after[0] - before[1]).norm() / apart).item(), rtol=1e-3, atol=0
-    )
+    assert 0 < found.forget < 0.4 and 0 < found.kept < 0.3
+    torch.testing.assert_close(found.forget, ((after[0] - goal).norm() / apart).item(), rtol=1e-3, atol=0)
 
 
 def test_what_the_policy_reads_is_what_its_pipeline_reads(tiny_pipeline_dir: Path) -> None:
@@ -112,10 +110,10 @@ def test_half_precision_learns_as_well_and_keeps_its_weights(
     policy = policy_of(tiny_pipeline_dir, dtype=dtype)
     encoder = policy.encoders["text_encoder"]
     frozen = {name: p.clone() for name, p in encoder.named_parameters() if not p.requires_grad}
-    before = read(policy).float()
+    before, goal = read(policy).float(), goals_of(policy, GOALS)[0].float()
     start(policy)
     after = read(policy).float()
-    assert (after[0] - before[1]).norm() < 0.4 * (before[0] - before[1]).norm()
+    assert (after[0] - goal).norm() < 0.4 * (before[0] - goal).norm()
     found = dict(encoder.named_parameters())
     assert all(found[name].dtype == dtype and torch.equal(found[name], p) for name, p in frozen.items())
     assert {p.dtype for p in encoder.parameters() if p.requires_grad} == {torch.float32}
