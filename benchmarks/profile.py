@@ -332,7 +332,8 @@ def run_flags(config: ProfileConfig, output_dir: Path) -> list[str]:
         "target_unlearning_accuracy": 1.1,
         "output_dir": output_dir,
     }
-    return [*flags, *(word for name, value in given.items() for word in (f"--{name}", str(value)))]
+    words = (word for name, value in given.items() for word in (f"--{name}", str(value)))
+    return [*flags, "--no-train_text_encoder", *words]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

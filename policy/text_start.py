@@ -31,12 +31,14 @@ from policy.policy import Policy
 
 KEEPING = 4.0
 """k."""
-UPDATES = 600
-LEARNING_RATE = 0.03
+UPDATES = 300
+LEARNING_RATE = 0.05
 """Of AdamW at first, in units of a layer's own weights (their root mean square), which differ by ten times
 between encoders; it falls to 0. Steps in proportion to weights are Adafactor's (arXiv 1804.04235)."""
 FORGET, KEPT = 16, 32
 """Texts of an update."""
+AT_LEAST = 8
+"""Of them go through the encoders together: a text takes less memory than a latent."""
 
 
 class Distances(NamedTuple):
@@ -73,7 +75,7 @@ def text_start(
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=UPDATES)
         for _ in range(UPDATES):
             rows, weights = drawn(len(anchor_of), len(kept), generator)
-            for part in batches(len(rows), policy.batch_size):
+            for part in batches(len(rows), max(AT_LEAST, policy.batch_size)):
                 states = flat(policy.backbone.read_texts([texts[i] for i in rows[part]]))
                 distance = (states - goals[rows[part]]).square().sum(dim=1)
                 (weights[part].to(distance) * distance).sum().backward()

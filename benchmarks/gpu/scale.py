@@ -86,6 +86,7 @@ SHORT = (
     *("--max_train_iterations", "2", "--cooldown_updates", "0", "--num_inference_steps", "4"),
     *("--images_per_iteration", "8", "--retain_batch_size", "4", "--retain_rollouts", "8"),
     *("--warmup_rollouts", "8", "--num_vocabulary_prompts", "0", "--masked_steps", "1"),
+    "--no-train_text_encoder",
 )
 QUICK = (*SHORT, "--num_inference_steps", "2", "--images_per_iteration", "4", "--warmup_rollouts", "4")
 FULL = Scale(
