@@ -75,8 +75,8 @@ class RollbackConfig:
     max_retain_drop: float = flag(
         0.2,
         at_least=0,
-        help="Roll back when the retain reward falls below the base's by more than this fraction of the distance "
-        "between the concept and its anchors.",
+        help="Roll back when the retain reward surely (at 95 %) falls below the base's by more than this fraction of "
+        "the distance between the concept and its anchors.",
     )
     max_retain_kl: float = flag(
         0.3, at_least=0, help="Roll back when the KL to the base on retain states exceeds this."
@@ -149,7 +149,7 @@ class RollbackRule:
 
     Attributes:
         least_contrast: the base's mean pixel standard deviation on the prompt that has least of it.
-        max_retain_drop: how far images of retain prompts may fall below the base's own on these prompts, in
+        max_retain_drop: how far images of retain prompts may surely fall below the base's own on these prompts, in
             units of the reward's contrast.
         max_kl: bound of the KL to the base on retain states.
         max_step_kl: bound of the KL by which one iteration may move the policy.
@@ -171,7 +171,7 @@ class RollbackRule:
             return f"one iteration moved the policy by a KL of {step_kl:.2f}, bound {self.max_step_kl:g} (lower --learning_rate)"
         if not retain_drop <= self.max_retain_drop:
             return (
-                f"the retain reward fell by {retain_drop:.2f} of the distance between the concept and its anchors, bound {self.max_retain_drop:g} "
+                f"the retain reward fell by at least {retain_drop:.2f} of the distance between the concept and its anchors, bound {self.max_retain_drop:g} "
                 "(raise --kl_coef, or lower --learning_rate)"
             )
         if not retain_kl <= self.max_kl:

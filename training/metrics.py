@@ -26,7 +26,7 @@ def image_metrics(
     """Mean metrics of an iteration's images.
 
     An image counts as replaced if the concept is gone and its nearest anchor's cosine is at least
-    `recognisable`.
+    `recognisable`. `retain_drop_error` is the standard error of `retain_drop`.
     """
     return {
         "forget_reward": score.terminal.mean().item(),
@@ -38,6 +38,7 @@ def image_metrics(
         "contrast": score.contrast.mean().item(),
         "retain_reward": check.reward.mean().item(),
         "retain_drop": check.drop.mean().item(),
+        "retain_drop_error": (check.drop.std(correction=0) / len(check.drop) ** 0.5).item(),
         "recognised": check.recognised.float().mean().item(),
     }
 

@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 AFTER_A_ROLLBACK = 0.25
 """What is left of the learning rate: three rollbacks make a rate sixty times smaller."""
+Z_95 = 1.645
+"""Standard errors by which a mean of few images is above what it surely is, one-sided at 95 %."""
 OUT_OF_ITERATIONS = "--max_train_iterations"
 
 
@@ -82,10 +84,9 @@ class RunState:
         self.nonfinite = nonfinite_cause(metrics)
         if self.nonfinite and was_good:
             raise Unsound(f"With the last good state of the adapter too, {self.nonfinite}.")
+        surely = metrics["retain_drop"] - Z_95 * metrics["retain_drop_error"]
         self.reason = (
-            self.rollback.reason(
-                metrics["retain_drop"], progress.retain_kl, progress.step_kl, metrics["contrast"]
-            )
+            self.rollback.reason(surely, progress.retain_kl, progress.step_kl, metrics["contrast"])
             or self.nonfinite
             or None
         )

@@ -36,6 +36,7 @@ HEALTHY = {
     "noisy_reward": 0.2,
     "contrast": 0.4,
     "retain_drop": 0.0,
+    "retain_drop_error": 0.0,
 }
 NAN = HEALTHY | {"noisy_reward": math.nan}
 LEAST_CONTRAST = 0.4
@@ -432,6 +433,12 @@ def test_a_run_that_is_out_of_iterations_says_how_to_go_on(tmp_path: Path) -> No
     state.save({})
     said = state.what_is_missing({"forgotten": 0.75, "replaced": 0.4})
     assert "--resume_from_checkpoint latest --max_train_iterations 14" in said
+
+
+def test_a_drop_that_few_images_may_have_by_chance_undoes_nothing() -> None:
+    state = new_state()
+    assert state.judge(HEALTHY | {"retain_drop": 0.3, "retain_drop_error": 0.1}) is Verdict.KEEP
+    assert state.judge(HEALTHY | {"retain_drop": 0.3, "retain_drop_error": 0.05}) is Verdict.ROLL_BACK
 
 
 # --- the beginning
