@@ -149,8 +149,8 @@ class RollbackRule:
 
     Attributes:
         least_contrast: the base's mean pixel standard deviation on the prompt that has least of it.
-        max_retain_drop: how far images of retain prompts may surely fall below the base's own on these prompts, in
-            units of the reward's contrast.
+        max_retain_drop: how far images of retain prompts may surely fall below the base's own on these
+            prompts, in units of the reward's contrast.
         max_kl: bound of the KL to the base on retain states.
         max_step_kl: bound of the KL by which one iteration may move the policy.
         min_contrast: share of that below which images count as blank.
