@@ -21,5 +21,5 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 paper: arXiv 2601.03213 as it describes itself. The noise-conditioned reward and a timestep-aware critic
 credit each step, the clipped policy gradient does the rest, and trajectories are used twice. No gradient goes
-through the reward, and nothing says what to draw instead, and the UNet alone is adapted.
+through the reward, nothing says what to draw instead, and the UNet alone is adapted.
 """

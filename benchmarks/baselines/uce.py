@@ -39,7 +39,6 @@ from benchmarks.baselines.task import Task
 from benchmarks.baselines.trainer import Watch
 from hub.factors import Factors
 from hub.merge import truncate
-from pipelines.alignment import aligned
 from pipelines.backbone import Backbone
 from policy.lora import ADAPTER
 from reward.concept import ConceptSpec
@@ -155,6 +154,23 @@ def paired_states(
             found.append(a[of_text])
             put.append(b[of_other])
     return torch.cat(found), torch.cat(put)
+
+
+def aligned(
+    tokenizer: PreTrainedTokenizerBase, texts: tuple[str, str], window: int, *, whole: bool = True
+) -> tuple[slice, slice]:
+    """The states of either text that stand for one another, from the ends of the texts on: as many before
+    the last tokens as the shorter text has, and what fills the window after them.
+
+    Args:
+        window: how many states each text has.
+        whole: with the states before the last token; else only those that have read the whole text.
+    """
+    begin = len(tokenizer("").input_ids) - 1
+    last, of_other = (len(tokenizer(text).input_ids) - 2 for text in texts)  # the end-of-text token follows
+    before = min(last, of_other) - begin if whole else 0
+    after = window - max(last, of_other)
+    return slice(last - before, last + after), slice(of_other - before, of_other + after)
 
 
 def windows(backbone: Backbone) -> list[tuple[PreTrainedTokenizerBase, slice]]:
